@@ -1,0 +1,76 @@
+"""Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from icl_fast.errors import InputError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` if the body succeeds, remove it if not.
+
+    Works for files and for folders (a folder that already stands at `path` is replaced).
+
+    Raises:
+        InputError: the disk is full or the folder is not writable; `path` is then as it was before.
+    """
+    path = Path(path)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        _sync(temporary)
+        if temporary.is_dir() and path.is_dir():
+            # rename() cannot replace a folder that has something in it, so the old one steps aside first
+            old = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-old-{path.name}"
+            os.rename(path, old)
+            os.rename(temporary, path)
+            _remove(old)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        _remove(temporary)
+
+
+def disk_error(path: str | Path, error: OSError) -> InputError:
+    """The message for a failed write: what could not be written, why, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{path}: the disk is full; free some space or write elsewhere, then run it again")
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); choose another place")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    # a rename can reach the disk before the data does; without this a power cut leaves an empty file
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

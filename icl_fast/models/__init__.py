@@ -1,0 +1,19 @@
+"""The Transformer, its sites and interventions, and its snapshots."""
+
+from icl_fast.models.checkpoints import Snapshot, load_snapshot, save_snapshot
+from icl_fast.models.config import ModelShape, TransformerConfig, parse_transformer_config
+from icl_fast.models.interventions import LAYER_SITES, Intervention, site
+from icl_fast.models.transformer import Transformer
+
+__all__ = [
+    "LAYER_SITES",
+    "Intervention",
+    "ModelShape",
+    "Snapshot",
+    "Transformer",
+    "TransformerConfig",
+    "load_snapshot",
+    "parse_transformer_config",
+    "save_snapshot",
+    "site",
+]

@@ -1,0 +1,89 @@
+"""Snapshots: the weights at one step, as safetensors with the model's config in the header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from icl_fast.errors import InputError
+from icl_fast.files import atomic_write, disk_error
+from icl_fast.models.config import parse_transformer_config
+from icl_fast.models.transformer import Transformer
+
+FORMAT = "icl_fast.snapshot.1"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was after `step` optimizer steps and `tokens` training tokens."""
+
+    model: Transformer
+    step: int
+    tokens: int
+
+
+def save_snapshot(path: str | Path, model: Transformer, *, step: int, tokens: int) -> None:
+    """Write the model's weights; the file appears whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    header = {
+        "format": FORMAT,
+        "config": model.config.model_dump_json(),
+        "step": str(step),
+        "tokens": str(tokens),
+    }
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(weights, temporary, metadata=header)
+        except SafetensorError as error:  # its wrapper of the I/O error hides the number
+            raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
+
+
+def load_snapshot(path: str | Path) -> Snapshot:
+    """Read a snapshot written by `save_snapshot` (no code is executed: safetensors).
+
+    Raises:
+        InputError: no such file, not a snapshot, truncated, weights that are missing, of another shape or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"snapshot {path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no format {FORMAT!r})")
+    try:
+        values, step, tokens = json.loads(header["config"]), int(header["step"]), int(header["tokens"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
+    config = parse_transformer_config(values, source=f"snapshot {path}: config")
+    with torch.device("meta"):
+        model = Transformer(config)
+    _check_weights(path, model, weights)
+    model.load_state_dict(weights, assign=True)
+    return Snapshot(model.requires_grad_(True).eval(), step, tokens)
+
+
+def _check_weights(path: Path, model: Transformer, weights: dict[str, torch.Tensor]) -> None:
+    expected = model.state_dict()
+    if unlike := sorted(expected.keys() ^ weights.keys()):
+        raise InputError(f"snapshot {path}: missing or unknown weights: {', '.join(unlike[:5])}")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise InputError(
+                f"snapshot {path}: {name} is {list(weight.shape)}, its config says {list(expected[name].shape)}"
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError(f"snapshot {path}: {name} holds NaN or infinity; that training run diverged before it")

@@ -1,0 +1,221 @@
+"""What can be recorded in a forward pass and what can be forced there.
+
+A site is named by a string: `"embed"`, `"final_norm"`, `"logits"`, or `"<layer>.<name>"` with a 0-based layer and
+a name of `LAYER_SITES`, such as `"1.pattern"`. The tensors at the sites:
+
+    [B,T,C]    embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post, final_norm; logits is [B,T,V]
+    [B,H,T,D]  q, k, v (as attention sees them: after rotation and smear), z; head_out is [B,H,T,C]
+    [B,H,T,T]  scores (scaled, before the causal mask), pattern; rows are queries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from icl_fast.errors import InputError
+from icl_fast.models.config import TransformerConfig
+
+LAYER_SITES = [
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "scores",
+    "pattern",
+    "z",
+    "head_out",
+    "attn_out",
+    "resid_mid",
+    "mlp_out",
+    "resid_post",
+]  # in forward order
+HEAD_SITES = frozenset(["q", "k", "v", "scores", "pattern", "z", "head_out"])
+OUTER_SITES = ("embed", "final_norm", "logits")
+
+
+def site(name: str, layer: int) -> str:
+    """The name of a layer's site: `site("pattern", 1)` is `"1.pattern"`."""
+    return f"{layer}.{name}"
+
+
+def check_site(name: str, config: TransformerConfig, argument: str) -> None:
+    """Raise InputError unless `name` is a site of such a model."""
+    layer, _, local = name.partition(".")
+    known = name in OUTER_SITES or (
+        local in LAYER_SITES and layer.isdecimal() and int(layer) < config.layers and layer == str(int(layer))
+    )
+    if not known:
+        raise InputError(
+            f"{argument}: no site {name!r} in a model of {config.layers} layers; sites are {', '.join(OUTER_SITES)} "
+            f"and '<layer>.<name>' with a name of {', '.join(LAYER_SITES)}"
+        )
+    if local == "mlp_out" and not config.mlp:
+        raise InputError(f"{argument}: site {name!r} does not exist in an attention-only model")
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What is forced at one site: zero, a given tensor, or a function of the value; wherever it holds.
+
+    Make one with `Intervention.zero`, `.set` or `.apply`. It holds at the product of `heads`, `positions` and
+    `examples` (0-based indices; None: all of them), and, if `mask` is given, only where that is true as well.
+    For scores and patterns `positions` are query rows. Elsewhere the value passes through untouched, and
+    gradients flow exactly where the value does: none reach what was replaced.
+    """
+
+    site: str
+    action: Literal["zero", "set", "apply"]
+    value: Tensor | None = None
+    function: Callable[[Tensor], Tensor] | None = None
+    heads: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    examples: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+    @classmethod
+    def zero(
+        cls,
+        site: str,
+        *,
+        heads: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        examples: Iterable[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Intervention:
+        """Force zeros."""
+        return cls(site, "zero", None, None, _indices(heads), _indices(positions), _indices(examples), mask)
+
+    @classmethod
+    def set(
+        cls,
+        site: str,
+        value: Tensor,
+        *,
+        heads: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        examples: Iterable[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Intervention:
+        """Force `value`, which has exactly the site's shape (expand it yourself: nothing broadcasts silently)."""
+        return cls(site, "set", value, None, _indices(heads), _indices(positions), _indices(examples), mask)
+
+    @classmethod
+    def apply(
+        cls,
+        site: str,
+        function: Callable[[Tensor], Tensor],
+        *,
+        heads: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        examples: Iterable[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Intervention:
+        """Force `function(value)`, which keeps the shape; it is given the whole tensor at the site."""
+        return cls(site, "apply", None, function, _indices(heads), _indices(positions), _indices(examples), mask)
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The value at the site after this intervention.
+
+        Raises:
+            InputError: an index out of range, an empty selection, or a tensor of another shape than the site's.
+        """
+        where = self._where(value)
+        new = self._new(value)
+        return new if where is None else torch.where(where, new, value)
+
+    def _new(self, value: Tensor) -> Tensor:
+        if self.action == "zero":
+            return torch.zeros_like(value)
+        if self.action == "set":
+            assert self.value is not None
+            new = self.value.to(value.dtype)
+        else:
+            assert self.function is not None
+            new = self.function(value)
+        if new.shape != value.shape:
+            raise InputError(
+                f"intervention at {self.site!r}: the tensor has shape {list(new.shape)}, "
+                f"the site {list(value.shape)}; give exactly that shape"
+            )
+        return new
+
+    def _where(self, value: Tensor) -> Tensor | None:
+        """A boolean mask that broadcasts against the site's tensor, or None: everywhere."""
+        has_heads = self.site.partition(".")[2] in HEAD_SITES
+        if self.heads is not None and not has_heads:
+            raise InputError(f"intervention at {self.site!r}: heads were given, but this site has none")
+        position_axis = 2 if has_heads else 1
+        where: Tensor | None = None
+        for name, indices, axis in (
+            ("examples", self.examples, 0),
+            ("heads", self.heads, 1),
+            ("positions", self.positions, position_axis),
+        ):
+            if indices is None:
+                continue
+            _check_indices(indices, value.shape[axis], f"intervention at {self.site!r}: {name}")
+            # tensor arithmetic, not `i in indices`: torch.compile makes ints that change symbolic and gets `in` wrong
+            count = torch.arange(value.shape[axis], device=value.device)
+            chosen = (count[:, None] == torch.tensor(indices, device=value.device)).any(-1)
+            chosen = chosen.view([-1 if i == axis else 1 for i in range(value.ndim)])
+            where = chosen if where is None else where & chosen
+        if self.mask is not None:
+            if self.mask.dtype != torch.bool or self.mask.shape != value.shape[: self.mask.ndim]:
+                raise InputError(
+                    f"intervention at {self.site!r}: mask must be bool with the site's leading dimensions "
+                    f"{list(value.shape)}, got {self.mask.dtype} {list(self.mask.shape)}"
+                )
+            mask = self.mask.view(*self.mask.shape, *[1] * (value.ndim - self.mask.ndim))
+            where = mask if where is None else where & mask
+        return where
+
+
+@dataclass
+class Taps:
+    """One forward pass' interventions and recordings: called with every site's value, returns what goes on."""
+
+    record: tuple[str, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
+    recorded: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        for intervention in self.interventions:
+            if intervention.site == name:
+                value = intervention(value)
+        if name in self.record:
+            self.recorded[name] = value
+        return value
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of these sites is recorded or intervened on; if not, it need not be computed."""
+        return any(name in self.record for name in names) or any(i.site in names for i in self.interventions)
+
+
+def make_taps(config: TransformerConfig, record: Sequence[str], interventions: Sequence[Intervention]) -> Taps:
+    """Taps for one pass of such a model.
+
+    Raises:
+        InputError: a site that the model does not have.
+    """
+    for name in record:
+        check_site(name, config, "record")
+    for intervention in interventions:
+        check_site(intervention.site, config, "interventions")
+    return Taps(tuple(record), tuple(interventions))
+
+
+def _indices(values: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(i) for i in values)
+
+
+def _check_indices(indices: tuple[int, ...], size: int, argument: str) -> None:
+    if not indices:
+        raise InputError(f"{argument} is empty, which would do nothing; leave it out to mean all of them")
+    for index in indices:
+        if not 0 <= index < size:
+            raise InputError(f"{argument} holds {index}, but there are {size} (0 to {size - 1})")
