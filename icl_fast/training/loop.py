@@ -1,0 +1,245 @@
+"""The training loop: snapshots on schedule, a state to resume from, and the same bits after a resume on CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icl_fast.data import load_text
+from icl_fast.data.positions import icl_positions
+from icl_fast.errors import InputError
+from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.ops import linear_cross_entropy
+from icl_fast.training.config import RunConfig
+from icl_fast.training.run_folder import RunFolder
+from icl_fast.training.schedules import learning_rate, snapshot_steps, weight_decay
+
+# the running loss by position forgets with this factor a step: about the last 100 steps count
+_MEMORY = 0.99
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a run is: shown while it goes on and written to log.jsonl. Losses in nats per token."""
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    icl_score: float
+    lr: float
+    weight_decay: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[TrainingProgress], None] | None = None,
+) -> RunFolder:
+    """Train a Transformer and leave a run folder behind.
+
+    The same config gives the same weights, bit for bit, on one CPU with one thread count, also if the run was
+    interrupted and resumed any number of times. `TrainingProgress.icl_score` is a running estimate from the
+    training losses (each token is new to the model when its loss is taken); scores to report come from the
+    evaluation set.
+
+    Args:
+        config: what to train.
+        out: the run folder; it must not exist, or be empty, unless `resume`.
+        resume: go on from the last saved state of `out`, whose config must be the same.
+        on_step: called after every step.
+
+    Raises:
+        InputError: the corpus is too small, `out` is taken or holds another run, the disk is full, the loss is not
+            finite. The folder then holds the state of the last save.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
+    """
+    device = resolve_device(config.training.device)
+    text = load_text(config.data)
+    text.check_budget(config.training.steps, config.training.batch)
+    folder = RunFolder(out)
+    state = _begin(folder, config, resume, text.tokenizer.to_str())
+    torch.manual_seed(config.training.seed)
+    model = Transformer(
+        TransformerConfig(**config.model.model_dump(), vocab=text.vocab, context=config.data.context)
+    ).to(device)
+    trainer = _Trainer(model, config, device)
+    if state is not None:
+        trainer.load_state(state)
+    folder.cut_log(trainer.step)
+    due = set(snapshot_steps(config.training.steps, config.snapshots))
+    last = config.training.steps
+    with _interruptible() as interrupted:
+        while True:
+            step = trainer.step
+            fresh = state is None or step != state["step"]
+            if step in due and fresh:
+                folder.save_snapshot(model, step=step, tokens=trainer.tokens)
+            if fresh and (step in due or step % config.training.checkpoint_every == 0 or interrupted.is_set()):
+                folder.save_state(trainer.state())
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"stopped after step {step} of {last}; go on with --resume")
+            if step == last:
+                break
+            progress = trainer.update(*text.batch(step, config.training.batch))
+            if progress.step % config.training.log_every == 0 or progress.step == last:
+                folder.append_log(_record(progress))
+            if on_step is not None:
+                on_step(progress)
+    folder.finish()
+    return folder
+
+
+class _Trainer:
+    """Model, optimizer and the running loss by position: everything that a saved state holds."""
+
+    def __init__(self, model: Transformer, config: RunConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config.training, device
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]  # biases, gains, smear: never decayed
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            lr=config.training.lr,
+            betas=self.config.betas,
+        )
+        self.step = 0
+        self.context = config.data.context
+        self.early, self.late = icl_positions(self.context)
+        self.position_loss = torch.zeros(self.context, dtype=torch.float64)
+        self.position_weight = 0.0
+        self.losses = torch.compile(self._losses) if self.config.compile else self._losses
+        self.started = (time.monotonic(), 0)
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.config.batch * self.context
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        hidden, _ = self.model.hidden(inputs)
+        return linear_cross_entropy(hidden, self.model.unembed.weight, targets, bias=self.model.unembed.bias)
+
+    def update(self, inputs: Tensor, targets: Tensor) -> TrainingProgress:
+        """One optimizer step on inputs and targets [B,T]."""
+        config = self.config
+        lr, decay = learning_rate(self.step, config), weight_decay(self.step, config)
+        matrices, others = self.optimizer.param_groups
+        matrices["lr"] = others["lr"] = lr
+        matrices["weight_decay"] = decay
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            losses = self.losses(inputs, targets)  # [B,T]
+        loss = losses.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = math.inf if config.clip is None else config.clip
+        grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not math.isfinite(grad_norm) or not math.isfinite(float(loss)):
+            raise InputError(
+                f"training.lr={config.lr}: the loss or its gradient is not finite at step {self.step}; "
+                "lower training.lr, or set training.clip and a longer training.warmup"
+            )
+        self.optimizer.step()
+        self.step += 1
+        self.position_loss.mul_(_MEMORY).add_(losses.detach().double().mean(0).cpu(), alpha=1 - _MEMORY)
+        self.position_weight = self.position_weight * _MEMORY + 1 - _MEMORY
+        return self._progress(float(loss), lr, decay, grad_norm)
+
+    def _progress(self, loss: float, lr: float, decay: float, grad_norm: float) -> TrainingProgress:
+        begun, tokens = self.started
+        if tokens == 0:  # the first step compiles and warms up; it says nothing about speed
+            self.started = (time.monotonic(), self.tokens)
+        elapsed = time.monotonic() - begun
+        by_position = self.position_loss / self.position_weight
+        return TrainingProgress(
+            step=self.step,
+            steps=self.config.steps,
+            tokens=self.tokens,
+            loss=loss,
+            icl_score=float(by_position[self.late - 1] - by_position[self.early - 1]),
+            lr=lr,
+            weight_decay=decay,
+            grad_norm=grad_norm,
+            tokens_per_second=(self.tokens - tokens) / max(elapsed, 1e-9),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position_loss": self.position_loss,
+            "position_weight": self.position_weight,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position_loss, self.position_weight = state["position_loss"], state["position_weight"]
+        self.step = state["step"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where torch sees a GPU.
+
+    Raises:
+        InputError: a CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu or auto")
+    return device
+
+
+def _begin(folder: RunFolder, config: RunConfig, resume: bool, tokenizer_json: str) -> dict[str, Any] | None:
+    if not (resume and folder.exists):
+        if resume:
+            raise InputError(f"--resume: {folder.path} holds no run to resume; leave --resume out to begin one")
+        folder.create(config, tokenizer_json)
+        return None
+    if differing := _differing_keys(folder.config().model_dump(), config.model_dump()):
+        raise InputError(f"--resume: {folder.path} was begun with other values of {', '.join(differing)}")
+    if folder.tokenizer_path.read_text(encoding="utf-8") != tokenizer_json:
+        raise InputError(f"--resume: the corpus {config.data.corpus} is not the one {folder.path} was begun with")
+    return folder.load_state()
+
+
+def _differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return [f"{section}.{key}" for section in a for key in a[section] if a[section][key] != b[section][key]]
+
+
+def _record(progress: TrainingProgress) -> dict[str, Any]:
+    record = {key: value for key, value in vars(progress).items() if key != "steps"}
+    return {
+        key: round(value, 6) if isinstance(value, float) and key != "lr" else value for key, value in record.items()
+    }
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Within it, SIGINT and SIGTERM set an event instead of stopping the program between two lines."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may handle signals; elsewhere they act as before
+        return
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""What changes with the step: learning rate, weight decay, and when snapshots are taken; all functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+from icl_fast.training.config import OptimizerConfig, SnapshotSchedule
+
+
+def learning_rate(step: int, config: OptimizerConfig) -> float:
+    """The rate of the update that leads from `step` to `step + 1` (0-based)."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.decay == "inverse_sqrt":
+        return config.lr * math.sqrt(max(config.warmup, 1) / (step + 1))
+    if config.decay == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+    return config.lr
+
+
+def weight_decay(step: int, config: OptimizerConfig) -> float:
+    """The decay of the same update; it may change once (Olsson et al. 2022, Model Details: reduced at step 4,750)."""
+    change = config.weight_decay_change_step
+    return config.weight_decay if change is None or step < change else config.weight_decay_after
+
+
+def snapshot_steps(steps: int, schedule: SnapshotSchedule) -> list[int]:
+    """The steps after which a snapshot is taken, in order; 0 (the initial weights) and `steps` are always there."""
+    chosen = {0, steps}
+    if schedule.schedule == "linear":
+        chosen.update(range(schedule.every, steps, schedule.every))
+    else:
+        at = float(schedule.every)
+        while round(at) < steps:
+            chosen.add(round(at))
+            at *= schedule.factor
+    return sorted(chosen)
