@@ -10,7 +10,7 @@ from scipy.ndimage import median_filter
 
 from icl_fast.errors import InputError
 
-MIN_DROP = 0.15
+MIN_DROP = 0.2
 MIN_PREFIX_MATCHING = 0.2
 START, END = 0.1, 0.9
 

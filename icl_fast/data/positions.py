@@ -1,16 +1,26 @@
-"""The two context positions that the in-context-learning score compares."""
+"""The context positions that the in-context-learning score compares."""
 
 from __future__ import annotations
+
+from icl_fast.errors import InputError
 
 PAPER_CONTEXT, PAPER_EARLY, PAPER_LATE = 512, 50, 500
 
 
-def icl_positions(context: int) -> tuple[int, int]:
-    """The 1-based positions (early, late) of the ICL score: 50 and 500, scaled where the context is under 512.
+def icl_positions(context: int, window: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The 1-based positions (early, late) whose mean losses the ICL score compares: late minus early.
 
-    Olsson et al. 2022, Analyses: "the average loss of the 500th token minus the average loss of the 50th token
-    (for a length-512 context)".
+    Position 50 and position 500, scaled where the context is under 512 (Olsson et al. 2022, Analyses: "the average
+    loss of the 500th token minus the average loss of the 50th token (for a length-512 context)"). The paper averages
+    10,000 examples; with fewer, a `window` of positions around each of the two keeps the noise down.
+
+    Raises:
+        InputError: a window that is not odd and positive, or so wide that the two would meet.
     """
-    if context >= PAPER_CONTEXT:
-        return PAPER_EARLY, PAPER_LATE
-    return max(1, round(PAPER_EARLY * context / PAPER_CONTEXT)), max(1, round(PAPER_LATE * context / PAPER_CONTEXT))
+    scale = min(1.0, context / PAPER_CONTEXT)
+    early, late = (max(1, round(position * scale)) for position in (PAPER_EARLY, PAPER_LATE))
+    reach = window // 2
+    if window < 1 or window % 2 == 0 or (window > 1 and early + reach >= late - reach):
+        raise InputError(f"icl_window: must be odd and leave room between positions {early} and {late}, got {window}")
+    around = [range(max(1, at - reach), min(context, at + reach) + 1) for at in (early, late)]
+    return tuple(around[0]), tuple(around[1])

@@ -12,7 +12,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import (
     AblationMode,
@@ -71,6 +70,7 @@ def make_plan(
     positions: str | Sequence[int] = "paper",
     replacement: Replacement = "zero",
     preserve_heads: str | None = None,
+    icl_window: int = 1,
     memory: str | int = "2GiB",
 ) -> SweepPlan:
     """Check everything that a user may ask of a sweep and fix it.
@@ -88,7 +88,7 @@ def make_plan(
         chosen = tuple(sorted({head for target in parse_targets(preserve_heads, config) for head in target.heads}))
     ablation_mode = AblationMode.parse(mode, chosen)
     ablations = tuple(parse_targets(heads, config))
-    where = parse_positions(positions, context)
+    where = parse_positions(positions, context, icl_window)
     rows = len(where.listed) + where.example
     recorded = [*ablation_mode.sites(config), *(replacement_sites(ablations) if replacement == "mean" else [])]
     fitting = examples_at_a_time(config, context, rows, recorded, parse_memory(memory))
@@ -149,7 +149,7 @@ def snapshot_parts(
 
 
 def assemble(
-    parts: Sequence[Sequence[Part]], plan: SweepPlan, context: int, steps: Sequence[int], tokens: Sequence[int]
+    parts: Sequence[Sequence[Part]], plan: SweepPlan, steps: Sequence[int], tokens: Sequence[int]
 ) -> xr.Dataset:
     """One Dataset of all snapshots' parts (see `ablate` for what it holds)."""
 
@@ -196,13 +196,11 @@ def assemble(
             loss,
             nats | {"long_name": "loss at one random position per example"},
         )
-    early, late = icl_positions(context)
-    if {early, late} <= set(plan.positions.listed):
-        score = dataset["position_loss"].sel(position=late, drop=True) - dataset["position_loss"].sel(
-            position=early, drop=True
-        )
-        definition = f"mean loss at position {late} minus at position {early}"
-        dataset["icl_score"] = score.assign_attrs(nats | {"long_name": definition})
+    early, late = plan.positions.early, plan.positions.late
+    if {*early, *late} <= set(plan.positions.listed):
+        means = [dataset["position_loss"].sel(position=list(at)).mean("position") for at in (late, early)]
+        definition = f"mean loss at positions {late[0]} to {late[-1]} minus at {early[0]} to {early[-1]}"
+        dataset["icl_score"] = (means[0] - means[1]).assign_attrs(nats | {"long_name": definition})
     return dataset
 
 
@@ -216,6 +214,7 @@ def ablate(
     positions: str | Sequence[int] = "all",
     replacement: Replacement = "zero",
     preserve_heads: str | None = None,
+    icl_window: int = 1,
     random_position: Tensor | None = None,
     memory: str | int = "2GiB",
 ) -> xr.Dataset:
@@ -231,12 +230,13 @@ def ablate(
         positions: `all`, `paper`, or 1-based context positions.
         replacement: a removed result becomes `zero`, or its `mean` over all examples and positions.
         preserve_heads: only these heads' activations are preserved; default all.
+        icl_window: how many positions around each of the ICL score's two are averaged (odd; the paper: 1).
         random_position: [N] 1-based position per example for `loss`; default drawn with a fixed seed.
         memory: what the activations of one pass may take, such as `2GiB`; the weights come on top.
 
     Returns:
         Dataset with dims (ablation, position, example): `position_loss`, `position_loss_sem`, `effect_sem`, `loss`
-        (for `all` and `paper`), `icl_score` (where its two positions are there). Ablation "none" is the whole model;
+        (for `all` and `paper`), `icl_score` (where its positions are there). Ablation "none" is the whole model;
         the effect of one is its value minus that. All in nats.
 
     Raises:
@@ -267,11 +267,12 @@ def ablate(
         positions=positions,
         replacement=replacement,
         preserve_heads=preserve_heads,
+        icl_window=icl_window,
         memory=memory,
     )
     parts = [part for _, part in snapshot_parts(model, evaluation, plan)]
     return (
-        assemble([parts], plan, tokens.shape[1], [0], [0])
+        assemble([parts], plan, [0], [0])
         .isel(snapshot=0, drop=True)
         .drop_vars("tokens", errors="ignore")
     )

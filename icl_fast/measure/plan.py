@@ -24,10 +24,13 @@ class Positions:
     Attributes:
         listed: positions whose mean loss over examples is kept.
         example: whether the loss at one random position per example is kept as well.
+        early, late: the positions whose mean losses the ICL score compares (see `icl_positions`).
     """
 
     listed: tuple[int, ...]
     example: bool
+    early: tuple[int, ...]
+    late: tuple[int, ...]
 
     def rows(self, random_position: Tensor) -> Tensor:
         """0-based positions [n,R] to compute for examples with these random positions [n]: the listed ones, then it."""
@@ -36,16 +39,17 @@ class Positions:
         return torch.cat((rows, random_position[:, None] - 1), dim=1) if self.example else rows
 
 
-def parse_positions(text: str | Sequence[int], context: int) -> Positions:
-    """From `all`, `paper` (one random position per example and the ICL score's two) or a list such as `50,500`.
+def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1) -> Positions:
+    """From `all`, `paper` (one random position per example and those of the ICL score) or a list such as `50,500`.
 
     Raises:
-        InputError: a position outside 1..context, repeated, or not a number.
+        InputError: a position outside 1..context, repeated, or not a number; a window that does not fit.
     """
+    early, late = icl_positions(context, icl_window)
     if text == "all":
-        return Positions(tuple(range(1, context + 1)), True)
+        return Positions(tuple(range(1, context + 1)), True, early, late)
     if text == "paper":
-        return Positions(tuple(sorted(set(icl_positions(context)))), True)
+        return Positions(tuple(sorted({*early, *late})), True, early, late)
     items = text.split(",") if isinstance(text, str) else [str(item) for item in text]
     if not items or not all(item.strip().isdecimal() for item in items):
         raise InputError(f"positions: {text!r} is neither all, paper nor a list of positions such as 50,500")
@@ -54,7 +58,7 @@ def parse_positions(text: str | Sequence[int], context: int) -> Positions:
         raise InputError(f"positions: {outside[0]} is outside the context, which has positions 1 to {context}")
     if len(set(listed)) < len(listed):
         raise InputError(f"positions: {text!r} names a position twice")
-    return Positions(tuple(sorted(listed)), False)
+    return Positions(tuple(sorted(listed)), False, early, late)
 
 
 def parse_memory(text: str | int) -> int:

@@ -84,6 +84,7 @@ def sweep(
     positions: str | Sequence[int] = "paper",
     replacement: Replacement = "zero",
     preserve_heads: str | None = None,
+    icl_window: int = 1,
     examples: int | None = None,
     memory: str | int = "2GiB",
     device: str = "auto",
@@ -94,7 +95,7 @@ def sweep(
     Args:
         ckpt: a run folder or one of its snapshots.
         out: the zarr store; default `RUN/results/ablation_<mode>.zarr`. What is there from an equal sweep is kept.
-        snapshots, mode, heads, positions, replacement, preserve_heads, memory: see `find_snapshots` and `ablate`.
+        snapshots, mode, heads, positions, replacement, preserve_heads, icl_window, memory: see `find_snapshots` and `ablate`.
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
         on_part: called when a part is done (and once at the start).
@@ -118,6 +119,7 @@ def sweep(
         positions=positions,
         replacement=replacement,
         preserve_heads=preserve_heads,
+        icl_window=icl_window,
         memory=memory,
     )
     target = Path(out) if out is not None else folder.path / "results" / f"ablation_{mode}.zarr"
@@ -143,7 +145,7 @@ def sweep(
             done += 1
             report(step)
     parts = [[work.read(step, index) for index in range(chunks)] for step in steps]
-    dataset = assemble(parts, plan, evaluation.inputs.shape[1], steps, tokens)
+    dataset = assemble(parts, plan, steps, tokens)
     dataset.attrs["sweep"] = json.dumps(identity)
     work.finish(dataset)
     return target

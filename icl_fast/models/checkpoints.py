@@ -33,16 +33,12 @@ def save_snapshot(path: str | Path, model: Transformer, *, step: int, tokens: in
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    header = {
-        "format": FORMAT,
-        "config": model.config.model_dump_json(),
-        "step": str(step),
-        "tokens": str(tokens),
-    }
+    header = {"config": model.config.model_dump(mode="json"), "step": step, "tokens": tokens}
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
     with atomic_write(path) as temporary:
         try:
-            save_file(weights, temporary, metadata=header)
+            # one entry: safetensors writes several in an order that changes from call to call
+            save_file(weights, temporary, metadata={FORMAT: json.dumps(header)})
         except SafetensorError as error:  # its wrapper of the I/O error hides the number
             raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
 
@@ -58,15 +54,16 @@ def load_snapshot(path: str | Path) -> Snapshot:
         raise InputError(f"snapshot {path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
-    if header.get("format") != FORMAT:
-        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no format {FORMAT!r})")
+    if FORMAT not in metadata:
+        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {FORMAT!r})")
     try:
-        values, step, tokens = json.loads(header["config"]), int(header["step"]), int(header["tokens"])
-    except (KeyError, ValueError) as error:
+        header = json.loads(metadata[FORMAT])
+        values, step, tokens = dict(header["config"]), int(header["step"]), int(header["tokens"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
     config = parse_transformer_config(values, source=f"snapshot {path}: config")
     with torch.device("meta"):

@@ -10,6 +10,7 @@ a name of `LAYER_SITES`, such as `"1.pattern"`. The tensors at the sites:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -210,7 +211,7 @@ def make_taps(config: TransformerConfig, record: Sequence[str], interventions: S
 
 
 def _indices(values: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(i) for i in values)
+    return None if values is None else tuple(operator.index(i) for i in values)
 
 
 def _check_indices(indices: tuple[int, ...], size: int, argument: str) -> None:

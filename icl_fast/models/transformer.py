@@ -178,7 +178,7 @@ class Transformer(nn.Module):
         """Logits [B,T,V] of tokens [B,T] (integers), or of embeddings [B,T,C] (floats) given in their place.
 
         Args:
-            tokens: token ids, int64 [B,T], or what the `embed` site shall hold, [B,T,C].
+            tokens: token ids, int64 [B,T], or token embeddings [B,T,C], to which positions are added all the same.
             record: sites to return; given at all (even empty), the result is `(logits, {site: tensor})`.
             interventions: what is forced at which site; several at one site apply in order.
 
@@ -227,6 +227,12 @@ class Transformer(nn.Module):
                 raise InputError(f"tokens: embeddings must be [B,T,{self.config.width}], got {list(tokens.shape)}")
         elif tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise InputError(f"tokens must be int64 [B,T], got {tokens.dtype} {list(tokens.shape)}")
+        # only where looking is cheap: on a GPU it would wait for the device, under torch.compile break the graph
+        elif tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab:
+                unknown = low if low < 0 else high
+                raise InputError(f"tokens holds {unknown}, but the vocabulary is 0 to {self.config.vocab - 1}")
         if self._has_position_table and tokens.shape[1] > self.config.context:
             raise InputError(
                 f"tokens: {tokens.shape[1]} positions, but the model's position table holds {self.config.context}"

@@ -21,6 +21,7 @@ from icl_fast.training import RunFolder, TrainingProgress, load_config, train
 MODELS = ("one_layer", "two_layer", "one_layer_smeared")
 ABLATED = "two_layer"
 EXAMPLES = 512
+ICL_WINDOW = 13
 
 ShowTraining = Callable[[str, int], AbstractContextManager[Callable[[TrainingProgress], None]]]
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
@@ -59,7 +60,7 @@ def run_demo(
             train(config, folder.path, resume=folder.exists, on_step=on_step)
         with show_sweep(name) as on_part:
             heads = "all" if name == ABLATED else "none"
-            results = sweep(folder.path, heads=heads, examples=EXAMPLES, on_part=on_part)
+            results = sweep(folder.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, on_part=on_part)
         models[name] = open_results(results).assign(prefix_matching=_prefix_matching(folder))
     changes = {
         name: find_phase_change(

@@ -36,7 +36,7 @@ class OptimizerConfig(BaseModel):
     lr: float = Field(1e-3, gt=0.0, description="learning rate after warm-up")
     warmup: int = Field(50, ge=0, description="steps over which the learning rate rises linearly from 0")
     decay: Literal["none", "cosine", "inverse_sqrt"] = Field("none", description="the learning rate after warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="AdamW's moment decays")
+    betas: tuple[float, float] = Field((0.9, 0.99), strict=False, description="AdamW's moment decays")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW weight decay of all matrices")
     weight_decay_change_step: int | None = Field(None, ge=0, description="from this step on …")
     weight_decay_after: float = Field(0.0, ge=0.0, description="… the weight decay is this")

@@ -118,7 +118,9 @@ class _Trainer:
         )
         self.step = 0
         self.context = config.data.context
-        self.early, self.late = icl_positions(self.context)
+        # one batch is little: a window of positions makes the running score readable
+        early, late = icl_positions(self.context, 1 + 2 * (self.context // 40))
+        self.early, self.late = slice(early[0] - 1, early[-1]), slice(late[0] - 1, late[-1])
         self.position_loss = torch.zeros(self.context, dtype=torch.float64)
         self.position_weight = 0.0
         self.losses = torch.compile(self._losses) if self.config.compile else self._losses
@@ -147,7 +149,7 @@ class _Trainer:
         loss.backward()
         limit = math.inf if config.clip is None else config.clip
         grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not math.isfinite(grad_norm) or not math.isfinite(float(loss)):
+        if not math.isfinite(grad_norm) or not math.isfinite(loss.item()):
             raise InputError(
                 f"training.lr={config.lr}: the loss or its gradient is not finite at step {self.step}; "
                 "lower training.lr, or set training.clip and a longer training.warmup"
@@ -156,7 +158,7 @@ class _Trainer:
         self.step += 1
         self.position_loss.mul_(_MEMORY).add_(losses.detach().double().mean(0).cpu(), alpha=1 - _MEMORY)
         self.position_weight = self.position_weight * _MEMORY + 1 - _MEMORY
-        return self._progress(float(loss), lr, decay, grad_norm)
+        return self._progress(loss.item(), lr, decay, grad_norm)
 
     def _progress(self, loss: float, lr: float, decay: float, grad_norm: float) -> TrainingProgress:
         begun, tokens = self.started
@@ -169,7 +171,7 @@ class _Trainer:
             steps=self.config.steps,
             tokens=self.tokens,
             loss=loss,
-            icl_score=float(by_position[self.late - 1] - by_position[self.early - 1]),
+            icl_score=float(by_position[self.late].mean() - by_position[self.early].mean()),
             lr=lr,
             weight_decay=decay,
             grad_norm=grad_norm,

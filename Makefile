@@ -1,0 +1,66 @@
+# make demo, make test, ...: each sets up what it needs, once, in .venv. Wants python3 (3.10 or newer) and, better, g++.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
+SOURCES := $(shell find csrc -type f)
+
+.PHONY: demo test test-slow lint bench setup clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	@$(VENV)/bin/icl-fast demo
+
+test: lint
+	@echo "== pytest"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
+
+test-slow: setup
+	@$(VENV)/bin/pytest -m slow
+
+lint: setup
+	@echo "== ruff, mypy, import-linter"
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+bench: setup
+	@ls bench/bench_*.py >/dev/null 2>&1 || echo "bench/ has no benchmark yet"
+	@set -e; for file in $(wildcard bench/bench_*.py); do $(PY) $$file; done
+
+setup: $(VENV)/built
+
+# One stamp a step: each step runs again only when what it read has changed.
+$(VENV)/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: python3 must be 3.10 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' \
+		|| { echo "error: python3 has no venv module: apt-get install python3-venv"; exit 1; }
+	@echo "== virtual environment in $(VENV)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "$(TORCH)" > $(VENV)/constraints.txt
+	@echo "== $(TORCH)"
+	@$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
+	@command -v $${CXX:-g++} >/dev/null || command -v c++ >/dev/null || command -v clang++ >/dev/null \
+		|| echo "note: no C++ compiler: plain torch only, no compiled kernels (apt-get install g++)"
+	@echo "== build tools"
+	@$(PIP) "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.24"
+	@echo "== icl_fast and what it needs"
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(PY) -c 'import sys, torch; have = torch.__version__.split("+")[0]; \
+		sys.exit(None if "$(TORCH)".endswith(have) else f"error: torch is {have}, not $(TORCH)")'
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	@echo "== csrc"
+	@$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info icl_fast/_C*.so $(VENV)/built .coverage* .hypothesis .*_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

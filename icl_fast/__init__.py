@@ -1,0 +1,61 @@
+"""icl_fast: how in-context learning forms in small transformers, measured fast.
+
+Public names load on first use, so that `import icl_fast` costs nothing and each part needs only its own dependencies.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from icl_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from icl_fast.measure import ablate
+    from icl_fast.models import Intervention, Transformer, TransformerConfig
+    from icl_fast.ops import (
+        PositionLoss,
+        frozen_attention,
+        head_ablation_cross_entropy,
+        linear_cross_entropy,
+        smeared_attention,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Intervention",
+    "PositionLoss",
+    "Transformer",
+    "TransformerConfig",
+    "ablate",
+    "frozen_attention",
+    "head_ablation_cross_entropy",
+    "linear_cross_entropy",
+    "smeared_attention",
+]
+
+_HOME = {
+    "Intervention": "models",
+    "PositionLoss": "ops",
+    "Transformer": "models",
+    "TransformerConfig": "models",
+    "ablate": "measure",
+    "frozen_attention": "ops",
+    "head_ablation_cross_entropy": "ops",
+    "linear_cross_entropy": "ops",
+    "smeared_attention": "ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

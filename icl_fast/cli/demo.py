@@ -1,0 +1,41 @@
+"""`icl-fast demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from icl_fast.cli.progress import sweep_progress, training_progress
+
+if TYPE_CHECKING:
+    from icl_fast.report.demo import DemoResult
+
+
+@click.command()
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repeat with this many seeds.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("--configs", type=click.Path(path_type=Path), help="Folder of the three models' configs.")
+def demo(seeds: int, out: Path, configs: Path | None) -> None:
+    """Train three small models on this machine's Python library and watch in-context learning form, or not.
+
+    A 1-layer, a 2-layer and a 1-layer smeared-key attention-only model are trained and snapshotted; every head of the
+    2-layer model is knocked out in every snapshot. What is printed is what was found: the rule that says "phase change"
+    is fixed in icl_fast/analysis/phase_change.py. Run again, it goes on where it was stopped.
+    """
+    from icl_fast.cli.tables import print_demo
+    from icl_fast.report.demo import default_configs, run_demo
+
+    begun = time.monotonic()
+    results: list[DemoResult] = []
+    for seed in range(seeds):
+        result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
+        print_demo(result)
+        click.echo(f"figure: {result.figure[0]}")
+        results.append(result)
+    if seeds > 1:
+        for name in results[0].changes:
+            click.echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
+    click.echo(f"{time.monotonic() - begun:.0f} s in all")

@@ -1,0 +1,131 @@
+"""`icl-fast info`: what is installed, what was built, what this machine can run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from icl_fast import __version__, ops
+from icl_fast.ops import _backend
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def info(as_json: bool) -> None:
+    """What is installed, what was built, what this machine can run."""
+    facts = collect()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section, rows in facts.items():
+        table.add_row(f"[cyan]{section}[/]", "")
+        for name, value in rows.items():
+            table.add_row(f"  {name.replace('_', ' ')}", _text(value))
+    Console().print(table)
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Everything `info` prints, by section; plain values, fit for JSON."""
+    build = _backend.build_info()
+    return {
+        "versions": {
+            "icl_fast": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy")},
+            "pybind11": build.get("pybind11"),
+        },
+        "built": {
+            "cpu_kernels": _backend.compiled(),
+            "cuda_kernels": _backend.cuda_compiled(),
+            "why_not": _why_not(),
+            "compiler": build.get("compiler"),
+            "openmp": build.get("openmp"),
+            "nvcc": build.get("nvcc"),
+            "cuda_archs": build.get("cuda_archs"),
+            "self_test": _self_test(),
+        },
+        "machine": {
+            "cpu": _cpu_name(),
+            "isa": torch.backends.cpu.get_cpu_capability().lower(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "memory_gib": _memory_gib(),
+            "cuda_devices": _cuda_devices(),
+            "cuda_driver": _cuda_driver(),
+            "torch_cuda": torch.version.cuda,
+        },
+        "ops": {name: list(impls) for name, impls in ops.available_impls().items()},
+    }
+
+
+def _why_not() -> str | None:
+    if not _backend.compiled():
+        return _backend.load_error()
+    return None if _backend.cuda_compiled() else "no CUDA kernels: no nvcc when icl_fast was installed, or switched off"
+
+
+def _self_test() -> str | None:
+    """Run the smallest kernel on each kind of device there is; None where nothing was built."""
+    if not _backend.compiled():
+        return None
+    devices = ["cpu"]
+    if _backend.cuda_compiled() and torch.cuda.is_available():
+        devices.append("cuda")
+    results = []
+    for device in devices:
+        x = torch.arange(1000.0, device=device)
+        try:
+            right = torch.equal(_backend.axpy(2.0, x, x), 3 * x)
+            results.append(f"{device} {'ok' if right else 'WRONG RESULT'}")
+        except RuntimeError as error:
+            results.append(f"{device} failed: {error}")
+    return ", ".join(results)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cuda_devices() -> list[str]:
+    found = range(torch.cuda.device_count())
+    properties = [torch.cuda.get_device_properties(i) for i in found]
+    return [f"{p.name} (sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB)" for p in properties]
+
+
+def _cuda_driver() -> str | None:
+    version = Path("/proc/driver/nvidia/version")
+    return version.read_text().splitlines()[0].partition(":")[2].strip() if version.exists() else None
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "[dim]-[/]"
+    if isinstance(value, bool):
+        return "yes" if value else "[yellow]no[/]"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).replace("[", r"\[")

@@ -1,0 +1,86 @@
+"""`icl-fast`: the group of commands, and what every command does with an error."""
+
+from __future__ import annotations
+
+import errno
+from importlib import import_module
+from typing import IO, Any, NamedTuple
+
+import click
+
+from icl_fast import __version__
+from icl_fast.errors import InputError
+from icl_fast.files import disk_error
+
+
+class _Command(NamedTuple):
+    target: str  # "module:attribute"
+    help: str  # here, not read off the command, so that `--help` imports none of them
+
+
+COMMANDS = {
+    "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
+    "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
+    "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
+    "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
+    "info": _Command("icl_fast.cli.info:info", "What is installed, what was built, what this machine can run."),
+}
+
+
+class Failure(click.ClickException):
+    """Ends the program with one line on stderr and exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=True)
+
+
+class Interrupted(Failure):
+    """Ends the program after Ctrl-C, with the exit code that shells expect."""
+
+    exit_code = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called, and turns the user's mistakes into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].target.partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise Failure(str(error)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Failure(str(disk_error(error.filename or "a file", error))) from error
+        except KeyboardInterrupt as error:
+            raise Interrupted(str(error) or "interrupted") from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="icl-fast")
+def cli() -> None:
+    """How in-context learning forms in small transformers, measured fast."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted."""
+    cli(prog_name="icl-fast")

@@ -1,0 +1,66 @@
+"""Progress of long work: a live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from icl_fast.measure import SweepProgress
+    from icl_fast.training import TrainingProgress
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+@contextmanager
+def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgress], None]]:
+    """Shows loss, ICL score so far, tokens/s and time left of a training run."""
+    with _bar(f"training {name}", steps) as show:
+
+        def update(at: TrainingProgress) -> None:
+            text = f"loss {at.loss:.3f}  ICL score {at.icl_score:+.3f}  {at.tokens_per_second:,.0f} tokens/s"
+            show(at.step, text)
+
+        yield update
+
+
+@contextmanager
+def sweep_progress(name: str) -> Iterator[Callable[[SweepProgress], None]]:
+    """Shows how many parts of a sweep are done and the time left."""
+    with _bar(f"ablating {name}", None) as show:
+        yield lambda at: show(at.done, f"snapshot {at.step}", at.parts)
+
+
+@contextmanager
+def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total, text="")
+        begun = printed = time.monotonic()
+        first: int | None = None
+
+        def show(completed: int, text: str, new_total: int | None = None) -> None:
+            nonlocal printed, first
+            progress.update(task, completed=completed, text=text, total=new_total if new_total is not None else total)
+            first = completed if first is None else first
+            now, end = time.monotonic(), new_total if new_total is not None else total
+            if not console.is_terminal and end and (now - printed > _SECONDS_BETWEEN_LINES or completed == end):
+                printed = now
+                left = (now - begun) / max(1, completed - first) * (end - completed)
+                print(f"{title}: {completed}/{end}  {text}  {left:.0f} s left", file=console.file, flush=True)
+
+        yield show

@@ -1,0 +1,79 @@
+"""Tables in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+
+if TYPE_CHECKING:
+    from icl_fast.report.demo import DemoResult
+
+
+def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
+    """What each ablation did at the last snapshot of a sweep: to the loss and, if it is there, to the ICL score."""
+    last = results.isel(snapshot=-1)
+    step = int(last["snapshot"])
+    columns = {}
+    if "loss" in last:
+        columns["loss"] = last["loss"].mean("example")
+    if "icl_score" in last:
+        columns["ICL score"] = last["icl_score"]
+    if not columns:
+        columns = {f"loss at {int(p)}": last["position_loss"].sel(position=p) for p in last["position"].values[:4]}
+    table = Table("ablation", title=f"step {step}, nats per token")
+    for name in columns:
+        table.add_column(name, justify="right")
+        table.add_column("change", justify="right")
+    for ablation in last["ablation"].values[: most + 1]:
+        row = [str(ablation)]
+        for values in columns.values():
+            value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation="none"))
+            row += [f"{value:.4f}", "" if ablation == "none" else f"{value - whole:+.4f}"]
+        table.add_row(*row)
+    Console().print(table)
+    if (more := last.sizes["ablation"] - 1 - most) > 0:
+        Console().print(f"… and {more} more in the results")
+
+
+def print_demo(result: DemoResult) -> None:
+    """What the demo found: a row a model, the rule, and the heads that carry the ICL score."""
+    table = Table("model", title=f"seed {result.seed}: what was found, in nats per token")
+    for name in ("loss at the end", "ICL score: start", "end", "drop", "prefix matching", "phase change"):
+        table.add_column(name, justify="right")
+    for name, data in result.models.items():
+        whole, change = data.sel(ablation="none"), result.changes[name]
+        score = whole["icl_score"].values
+        interval = ""
+        if change.happened and change.start is not None and change.end is not None:
+            tokens = data["tokens"].values / 1e6
+            interval = f", {tokens[change.start]:.1f} to {tokens[change.end]:.1f}M tokens"
+        table.add_row(
+            name,
+            f"{float(whole['loss'][-1].mean()):.3f}",
+            f"{score[0]:+.3f}",
+            f"{score[-1]:+.3f}",
+            f"{change.drop:.3f}",
+            f"{change.prefix_matching:.2f}",
+            ("yes" if change.happened else "no") + interval,
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"rule: yes if the ICL score's drop (median of 3) is at least {MIN_DROP} and the best head's prefix matching "
+        f"at the end at least {MIN_PREFIX_MATCHING}",
+        highlight=False,
+    )
+    for name, data in result.models.items():
+        if data.sizes["ablation"] > 1:
+            last = data.isel(snapshot=-1)
+            effect = (last["icl_score"] - last["icl_score"].sel(ablation="none")).isel(ablation=slice(1, None))
+            strongest = effect.sortby(effect, ascending=False)[:3]
+            heads = ", ".join(
+                f"{h} {float(e):+.3f}" for h, e in zip(strongest["ablation"].values, strongest, strict=True)
+            )
+            console.print(f"{name}: heads whose removal raises the ICL score most: {heads}", highlight=False)

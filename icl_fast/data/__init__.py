@@ -1,0 +1,20 @@
+"""Text corpora as token windows: the same documents, order and evaluation set for every model of a corpus seed."""
+
+from __future__ import annotations
+
+from icl_fast.data.config import DataConfig
+from icl_fast.data.corpora import Corpus, Document, read_corpus
+from icl_fast.data.tokenizer import load_tokenizer, save_tokenizer
+from icl_fast.data.windows import EvaluationSet, TextData, load_text
+
+__all__ = [
+    "Corpus",
+    "DataConfig",
+    "Document",
+    "EvaluationSet",
+    "TextData",
+    "load_text",
+    "load_tokenizer",
+    "read_corpus",
+    "save_tokenizer",
+]

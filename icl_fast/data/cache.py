@@ -1,0 +1,76 @@
+"""Where tokenised text is kept between runs, and how an entry is known to be whole.
+
+An entry is a folder, renamed into place once complete, with the sha256 of each of its files. A reader takes no lock: it
+uses an entry whose hashes agree and otherwise builds it. Builders of one entry wait for each other (flock, which the
+kernel drops when a process dies, however it dies).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from icl_fast.errors import InputError
+from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+
+_MANIFEST = "manifest.json"
+
+
+def cache_folder() -> Path:
+    """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`."""
+    if folder := os.environ.get("ICL_FAST_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+
+
+def cached(entry: Path, build: Callable[[Path], None]) -> Path:
+    """The folder `entry`, made by `build(empty folder)` unless a whole one is there. A damaged one is replaced.
+
+    Raises:
+        InputError: the disk is full or the cache cannot be written; nothing of the entry is then left behind.
+    """
+    if _is_whole(entry):
+        return entry
+    with _lock(entry):
+        if not _is_whole(entry):
+            _remove_leftovers(entry)
+            with atomic_write(entry) as temporary:
+                temporary.mkdir()
+                build(temporary)
+                hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+                (temporary / _MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    return entry
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        hashes = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
+        return bool(hashes) and all(sha256(entry / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextmanager
+def _lock(entry: Path) -> Iterator[None]:
+    path = entry.with_name(f"{entry.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{disk_error(path.parent, error)} (ICL_FAST_CACHE says where)") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(entry: Path) -> None:
+    # what a killed builder of this entry left; no other one is at work while we hold the lock
+    for folder in entry.parent.glob(f"{TEMPORARY_PREFIX}*{entry.name}"):
+        shutil.rmtree(folder, ignore_errors=True)

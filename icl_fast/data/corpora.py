@@ -1,0 +1,244 @@
+"""Text that is already on the machine, as documents in an order that does not depend on the machine.
+
+Named corpora (DESIGN 9):
+
+- `stdlib`: the running Python's own library without its tests; `stdlib+tests`: with them.
+- `docs`: the Debian packages linux-doc, python3-doc and perl-doc. Each ships its source text beside the HTML made from
+  it; only the source text is read, so that nothing comes twice. Translations are left out.
+- `books`: Austen's six novels (r-cran-janeaustenr), An Anarchist FAQ (anarchism) and Newton's Opticks
+  (golang-github-andybalholm-brotli-dev, as a compression test). Debian 12 has no package with the works of Shakespeare
+  or Milton; the Opticks of 1704 stands in for them. For the real ones, point `data.corpus` at a folder.
+
+Debian's slim container images drop /usr/share/doc on installation: there, `docs` and `books` stay missing.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import os
+import re
+import struct
+import sys
+import sysconfig
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from icl_fast.errors import InputError
+
+NAMES = ("stdlib", "stdlib+tests", "docs", "books")
+FOLDER_SUFFIXES = (".txt", ".md", ".py")
+LONGEST_DOCUMENT = 2**17  # characters; a longer one is cut at line ends, or one book could be all of the held-out text
+_TESTS = frozenset({"test", "tests", "idle_test"})
+_NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the name of its file, relative to where its corpus was found (`name#2`: its second part)."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents sorted by name, none empty, no two the same.
+
+    Attributes:
+        name: as given in `data.corpus`.
+        folders: where the text was found.
+        files: files read (binary, empty and duplicate ones not counted).
+        bytes: bytes of the documents in UTF-8.
+    """
+
+    name: str
+    folders: tuple[Path, ...]
+    files: int
+    bytes: int
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Files of one Debian package: `folder` is a glob below the root, `marker` a file only that package puts there."""
+
+    package: str
+    folder: str
+    marker: str
+    suffixes: tuple[str, ...]
+    skip: frozenset[str] = frozenset()
+
+
+_DEBIAN: dict[str, tuple[_Source, ...]] = {
+    "docs": (
+        _Source(
+            "linux-doc",
+            "usr/share/doc/linux-doc-*/Documentation",
+            "index.rst.gz",
+            (".rst", ".txt"),
+            frozenset({"translations"}),
+        ),
+        _Source("python3-doc", "usr/share/doc/python3.*[0-9]/html/_sources", "about.rst.txt", (".rst.txt",)),
+        _Source("perl-doc", "usr/share/perl/5.*/pod", "perlop.pod", (".pod",)),
+    ),
+    "books": (
+        _Source("anarchism", "usr/share/doc/anarchism/markdown", "secA1.md.gz", (".md",)),
+        _Source("r-cran-janeaustenr", "usr/lib/R/site-library/janeaustenr/data", "Rdata.rdb", (".rdb",)),
+        _Source(
+            "golang-github-andybalholm-brotli-dev",
+            "usr/share/gocode/src/github.com/andybalholm/brotli/testdata",
+            "Isaac.Newton-Opticks.txt",
+            ("Opticks.txt",),
+        ),
+    ),
+}
+
+
+def read_corpus(name: str, *, root: str | Path = "/") -> Corpus:
+    """Read a named corpus, or a folder of .txt/.md/.py files (recursive; hidden files and folders are skipped).
+
+    Bytes that are not UTF-8 become U+FFFD; files holding a zero byte are binary and skipped. `root` is where Debian's
+    packages are installed.
+
+    Raises:
+        InputError: no such corpus or folder, nothing in it, a file that cannot be read, or packages to install.
+    """
+    folders: list[Path]
+    if name in ("stdlib", "stdlib+tests"):
+        folders, files = _stdlib(with_tests=name.endswith("+tests"))
+    elif name in _DEBIAN:
+        folders, files = _debian(name, Path(root))
+    else:
+        folders, files = _folder(name)
+    seen: set[str] = set()
+    documents: list[Document] = []
+    counted = 0
+    for label, path in files:
+        # the same text under two names would be seen twice in training, or in training and evaluation
+        parts = [part for part in _documents(label, path) if part.text not in seen]
+        seen.update(part.text for part in parts)
+        documents += parts
+        counted += bool(parts)
+    if not documents:
+        raise InputError(f"data.corpus {name}: no text in {folders[0]}; it needs {'/'.join(FOLDER_SUFFIXES)} files")
+    size = sum(len(document.text.encode()) for document in documents)
+    return Corpus(name, tuple(folders), counted, size, tuple(documents))
+
+
+def _stdlib(with_tests: bool) -> tuple[list[Path], list[tuple[str, Path]]]:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    if with_tests and not (folder / "test").is_dir():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise InputError(
+            f"data.corpus stdlib+tests: this Python came without its tests ({folder / 'test'} is missing); "
+            f"on Debian's own Python apt-get install libpython{version}-testsuite, or use stdlib"
+        )
+    return [folder], list(_walk(folder, (".py",), _NOT_OURS if with_tests else _NOT_OURS | _TESTS))
+
+
+def _debian(name: str, root: Path) -> tuple[list[Path], list[tuple[str, Path]]]:
+    sources = _DEBIAN[name]
+    found = [_newest(source, root) for source in sources]
+    missing = [source.package for source, folder in zip(sources, found, strict=True) if folder is None]
+    if missing:
+        hint = f"; for a folder of your own of that name give ./{name}" if Path(name).is_dir() else ""
+        packages = " ".join(missing)
+        raise InputError(
+            f"data.corpus {name}: not on this machine; apt-get install --no-install-recommends {packages}{hint}"
+        )
+    folders = [folder for folder in found if folder is not None]
+    files = [
+        (f"{source.package}/{label}", path)
+        for source, folder in zip(sources, folders, strict=True)
+        for label, path in _walk(folder, source.suffixes, source.skip)
+    ]
+    return folders, sorted(files)
+
+
+def _folder(name: str) -> tuple[list[Path], list[tuple[str, Path]]]:
+    folder = Path(os.path.expanduser(name))
+    if not os.path.exists(folder):  # unlike Path.exists, no error for a name that no file system takes
+        raise InputError(f"data.corpus {name}: no such folder; give one that exists, or one of {', '.join(NAMES)}")
+    if not folder.is_dir():
+        raise InputError(f"data.corpus {name}: is a file; give the folder that holds it")
+    return [folder], list(_walk(folder, FOLDER_SUFFIXES, frozenset({"__pycache__"})))
+
+
+def _newest(source: _Source, root: Path) -> Path | None:
+    # several versions of a package can be installed side by side, and hold nearly the same text
+    folders = [Path(folder) for folder in glob.glob(f"{glob.escape(str(root))}/{source.folder}")]
+    folders = [folder for folder in folders if (folder / source.marker).exists()]
+    return max(folders, key=lambda folder: [int(n) for n in re.findall(r"\d+", str(folder))], default=None)
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...], skip: frozenset[str]) -> Iterable[tuple[str, Path]]:
+    """Files below `folder` with one of the suffixes (a further .gz allowed), sorted by relative name."""
+    files: list[tuple[str, Path]] = []
+    for parent, subfolders, names in os.walk(folder, onerror=_unreadable):
+        subfolders[:] = [name for name in subfolders if name not in skip and not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.removesuffix(".gz").endswith(suffixes) and not name.startswith(".") and path.is_file():
+                files.append((path.relative_to(folder).as_posix(), path))
+    return sorted(files)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: cannot be read ({error.strerror}); allow it or choose another corpus"
+    ) from error
+
+
+def _documents(label: str, path: Path) -> Iterator[Document]:
+    for title, text in _texts(label, path):
+        parts = list(_parts(text))
+        for number, part in enumerate(parts, start=1):
+            yield Document(title if len(parts) == 1 else f"{title}#{number}", part)
+
+
+def _texts(label: str, path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix == ".rdb":
+            yield from ((f"{label}:{n}", book) for n, book in enumerate(_r_books(data), start=1))
+        elif b"\0" not in data:
+            yield label, data.decode("utf-8", errors="replace")
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); mend or remove it, or choose another corpus") from error
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cut a text at line ends into parts of at most LONGEST_DOCUMENT characters; an empty text has none."""
+    start = 0
+    while start < len(text):
+        end = start + LONGEST_DOCUMENT
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+def _r_books(data: bytes) -> Iterator[str]:
+    """Each vector of strings in an R lazy-load database, joined as lines.
+
+    The file is a row of (4-byte length, zlib stream) records; a stream is R's XDR serialisation, version 3: a header,
+    the name of the encoding, the type (16, strings), the count, then per string a 4-byte type, a length and its bytes.
+    """
+    while data:
+        stream = zlib.decompressobj()
+        record = stream.decompress(data[4:])
+        data = stream.unused_data
+        (encoding,) = struct.unpack_from(">i", record, 14)
+        kind, count = struct.unpack_from(">ii", record, 18 + encoding)
+        if kind & 0xFF != 16:
+            continue
+        at = 26 + encoding
+        lines: list[str] = []
+        for _ in range(count):
+            (length,) = struct.unpack_from(">i", record, at + 4)
+            lines.append(record[at + 8 : at + 8 + max(length, 0)].decode("utf-8", errors="replace"))
+            at += 8 + max(length, 0)  # a missing string (NA) has length -1 and no bytes
+        yield "\n".join(lines) + "\n"

@@ -1,0 +1,19 @@
+"""The fused ops. They import with torch alone; every one has a plain torch definition, `impl="reference"`."""
+
+from __future__ import annotations
+
+from icl_fast.ops._registry import available_impls
+from icl_fast.ops.frozen_attention import frozen_attention
+from icl_fast.ops.head_ablation_cross_entropy import head_ablation_cross_entropy
+from icl_fast.ops.linear_cross_entropy import linear_cross_entropy
+from icl_fast.ops.position_loss import PositionLoss
+from icl_fast.ops.smeared_attention import smeared_attention
+
+__all__ = [
+    "PositionLoss",
+    "available_impls",
+    "frozen_attention",
+    "head_ablation_cross_entropy",
+    "linear_cross_entropy",
+    "smeared_attention",
+]

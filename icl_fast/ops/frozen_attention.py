@@ -1,0 +1,162 @@
+"""frozen_attention: one attention pattern, computed once, applied to the values of many ablated variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from icl_fast.ops._attention import batch_blocks, causal_scores, weigh
+from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._validate import (
+    accumulate_dtype,
+    autocast,
+    check_device,
+    check_floating,
+    check_index_dtype,
+    check_index_range,
+    check_no_gradient,
+    check_shapes,
+    window_per_head,
+)
+
+OP = "frozen_attention"
+
+
+def frozen_attention(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | Sequence[int | None] | Tensor | None = None,
+    rows: Tensor | None = None,
+    pattern: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Causal attention of A variants that share one pattern: `out[a] = softmax(scale q k^T) v[a]`.
+
+    The pattern-preserving ablation of Olsson et al. 2022 ("Per-token losses (attention head ablations)"): queries and
+    keys are those of the run without ablation, only the values differ. Equivalent to, in torch:
+
+        pattern = (scale * q @ k.mT).masked_fill(unseen, -inf).softmax(-1)
+        pattern.gather(2, rows[:, None, :, None].expand(B, H, R, T)) @ v
+
+    Computed in float32 (float64 for float64 inputs). Where the pattern is exactly 0 the value counts for nothing, be
+    it nan or infinite. Under `torch.autocast` the floating inputs are cast as for a matmul.
+
+    Args:
+        q: [B, H, T, D], as attention sees it (after any rotation); None only with `pattern`.
+        k: [B, H, T, D], as attention sees it (after any rotation and smear); None only with `pattern`.
+        v: [A, B, H, T, Dv].
+        scale: factor on the scores, usually 1 / sqrt(D). Not used with `pattern`.
+        window: local attention: with a window of w, query i sees keys i-w+1..i. None: all heads are dense; an int: for
+            all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence) is dense. Give a
+            tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
+            not looked at; below 0 is dense too.
+        rows: int64 [B, R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
+        pattern: [B, H, T, T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
+
+    Returns:
+        [A, B, H, R, Dv] in the dtype of v; R = T without `rows`.
+
+    Raises:
+        ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
+            a negative window; a row out of range (looked at on CPU only: on a GPU it is undefined); an unknown impl.
+        TypeError: dtypes that disagree or are not taken.
+        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+    """
+    if pattern is None:
+        if q is None or k is None:
+            raise ValueError(f"{OP}: q and k are needed without a pattern")
+        sizes = check_shapes(OP, q=(q, "B H T D"), k=(k, "B H T D"), v=(v, "A B H T Dv"))
+        q, k, v = autocast(q, k, v)
+    else:
+        if q is not None or k is not None or window is not None:
+            raise ValueError(f"{OP}: pattern replaces q, k and window; give either it or them")
+        sizes = check_shapes(OP, v=(v, "A B H T Dv"), pattern=(pattern, "B H T T"))
+        v, pattern = autocast(v, pattern)
+    check_floating(OP, v=v, q=q, k=k, pattern=pattern)
+    check_no_gradient(OP, q, k, v, pattern)
+    if rows is not None:
+        check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
+        check_index_dtype(OP, "rows", rows)
+        check_device(OP, "rows", rows, "v", v)
+    window = window_per_head(OP, window, sizes["H"], v.device)
+    out: Tensor = _forward_op(q, k, v, float(scale), window, rows, pattern, KERNELS.choose(impl, v))
+    return out
+
+
+def reference_forward(
+    q: Tensor | None,  # [B, H, T, D]
+    k: Tensor | None,  # [B, H, T, D]
+    v: Tensor,  # [A, B, H, T, Dv]
+    scale: float,
+    window: Tensor | None,  # [H]
+    rows: Tensor | None,  # [B, R]
+    pattern: Tensor | None,  # [B, H, T, T]
+) -> Tensor:  # [A, B, H, R, Dv]
+    variants, batch, heads, length, width = v.shape
+    wide = accumulate_dtype(v.dtype)
+    if rows is None:
+        rows = torch.arange(length, device=v.device).expand(batch, length)
+    out = v.new_empty(variants, batch, heads, rows.shape[1], width)
+    for block in batch_blocks(batch, heads * rows.shape[1] * length):
+        if pattern is not None:
+            weights = _take_rows(pattern[block], rows[block]).to(wide)
+        elif q is not None and k is not None:
+            queries = _take_rows(q[block], rows[block]).to(wide)
+            weights = causal_scores(queries, k[block].to(wide), rows[block], scale, window).softmax(-1)
+        else:
+            raise ValueError(f"{OP}: q and k are needed without a pattern")
+        out[:, block] = weigh(weights, v[:, block].to(wide)).to(v.dtype)
+    return out
+
+
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows [B, R] of tensor [B, H, T, X]: [B, H, R, X]."""
+    _, heads, _, width = tensor.shape
+    return tensor.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width))
+
+
+KERNELS = Kernels(OP, reference=Kernel(reference_forward))
+
+
+@torch.library.custom_op(
+    "icl_fast::frozen_attention",
+    mutates_args=(),
+    schema="(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern, str impl)"
+    " -> Tensor",
+)
+def _forward_op(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    scale: float,
+    window: Tensor | None,
+    rows: Tensor | None,
+    pattern: Tensor | None,
+    impl: str,
+) -> Tensor:
+    if rows is not None:
+        check_index_range(OP, "rows", rows, v.shape[3])
+    with autocast_off(v):
+        out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
+    return out
+
+
+@_forward_op.register_fake
+def _(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    scale: float,
+    window: Tensor | None,
+    rows: Tensor | None,
+    pattern: Tensor | None,
+    impl: str,
+) -> Tensor:
+    length = v.shape[3] if rows is None else rows.shape[1]
+    return v.new_empty(*v.shape[:3], length, v.shape[4])

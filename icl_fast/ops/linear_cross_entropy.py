@@ -1,0 +1,289 @@
+"""linear_cross_entropy: unembedding and cross entropy in one op, without the [..., V] logits in between."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._validate import (
+    accumulate_dtype,
+    autocast,
+    check_device,
+    check_floating,
+    check_index_dtype,
+    check_index_range,
+    check_shapes,
+)
+from icl_fast.ops.position_loss import PositionLoss
+
+OP = "linear_cross_entropy"
+LOGITS_AT_A_TIME = 2**22
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["none", "mean"] = "none",
+    position_loss: None = None,
+    impl: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["position"],
+    position_loss: PositionLoss | None = None,
+    impl: str = "auto",
+) -> PositionLoss: ...
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["none", "mean", "position"] = "none",
+    position_loss: PositionLoss | None = None,
+    impl: str = "auto",
+) -> Tensor | PositionLoss:
+    """Cross entropy of `hidden @ weight.T + bias` with `targets`, never holding all the logits.
+
+    `loss = log(sum_v exp(logit_v)) - logit_target`, in nats, accumulated in float32 (float64 for float64 inputs).
+    Equivalent to, in torch:
+
+        logits = F.linear(hidden.float(), weight.float(), bias.float())
+        F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
+
+    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean". Under `torch.autocast`
+    the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data
+    Collection".
+
+    Args:
+        hidden: [..., T, C], float32, bfloat16, float16 or float64.
+        weight: [V, C].
+        targets: int64 [..., T], in 0..V-1 or `ignore_index`.
+        bias: [V].
+        ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
+        reduction: "none": the losses [..., T]; "mean": the mean over positions not ignored (nan if there are none, as
+            in torch); "position": adds the losses into `position_loss`, no gradient.
+        position_loss: the accumulator for "position"; None makes a new one.
+        impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
+
+    Returns:
+        float32 losses (float64 for float64 inputs) for "none" and "mean", the `PositionLoss` for "position".
+
+    Raises:
+        ValueError: shapes or devices that disagree; an unknown `reduction` or `impl`; a target out of range (looked at
+            on CPU only, as it would stall a GPU: there such a target is undefined).
+        TypeError: dtypes that disagree or are not taken.
+        RuntimeError: `impl` is not built.
+    """
+    if reduction not in ("none", "mean", "position"):
+        raise ValueError(f"{OP}: reduction must be 'none', 'mean' or 'position', got {reduction!r}")
+    if position_loss is not None and reduction != "position":
+        raise ValueError(f"{OP}: position_loss goes with reduction='position', got reduction={reduction!r}")
+    sizes = check_shapes(OP, weight=(weight, "V C"), **({} if bias is None else {"bias": (bias, "V")}))
+    if not isinstance(hidden, Tensor) or not isinstance(targets, Tensor):
+        raise TypeError(f"{OP}: hidden and targets must be tensors [..., T, C] and [..., T]")
+    if hidden.ndim < 2 or hidden.shape[-1] != sizes["C"]:
+        raise ValueError(f"{OP}: hidden must be [..., T, C] with C={sizes['C']} as in weight, got {list(hidden.shape)}")
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(f"{OP}: targets must be {list(hidden.shape[:-1])} as in hidden, got {list(targets.shape)}")
+    if sizes["V"] == 0:
+        raise ValueError(f"{OP}: weight must have at least one row")
+    hidden, weight = autocast(hidden, weight)
+    bias = None if bias is None else autocast(bias)[0]
+    check_floating(OP, hidden=hidden, weight=weight, bias=bias)
+    check_index_dtype(OP, "targets", targets)
+    check_device(OP, "targets", targets, "hidden", hidden)
+
+    if reduction == "position":
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    losses: Tensor = _forward_op(
+        hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
+    )[0].view(targets.shape)
+    if reduction == "none":
+        return losses
+    kept = targets != ignore_index
+    if reduction == "mean":
+        return losses.sum() / kept.sum()
+    if position_loss is None:
+        position_loss = PositionLoss(targets.shape[-1], device=targets.device)
+    position_loss.add(losses, kept)
+    return position_loss
+
+
+def reference_forward(
+    hidden: Tensor,  # [N, C]
+    weight: Tensor,  # [V, C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [N], and per row the largest logit [N] and the log of the sum of exp(logit - largest) [N].
+
+    The two are kept apart, and not added to a logsumexp, because the sum rounds at the size of the largest logit: the
+    backward would then miss probabilities near 1 by far more than plain torch does.
+    """
+    wide = accumulate_dtype(hidden.dtype)
+    losses, peak, log_sum = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+    ignored = targets == ignore_index
+    index = targets.masked_fill(ignored, 0)[:, None]
+    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    for rows in _row_blocks(len(hidden), len(weight)):
+        logits = linear(_clean_rows(hidden[rows], ignored[rows]), weight, bias)
+        peak[rows] = logits.amax(1)
+        logits -= peak[rows, None]
+        at_target = logits.gather(1, index[rows]).squeeze(1)
+        log_sum[rows] = logits.exp_().sum(1).log()
+        losses[rows] = log_sum[rows] - at_target
+    return losses.masked_fill_(ignored, 0), peak, log_sum
+
+
+def reference_backward(
+    grad_losses: Tensor,  # [N]
+    hidden: Tensor,  # [N, C]
+    weight: Tensor,  # [V, C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+    losses: Tensor,  # [N]
+    peak: Tensor,  # [N]
+    log_sum: Tensor,  # [N]
+    ignore_index: int,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias; one that is not needed comes back empty, [0]."""
+    wide = accumulate_dtype(hidden.dtype)
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
+    grad_weight = hidden.new_zeros(weight.shape if need_weight else 0, dtype=wide)
+    grad_bias = hidden.new_zeros(len(weight) if need_bias else 0, dtype=wide)
+    ignored = targets == ignore_index
+    index = targets.masked_fill(ignored, 0)[:, None]
+    grad_losses = grad_losses.masked_fill(ignored, 0)
+    columns, offset = weight.to(wide), None if bias is None else bias.to(wide)
+    for rows in _row_blocks(len(hidden), len(weight)):
+        clean = _clean_rows(hidden[rows], ignored[rows])
+        grad_logits = linear(clean, columns, offset)
+        grad_logits.sub_(peak[rows, None]).sub_(log_sum[rows, None]).exp_()
+        # p - 1 at the target, without the cancellation when p is near 1
+        grad_logits.scatter_(1, index[rows], losses[rows, None].neg().expm1())
+        grad_logits *= grad_losses[rows, None]
+        if need_hidden:
+            grad_hidden[rows] = (grad_logits @ columns).to(hidden.dtype)
+        if need_weight:
+            grad_weight.addmm_(grad_logits.T, clean)
+        if need_bias:
+            grad_bias += grad_logits.sum(0)
+    return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
+def _row_blocks(rows: int, vocabulary: int) -> list[slice]:
+    step = max(1, LOGITS_AT_A_TIME // vocabulary)
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _clean_rows(hidden: Tensor, ignored: Tensor) -> Tensor:
+    # an ignored row may hold anything, and 0 * nan is nan
+    return hidden.to(accumulate_dtype(hidden.dtype)).masked_fill(ignored[:, None], 0)
+
+
+KERNELS = Kernels(OP, reference=Kernel(reference_forward, reference_backward))
+
+
+@torch.library.custom_op(
+    "icl_fast::linear_cross_entropy",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, str impl)"
+    " -> (Tensor losses, Tensor peak, Tensor log_sum)",
+)
+def _forward_op(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_index_range(OP, "targets", targets, len(weight), ignore_index)
+    with autocast_off(hidden):
+        result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(hidden, weight, targets, bias, ignore_index)
+    return result
+
+
+@_forward_op.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = accumulate_dtype(hidden.dtype)
+    losses, peak, log_sum = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3))
+    return losses, peak, log_sum
+
+
+@torch.library.custom_op(
+    "icl_fast::linear_cross_entropy_backward",
+    mutates_args=(),
+    schema="(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor losses,"
+    " Tensor peak, Tensor log_sum, int ignore_index, bool need_hidden, bool need_weight, bool need_bias, str impl)"
+    " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+)
+def _backward_op(
+    grad_losses: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    losses: Tensor,
+    peak: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    saved = (hidden, weight, targets, bias, losses, peak, log_sum)
+    with autocast_off(hidden):
+        gradients: tuple[Tensor, Tensor, Tensor] = KERNELS.backward(impl)(
+            grad_losses, *saved, ignore_index, need_hidden, need_weight, need_bias
+        )
+    return gradients
+
+
+@_backward_op.register_fake
+def _(grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    need_hidden, need_weight, need_bias = rest[-4:-1]
+    return (
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[0] if need_bias else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets, bias, ctx.ignore_index, ctx.impl = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(hidden, weight, targets, bias, *output)
+
+
+def _differentiate(ctx: Any, grad_losses: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
+    gradients = _backward_op(grad_losses, *ctx.saved_tensors, ctx.ignore_index, *need, ctx.impl)
+    grad_hidden, grad_weight, grad_bias = (g if needed else None for g, needed in zip(gradients, need, strict=True))
+    return grad_hidden, grad_weight, None, grad_bias, None, None
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,169 @@
+"""setup.py's routes, each really run on a copy of the sources: with nvcc, CPU only, no compiler, one that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Build = Callable[..., subprocess.CompletedProcess[str]]
+
+needs_cxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The files that the build reads, in a folder of their own."""
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
+    (tree / "icl_fast").mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "icl_fast/__init__.py"):
+        shutil.copy(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> Path:
+    """A PATH folder with nothing in it. CUDA_HOME points there too, so /usr/local/cuda is not looked at."""
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "bin"
+
+
+@pytest.fixture
+def build(tree: Path) -> Build:
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        variables = ("CXX", "CUDACXX", "CUDA_HOME", "ICL_FAST_CUDA", "ICL_FAST_CUDA_ARCHS")
+        clean = {name: value for name, value in os.environ.items() if name not in variables}
+        return subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            cwd=tree,
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def extension(tree: Path) -> Path:
+    return tree / "icl_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def build_info(tree: Path) -> dict[str, object]:
+    """What the built module says of itself, in a process that has no torch loaded."""
+    program = (
+        "import importlib.util, json, sys\n"
+        f"spec = importlib.util.spec_from_file_location('_C', {str(extension(tree))!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(json.dumps(module.build_info()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def fake_program(path: Path) -> str:
+    path.write_text("#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_cxx
+def test_without_nvcc_it_builds_the_cpu_kernels(tree: Path, build: Build, bare_path: Path) -> None:
+    for tool in ("g++", "as", "ld"):
+        (bare_path / tool).symlink_to(str(shutil.which(tool)))
+    done = build(PATH=str(bare_path), CUDA_HOME=str(bare_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert build_info(tree) | {"compiler": "", "pybind11": ""} == {
+        "compiler": "",
+        "pybind11": "",
+        "openmp": True,
+        "cuda": False,
+        "cuda_archs": [],
+        "nvcc": None,
+    }
+    again = build(PATH=str(bare_path), CUDA_HOME=str(bare_path))
+    assert "ninja: no work to do" in again.stdout
+
+
+def test_without_a_compiler_it_warns_in_one_line_and_builds_nothing(tree: Path, build: Build, bare_path: Path) -> None:
+    done = build(PATH=str(bare_path), CUDA_HOME=str(bare_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "warning: no C++ compiler found: icl_fast is installed without compiled kernels"
+    assert not extension(tree).exists()
+
+
+def test_cuda_on_without_nvcc_is_an_error(tree: Path, build: Build, bare_path: Path) -> None:
+    done = build(PATH=str(bare_path), CUDA_HOME=str(bare_path), ICL_FAST_CUDA="on")
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith("ICL_FAST_CUDA=on, but no nvcc was found")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [("ICL_FAST_CUDA", "must be auto, on or off"), ("CXX", "no such program"), ("CUDACXX", "no such program")],
+)
+def test_a_wrong_variable_is_named(build: Build, variable: str, message: str) -> None:
+    done = build(**{variable: "gibberish"})
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1] == f"{variable}=gibberish: {message}"
+
+
+def test_a_compiler_that_fails_is_an_error(tree: Path, build: Build, bare_path: Path) -> None:
+    done = build(CXX=fake_program(bare_path / "g++"), ICL_FAST_CUDA="off")
+    assert done.returncode != 0
+    assert "building csrc/ failed" in done.stderr
+    assert not extension(tree).exists()
+
+
+@needs_cxx
+def test_an_nvcc_that_fails_is_an_error(tree: Path, build: Build, bare_path: Path) -> None:
+    done = build(CUDACXX=fake_program(bare_path / "nvcc"))
+    assert done.returncode != 0
+    assert "building csrc/ failed" in done.stderr
+    assert not extension(tree).exists()
+
+
+@needs_cxx
+def test_a_warning_in_our_sources_is_an_error(tree: Path, build: Build) -> None:
+    with open(tree / "csrc/cpu/axpy.cpp", "a") as file:
+        file.write("static int unused() { return 0; }\n")
+    done = build(ICL_FAST_CUDA="off")
+    assert done.returncode != 0
+    assert "unused-function" in done.stdout + done.stderr
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_nvcc_compiles_every_kernel(tmp_path: Path, arch: str) -> None:
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    assert sources
+    for source in sources:
+        cubin = tmp_path / f"{source.stem}.cubin"
+        flags = ["-std=c++20", "-Werror=all-warnings", f"-arch={arch}", "-DICL_CUDA", f"-I{ROOT / 'csrc'}"]
+        done = subprocess.run(["nvcc", "-cubin", *flags, "-o", str(cubin), str(source)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        code = cubin.read_bytes()
+        assert code.startswith(b"\x7fELF")
+        assert b"_kernel" in code
+
+
+@needs_cxx
+@needs_nvcc
+@pytest.mark.slow
+def test_with_nvcc_it_builds_the_cuda_kernels_for_the_chosen_archs(tree: Path, build: Build) -> None:
+    done = build(ICL_FAST_CUDA="on", ICL_FAST_CUDA_ARCHS="80-real;90-virtual")
+    assert done.returncode == 0, done.stdout + done.stderr
+    info = build_info(tree)
+    assert info["cuda"] is True
+    assert info["cuda_archs"] == ["80-real", "90-virtual"]

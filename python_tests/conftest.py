@@ -1,0 +1,67 @@
+"""Settings every test shares: one torch thread (tests run side by side), no hypothesis deadline (machines differ)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("ci", deadline=None)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor fill the user's cache of tokenized corpora; subprocesses inherit this."""
+    os.environ["ICL_FAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 200 kB of made-up text in 40 files: words from a small dictionary, with names that repeat within a file."""
+    random = Random(0)
+    words = ["".join(random.choices("aeioustrnlmpk", k=random.randint(2, 7))) for _ in range(300)]
+    folder = tmp_path_factory.mktemp("corpus")
+    for index in range(40):
+        names = random.sample(words, 12)
+        lines = (" ".join(random.choices(names if random.random() < 0.5 else words, k=9)) for _ in range(90))
+        (folder / f"{index:02d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_values(corpus_folder: Path) -> dict[str, dict[str, object]]:
+    """The config of a run that takes about a second, as plain data."""
+    return {
+        "model": {"layers": 2, "width": 16, "heads": 2},
+        "data": {"corpus": str(corpus_folder), "vocab": 280, "context": 24, "evaluation_examples": 40},
+        "training": {"steps": 12, "batch": 2, "lr": 1e-2, "warmup": 3, "checkpoint_every": 5, "log_every": 1},
+        "snapshots": {"every": 6},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_values: dict[str, dict[str, object]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder; tests that change it must copy it."""
+    from icl_fast.training import parse_config, train
+
+    return train(parse_config(tiny_values), tmp_path_factory.mktemp("runs") / "tiny").path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB, to be filled; skips where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

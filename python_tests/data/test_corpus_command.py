@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from icl_fast.cli.main import cli
+from icl_fast.data import DataConfig, load_text
+
+
+def test_prints_what_is_there(corpus_folder: Path) -> None:
+    result = CliRunner().invoke(cli, ["corpus", str(corpus_folder), "--vocab", "280", "--context", "24"])
+    assert result.exit_code == 0, result.output
+    text = load_text(DataConfig(corpus=str(corpus_folder), vocab=280, context=24))
+    size = sum(file.stat().st_size for file in corpus_folder.iterdir())
+    facts = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert facts == {
+        "corpus": str(corpus_folder),
+        "text": f"in     {corpus_folder}",
+        "files": "40",
+        "bytes": f"{size:,}",
+        "documents": "40",
+        "tokens": f"{text.tokens:,} at vocab 280",
+        "training": f"{text.train_windows:,} windows of 24 tokens ({text.train_tokens:,} tokens)",
+        "evaluation": f"{text.evaluation_windows:,} examples of {text.evaluation_windows:,} held-out windows",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-place"], "error: data.corpus no-such-place: no such folder"),
+        ([""], "error: data.corpus: is empty"),
+        (["stdlib", "--vocab", "256"], "error: data.vocab: 256 is too small"),
+        (["stdlib", "--context", "0"], "error: data.context: input should be greater than or equal to 1, got 0"),
+        (["stdlib", "--vocab", "many"], "'many' is not a valid integer"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli, ["corpus", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not result.stdout
+
+
+def test_missing_corpus_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icl_fast.data.corpora._newest", lambda source, root: None)
+    result = CliRunner().invoke(cli, ["corpus", "docs"])
+    assert result.exit_code == 2
+    assert result.stderr.rstrip().endswith("apt-get install --no-install-recommends linux-doc python3-doc perl-doc")

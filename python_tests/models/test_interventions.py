@@ -1,0 +1,514 @@
+"""Recording and intervening at every site, against the forward pass written out once more with plain index assignment.
+
+The model under test has everything at once: shortformer positions, smeared keys, MLPs, all biases, a head width that
+is not width / heads. Batch, length, heads, head width, width and vocabulary all differ, so that no axis can be confused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icl_fast.errors import InputError
+from icl_fast.models import LAYER_SITES, Intervention, Transformer
+
+Build = Callable[..., Transformer]
+Edit = Callable[[str, Tensor], Tensor]
+
+B, T, H, D, C, V, L = 4, 7, 3, 5, 12, 11, 2
+FULL = {
+    "head_width": D, "mlp": True, "key": "smeared", "position": "shortformer", "attention_bias": True,
+    "unembed_bias": True, "windows": [[None, 3, None], [2, None, None]],
+}  # fmt: skip
+HEAD_SITES = ["q", "k", "v", "scores", "pattern", "z", "head_out"]
+SITES = ["embed", *(f"{layer}.{name}" for layer in range(L) for name in LAYER_SITES), "final_norm", "logits"]
+SHAPES = {"q": (B, H, T, D), "k": (B, H, T, D), "v": (B, H, T, D), "z": (B, H, T, D), "head_out": (B, H, T, C),
+          "scores": (B, H, T, T), "pattern": (B, H, T, T), "logits": (B, T, V)}  # fmt: skip
+TOKENS = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(3))
+
+
+def has_heads(site: str) -> bool:
+    return site.partition(".")[2] in HEAD_SITES
+
+
+def shape_of(site: str) -> tuple[int, ...]:
+    return SHAPES.get(site.rpartition(".")[2], (B, T, C))
+
+
+def random_like(site: str, seed: int = 5) -> Tensor:
+    return torch.randn(shape_of(site), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def recompute(model: Transformer, tokens: Tensor, edit: Edit = lambda _, x: x) -> dict[str, Tensor]:
+    """Every site of a forward pass, written out from the weights; `edit(site, value)` returns what goes on."""
+    w = dict(model.named_parameters())
+    seen: dict[str, Tensor] = {}
+
+    def at(name: str, value: Tensor) -> Tensor:
+        seen[name] = edit(name, value)
+        return seen[name]
+
+    def affine(name: str, value: Tensor) -> Tensor:
+        return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    length = tokens.shape[1]
+    x = at("embed", w["embed.weight"][tokens])
+    for layer in range(L):
+        a = f"blocks.{layer}.attention"
+        x = at(f"{layer}.resid_pre", x)
+        normed = norm(f"blocks.{layer}.norm1", x)
+        located = normed + w["position.weight"][:length]
+        q, k, v = (
+            torch.stack(affine(f"{a}.{part}", source).split(D, -1), 1)
+            for part, source in (("q", located), ("k", located), ("v", normed))
+        )
+        q = at(f"{layer}.q", q)
+        share = 1 / (1 + torch.exp(-w[f"{a}.alpha"]))[None, :, None, None]
+        k = at(f"{layer}.k", share * k + (1 - share) * k[:, :, [0, *range(length - 1)]])
+        v = at(f"{layer}.v", v)
+        scores = at(f"{layer}.scores", torch.einsum("bhid,bhjd->bhij", q, k) / D**0.5)
+        weights = []
+        for head in range(H):
+            window = FULL["windows"][layer][head] or length  # type: ignore[index]
+            seen_by = torch.tensor([[0 <= i - j < window for j in range(length)] for i in range(length)])
+            e = torch.where(seen_by, scores[:, head], -torch.inf).exp()
+            weights.append(e / e.sum(-1, keepdim=True))
+        pattern = at(f"{layer}.pattern", torch.stack(weights, 1))
+        z = at(f"{layer}.z", torch.einsum("bhij,bhjd->bhid", pattern, v))
+        w_o = w[f"{a}.out.weight"].split(D, 1)
+        head_out = at(f"{layer}.head_out", torch.stack([z[:, head] @ w_o[head].T for head in range(H)], 1))
+        x = at(f"{layer}.resid_mid", x + at(f"{layer}.attn_out", head_out.sum(1) + w[f"{a}.out.bias"]))
+        inner = affine(f"blocks.{layer}.mlp.0", norm(f"blocks.{layer}.norm2", x))
+        mlp_out = affine(f"blocks.{layer}.mlp.2", inner * (1 + torch.erf(inner / 2**0.5)) / 2)
+        x = at(f"{layer}.resid_post", x + at(f"{layer}.mlp_out", mlp_out))
+    at("logits", affine("unembed", at("final_norm", norm("final_norm", x))))
+    return seen
+
+
+def selected(site: str, where: dict[str, Any]) -> Tensor:
+    """The places an intervention holds at, as a mask of the site's whole shape, one place at a time."""
+    out = torch.zeros(shape_of(site), dtype=torch.bool)
+    mask = where.get("mask")
+    for index in itertools.product(*map(range, out.shape[: 3 if has_heads(site) else 2])):
+        b, t = index[0], index[-1]
+        inside = b in where.get("examples", range(B)) and t in where.get("positions", range(T))
+        if has_heads(site):
+            inside = inside and index[1] in where.get("heads", range(H))
+        if inside:
+            out[index] = True if mask is None else mask[index[: mask.ndim]]
+    return out
+
+
+def restrictions(site: str) -> list[dict[str, Any]]:
+    """Nowhere restricted, by each argument alone, and by all of them together."""
+
+    def mask(ndim: int) -> Tensor:
+        shape = shape_of(site)[:ndim]
+        return (torch.arange(math.prod(shape)) * 7 % 13 < 7).view(shape)  # 13 divides no axis: no two rows are alike
+
+    heads = [{"heads": [0, 2]}, {"heads": [1]}] if has_heads(site) else []
+    every = {"positions": [5, 1, 2], "examples": [0, 3], "mask": mask(len(shape_of(site)))}
+    return [
+        {}, *heads, {"positions": [2]}, {"positions": [6, 3]}, {"examples": [1, 3]},
+        {"mask": mask(1)}, {"mask": mask(2)}, {"mask": mask(len(shape_of(site)))},
+        every | ({"heads": [2, 0]} if heads else {}),
+    ]  # fmt: skip
+
+
+def gradients(model: Transformer, logits: Tensor) -> dict[str, Tensor | None]:
+    names, weights = zip(*model.named_parameters(), strict=True)
+    # cubes: unlike a sum they weigh every logit differently, and unlike squares also its sign
+    grads = torch.autograd.grad(logits.pow(3).mean(), weights, allow_unused=True)
+    return dict(zip(names, grads, strict=True))
+
+
+@pytest.fixture(scope="module")
+def model(build: Build) -> Transformer:
+    return build(dtype=torch.float64, **FULL)
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_recorded_value(model: Transformer, site: str) -> None:
+    """Its shape is the documented one, its value that of the pass written out, and recording alters nothing."""
+    logits, recorded = model(TOKENS, record=[site])
+    assert list(recorded) == [site]
+    assert recorded[site].shape == shape_of(site)
+    expected = recompute(model, TOKENS)
+    value = recorded[site]
+    if site.endswith("scores"):  # before the mask: what lies above the diagonal is defined too
+        assert value.isfinite().all()
+    torch.testing.assert_close(value, expected[site], rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits, model(TOKENS), rtol=0, atol=1e-12)
+
+
+def test_record_all_sites_or_none(model: Transformer) -> None:
+    logits, recorded = model(TOKENS, record=SITES)
+    assert set(recorded) == set(SITES)
+    assert recorded["logits"] is logits
+    alone, nothing = model(TOKENS, record=[])
+    assert nothing == {}
+    assert torch.equal(alone, model(TOKENS))
+
+
+def test_sites_without_a_reader_of_their_own(model: Transformer) -> None:
+    """resid_post of a layer is resid_pre of the next; the last one is what the final norm reads."""
+    _, r = model(TOKENS, record=SITES)
+    assert torch.equal(r["0.resid_post"], r["1.resid_pre"])
+    assert torch.equal(r["embed"], r["0.resid_pre"])
+    torch.testing.assert_close(r["final_norm"], model.final_norm(r["1.resid_post"]))
+
+
+# --- every site, every action, every restriction ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("site", SITES)
+def test_setting_the_recorded_value_changes_nothing(build: Build, site: str, dtype: torch.dtype) -> None:
+    """Bit for bit, wherever it is set."""
+    model = build(dtype=dtype, **FULL)
+    with torch.no_grad():
+        logits, recorded = model(TOKENS, record=[site])
+        for where in restrictions(site):
+            again = model(TOKENS, interventions=[Intervention.set(site, recorded[site], **where)])
+            assert torch.equal(again, logits), where
+
+
+@pytest.mark.parametrize("action", ["zero", "set", "apply"])
+@pytest.mark.parametrize("site", SITES)
+def test_effect_and_gradients(model: Transformer, site: str, action: str) -> None:
+    """Logits and the gradient of every weight equal those of the written-out pass edited by index assignment."""
+    value = random_like(site)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.sin(x) * 0.7 + 0.3 * x.flip(0)  # across examples: it is given the whole tensor
+
+    for where in restrictions(site):
+        inside = selected(site, where)
+        intervention = {
+            "zero": lambda w=where: Intervention.zero(site, **w),
+            "set": lambda w=where: Intervention.set(site, value, **w),
+            "apply": lambda w=where: Intervention.apply(site, function, **w),
+        }[action]()
+
+        def edit(name: str, x: Tensor, inside: Tensor = inside) -> Tensor:
+            if name != site:
+                return x
+            new = {"zero": torch.zeros_like(x), "set": value}[action] if action != "apply" else function(x)
+            x = x.clone()
+            x[inside] = new[inside]
+            return x
+
+        logits, recorded = model(TOKENS, record=[site], interventions=[intervention])
+        expected = recompute(model, TOKENS, edit)
+        torch.testing.assert_close(recorded[site], expected[site], rtol=0, atol=1e-12)
+        torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-12)
+        if not logits.requires_grad:  # all logits replaced
+            assert site == "logits"
+            continue
+        truth = gradients(model, expected["logits"])
+        for name, gradient in gradients(model, logits).items():
+            right = truth[name]
+            # "no gradient" and "a gradient of 0" are the same to a formula
+            a, b = (torch.zeros(()) if g is None else g for g in (gradient, right))
+            scale = max(1.0, b.abs().max().item())
+            torch.testing.assert_close(
+                a.expand_as(b) if a.ndim == 0 else a, b.expand_as(a) if b.ndim == 0 else b,
+                rtol=0, atol=1e-11 * scale, check_dtype=False, msg=lambda m, n=name, w=where: f"{n} {w}: {m}",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_outside_the_selection_every_bit_stays(build: Build, site: str) -> None:
+    """The site itself, the other examples' logits, and the logits before the first position touched."""
+    model = build(**FULL)
+    value = random_like(site).float()
+    with torch.no_grad():
+        logits, recorded = model(TOKENS, record=[site])
+        for where in restrictions(site)[1:]:
+            inside = selected(site, where)
+            assert inside.any()
+            other, after = model(TOKENS, record=[site], interventions=[Intervention.set(site, value, **where)])
+            assert torch.equal(after[site][~inside], recorded[site][~inside])
+            assert torch.equal(after[site][inside], value[inside])
+            examples = inside.flatten(1).any(1)
+            assert torch.equal(other[~examples], logits[~examples])
+            axis = 2 if has_heads(site) else 1
+            touched = inside.transpose(1, axis).flatten(2).any(-1)  # [B,T]
+            for b in range(B):
+                first = touched[b].int().argmax().item() if touched[b].any() else T
+                assert torch.equal(other[b, :first], logits[b, :first])
+            assert not torch.equal(other, logits)
+
+
+@pytest.mark.parametrize("site", [f"{layer}.{name}" for layer in range(L) for name in ("v", "pattern", "z", "head_out")])
+@pytest.mark.parametrize("head", range(H))
+def test_removing_a_head(model: Transformer, site: str, head: int) -> None:
+    """Zeroing z, v, the pattern or the result of a head is zeroing its columns of the output projection."""
+    without = {n: w.clone() for n, w in model.state_dict().items()}
+    without[f"blocks.{site[0]}.attention.out.weight"][:, head * D : (head + 1) * D] = 0
+    expected = torch.func.functional_call(model, without, (TOKENS,))
+    removed = model(TOKENS, interventions=[Intervention.zero(site, heads=[head])])
+    torch.testing.assert_close(removed, expected, rtol=0, atol=1e-12)
+
+
+def test_several_interventions_apply_in_order(model: Transformer) -> None:
+    value = random_like("1.z")
+    steps = [
+        Intervention.set("1.z", value, heads=[0, 1]),
+        Intervention.apply("1.z", lambda x: 2 * x + 1, positions=[2, 3, 4]),
+        Intervention.zero("1.z", positions=[3]),
+        Intervention.zero("0.attn_out", examples=[1]),
+    ]
+    logits, r = model(TOKENS, record=["1.z", "0.attn_out"], interventions=steps)
+    _, before = model(TOKENS, record=["1.z"], interventions=steps[3:])
+    expected = before["1.z"].clone()
+    expected[:, :2] = value[:, :2]
+    expected[:, :, 2:5] = 2 * expected[:, :, 2:5] + 1
+    expected[:, :, 3] = 0
+    assert torch.equal(r["1.z"], expected)
+    assert not r["0.attn_out"][1].any()
+    assert r["0.attn_out"][0].all()
+    assert not torch.equal(model(TOKENS, interventions=steps[::-1]), logits)
+
+
+def test_a_value_of_another_precision_is_cast(build: Build) -> None:
+    model = build(**FULL)
+    value = random_like("0.z")
+    _, recorded = model(TOKENS, record=["0.z"], interventions=[Intervention.set("0.z", value)])
+    assert torch.equal(recorded["0.z"], value.float())
+
+
+def test_on_embeddings_given_in_place_of_tokens(model: Transformer) -> None:
+    zero = [Intervention.zero("0.pattern", heads=[1]), Intervention.zero("embed", positions=[0])]
+    embeddings = model.embed(TOKENS)
+    assert torch.equal(model(embeddings, interventions=zero), model(TOKENS, interventions=zero))
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["embed", "0.k", "0.scores", "0.pattern", "1.z", "1.resid_mid", "final_norm"])
+def test_gradients_by_finite_differences(model: Transformer, site: str) -> None:
+    """With respect to the embeddings, in float64, through a replaced, a scaled and an untouched part of the site."""
+    value = random_like(site)[:1, ..., :3] if site.endswith(("scores", "pattern")) else random_like(site)[:1]
+    value = value[:, :, :3] if has_heads(site) else value[:, :3]
+    interventions = [
+        Intervention.set(site, value, positions=[1]),
+        Intervention.apply(site, lambda x: x.sin() + x * x, positions=[2]),
+    ]
+    embeddings = torch.randn(1, 3, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.autograd.gradcheck(
+        lambda e: model(e, interventions=interventions)[..., :4], embeddings.requires_grad_(), fast_mode=False
+    )
+
+
+UNREACHED = {  # forced everywhere in layer 1 -> what no gradient reaches
+    "1.q": ["attention.q"],
+    "1.k": ["attention.k", "attention.alpha"],
+    "1.v": ["attention.v"],
+    "1.scores": ["attention.q", "attention.k", "attention.alpha"],
+    "1.pattern": ["attention.q", "attention.k", "attention.alpha"],
+    "1.z": ["norm1", "attention.q", "attention.k", "attention.alpha", "attention.v"],
+    "1.head_out": ["norm1", "attention.q", "attention.k", "attention.alpha", "attention.v", "attention.out.weight"],
+    "1.attn_out": ["norm1", "attention"],
+    "1.mlp_out": ["norm2", "mlp"],
+}
+
+
+@pytest.mark.parametrize("action", ["zero", "set"])
+@pytest.mark.parametrize("site", UNREACHED)
+def test_training_leaves_what_is_forced_away_alone(build: Build, site: str, action: str) -> None:
+    """Three AdamW steps: those weights get no gradient, so not even weight decay moves them; all others move."""
+    model = build(**FULL)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    value = torch.softmax(random_like(site).float(), -1) if site == "1.pattern" else random_like(site).float()
+    force = Intervention.zero(site) if action == "zero" else Intervention.set(site, value)
+    for _ in range(3):
+        optimizer.zero_grad()
+        logits = model(TOKENS, interventions=[force])
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        unreached = any(name.startswith(f"blocks.1.{part}") for part in UNREACHED[site])
+        assert (parameter.grad is None) == unreached, name
+        assert torch.equal(parameter.detach(), before[name]) == unreached, name
+        assert value.grad is None
+
+
+def test_a_replaced_head_gets_a_gradient_of_zero_and_the_others_theirs(model: Transformer) -> None:
+    grads = gradients(model, model(TOKENS, interventions=[Intervention.zero("1.z", heads=[1])]))
+    for part in ("q", "k", "v"):
+        gradient = grads[f"blocks.1.attention.{part}.weight"]
+        assert gradient is not None
+        by_head = gradient.view(H, D, C).abs().sum((1, 2))
+        assert by_head[1] == 0
+        assert by_head[0] > 0
+        assert by_head[2] > 0
+
+
+def test_a_set_value_may_itself_be_learned(model: Transformer) -> None:
+    """Its gradient is that of the site where it was put, and 0 elsewhere."""
+    value = random_like("0.z").requires_grad_()
+    logits, r = model(TOKENS, record=["0.z"], interventions=[Intervention.set("0.z", value, heads=[2], examples=[1])])
+    of_value, of_site = torch.autograd.grad(logits.pow(3).mean(), (value, r["0.z"]))
+    assert of_value[1, 2].abs().sum() > 0
+    assert torch.equal(of_value[1, 2], of_site[1, 2])
+    of_value[1, 2] = 0
+    assert not of_value.any()
+
+
+@pytest.mark.parametrize("action", ["zero", "set"])
+@pytest.mark.parametrize("site", SITES)
+def test_nan_that_is_replaced_does_not_leak(model: Transformer, site: str, action: str) -> None:
+    """Neither forward nor into any gradient: NaN and infinity stood there, at some places, before they were replaced."""
+    for where in restrictions(site)[1:]:
+        poison = torch.where(selected(site, where), torch.nan, random_like(site))
+        clean = torch.where(selected(site, where), random_like(site), torch.nan)  # NaN in the part that is not used
+        replace = (
+            Intervention.zero(site, **where) if action == "zero" else Intervention.set(site, clean, **where)
+        )
+        interventions = [Intervention.set(site, poison, **where), replace]
+        logits = model(TOKENS, interventions=interventions)
+        assert logits.isfinite().all()
+        assert torch.equal(logits, model(TOKENS, interventions=interventions[1:]))
+        assert all(g is None or g.isfinite().all() for g in gradients(model, logits).values())
+
+
+def test_nan_scores_above_the_diagonal_are_masked(model: Transformer) -> None:
+    poison = torch.full((B, H, T, T), torch.nan, dtype=torch.float64).triu(1)
+    logits = model(TOKENS, interventions=[Intervention.apply("0.scores", lambda x: x + poison)])
+    torch.testing.assert_close(logits, model(TOKENS), rtol=0, atol=1e-12)
+    assert all(g is not None and g.isfinite().all() for g in gradients(model, logits).values())
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["", "z", "0.", ".z", "2.z", "-1.z", "00.z", "0.Z", "0.z ", "0.embed", "0.logits", "embed.z", "0.z.q", "².z"]
+)
+def test_unknown_site(model: Transformer, name: str) -> None:
+    with pytest.raises(InputError, match=r"^record: no site .* in a model of 2 layers; sites are embed, .*resid_post$"):
+        model(TOKENS, record=[name])
+    with pytest.raises(InputError, match=r"^interventions: no site"):
+        model(TOKENS, interventions=[Intervention.zero(name)])
+
+
+def test_a_single_string_is_no_list_of_sites(model: Transformer) -> None:
+    with pytest.raises(InputError, match=r"^record: "):
+        model(TOKENS, record="0.z")
+
+
+def test_no_mlp_out_without_mlp(build: Build) -> None:
+    with pytest.raises(InputError, match=r"^record: site '0.mlp_out' does not exist in an attention-only model$"):
+        build(mlp=False)(TOKENS, record=["0.mlp_out"])
+    with pytest.raises(InputError, match=r"^interventions: site '1.mlp_out' does not exist in an attention-only model$"):
+        build(mlp=False)(TOKENS, interventions=[Intervention.zero("1.mlp_out")])
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"heads": [-1]}, r"heads holds -1, but there are 3 \(0 to 2\)"),
+        ({"heads": [0, 3]}, r"heads holds 3, but there are 3 \(0 to 2\)"),
+        ({"positions": [7]}, r"positions holds 7, but there are 7 \(0 to 6\)"),
+        ({"positions": [-1]}, r"positions holds -1, but there are 7"),
+        ({"examples": [4]}, r"examples holds 4, but there are 4 \(0 to 3\)"),
+        ({"heads": []}, r"heads is empty, .* leave it out to mean all of them"),
+        ({"positions": ()}, r"positions is empty"),
+        ({"examples": set()}, r"examples is empty"),
+        ({"mask": torch.ones(B, H, T)}, r"mask must be bool .* got torch.float32 \[4, 3, 7\]"),
+        ({"mask": torch.ones(B, T, dtype=torch.bool)}, r"mask must be bool with .* \[4, 3, 7, 5\], got .* \[4, 7\]"),
+        ({"mask": torch.ones(1, H, T, dtype=torch.bool)}, r"mask .* got torch.bool \[1, 3, 7\]"),
+        ({"mask": torch.ones(B, H, T, D, 1, dtype=torch.bool)}, r"mask .* \[4, 3, 7, 5, 1\]"),
+    ],
+)
+def test_bad_selection(model: Transformer, where: dict[str, Any], message: str) -> None:
+    for make in (
+        lambda: Intervention.zero("1.z", **where),
+        lambda: Intervention.set("1.z", torch.zeros(B, H, T, D), **where),
+        lambda: Intervention.apply("1.z", torch.sin, **where),
+    ):
+        with pytest.raises(InputError, match=r"^intervention at '1.z': " + message):
+            model(TOKENS, interventions=[make()])
+
+
+@pytest.mark.parametrize("site", [s for s in SITES if not has_heads(s)])
+def test_heads_at_a_site_without_heads(model: Transformer, site: str) -> None:
+    with pytest.raises(InputError, match="heads were given, but this site has none$"):
+        model(TOKENS, interventions=[Intervention.zero(site, heads=[0])])
+
+
+@pytest.mark.parametrize("heads", [[0.5], [1.0], ["1"], "12"])
+def test_indices_are_integers(heads: Any) -> None:
+    """1.7 must not quietly become head 1."""
+    with pytest.raises(TypeError, match="interpreted as an integer"):
+        Intervention.zero("0.z", heads=heads)
+
+
+def test_indices_may_come_from_numpy_and_torch() -> None:
+    import numpy as np
+
+    assert Intervention.zero("0.z", heads=np.array([0, 2])).heads == (0, 2)
+    assert Intervention.zero("0.z", heads=torch.tensor([0, 2])).heads == (0, 2)
+    assert Intervention.zero("0.z", positions=range(2)).positions == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, H, T, D), (H, T, D), (B, 1, T, D), (B, H, 1, D), (B, H, T, 1), (), (B, T, H, D)])
+def test_nothing_broadcasts(model: Transformer, shape: tuple[int, ...]) -> None:
+    message = r"^intervention at '1.z': the tensor has shape .* the site \[4, 3, 7, 5\]; give exactly that shape$"
+    for where in ({}, {"heads": [1]}):
+        with pytest.raises(InputError, match=message):
+            model(TOKENS, interventions=[Intervention.set("1.z", torch.zeros(shape), **where)])
+        with pytest.raises(InputError, match=message):
+            model(TOKENS, interventions=[Intervention.apply("1.z", lambda _: torch.zeros(shape), **where)])
+
+
+def test_hidden_has_no_logits(model: Transformer) -> None:
+    for arguments in ({"record": ["logits"]}, {"interventions": [Intervention.zero("logits")]}):
+        with pytest.raises(InputError, match=r"^hidden\(\) ends before the logits: .* with forward\(\)$"):
+            model.hidden(TOKENS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (TOKENS[0], r"tokens must be int64 \[B,T\], got torch.int64 \[7\]$"),
+        (TOKENS[..., None], r"tokens must be int64 \[B,T\], got torch.int64 \[4, 7, 1\]$"),
+        (TOKENS.to(torch.int16), r"tokens must be int64 \[B,T\], got torch.int16"),
+        (TOKENS > 3, r"tokens must be int64 \[B,T\], got torch.bool"),
+        (TOKENS.float(), r"tokens: embeddings must be \[B,T,12\], got \[4, 7\]$"),
+        (torch.zeros(B, T, C + 1), r"tokens: embeddings must be \[B,T,12\], got \[4, 7, 13\]$"),
+        (torch.zeros(1, 17, dtype=torch.int64), r"tokens: 17 positions, but the model's position table holds 16$"),
+        (torch.zeros(1, 17, C), r"tokens: 17 positions, but the model's position table holds 16$"),
+        (torch.full((2, 3), V), r"tokens holds 11, but the vocabulary is 0 to 10$"),
+        (torch.tensor([[0, -1]]), r"tokens holds -1, but the vocabulary is 0 to 10$"),
+        (torch.tensor([[0, V + 4]], dtype=torch.int32), r"tokens holds 15, but"),
+    ],
+)
+def test_bad_tokens(model: Transformer, tokens: Tensor, message: str) -> None:
+    for call in (model, model.hidden):
+        with pytest.raises(InputError, match="^" + message):
+            call(tokens)
+
+
+def test_messages_are_one_line(model: Transformer) -> None:
+    for bad in (Intervention.zero("nowhere"), Intervention.zero("0.z", heads=[9]), Intervention.set("0.z", TOKENS)):
+        with pytest.raises(InputError) as caught:
+            model(TOKENS, interventions=[bad])
+        assert "\n" not in str(caught.value)

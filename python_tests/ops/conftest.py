@@ -1,0 +1,86 @@
+"""The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
+
+A test module names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from icl_fast.ops import _registry, available_impls
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "impl" not in metafunc.fixturenames:
+        return
+    op = metafunc.module.OP
+    if "dtype" in metafunc.fixturenames:
+        pairs = [(i, d) for i in available_impls()[op] for d in _registry._OPS[op].kernels[i].dtypes]
+        metafunc.parametrize(("impl", "dtype"), pairs, ids=[f"{i}-{str(d).removeprefix('torch.')}" for i, d in pairs])
+    else:
+        metafunc.parametrize("impl", available_impls()[op])
+
+
+@pytest.fixture
+def device(impl: str) -> str:
+    if impl == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda" if impl == "cuda" else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty is full of nan: an output that is not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def within() -> Callable[..., None]:
+    """The error rule: against a float64 truth, at most `times` the largest error of plain torch, and a tiny atol."""
+
+    def check(actual: Tensor, plain: Tensor, truth: Tensor, *, times: float) -> None:
+        assert actual.shape == truth.shape
+        assert actual.isfinite().all()
+        if truth.numel() == 0:
+            return
+        error = (actual.double() - truth).abs().max().item()
+        size = max(1.0, truth.abs().max().item())
+        if plain.dtype == torch.float64:  # plain torch is the truth itself, with float64 rounding of its own
+            allowed = 1e-12 * size
+        else:
+            atol = 4 * torch.finfo(torch.float32).eps * size
+            allowed = times * (plain.double() - truth).abs().max().item() + atol
+        assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+    return check
+
+
+@pytest.fixture
+def strided() -> Callable[[Tensor], Tensor]:
+    """The same values with an offset and a stride in every dimension, amid nan (or, for integers, a huge number)."""
+
+    def spread(tensor: Tensor) -> Tensor:
+        filler = float("nan") if tensor.is_floating_point() else 10**9
+        around = torch.full([2 * size + 3 for size in tensor.shape], filler, dtype=tensor.dtype, device=tensor.device)
+        view = around[tuple(slice(3, 3 + 2 * size, 2) for size in tensor.shape)]
+        view.copy_(tensor)
+        assert not view.is_contiguous() or view.numel() <= 1
+        return view
+
+    return spread

@@ -1,0 +1,85 @@
+"""The ops at random shapes, in float64, against torch's own functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from icl_fast.ops import (
+    frozen_attention,
+    head_ablation_cross_entropy,
+    linear_cross_entropy,
+    smeared_attention,
+)
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
+size = st.integers(1, 9)
+few = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@few
+@hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=3), size, size, st.booleans())
+def test_linear_cross_entropy(leading: list[int], c: int, v: int, with_bias: bool) -> None:
+    hidden, weight, bias = randn(*leading, c), randn(v, c), randn(v) if with_bias else None
+    targets = torch.randint(v + 1, leading)
+    targets[targets == v] = -100
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl="reference")
+    logits = F.linear(hidden, weight, bias).flatten(0, -2)
+    close(losses, F.cross_entropy(logits, targets.flatten(), reduction="none").view(leading))
+
+
+@few
+@hypothesis.given(st.integers(0, 4), st.integers(0, 3), size, size, size, size, st.data())
+def test_frozen_attention(a: int, b: int, h: int, t: int, d: int, dv: int, data: Any) -> None:
+    window = data.draw(st.lists(st.integers(0, 10), min_size=h, max_size=h))
+    rows = torch.randint(t, (b, data.draw(st.integers(0, 12))))
+    q, k, v = randn(b, h, t, d), randn(b, h, t, d), randn(a, b, h, t, dv)
+    distance = torch.arange(t)[:, None] - torch.arange(t)
+    sizes = torch.tensor([w or 99 for w in window])[:, None, None]
+    pattern = (0.4 * q @ k.mT).masked_fill((distance < 0) | (distance >= sizes), float("-inf")).softmax(-1)
+    whole = frozen_attention(q, k, v, scale=0.4, window=window, impl="reference")
+    close(whole, pattern @ v)
+    some = frozen_attention(q, k, v, scale=0.4, window=window, rows=rows, impl="reference")
+    close(some, whole.gather(3, rows[None, :, None, :, None].expand(a, b, h, -1, dv)))
+
+
+@few
+@hypothesis.given(st.integers(0, 3), size, size, size)
+def test_smeared_attention(b: int, h: int, t: int, d: int) -> None:
+    q, k, v, alpha = (x.requires_grad_() for x in (randn(b, h, t, d), randn(b, h, t, d), randn(b, h, t, d), randn(h)))
+    smeared = torch.cat([k[:, :, :1], torch.lerp(k[:, :, :-1], k[:, :, 1:], alpha.sigmoid()[:, None, None])], 2)
+    expected = F.scaled_dot_product_attention(q, smeared, v, is_causal=True, scale=0.4)
+    actual = smeared_attention(q, k, v, alpha, scale=0.4, impl="reference")
+    close(actual, expected)
+    inputs = (q, k, v, alpha)
+    for mine, theirs in zip(
+        torch.autograd.grad(actual.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        close(mine, theirs)
+
+
+@few
+@hypothesis.given(st.integers(0, 9), st.integers(0, 4), size, size, size)
+def test_head_ablation_cross_entropy(n: int, h: int, d: int, c: int, v: int) -> None:
+    resid, z, w_o, weight = randn(n, c), randn(h, n, d), randn(h, d, c), randn(v, c)
+    targets = torch.randint(v, (n,))
+    base, losses = head_ablation_cross_entropy(
+        resid, z, w_o, weight, targets, norm_weight=None, norm_bias=None, eps=1e-3, impl="reference"
+    )
+    for actual, x in zip([base, *losses], [resid, *(resid - z @ w_o)], strict=True):
+        logits = F.layer_norm(x, (c,), eps=1e-3) @ weight.T
+        close(actual, F.cross_entropy(logits, targets, reduction="none"))

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from icl_fast.ops import frozen_attention
+
+OP = "frozen_attention"
+# Implementations in which a nan in a value that a row does not see cannot reach that row even within a tile
+CONFINES_NAN = ("reference",)
+SIZES = [
+    (3, 2, 3, 37, 16, 8),
+    (1, 1, 1, 1, 4, 4),
+    (2, 3, 2, 67, 5, 7),
+    (2, 0, 2, 5, 4, 4),
+    (0, 2, 2, 5, 4, 4),
+]  # ABHTDDv
+
+
+def make(sizes: tuple[int, ...], dtype: torch.dtype, device: str, peak: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    a, b, h, t, d, dv = sizes
+    q, k, v = torch.randn(b, h, t, d) * peak, torch.randn(b, h, t, d), torch.randn(a, b, h, t, dv)
+    return q.to(device, dtype), k.to(device, dtype), v.to(device, dtype)
+
+
+def seen(length: int, heads: int, window: list[int], device: str) -> Tensor:
+    """bool [H, T, T], by the words of the docstring: query i sees keys i-w+1..i."""
+    mask = torch.zeros(heads, length, length, dtype=torch.bool)
+    for h in range(heads):
+        for i in range(length):
+            mask[h, i, max(0, i - window[h] + 1) if window[h] else 0 : i + 1] = True
+    return mask.to(device)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, scale: float, window: list[int] | None = None) -> Tensor:
+    heads, length = q.shape[1:3]
+    mask = seen(length, heads, window or [0] * heads, q.device.type)
+    return torch.stack([F.scaled_dot_product_attention(q, k, x, mask, scale=scale) for x in v]) if len(v) else v
+
+
+def test_is_the_definition(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 6, 3, 2), torch.float32, device)
+    window = [0, 1, 3]
+    out = frozen_attention(q, k, v, scale=0.7, window=window, impl=impl)
+    for a, b, h, i in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3), torch.arange(6)).tolist():
+        keys = range(max(0, i - window[h] + 1) if window[h] else 0, i + 1)
+        weights = [math.exp(0.7 * sum(float(x * y) for x, y in zip(q[b, h, i], k[b, h, j], strict=True))) for j in keys]
+        for d in range(2):
+            mean = sum(w * float(v[a, b, h, j, d]) for w, j in zip(weights, keys, strict=True)) / sum(weights)
+            assert out[a, b, h, i, d].item() == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize("peak", [1.0, 30.0])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
+    q, k, v = make(sizes, dtype, device, peak)
+    window = [0, 5, 1][: sizes[2]]
+    out = frozen_attention(q, k, v, scale=0.3, window=window, impl=impl)
+    assert out.dtype == dtype
+    truth = plain(q.double(), k.double(), v.double(), 0.3, window)
+    within(out, plain(q, k, v, 0.3, window), truth, times=2)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_rows_are_rows_of_the_whole(impl: str, dtype: torch.dtype, device: str, within: Any) -> None:
+    q, k, v = make((3, 2, 3, 37, 16, 8), dtype, device)
+    rows = torch.tensor([[36, 0, 5, 5], [7, 1, 36, 20]], device=device)
+    out = frozen_attention(q, k, v, scale=0.3, window=[0, 4, 0], rows=rows, impl=impl)
+    index = rows[None, :, None, :, None].expand(3, 2, 3, 4, 8)
+    same = plain(q, k, v, 0.3, [0, 4, 0]).gather(3, index)
+    truth = plain(q.double(), k.double(), v.double(), 0.3, [0, 4, 0]).gather(3, index)
+    within(out, same, truth, times=2)
+    assert frozen_attention(q, k, v, scale=0.3, rows=rows[:, :0], impl=impl).shape == (3, 2, 3, 0, 8)
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_explicit_pattern(impl: str, dtype: torch.dtype, device: str, with_rows: bool, within: Any) -> None:
+    _, _, v = make((3, 2, 3, 37, 16, 8), dtype, device)
+    pattern = torch.randn(2, 3, 37, 37).to(device, dtype)  # neither causal nor normalised: it is applied as it is
+    rows = torch.randint(37, (2, 5), device=device) if with_rows else None
+    out = frozen_attention(None, None, v, scale=1.0, pattern=pattern, rows=rows, impl=impl)
+    taken = pattern if rows is None else torch.stack([p[:, r] for p, r in zip(pattern, rows, strict=True)])
+    within(out, taken @ v, taken.double() @ v.double(), times=2)
+
+
+@pytest.mark.parametrize(
+    ("window", "same"),
+    [(None, [0, 0, 0]), (0, [0, 0, 0]), (4, [4, 4, 4]), ([None, 4, 1], [0, 4, 1]), ((0, 4, 99), [0, 4, 0])],
+)
+def test_ways_to_give_a_window(impl: str, device: str, window: Any, same: list[int]) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), torch.float32, device)
+    out = frozen_attention(q, k, v, scale=0.3, window=window, impl=impl)
+    tensor = torch.tensor(same, device=device)
+    torch.testing.assert_close(out, frozen_attention(q, k, v, scale=0.3, window=tensor, impl=impl))
+    torch.testing.assert_close(out, plain(q, k, v, 0.3, same))
+
+
+def test_window_of_one_is_the_value_itself(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), torch.float32, device)
+    assert torch.equal(frozen_attention(q, k, v, scale=0.3, window=1, impl=impl), v)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_later_keys_do_not_reach_earlier_rows(impl: str, device: str, bad: float) -> None:
+    q, k, v = make((2, 2, 3, 37, 8, 8), torch.float32, device)
+    clean = frozen_attention(q, k, v, scale=0.3, impl=impl)
+    k[:, :, 20:] = bad
+    q[:, :, 20:] = bad
+    out = frozen_attention(q, k, v, scale=0.3, impl=impl)
+    assert torch.equal(out[..., :20, :], clean[..., :20, :])
+    assert out[..., 20:, :].isnan().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_unseen_values_do_not_reach_a_row(impl: str, device: str, bad: float) -> None:
+    if impl not in CONFINES_NAN:
+        pytest.skip("a nan may spread within a tile")
+    q, k, v = make((2, 2, 3, 37, 8, 8), torch.float32, device)
+    clean = frozen_attention(q, k, v, scale=0.3, window=[0, 5, 0], impl=impl)
+    v[0, 1, :, 20, 3] = bad
+    out = frozen_attention(q, k, v, scale=0.3, window=[0, 5, 0], impl=impl)
+    reached = torch.zeros_like(out, dtype=torch.bool)
+    reached[0, 1, :, 20:, 3] = True
+    reached[0, 1, 1, 25:, 3] = False  # outside the window of head 1
+    assert out[reached].isnan().all()
+    torch.testing.assert_close(out[~reached], clean[~reached])
+
+
+def test_a_zero_in_the_pattern_hides_a_nan(impl: str, device: str) -> None:
+    if impl not in CONFINES_NAN:
+        pytest.skip("a nan may spread within a tile")
+    pattern = torch.tensor([[1.0, 0.0], [0.5, 0.5]], device=device)[None, None]
+    v = torch.tensor([[3.0], [float("nan")]], device=device)[None, None, None]
+    out = frozen_attention(None, None, v, scale=1.0, pattern=pattern, impl=impl).flatten()
+    assert out[0] == 3
+    assert out[1].isnan()
+
+
+def test_forward_only(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 5, 4, 4), torch.float32, device)
+    pattern = torch.rand(2, 3, 5, 5, device=device)
+    arguments, given = {"q": q, "k": k, "v": v}, {"q": None, "k": None, "v": v, "pattern": pattern}
+    for needing in (q, k, v, pattern):
+        needing.requires_grad_()
+        with pytest.raises(RuntimeError, match=f"{OP}: forward only, it has no gradient; call it under torch.no_grad"):
+            frozen_attention(**(given if needing is pattern else arguments), scale=1.0, impl=impl)
+        with torch.no_grad():
+            assert not frozen_attention(q, k, v, scale=1.0, impl=impl).requires_grad
+        needing.requires_grad_(False)
+
+
+def test_strided_inputs(impl: str, dtype: torch.dtype, device: str, strided: Any) -> None:
+    inputs = make((2, 2, 3, 13, 4, 6), dtype, device)
+    rows = torch.randint(13, (2, 4), device=device)
+    window = torch.tensor([0, 3, 5], device=device)
+    pattern = torch.rand(2, 3, 13, 13).to(device, dtype)
+    eps = torch.finfo(dtype).eps
+    expected = frozen_attention(*inputs, scale=0.3, window=window, rows=rows, impl=impl)
+    spread = [strided(x) for x in inputs]
+    actual = frozen_attention(*spread, scale=0.3, window=strided(window), rows=strided(rows), impl=impl)
+    torch.testing.assert_close(actual, expected, rtol=2 * eps, atol=2 * eps)
+    one_for_all = inputs[2][:1].expand(2, -1, -1, -1, -1)
+    out = frozen_attention(None, None, one_for_all, scale=1.0, pattern=strided(pattern), impl=impl)
+    assert torch.equal(out[0], out[1])
+    torch.testing.assert_close(out[0], (pattern.double() @ inputs[2][0].double()).to(dtype), rtol=4 * eps, atol=1e-5)
+
+
+def test_blocks_of_the_batch_change_nothing_and_bound_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            self.numel = max(self.numel, out.numel() if isinstance(out, Tensor) else 0)
+            return out
+
+    attention = importlib.import_module("icl_fast.ops._attention")
+    reference = importlib.import_module("icl_fast.ops.frozen_attention").reference_forward
+    q, k, v = make((1, 7, 2, 31, 2, 2), torch.float32, "cpu")
+    whole = reference(q, k, v, 0.3, None, None, None)
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 3 * 2 * 31 * 31)
+    with Largest() as largest:
+        blocked = reference(q, k, v, 0.3, None, None, None)
+    torch.testing.assert_close(blocked, whole)
+    assert largest.numel == 3 * 2 * 31 * 31
+
+
+def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
+    q, k, v = make((2, 2, 3, 5, 4, 6), dtype, device)
+    op = torch.ops.icl_fast.frozen_attention.default
+    rows = torch.randint(5, (2, 3), device=device)
+    torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, impl))
+    torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, impl))
+    torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), impl))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(impl: str, device: str, dynamic: bool) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), torch.float32, device)
+    rows = torch.randint(13, (2, 4), device=device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+        return frozen_attention(q * 2, k, v, scale=0.3, window=[0, 3, None], rows=rows, impl=impl) + 1
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    assert torch.equal(compiled(q, k, v, rows), attend(q, k, v, rows))
+
+
+def test_autocast_casts_the_inputs_as_matmul_does_and_nothing_else(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), torch.float32, device)
+    with torch.autocast(device, torch.bfloat16):
+        out = frozen_attention(q, k.bfloat16(), v, scale=0.3, impl=impl)
+    expected = frozen_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, impl=impl)
+    assert torch.equal(out, expected)
+
+
+Q, V = torch.zeros(2, 3, 5, 4), torch.zeros(6, 2, 3, 5, 4)
+ROWS, PATTERN = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 5, 5)
+GIVEN = {"q": None, "k": None, "pattern": PATTERN}
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"q": None}, ValueError, "q and k are needed without a pattern"),
+    ({"k": None}, ValueError, "q and k are needed without a pattern"),
+    ({"pattern": PATTERN}, ValueError, "pattern replaces q, k and window; give either it or them"),
+    ({**GIVEN, "window": 3}, ValueError, "pattern replaces q, k and window"),
+    (
+        {**GIVEN, "pattern": PATTERN[:1]},
+        ValueError,
+        r"pattern must be \[B, H, T, T\] with B=2, H=3, T=5, T=5, got \[1,",
+    ),
+    ({**GIVEN, "pattern": PATTERN.half()}, TypeError, "pattern must have the dtype of v, torch.float32, got"),
+    ({"q": 1.0}, TypeError, r"q must be a tensor \[B, H, T, D\], got float"),
+    ({"q": Q[0]}, ValueError, r"q must be \[B, H, T, D\], got \[3, 5, 4\]"),
+    ({"k": Q[:, :, 1:]}, ValueError, r"k must be \[B, H, T, D\] with B=2, H=3, T=5, D=4, got \[2, 3, 4, 4\]"),
+    ({"v": V[0]}, ValueError, r"v must be \[A, B, H, T, Dv\] with B=2, H=3, T=5, got \[2, 3, 5, 4\]"),
+    ({"v": V[:, :, :2]}, ValueError, r"v must be \[A, B, H, T, Dv\] with A=6, B=2, H=3, T=5, got"),
+    ({"v": V.long()}, TypeError, "v must be float32, bfloat16, float16 or float64, got torch.int64"),
+    ({"k": Q.double()}, TypeError, "k must have the dtype of v, torch.float32, got torch.float64"),
+    ({"q": Q.to("meta")}, ValueError, "q must be on the device of v, cpu, got meta"),
+    ({"rows": ROWS.int()}, TypeError, "rows must be int64, got torch.int32"),
+    ({"rows": ROWS[:1]}, ValueError, r"rows must be \[B, R\] with B=2, got \[1, 3\]"),
+    ({"rows": ROWS.to("meta")}, ValueError, "rows must be on the device of v, cpu, got meta"),
+    ({"rows": ROWS + 5}, ValueError, r"rows must be in 0..4, got 5"),
+    ({"rows": ROWS - 1}, ValueError, r"rows must be in 0..4, got -1"),
+    ({"window": -1}, ValueError, r"window must not be negative \(0 or None: dense\), got -1"),
+    ({"window": [1, 2]}, ValueError, "window must have one size per head, H=3, got 2"),
+    ({"window": 2.5}, TypeError, "window must be None, an int, or an int or None per head, got 2.5"),
+    ({"window": [1, 2, 0.5]}, TypeError, "window must be None, an int, or an int or None per head"),
+    ({"window": torch.ones(3)}, TypeError, "window must be int64, got torch.float32"),
+    ({"window": torch.ones(2).long()}, ValueError, r"window must be \[H\] with H=3, got \[2\]"),
+    ({"window": torch.ones(3).long().to("meta")}, ValueError, "window must be on the device of v, cpu, got meta"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"q": Q, "k": Q, "v": V, "scale": 0.5, **change}
+    with pytest.raises(error, match=f"{OP}: {message}"):
+        frozen_attention(**arguments)

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from icl_fast.ops import PositionLoss, linear_cross_entropy
+
+OP = "linear_cross_entropy"
+MODULE = importlib.import_module("icl_fast.ops.linear_cross_entropy")
+SIZES = [(3, 7, 13, 31), (2, 1, 1, 1), (1, 37, 64, 257), (2, 33, 17, 1009), (0, 5, 8, 11), (2, 0, 8, 11)]  # B, T, C, V
+
+
+def make(sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str, peak: float = 1.0) -> tuple[Tensor, ...]:
+    b, t, c, v = sizes
+    hidden = torch.randn(b, t, c) * peak
+    weight = torch.randn(v, c)
+    targets = torch.randint(v, (b, t))
+    if peak > 1:  # half of the targets are what the model is sure of, half are not
+        targets[..., ::2] = (hidden @ weight.T).argmax(-1)[..., ::2]
+    if targets.numel() > 2:
+        targets.view(-1)[1] = -100
+    return hidden.to(device, dtype), weight.to(device, dtype), targets.to(device), torch.randn(v).to(device, dtype)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+    logits = F.linear(hidden, weight, bias).flatten(0, -2)
+    return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+
+
+def test_is_the_definition(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((2, 3, 4, 5), torch.float32, device)
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+    for b, t in itertools.product(range(2), range(3)):
+        logits = [
+            sum(float(hidden[b, t, c]) * float(weight[v, c]) for c in range(4)) + float(bias[v]) for v in range(5)
+        ]
+        target = int(targets[b, t])
+        loss = 0.0 if target == -100 else math.log(sum(math.exp(x) for x in logits)) - logits[target]
+        assert losses[b, t].item() == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("peak", [1.0, 30.0])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_forward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
+    hidden, weight, targets, bias = make(sizes, dtype, device, peak)
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+    assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    truth = plain(hidden.double(), weight.double(), targets, bias.double())
+    within(losses, plain(hidden, weight, targets, bias), truth, times=2)
+    # products of narrow numbers are exact in float32, so narrow inputs cost nothing beyond float32's own error
+    wide = plain(hidden.to(losses.dtype), weight.to(losses.dtype), targets, bias.to(losses.dtype))
+    within(losses, wide, truth, times=2)
+
+
+@pytest.mark.parametrize("peak", [1.0, 30.0])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_backward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
+    hidden, weight, targets, bias = make(sizes, dtype, device, peak)
+    grad = torch.randn(targets.shape, device=device)
+
+    def gradients(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
+        losses = of(inputs[0], inputs[1], targets, bias=inputs[2])
+        return torch.autograd.grad(losses, inputs, grad.to(losses.dtype))
+
+    mine = gradients(lambda *a, **k: linear_cross_entropy(*a, **k, impl=impl), dtype)
+    for actual, same, truth in zip(mine, gradients(plain, dtype), gradients(plain, torch.float64), strict=True):
+        assert actual.dtype == dtype
+        within(actual, same, truth, times=3)
+
+
+def test_sure_and_wrong_probabilities_are_not_lost(impl: str, device: str) -> None:
+    # two huge logits of which only the difference matters: a float32 logsumexp of 4096 would round it away
+    hidden = torch.tensor([[1.0]], device=device, requires_grad=True)
+    weight = torch.tensor([[4096.0], [4095.9995]], device=device)
+    losses = linear_cross_entropy(hidden, weight, torch.tensor([0], device=device), impl=impl)
+    difference = (weight[0] - weight[1]).item()
+    assert losses.item() == pytest.approx(math.log1p(math.exp(-difference)), rel=1e-6)
+    (grad,) = torch.autograd.grad(losses, hidden)
+    assert grad.item() == pytest.approx(-difference / (1 + math.exp(difference)), rel=2e-3)
+
+
+def test_mean_is_over_what_is_not_ignored(impl: str, device: str) -> None:
+    hidden, weight, targets, _ = make((3, 7, 13, 31), torch.float32, device)
+    targets = targets.masked_fill(targets == -100, 0)
+    targets[1] = 5
+    mean = linear_cross_entropy(hidden, weight, targets, ignore_index=5, reduction="mean", impl=impl)
+    expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=5)
+    torch.testing.assert_close(mean, expected)
+
+
+def test_mean_of_nothing_is_nan_and_its_gradient_zero_as_in_torch(impl: str, device: str) -> None:
+    hidden, weight, targets, _ = make((2, 3, 4, 5), torch.float32, device)
+    targets[:] = -100
+    hidden.requires_grad_()
+    for mean in (
+        linear_cross_entropy(hidden, weight, targets, reduction="mean", impl=impl),
+        F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten()),
+    ):
+        assert mean.isnan()
+        (grad,) = torch.autograd.grad(mean, hidden)
+        assert (grad == 0).all()
+    assert linear_cross_entropy(hidden[:0], weight, targets[:0], reduction="mean", impl=impl).isnan()
+
+
+def test_ignored_rows_may_hold_anything(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
+    targets[0, 2:] = -100
+    dirty = hidden.clone()
+    dirty[targets == -100] = float("nan")
+    results = []
+    for h in (hidden, dirty):
+        inputs = [x.clone().requires_grad_() for x in (h, weight, bias)]
+        losses = linear_cross_entropy(inputs[0], inputs[1], targets, bias=inputs[2], impl=impl)
+        grad = torch.ones_like(losses).masked_fill(targets == -100, float("inf"))
+        results.append((losses, *torch.autograd.grad(losses, inputs, grad)))
+    for clean, actual in zip(*results, strict=True):
+        assert torch.equal(clean, actual)
+    losses, grad_hidden, *_ = results[1]
+    assert (losses[targets == -100] == 0).all()
+    assert (grad_hidden[targets == -100] == 0).all()
+
+
+def test_a_bias_of_minus_infinity_removes_a_word(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
+    targets = targets % 10
+    bias[10] = float("-inf")
+    inputs = [x.requires_grad_() for x in (hidden, weight)]
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+    expected = plain(hidden, weight[:10], targets, bias[:10])
+    torch.testing.assert_close(losses, expected)
+    for actual, wanted in zip(
+        torch.autograd.grad(losses.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_any_leading_dimensions(impl: str, device: str, shape: tuple[int, ...]) -> None:
+    hidden, weight = torch.randn(*shape, 4, device=device), torch.randn(7, 4, device=device)
+    targets = torch.randint(7, shape, device=device)
+    losses = linear_cross_entropy(hidden, weight, targets, impl=impl)
+    torch.testing.assert_close(losses, plain(hidden, weight, targets))
+
+
+def test_strided_inputs(impl: str, dtype: torch.dtype, device: str, strided: Any) -> None:
+    *floats, bias = (x for x in make((3, 5, 7, 11), dtype, device) if x.is_floating_point())
+    targets = torch.randint(11, (3, 5), device=device)
+    grad = torch.randn(3, 5, device=device)
+    results = []
+    for change in (lambda x: x, strided):
+        hidden, weight, offset = (change(x).requires_grad_() for x in (*floats, bias))
+        losses = linear_cross_entropy(hidden, weight, change(targets), bias=offset, impl=impl)
+        results.append((losses, *torch.autograd.grad(losses, (hidden, weight, offset), change(grad.to(losses.dtype)))))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3)))
+def test_requires_grad_subsets(impl: str, device: str, wanted: tuple[bool, bool, bool]) -> None:
+    hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
+    inputs = [x.requires_grad_(want) for x, want in zip((hidden, weight, bias), wanted, strict=True)]
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+    assert losses.requires_grad == any(wanted)
+    if any(wanted):
+        losses.sum().backward()
+        mine = [x.grad for x in inputs]
+        for x in inputs:
+            x.grad = None
+        plain(hidden, weight, targets, bias).sum().backward()
+        for actual, x in zip(mine, inputs, strict=True):
+            assert (actual is None) == (x.grad is None)
+            if actual is not None:
+                torch.testing.assert_close(actual, x.grad)
+
+
+def test_backward_computes_only_what_is_needed(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = (
+        x.flatten(0, 1) if x.ndim == 3 else x for x in make((2, 3, 4, 5), torch.float32, device)
+    )
+    targets = targets.flatten()
+    out = torch.ops.icl_fast.linear_cross_entropy(hidden, weight, targets, bias, -100, impl)
+    for need in itertools.product([False, True], repeat=3):
+        grads = torch.ops.icl_fast.linear_cross_entropy_backward(
+            torch.ones_like(out[0]), hidden, weight, targets, bias, *out, -100, *need, impl
+        )
+        assert [g.numel() > 0 for g in grads] == list(need)
+
+
+def test_position_adds_up_by_position(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((5, 7, 13, 31), torch.float32, device)
+    kept = targets != -100
+    losses = plain(hidden, weight, targets, bias).double()
+    total = linear_cross_entropy(hidden[:2], weight, targets[:2], bias=bias, reduction="position", impl=impl)
+    same = linear_cross_entropy(
+        hidden[2:], weight, targets[2:], bias=bias, reduction="position", position_loss=total, impl=impl
+    )
+    assert same is total
+    assert torch.equal(total.count, kept.sum(0))
+    for t in range(7):
+        here = losses[kept[:, t], t]
+        assert total.mean[t].item() == pytest.approx(here.mean().item(), abs=1e-6)
+        assert total.standard_error[t].item() == pytest.approx(here.std().item() / math.sqrt(len(here)), abs=1e-6)
+
+
+def test_position_gives_the_same_bits_and_no_gradient(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((33, 17, 13, 31), torch.float32, device)
+    hidden.requires_grad_()
+    first, second = (
+        linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="position", impl=impl) for _ in range(2)
+    )
+    for name, tensor in first.state_dict().items():
+        assert not tensor.requires_grad
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+@pytest.mark.parametrize("logits", [1, 31, 40, 31 * 21])
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, logits: int) -> None:
+    hidden, weight, targets, bias = make((3, 7, 13, 31), torch.float64, "cpu")
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+    results = []
+    for limit in (2**20, logits):
+        monkeypatch.setattr(MODULE, "LOGITS_AT_A_TIME", limit)
+        losses = linear_cross_entropy(hidden, weight, targets, bias=bias, impl="reference")
+        results.append((losses, *torch.autograd.grad(losses.sum(), inputs)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_reference_never_holds_all_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, Tensor):
+                    self.numel = max(self.numel, tensor.numel())
+            return out
+
+    hidden, weight, targets = torch.randn(101, 3), torch.randn(103, 3), torch.randint(103, (101,))
+    monkeypatch.setattr(MODULE, "LOGITS_AT_A_TIME", 103 * 8)
+    with Largest() as seen:
+        saved = MODULE.reference_forward(hidden, weight, targets, None, -100)
+        MODULE.reference_backward(saved[0], hidden, weight, targets, None, *saved, -100, True, True, False)
+    assert seen.numel == 103 * 8
+
+
+def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
+    hidden, weight, targets, bias = make((2, 3, 4, 5), dtype, device)
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    op = torch.ops.icl_fast.linear_cross_entropy.default
+    torch.library.opcheck(op, (hidden, weight, targets, None, -100, impl))
+    needing = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    torch.library.opcheck(op, (needing[0], needing[1], targets, needing[2], -100, impl))
+    torch.library.opcheck(op, (needing[0], weight, targets, bias, -100, impl))
+    saved = op(hidden, weight, targets, bias, -100, impl)
+    for need in ((True, True, True), (False, True, False)):
+        torch.library.opcheck(
+            torch.ops.icl_fast.linear_cross_entropy_backward.default,
+            (torch.ones_like(saved[0]), hidden, weight, targets, bias, *saved, -100, *need, impl),
+        )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_gradcheck(reduction: Any) -> None:
+    hidden, weight, targets, bias = make((2, 3, 4, 5), torch.float64, "cpu")
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+
+    def losses(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction, impl="reference")
+
+    assert torch.autograd.gradcheck(losses, inputs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(impl: str, device: str, dynamic: bool) -> None:
+    hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+
+    def mean(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden * 2, weight, targets, bias=bias, reduction="mean", impl=impl)
+
+    compiled = torch.compile(mean, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    assert torch.equal(compiled(*inputs), mean(*inputs))
+    for actual, expected in zip(
+        torch.autograd.grad(compiled(*inputs), inputs), torch.autograd.grad(mean(*inputs), inputs), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
+def test_autocast_casts_the_inputs_as_linear_does_and_nothing_else(device: str, impl: str) -> None:
+    hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
+    with torch.autocast(device, torch.bfloat16):
+        losses = linear_cross_entropy(hidden.requires_grad_(), weight, targets, bias=bias, impl=impl)
+        (grad,) = torch.autograd.grad(losses.sum(), hidden)
+    narrow = [x.detach().bfloat16() for x in (hidden, weight, bias)]
+    narrow[0].requires_grad_()
+    expected = linear_cross_entropy(narrow[0], narrow[1], targets, bias=narrow[2], impl=impl)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, expected)
+    assert torch.equal(grad, torch.autograd.grad(expected.sum(), narrow[0])[0].float())
+
+
+HIDDEN, WEIGHT, TARGETS = torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2, 3, dtype=torch.int64)
+META = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"hidden": [1.0]}, TypeError, "hidden and targets must be tensors"),
+    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be \[..., T, C\] with C=4 as in weight, got \[4\]"),
+    (
+        {"hidden": torch.zeros(2, 3, 6)},
+        ValueError,
+        r"hidden must be \[..., T, C\] with C=4 as in weight, got \[2, 3, 6",
+    ),
+    ({"hidden": HIDDEN.long()}, TypeError, "hidden must be float32, bfloat16, float16 or float64, got torch.int64"),
+    ({"weight": torch.zeros(4)}, ValueError, r"weight must be \[V, C\], got \[4\]"),
+    ({"weight": None}, TypeError, r"weight must be a tensor \[V, C\], got NoneType"),
+    ({"weight": torch.zeros(0, 4)}, ValueError, "weight must have at least one row"),
+    ({"weight": WEIGHT.double()}, TypeError, "weight must have the dtype of hidden, torch.float32, got torch.float64"),
+    ({"weight": WEIGHT.to("meta")}, ValueError, "weight must be on the device of hidden, cpu, got meta"),
+    ({"targets": TARGETS[0]}, ValueError, r"targets must be \[2, 3\] as in hidden, got \[3\]"),
+    ({"targets": TARGETS.int()}, TypeError, "targets must be int64, got torch.int32"),
+    ({"targets": META}, ValueError, "targets must be on the device of hidden, cpu, got meta"),
+    ({"targets": TARGETS + 5}, ValueError, r"targets must be in 0..4 \(or ignore_index=-100\), got 5"),
+    ({"targets": TARGETS - 1}, ValueError, r"targets must be in 0..4 \(or ignore_index=-100\), got -1"),
+    ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[V\] with V=5, got \[4\]"),
+    ({"bias": torch.zeros(5).half()}, TypeError, "bias must have the dtype of hidden"),
+    ({"reduction": "sum"}, ValueError, "reduction must be 'none', 'mean' or 'position', got 'sum'"),
+    ({"position_loss": PositionLoss(3)}, ValueError, "position_loss goes with reduction='position', got"),
+    ({"reduction": "position", "position_loss": PositionLoss(4)}, ValueError, "position_loss has 4 positions on cpu"),
+    ({"impl": "cpu!"}, ValueError, "impl must be one of auto, reference, cpu, cuda, got 'cpu!'"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS, **change}
+    with pytest.raises(error, match=f"{OP}: {message}" if "position_loss has" not in message else message):
+        linear_cross_entropy(**arguments)
