@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,22 +116,22 @@ class Part:
 
 
 def snapshot_parts(
-    model: Transformer, evaluation: EvaluationTokens, plan: SweepPlan, have: Callable[[int], bool] = lambda _: False
+    model: Transformer, evaluation: EvaluationTokens, plan: SweepPlan, wanted: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Part]]:
-    """The parts of one snapshot, in order, without those that `have(index)` says are there."""
+    """The parts of one snapshot by their index, in order: all, or only the `wanted` ones."""
     device = model.embed.weight.device
     starts = range(0, plan.examples, plan.chunk)
-    if all(have(index) for index in range(len(starts))):
+    wanted = range(len(starts)) if wanted is None else wanted
+    if not wanted:
         return
     chunks = [slice(start, min(start + plan.chunk, plan.examples)) for start in starts]
     means = None
     if plan.replacement == "mean":
-        inputs = (evaluation.inputs[chunk].to(device) for chunk in chunks)
+        pieces = (evaluation.inputs[chunk].to(device) for chunk in chunks)
         with torch.no_grad():
-            means = mean_activations(model, inputs, replacement_sites(plan.ablations))
-    for index, chunk in enumerate(chunks):
-        if have(index):
-            continue
+            means = mean_activations(model, pieces, replacement_sites(plan.ablations))
+    for index in wanted:
+        chunk = chunks[index]
         rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
         inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
         listed = len(plan.positions.listed)
@@ -271,8 +271,4 @@ def ablate(
         memory=memory,
     )
     parts = [part for _, part in snapshot_parts(model, evaluation, plan)]
-    return (
-        assemble([parts], plan, [0], [0])
-        .isel(snapshot=0, drop=True)
-        .drop_vars("tokens", errors="ignore")
-    )
+    return assemble([parts], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")

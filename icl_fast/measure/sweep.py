@@ -95,7 +95,8 @@ def sweep(
     Args:
         ckpt: a run folder or one of its snapshots.
         out: the zarr store; default `RUN/results/ablation_<mode>.zarr`. What is there from an equal sweep is kept.
-        snapshots, mode, heads, positions, replacement, preserve_heads, icl_window, memory: see `find_snapshots` and `ablate`.
+        snapshots: see `find_snapshots`.
+        mode, heads, positions, replacement, preserve_heads, icl_window, memory: see `ablate`.
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
         on_part: called when a part is done (and once at the start).
@@ -140,7 +141,8 @@ def sweep(
         snapshot = folder.load_snapshot(step)
         tokens.append(snapshot.tokens)
         model = snapshot.model.to(on)
-        for index, part in snapshot_parts(model, evaluation, plan, lambda index, step=step: work.has(step, index)):
+        missing = [index for index in range(chunks) if not work.has(step, index)]
+        for index, part in snapshot_parts(model, evaluation, plan, missing):
             work.write(step, index, part)
             done += 1
             report(step)
@@ -161,8 +163,9 @@ def open_results(path: str | Path) -> xr.Dataset:
     if not path.is_dir():
         raise InputError(f"results {path}: do not exist")
     try:
-        with xr.open_zarr(path) as dataset:
-            return dataset.load()
+        with xr.open_zarr(path) as store:
+            dataset: xr.Dataset = store.load()
+            return dataset
     except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
         raise InputError(f"results {path}: cannot be read ({str(error).splitlines()[0]})") from None
 

@@ -119,6 +119,11 @@ class Intervention:
         """Force `function(value)`, which keeps the shape; it is given the whole tensor at the site."""
         return cls(site, "apply", None, function, _indices(heads), _indices(positions), _indices(examples), mask)
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it holds at the whole site."""
+        return self.heads is None and self.positions is None and self.examples is None and self.mask is None
+
     def __call__(self, value: Tensor) -> Tensor:
         """The value at the site after this intervention.
 
@@ -191,6 +196,11 @@ class Taps:
         if name in self.record:
             self.recorded[name] = value
         return value
+
+    def replaces(self, name: str) -> bool:
+        """Whether the first intervention at this site replaces all of it, so that its value need not be computed."""
+        first = next((i for i in self.interventions if i.site == name), None)
+        return first is not None and first.action != "apply" and first.everywhere
 
     def wants(self, *names: str) -> bool:
         """Whether any of these sites is recorded or intervened on; if not, it need not be computed."""

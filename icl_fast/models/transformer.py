@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return self.out.weight.T.view(self.config.heads, self.config.d_head, self.config.width)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.config.heads, self.config.d_head)).transpose(1, 2)  # [B,H,T,D]
+        return x.reshape(*x.shape[:-1], self.config.heads, self.config.d_head).transpose(1, 2)  # [B,H,T,D]
 
     def _rotate(self, x: Tensor) -> Tensor:
         """Rotary position embedding of x [B,H,T,D]; the identity for other position kinds."""
@@ -78,14 +78,17 @@ class Attention(nn.Module):
         return torch.cat((k[..., :1, :], smeared), dim=-2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
-        scale = self.config.d_head**-0.5
-        mask = self._mask(q.shape[-2], q.device) if self.windows is not None else None
-        if not taps.wants(site("scores", self.layer), site("pattern", self.layer)):
+        scores_site, pattern_site = site("scores", self.layer), site("pattern", self.layer)
+        length, scale = q.shape[-2], self.config.d_head**-0.5
+        if not taps.wants(scores_site, pattern_site):
+            mask = self._mask(length, q.device) if self.windows is not None else None
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-        scores = taps(site("scores", self.layer), (q @ k.transpose(-1, -2)) * scale)
-        mask = self._mask(q.shape[-2], q.device) if mask is None else mask
-        pattern = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
-        return taps(site("pattern", self.layer), pattern) @ v
+        if taps.replaces(pattern_site) and not taps.wants(scores_site):
+            pattern = q.new_zeros(()).expand(*q.shape[:-1], length)  # stands in for what is replaced unseen
+        else:
+            scores = taps(scores_site, (q @ k.transpose(-1, -2)) * scale)
+            pattern = torch.softmax(scores.masked_fill(~self._mask(length, q.device), -math.inf), dim=-1)
+        return taps(pattern_site, pattern) @ v
 
     def _mask(self, length: int, device: torch.device) -> Tensor:
         """True where a query (row) may attend to a key: [T,T], or [H,T,T] with local windows."""

@@ -20,7 +20,7 @@ from icl_fast.training import RunFolder, TrainingProgress, load_config, train
 
 MODELS = ("one_layer", "two_layer", "one_layer_smeared")
 ABLATED = "two_layer"
-EXAMPLES = 512
+EXAMPLES = 384
 ICL_WINDOW = 13
 
 ShowTraining = Callable[[str, int], AbstractContextManager[Callable[[TrainingProgress], None]]]
@@ -64,7 +64,8 @@ def run_demo(
         models[name] = open_results(results).assign(prefix_matching=_prefix_matching(folder))
     changes = {
         name: find_phase_change(
-            data["icl_score"].sel(ablation="none").values, data["prefix_matching"].max(("layer_", "head_")).values
+            data["icl_score"].sel(ablation="none").values.tolist(),
+            data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
         )
         for name, data in models.items()
     }

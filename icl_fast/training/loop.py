@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import signal
 import threading
 import time
@@ -111,8 +112,9 @@ class _Trainer:
         self.model, self.config, self.device = model, config.training, device
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]  # biases, gains, smear: never decayed
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=config.training.lr,
             betas=self.config.betas,
         )
@@ -146,7 +148,7 @@ class _Trainer:
             losses = self.losses(inputs, targets)  # [B,T]
         loss = losses.mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         limit = math.inf if config.clip is None else config.clip
         grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(grad_norm) or not math.isfinite(loss.item()):
@@ -198,10 +200,12 @@ def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where torch sees a GPU.
 
     Raises:
-        InputError: a CUDA device that this machine does not have.
+        InputError: no name of a device that is supported, or a CUDA device that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device {name}: must be auto, cpu, cuda or cuda:<number>")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu or auto")

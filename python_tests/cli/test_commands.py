@@ -1,0 +1,123 @@
+"""The command line as a user sees it: what it prints, where results go, and one line and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from icl_fast.cli.main import cli
+from icl_fast.measure import open_results
+from icl_fast.training import RunFolder
+
+Values = dict[str, dict[str, Any]]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def config(tiny_values: Values, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_values))
+    return path
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_train_then_ablate(config: Path, tmp_path: Path) -> None:
+    trained = call("train", config, "--out", tmp_path / "run", "--set", "training.steps=6")
+    assert trained.exit_code == 0, trained.output
+    assert f"2 snapshots in {tmp_path / 'run'}/snapshots" in trained.output
+    ablated = call("ablate", "--ckpt", tmp_path / "run", "--examples", 5)
+    assert ablated.exit_code == 0, ablated.output
+    assert "step 6, nats per token" in ablated.output
+    results = open_results(tmp_path / "run" / "results" / "ablation_pattern-preserving.zarr")
+    assert results.sizes == {"snapshot": 2, "ablation": 5, "position": 2, "example": 5}
+    loss = float(results["loss"].isel(snapshot=-1).sel(ablation="1.0").mean())
+    assert f"{loss:.4f}" in ablated.output
+
+
+def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
+    options = "--mode full --heads 0.0+1.1,~1.0,embed,* --positions 2,20 --snapshots 6 --replace mean --memory 100MB"
+    result = call(
+        "ablate", "--ckpt", run, *options.split(), "--examples", 6, "--device", "cpu", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    data = open_results(tmp_path / "out")
+    assert data["ablation"].values.tolist() == ["none", "0.0+1.1", "~1.0", "embed", "*"]
+    assert data["position"].values.tolist() == [2, 20]
+
+
+def bad_inputs() -> list[tuple[str, str]]:
+    return [
+        ("train {config} --set model.heads=3", "tiny.yaml.model: heads=3 does not divide width=16"),
+        ("train {config} --set training.learning_rate=1", "training.learning_rate: unknown key"),
+        ("train {config} --set training.lr=fast", "training.lr: input should be a valid number, got 'fast'"),
+        ("train {config} --set training.steps", "write it as section.key=value"),
+        ("train {config} --set training.steps=100000", "training tokens at vocab 280"),
+        ("train {config} --set data.corpus=/nowhere", "/nowhere"),
+        ("train {config} --out {run}", "exists and is not empty; use --resume or another --out"),
+        ("train {config} --out {empty} --resume", "holds no run to resume"),
+        ("train {nothing}.yaml", "cannot be read"),
+        ("ablate --ckpt {nothing}", "does not exist"),
+        ("ablate --ckpt {run} --heads 0.-1", "'0.-1' is not understood"),
+        ("ablate --ckpt {run} --heads 2.0", "'2.0' is not in this model; it has layers 0 to 1 and heads 0 to 1"),
+        ("ablate --ckpt {run} --mode frozen", "mode: 'frozen' is neither one of"),
+        ("ablate --ckpt {run} --positions 25", "positions: 25 is outside the context, which has positions 1 to 24"),
+        ("ablate --ckpt {run} --snapshots 7", "snapshots: none at step 7; there are 0, 6, 12"),
+        ("ablate --ckpt {run} --memory 1KiB", "memory: one example of 24 tokens needs about"),
+        ("ablate --ckpt {run} --examples 100000", "examples: must be from 1 to"),
+        ("ablate --ckpt {run} --icl-window 4", "icl_window: must be odd"),
+        ("ablate --ckpt {run} --device tpu", "device"),
+        ("demo --configs {empty}", "one_layer.yaml: cannot be read"),
+        ("corpus /nowhere", "/nowhere"),
+    ]
+
+
+@pytest.mark.parametrize(("command", "message"), bad_inputs(), ids=[command for command, _ in bad_inputs()])
+def test_bad_input(command: str, message: str, config: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"config": config, "run": run, "nothing": tmp_path / "nothing", "empty": tmp_path / "empty"}
+    before = sorted(tmp_path.rglob("*"))
+    result = call(*command.format(**places).split())
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_and_resume(config: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """A real Ctrl-C to a real process: exit code 130, the advice, and the same weights after --resume."""
+    arguments = [sys.executable, "-m", "icl_fast", "train", str(config), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    if process.returncode != 0:  # else it was faster than the signal, and there is nothing to resume
+        assert process.returncode == 130, output
+        assert "go on with --resume" in output
+        assert "Traceback" not in output
+    resumed = call("train", config, "--out", tmp_path / "run", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    for step in RunFolder(tiny_run).snapshot_steps():
+        assert (
+            RunFolder(tmp_path / "run").snapshot_path(step).read_bytes()
+            == RunFolder(tiny_run).snapshot_path(step).read_bytes()
+        )
