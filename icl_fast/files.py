@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from icl_fast.errors import InputError
@@ -34,8 +34,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             # rename() cannot replace a folder that has something in it, so the old one steps aside first
             old = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-old-{path.name}"
+            _remove(old)
             os.rename(path, old)
-            os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                os.rename(old, path)
+                raise
             _remove(old)
         else:
             os.replace(temporary, path)
@@ -62,10 +67,11 @@ def sha256(path: str | Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # it cleans up after a failure, whose message must not be lost to another
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

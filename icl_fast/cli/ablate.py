@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from icl_fast.cli.progress import sweep_progress
+from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
 
 
 @click.command()
@@ -54,7 +54,7 @@ def ablate(
     from icl_fast.cli.tables import print_ablations
     from icl_fast.measure import open_results, sweep
 
-    with sweep_progress(ckpt.name) as update:
+    with advice_on_interrupt("the same command goes on from there"), sweep_progress(ckpt.name) as update:
         target = sweep(
             ckpt,
             out=out,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.progress import sweep_progress, training_progress
+from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
 
 if TYPE_CHECKING:
     from icl_fast.report.demo import DemoResult
@@ -31,7 +31,8 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
     begun = time.monotonic()
     results: list[DemoResult] = []
     for seed in range(seeds):
-        result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
+        with advice_on_interrupt("the same command goes on from there"):
+            result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
         print_demo(result)
         click.echo(f"figure: {result.figure[0]}")
         results.append(result)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from icl_fast.cli.progress import training_progress
+from icl_fast.cli.progress import advice_on_interrupt, training_progress
 
 
 @click.command()
@@ -24,6 +24,6 @@ def train(config: Path, overrides: tuple[str, ...], out: Path | None, resume: bo
 
     parsed = load_config(config, overrides)
     folder = out if out is not None else Path("runs") / config.stem
-    with training_progress(folder.name, parsed.training.steps) as update:
+    with advice_on_interrupt("go on with --resume"), training_progress(folder.name, parsed.training.steps) as update:
         done = run(parsed, folder, resume=resume, on_step=update)
     click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")

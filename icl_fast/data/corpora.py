@@ -230,6 +230,8 @@ def _r_books(data: bytes) -> Iterator[str]:
     while data:
         stream = zlib.decompressobj()
         record = stream.decompress(data[4:])
+        if not stream.eof:
+            raise EOFError("it ends early")
         data = stream.unused_data
         (encoding,) = struct.unpack_from(">i", record, 14)
         kind, count = struct.unpack_from(">ii", record, 18 + encoding)

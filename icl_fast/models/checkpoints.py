@@ -51,7 +51,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"snapshot {path}: no such file")
+        raise InputError(f"snapshot {path}: {'is a folder, not a snapshot file' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -63,7 +63,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     try:
         header = json.loads(metadata[FORMAT])
         values, step, tokens = dict(header["config"]), int(header["step"]), int(header["tokens"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
     config = parse_transformer_config(values, source=f"snapshot {path}: config")
     with torch.device("meta"):
@@ -82,5 +82,7 @@ def _check_weights(path: Path, model: Transformer, weights: dict[str, torch.Tens
             raise InputError(
                 f"snapshot {path}: {name} is {list(weight.shape)}, its config says {list(expected[name].shape)}"
             )
+        if not weight.is_floating_point():
+            raise InputError(f"snapshot {path}: {name} is {weight.dtype}, but weights are floating-point numbers")
         if not bool(torch.isfinite(weight).all()):
             raise InputError(f"snapshot {path}: {name} holds NaN or infinity; that training run diverged before it")

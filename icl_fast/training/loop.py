@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from icl_fast.training.schedules import learning_rate, snapshot_steps, weight_de
 
 # the running loss by position forgets with this factor a step: about the last 100 steps count
 _MEMORY = 0.99
+# tokens/s are those of this many last steps
+_RECENT = 50
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def train(
             if fresh and (step in due or step % config.training.checkpoint_every == 0 or interrupted.is_set()):
                 folder.save_state(trainer.state())
             if interrupted.is_set():
-                raise KeyboardInterrupt(f"stopped after step {step} of {last}; go on with --resume")
+                raise KeyboardInterrupt(f"stopped after step {step} of {last}, its state is saved")
             if step == last:
                 break
             progress = trainer.update(*text.batch(step, config.training.batch))
@@ -126,7 +129,7 @@ class _Trainer:
         self.position_loss = torch.zeros(self.context, dtype=torch.float64)
         self.position_weight = 0.0
         self.losses = torch.compile(self._losses) if self.config.compile else self._losses
-        self.started = (time.monotonic(), 0)
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=_RECENT)
 
     @property
     def tokens(self) -> int:
@@ -163,10 +166,8 @@ class _Trainer:
         return self._progress(loss.item(), lr, decay, grad_norm)
 
     def _progress(self, loss: float, lr: float, decay: float, grad_norm: float) -> TrainingProgress:
-        begun, tokens = self.started
-        if tokens == 0:  # the first step compiles and warms up; it says nothing about speed
-            self.started = (time.monotonic(), self.tokens)
-        elapsed = time.monotonic() - begun
+        self.recent.append((time.monotonic(), self.tokens))
+        (begun, before), (now, after) = self.recent[0], self.recent[-1]
         by_position = self.position_loss / self.position_weight
         return TrainingProgress(
             step=self.step,
@@ -177,7 +178,7 @@ class _Trainer:
             lr=lr,
             weight_decay=decay,
             grad_norm=grad_norm,
-            tokens_per_second=(self.tokens - tokens) / max(elapsed, 1e-9),
+            tokens_per_second=(after - before) / max(now - begun, 1e-9),
         )
 
     def state(self) -> dict[str, Any]:
@@ -194,6 +195,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.position_loss, self.position_weight = state["position_loss"], state["position_weight"]
         self.step = state["step"]
+        self.recent[0] = (time.monotonic(), self.tokens)
 
 
 def resolve_device(name: str) -> torch.device:

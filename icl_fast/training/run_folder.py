@@ -86,17 +86,18 @@ class RunFolder:
         """
         path = self.snapshot_path(step)
         name = str(path.relative_to(self.path))
-        if path.is_file() and self.manifest().get(name, sha256(path)) != sha256(path):
+        noted = self.manifest().get(name)
+        if path.is_file() and noted is not None and noted != sha256(path):
             raise InputError(f"snapshot {path}: its SHA-256 is not the one in manifest.json; the file is damaged")
         return load_snapshot(path)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write what a resumed run needs (weights included), replacing what was there."""
-        with atomic_write(self.path / "optimizer.pt") as temporary:
+        with atomic_write(self.path / "optimizer.pt") as temporary, open(temporary, "wb") as file:
             try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch's writer loses the errno of a full disk
-                raise disk_error(self.path / "optimizer.pt", OSError(28, str(error))) from error
+                torch.save(state, file)
+            except RuntimeError as error:  # torch wraps what the file raised, such as a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_state(self) -> dict[str, Any] | None:
         """The state written last, or None if the run was stopped before its first.

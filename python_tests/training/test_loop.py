@@ -97,7 +97,7 @@ def test_interrupted_and_resumed_gives_the_same_bits(
         if progress.step == at + 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {at + 1} of 12; go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {at + 1} of 12, its state is saved"):
         train(config, tmp_path / "run", on_step=interrupt)
     train(config, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tiny_run)

@@ -1,0 +1,362 @@
+"""atomic_write: a reader sees the old or the new, whole, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icl_fast import files
+from icl_fast.errors import InputError
+from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+
+
+def everything_in(folder: Path) -> dict[str, bytes | None]:
+    """All paths below, hidden ones too, with the contents of the files."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def fill(folder: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+# --- success ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_file_appears_under_its_name_at_the_end_only(tmp_path: Path, as_text: bool) -> None:
+    path = tmp_path / "a" / "b" / "result.json"
+    with atomic_write(str(path) if as_text else path) as temporary:
+        assert temporary.parent == path.parent  # the same file system, or the rename would be a copy
+        assert temporary.name.startswith(TEMPORARY_PREFIX)
+        assert not temporary.exists()
+        temporary.write_bytes(b"new")
+        assert not path.exists()
+    assert everything_in(tmp_path) == {"a": None, "a/b": None, "a/b/result.json": b"new"}
+
+
+def test_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with atomic_write("result") as temporary:
+        temporary.write_bytes(b"new")
+    assert everything_in(tmp_path) == {"result": b"new"}
+
+
+@settings(max_examples=40)
+@given(
+    old=st.none() | st.binary(max_size=100),
+    new=st.binary(max_size=100),
+    name=st.text(st.characters(blacklist_characters="/\0", codec="utf-8"), min_size=1, max_size=40).filter(
+        lambda n: n not in (".", "..")
+    ),
+    fails=st.booleans(),
+)
+def test_any_bytes_any_name(old: bytes | None, new: bytes, name: str, fails: bool) -> None:
+    """Exactly the new bytes, or, if the body fails half-way, exactly the old ones; and no other file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        if old is not None:
+            path.write_bytes(old)
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(new)
+                if fails:
+                    temporary.write_bytes(new[: len(new) // 2])
+                    raise KeyError("stop")
+        except KeyError:
+            assert fails
+        expected = old if fails else new
+        assert everything_in(Path(folder)) == ({} if expected is None else {name: expected})
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.zarr"
+    for contents in ({"x/0": b"1", "x/1": b"2", "meta": b"m"}, {"y/0": b"3"}, {}):
+        with atomic_write(path) as temporary:
+            temporary.mkdir()
+            fill(temporary, contents)
+        folders = {str(Path(name).parent): None for name in contents if "/" in name}
+        assert everything_in(path) == {**contents, **folders}
+        assert os.listdir(tmp_path) == ["data.zarr"]
+
+
+def test_a_link_is_replaced_and_what_it_points_to_is_kept(tmp_path: Path) -> None:
+    fill(tmp_path, {"real/kept": b"k", "file": b"f"})
+    (tmp_path / "to-folder").symlink_to("real")
+    (tmp_path / "to-file").symlink_to("file")
+    with atomic_write(tmp_path / "to-folder") as temporary:
+        fill(temporary, {"new": b"n"})
+    with atomic_write(tmp_path / "to-file") as temporary:
+        temporary.write_bytes(b"n")
+    assert everything_in(tmp_path) == {
+        "real": None, "real/kept": b"k", "file": b"f", "to-folder": None, "to-folder/new": b"n", "to-file": b"n",
+    }  # fmt: skip
+
+
+def test_what_was_left_under_the_temporary_name_is_removed(tmp_path: Path) -> None:
+    """By a process that had the same number and was killed: a file, or a folder with something in it."""
+    path = tmp_path / "result"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(b"1")
+    fill(temporary, {"stale": b"s"})
+    with atomic_write(path) as temporary:
+        assert not temporary.exists()
+        temporary.write_bytes(b"2")
+    temporary.write_bytes(b"a longer leftover")
+    with atomic_write(path) as temporary:
+        assert not temporary.exists()
+        temporary.write_bytes(b"3")
+    assert everything_in(tmp_path) == {"result": b"3"}
+
+
+def test_a_folder_left_aside_is_no_hindrance(tmp_path: Path) -> None:
+    """By a process killed between the two renames that replace a folder, and now another one has its number."""
+    path = tmp_path / "data"
+    fill(path, {"old": b"o"})
+    fill(tmp_path / f"{TEMPORARY_PREFIX}{os.getpid()}-old-data", {"older": b"o"})
+    with atomic_write(path) as temporary:
+        fill(temporary, {"new": b"n"})
+    assert everything_in(tmp_path) == {"data": None, "data/new": b"n"}
+
+
+def test_data_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync of every file of a folder, then the rename."""
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    links = Path("/proc/self/fd")
+
+    def logged_fsync(descriptor: int) -> None:
+        events.append(os.readlink(links / str(descriptor)).rpartition("/")[2] if links.exists() else "file")
+        fsync(descriptor)
+
+    def logged_replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", logged_fsync)
+    monkeypatch.setattr(files.os, "replace", logged_replace)
+    with atomic_write(tmp_path / "data") as temporary:
+        fill(temporary, {"a": b"", "deep/b": b"1", "deep/er/c": b"2"})
+    assert events[-1] == "rename"
+    assert len(events) == 4
+    if links.exists():
+        assert sorted(events[:-1]) == ["a", "b", "c"]
+
+
+def test_readers_never_see_half(tmp_path: Path) -> None:
+    """A thread that reads all the time while the file is replaced 200 times."""
+    path = tmp_path / "result"
+    contents = [bytes([i]) * 100_000 for i in range(4)]
+    path.write_bytes(contents[0])
+    stop, seen = threading.Event(), set[bytes]()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(200):
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(contents[i % 4])
+    stop.set()
+    reader.join()
+    assert seen <= set(contents)
+
+
+# --- failure ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_exception_inside_passes_and_leaves_the_old(tmp_path: Path, error: BaseException, folder: bool) -> None:
+    path = tmp_path / "result"
+    fill(tmp_path, {"result/kept": b"old"} if folder else {"result": b"old"})
+    before = everything_in(tmp_path)
+    with pytest.raises(type(error)) as caught, atomic_write(path) as temporary:  # noqa: PT012
+        fill(temporary if folder else tmp_path, {"x" if folder else temporary.name: b"new"})
+        raise error
+    assert caught.value is error
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space or write elsewhere, then run it again"),
+        (errno.EDQUOT, "the disk is full; free some space or write elsewhere, then run it again"),
+        (errno.EACCES, "cannot be written (Permission denied); choose another place"),
+        (errno.EROFS, "cannot be written (Read-only file system); choose another place"),
+        (errno.EIO, "cannot be written (Input/output error); choose another place"),
+    ],
+)
+def test_a_failed_write_is_bad_input_with_one_line(tmp_path: Path, number: int, message: str) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError) as caught, atomic_write(path) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"ne")
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"{path}: {message}"
+    assert isinstance(caught.value.__cause__, OSError)
+    assert everything_in(tmp_path) == {"result": b"old"}
+
+
+def test_an_error_without_a_number_keeps_its_words() -> None:
+    assert str(disk_error("x", OSError("odd"))) == "x: cannot be written (odd); choose another place"
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:
+    path = small_disk / "result"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match="the disk is full"), atomic_write(path) as temporary:
+        temporary.write_bytes(b"x" * 1_000_000)
+    with pytest.raises(InputError, match="the disk is full"), atomic_write(small_disk / "new") as temporary:
+        fill(temporary, {f"part{i}": b"x" * 100_000 for i in range(9)})
+    assert everything_in(small_disk) == {"result": b"old"}
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(b"x" * 200_000)
+
+
+def test_a_disk_that_is_read_only(small_disk: Path) -> None:
+    (small_disk / "result").write_bytes(b"old")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for path in (small_disk / "result", small_disk / "new" / "deep"):
+        with pytest.raises(InputError, match=rf"^{path}: cannot be written \(Read-only file system\)"), \
+                atomic_write(path) as temporary:  # fmt: skip
+            temporary.write_bytes(b"new")
+    assert everything_in(small_disk) == {"result": b"old"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_that_must_not_be_written(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=mode)
+    try:
+        with pytest.raises(InputError, match="Permission denied"), atomic_write(folder / "x") as temporary:
+            temporary.write_bytes(b"new")
+    finally:
+        folder.chmod(0o700)
+    assert everything_in(folder) == {}
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"old")
+    for path in (tmp_path / "run" / "x", tmp_path / "run" / "deep" / "x"):
+        with pytest.raises(InputError, match=rf"^{path}: cannot be written \(.*\); choose another place$"), \
+                atomic_write(path) as temporary:  # fmt: skip
+            temporary.write_bytes(b"new")
+    assert everything_in(tmp_path) == {"run": b"old"}
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"), atomic_write(tmp_path / ("x" * 255)) as temporary:
+        temporary.write_bytes(b"new")
+    assert everything_in(tmp_path) == {}
+
+
+def test_a_folder_and_a_file_do_not_replace_each_other(tmp_path: Path) -> None:
+    fill(tmp_path, {"folder/kept": b"k", "file": b"f"})
+    before = everything_in(tmp_path)
+    with pytest.raises(InputError, match="Is a directory"), atomic_write(tmp_path / "folder") as temporary:
+        temporary.write_bytes(b"new")
+    with pytest.raises(InputError, match="Not a directory"), atomic_write(tmp_path / "file") as temporary:
+        fill(temporary, {"x": b"new"})
+    assert everything_in(tmp_path) == before
+
+
+def test_a_body_that_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"), atomic_write(tmp_path / "x"):
+        pass
+    assert everything_in(tmp_path) == {}
+
+
+def test_a_folder_whose_second_rename_fails_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"data/kept": b"old"})
+    rename, calls = os.rename, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "rename", second_fails)
+    with pytest.raises(InputError, match="Input/output error"), atomic_write(tmp_path / "data") as temporary:
+        fill(temporary, {"x": b"new"})
+    assert len(calls) == 3
+    assert everything_in(tmp_path) == {"data": None, "data/kept": b"old"}
+
+
+# --- SIGKILL ---------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from icl_fast import files
+
+path, moment, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment in ("fsync", "replace", "rename"):
+    setattr(files.os, moment, die)
+with files.atomic_write(path) as temporary:
+    if moment == "before":
+        die()
+    if kind == "folder":
+        temporary.mkdir()
+    target = temporary / "part" if kind == "folder" else temporary
+    with open(target, "wb") as file:
+        file.write(b"ne")
+        if moment == "middle":
+            file.flush()
+            die()
+        file.write(b"w")
+die()
+"""
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new-place", "over-old"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("moment", ["before", "middle", "fsync", "replace", "rename", "after"])
+def test_killed(tmp_path: Path, moment: str, kind: str, old: bool) -> None:
+    """At any moment before the rename the old stands (or nothing), after it the new; and the next write succeeds."""
+    path = tmp_path / "result"
+    contents = (lambda b: {"result": None, "result/part": b}) if kind == "folder" else (lambda b: {"result": b})
+    if old:
+        fill(tmp_path, {name: content for name, content in contents(b"old").items() if content is not None})
+    run = subprocess.run([sys.executable, "-c", KILLED, path, moment, kind], capture_output=True, cwd=os.getcwd())
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    replaced_by_rename = kind == "folder" and old
+    never_called = "replace" if replaced_by_rename else "rename"
+    done = moment in ("after", never_called)
+    visible = {n: c for n, c in everything_in(tmp_path).items() if not n.startswith(TEMPORARY_PREFIX)}
+    assert visible == (contents(b"new") if done else contents(b"old") if old else {})
+    with atomic_write(path) as temporary:
+        fill(tmp_path, {f"{temporary.name}/part" if kind == "folder" else temporary.name: b"next"})
+    visible = {n: c for n, c in everything_in(tmp_path).items() if not n.startswith(TEMPORARY_PREFIX)}
+    assert visible == contents(b"next")
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3_000_000])
+def test_sha256(tmp_path: Path, size: int) -> None:
+    content = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
