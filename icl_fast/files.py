@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,15 +26,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         InputError: the disk is full or the folder is not writable; `path` is then as it was before.
     """
     path = Path(path)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
         yield temporary
         _sync(temporary)
         if temporary.is_dir() and path.is_dir():
             # rename() cannot replace a folder that has something in it, so the old one steps aside first
-            old = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-old-{path.name}"
+            old = path.parent / f"{temporary.name}-old"
             _remove(old)
             os.rename(path, old)
             try:

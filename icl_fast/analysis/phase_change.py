@@ -34,8 +34,13 @@ class PhaseChange:
     end: int | None
 
 
-def find_phase_change(icl_scores: Sequence[float], prefix_matching: Sequence[float]) -> PhaseChange:
+def find_phase_change(
+    steps: Sequence[int], icl_scores: Sequence[float], prefix_matching: Sequence[float]
+) -> PhaseChange:
     """Apply the rule to a model's snapshots in order of training.
+
+    A snapshot at step 0 is left out: untrained weights predict all positions equally badly, and the score's first
+    change, from that to knowing how frequent tokens are, is not the one in question.
 
     The ICL score is smoothed by a running median of 3. The drop is its highest value before its minimum, minus that
     minimum; the interval reaches from the last snapshot before 10% of the drop to the first past 90% (Olsson et al.
@@ -43,18 +48,23 @@ def find_phase_change(icl_scores: Sequence[float], prefix_matching: Sequence[flo
     little, so that the same change must also leave an induction head behind.
 
     Args:
+        steps: optimizer steps, one a snapshot, rising.
         icl_scores: nats, one a snapshot.
         prefix_matching: the best head's prefix-matching score, one a snapshot.
 
     Raises:
-        InputError: different lengths, fewer than 3 snapshots, or a value that is not finite.
+        InputError: different lengths, fewer than 3 trained snapshots, or a value that is not finite.
     """
     scores, matching = np.asarray(icl_scores, dtype=float), np.asarray(prefix_matching, dtype=float)
-    if scores.shape != matching.shape or scores.ndim != 1 or len(scores) < 3:
+    if not len(steps) == len(scores) == len(matching) or list(steps) != sorted(set(steps)):
         raise InputError(
-            f"icl_scores and prefix_matching must be equally long and of 3 snapshots or more, "
-            f"got {list(scores.shape)} and {list(matching.shape)}"
+            f"steps must rise and be as many as icl_scores and prefix_matching, "
+            f"got {len(steps)}, {len(scores)} and {len(matching)}"
         )
+    untrained = sum(step == 0 for step in steps)
+    scores = scores[untrained:]
+    if len(scores) < 3:
+        raise InputError(f"steps: 3 snapshots after step 0 or more are needed, got {len(scores)}")
     if not (np.isfinite(scores).all() and np.isfinite(matching).all()):
         raise InputError("icl_scores and prefix_matching must be finite; leave out the snapshots that diverged")
     smooth = median_filter(scores, size=3, mode="nearest")
@@ -66,6 +76,6 @@ def find_phase_change(icl_scores: Sequence[float], prefix_matching: Sequence[flo
         return PhaseChange(False, 0.0, final, None, None)
     fallen = (smooth[top] - smooth[top : bottom + 1]) / drop
     # once below 10% for the last time: a wiggle at the top does not begin the change
-    start = top + int(np.flatnonzero(fallen < START)[-1])
-    end = top + int(np.flatnonzero(fallen > END)[0])
+    start = untrained + top + int(np.flatnonzero(fallen < START)[-1])
+    end = untrained + top + int(np.flatnonzero(fallen > END)[0])
     return PhaseChange(drop >= MIN_DROP and final >= MIN_PREFIX_MATCHING, drop, final, start, end)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 
@@ -42,30 +42,32 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
 
 def print_demo(result: DemoResult) -> None:
     """What the demo found: a row a model, the rule, and the heads that carry the ICL score."""
-    table = Table("model", title=f"seed {result.seed}: what was found, in nats per token")
-    for name in ("loss at the end", "ICL score: start", "end", "drop", "prefix matching", "phase change"):
-        table.add_column(name, justify="right")
+    table = Table(
+        Column("model", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in ("loss", "ICL score", "drop", "best head", "change")),
+        title=f"seed {result.seed}: what was found (losses in nats per token)",
+    )
     for name, data in result.models.items():
-        whole, change = data.sel(ablation="none"), result.changes[name]
-        score = whole["icl_score"].values
-        interval = ""
+        last, change = data.isel(snapshot=-1).sel(ablation="none"), result.changes[name]
+        matching = last["prefix_matching"]
+        best = matching.argmax(("layer_", "head_"))
+        verdict = "yes" if change.happened else "no"
         if change.happened and change.start is not None and change.end is not None:
             tokens = data["tokens"].values / 1e6
-            interval = f", {tokens[change.start]:.1f} to {tokens[change.end]:.1f}M tokens"
+            verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
         table.add_row(
             name,
-            f"{float(whole['loss'][-1].mean()):.3f}",
-            f"{score[0]:+.3f}",
-            f"{score[-1]:+.3f}",
+            f"{float(last['loss'].mean()):.3f}",
+            f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
             f"{change.drop:.3f}",
-            f"{change.prefix_matching:.2f}",
-            ("yes" if change.happened else "no") + interval,
+            f"{int(best['layer_'])}.{int(best['head_'])} ({float(matching.max()):.2f})",
+            verdict,
         )
     console = Console()
     console.print(table)
     console.print(
-        f"rule: yes if the ICL score's drop (median of 3) is at least {MIN_DROP} and the best head's prefix matching "
-        f"at the end at least {MIN_PREFIX_MATCHING}",
+        f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
+        f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens",
         highlight=False,
     )
     for name, data in result.models.items():
@@ -73,7 +75,9 @@ def print_demo(result: DemoResult) -> None:
             last = data.isel(snapshot=-1)
             effect = (last["icl_score"] - last["icl_score"].sel(ablation="none")).isel(ablation=slice(1, None))
             strongest = effect.sortby(effect, ascending=False)[:3]
+            errors = last["icl_effect_sem"].sel(ablation=strongest["ablation"])
             heads = ", ".join(
-                f"{h} {float(e):+.3f}" for h, e in zip(strongest["ablation"].values, strongest, strict=True)
+                f"{head} by {float(value):+.3f}±{float(error):.3f}"
+                for head, value, error in zip(strongest["ablation"].values, strongest, errors, strict=True)
             )
-            console.print(f"{name}: heads whose removal raises the ICL score most: {heads}", highlight=False)
+            console.print(f"{name}: removing these heads raises the ICL score most: {heads}", highlight=False)

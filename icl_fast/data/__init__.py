@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from icl_fast.data.config import DataConfig
+from icl_fast.data.corpora import NAMES as CORPUS_NAMES
 from icl_fast.data.corpora import Corpus, Document, read_corpus
 from icl_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from icl_fast.data.windows import EvaluationSet, TextData, load_text
 
 __all__ = [
+    "CORPUS_NAMES",
     "Corpus",
     "DataConfig",
     "Document",

@@ -1,6 +1,6 @@
 """Text that is already on the machine, as documents in an order that does not depend on the machine.
 
-Named corpora (DESIGN 9):
+Named corpora:
 
 - `stdlib`: the running Python's own library without its tests; `stdlib+tests`: with them.
 - `docs`: the Debian packages linux-doc, python3-doc and perl-doc. Each ships its source text beside the HTML made from

@@ -33,7 +33,7 @@ _FORMAT = 1  # of a cache entry: raise it when what is stored changes
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The examples every snapshot of every model of a corpus is measured on (DESIGN 6).
+    """The examples every snapshot of every model of a corpus is measured on.
 
     Attributes:
         inputs: `[N, T]` int64, BOS then the first T - 1 tokens.

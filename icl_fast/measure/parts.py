@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,8 @@ class Part:
     sums: np.ndarray  # float64 [A+1, P] of the losses
     squares: np.ndarray  # float64 [A+1, P] of the squared losses
     effect_squares: np.ndarray  # float64 [A+1, P] of the squared differences to the un-ablated losses
+    score_squares: np.ndarray  # float64 [A+1] of the examples' ICL scores, 0 without the score's positions
+    score_effect_squares: np.ndarray  # float64 [A+1] of their differences to the un-ablated ones
     example_loss: np.ndarray  # float32 [A+1, n], or [A+1, 0]
 
 
@@ -135,14 +137,17 @@ def snapshot_parts(
         rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
         inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
         listed = len(plan.positions.listed)
-        part: dict[str, list[np.ndarray]] = {"sums": [], "squares": [], "effect_squares": [], "example_loss": []}
-        base: Tensor | None = None
+        part: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Part)}
+        base: tuple[Tensor, Tensor] | None = None
         for losses in ablated_losses(model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means):
-            wide = losses[:, :listed].double()
-            base = wide if base is None else base
-            part["sums"].append(wide.sum(0).cpu().numpy())
-            part["squares"].append(wide.square().sum(0).cpu().numpy())
-            part["effect_squares"].append((wide - base).square().sum(0).cpu().numpy())
+            wide = losses[:, :listed].double().cpu()
+            scores = plan.positions.scores(wide)
+            base = (wide, scores) if base is None else base
+            part["sums"].append(wide.sum(0).numpy())
+            part["squares"].append(wide.square().sum(0).numpy())
+            part["effect_squares"].append((wide - base[0]).square().sum(0).numpy())
+            part["score_squares"].append(scores.square().sum().numpy())
+            part["score_effect_squares"].append((scores - base[1]).square().sum().numpy())
             example = losses[:, -1] if plan.positions.example else losses[:0, 0]
             part["example_loss"].append(example.float().cpu().numpy())
         yield index, Part(**{name: np.stack(values) for name, values in part.items()})
@@ -196,11 +201,22 @@ def assemble(
             loss,
             nats | {"long_name": "loss at one random position per example"},
         )
-    early, late = plan.positions.early, plan.positions.late
-    if {*early, *late} <= set(plan.positions.listed):
-        means = [dataset["position_loss"].sel(position=list(at)).mean("position") for at in (late, early)]
-        definition = f"mean loss at positions {late[0]} to {late[-1]} minus at {early[0]} to {early[-1]}"
-        dataset["icl_score"] = (means[0] - means[1]).assign_attrs(nats | {"long_name": definition})
+    if plan.positions.has_score:
+        early, late = (
+            dataset["position_loss"].sel(position=list(at)).mean("position") for at in plan.positions.of_score
+        )
+        score = (late - early).values
+        definition = "mean loss at positions {} to {} minus at {} to {}".format(
+            *(at[end] for at in reversed(plan.positions.of_score) for end in (0, -1))
+        )
+        dataset["icl_score"] = (dims[:2], score, nats | {"long_name": definition})
+        dataset["icl_score_sem"] = (dims[:2], standard_error(total("score_squares"), score), nats)
+        effect = score - score[:, :1]
+        dataset["icl_effect_sem"] = (
+            dims[:2],
+            standard_error(total("score_effect_squares"), effect),
+            nats | {"long_name": "standard error of icl_score minus that of ablation 'none', paired by example"},
+        )
     return dataset
 
 
@@ -235,9 +251,10 @@ def ablate(
         memory: what the activations of one pass may take, such as `2GiB`; the weights come on top.
 
     Returns:
-        Dataset with dims (ablation, position, example): `position_loss`, `position_loss_sem`, `effect_sem`, `loss`
-        (for `all` and `paper`), `icl_score` (where its positions are there). Ablation "none" is the whole model;
-        the effect of one is its value minus that. All in nats.
+        Dataset with dims (ablation, position, example): `position_loss` with its standard error `position_loss_sem` and
+        that of its difference to the whole model's, paired by example, `effect_sem`; `icl_score`, `icl_score_sem`,
+        `icl_effect_sem` (where the score's positions are there); `loss` (for `all` and `paper`). Ablation "none" is the
+        whole model; the effect of one is its value minus that. All in nats.
 
     Raises:
         InputError: shapes that disagree, or any argument not understood or not in this model.

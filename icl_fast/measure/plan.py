@@ -32,6 +32,23 @@ class Positions:
     early: tuple[int, ...]
     late: tuple[int, ...]
 
+    @property
+    def of_score(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ICL score's positions (early, late)."""
+        return self.early, self.late
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the ICL score's positions are among the listed ones."""
+        return {*self.early, *self.late} <= set(self.listed)
+
+    def scores(self, losses: Tensor) -> Tensor:
+        """Each example's ICL score [n] from its losses at the listed positions [n,P]; zeros where there is none."""
+        if not self.has_score:
+            return losses.new_zeros(len(losses))
+        early, late = ([self.listed.index(position) for position in at] for at in self.of_score)
+        return losses[:, late].mean(1) - losses[:, early].mean(1)
+
     def rows(self, random_position: Tensor) -> Tensor:
         """0-based positions [n,R] to compute for examples with these random positions [n]: the listed ones, then it."""
         listed = torch.tensor(self.listed, dtype=torch.int64, device=random_position.device) - 1

@@ -11,7 +11,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ class _Workspace:
 
     def read(self, step: int, index: int) -> Part:
         with np.load(self._path(step, index), allow_pickle=False) as arrays:
-            return Part(**{name: arrays[name] for name in ("sums", "squares", "effect_squares", "example_loss")})
+            return Part(**{field.name: arrays[field.name] for field in fields(Part)})
 
     def write(self, step: int, index: int, part: Part) -> None:
         with atomic_write(self._path(step, index)) as temporary, open(temporary, "wb") as file:

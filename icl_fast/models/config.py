@@ -20,7 +20,7 @@ class ModelShape(BaseModel):
     Details, "local attention head").
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: int = Field(2, ge=1, description="number of layers")
     width: int = Field(128, ge=1, description="C, the width of the residual stream")
@@ -56,6 +56,10 @@ class ModelShape(BaseModel):
         if self.head_width is None and self.width % self.heads:
             raise ValueError(
                 f"heads={self.heads} does not divide width={self.width}: choose other heads, or set head_width"
+            )
+        if self.position == "rotary" and not self.rotary_width:
+            raise ValueError(
+                f"rotary_fraction={self.rotary_fraction} of a head width of {self.d_head} leaves nothing to rotate"
             )
         if self.rotary_width % 2:
             raise ValueError(f"rotary positions rotate pairs, but {self.rotary_width} dimensions of a head is odd")

@@ -46,7 +46,7 @@ def head_ablation_cross_entropy(
         loss(resid), torch.stack([loss(resid - z[h] @ w_o[h]) for h in range(H)])
 
     The reference is this definition, in float32 (float64 for float64 inputs); kernels use the low-rank form of the
-    last attention layer in DESIGN. To ablate a set of heads concatenate z and w_o along D; for mean ablation pass z
+    last attention layer. To ablate a set of heads concatenate z and w_o along D; for mean ablation pass z
     minus its mean. Autocast does not touch this op: differences of losses do not survive a rounding of `resid`.
 
     Args:

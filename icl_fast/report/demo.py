@@ -22,6 +22,7 @@ MODELS = ("one_layer", "two_layer", "one_layer_smeared")
 ABLATED = "two_layer"
 EXAMPLES = 384
 ICL_WINDOW = 13
+MEMORY = "128MiB"  # little, because it is faster: the allocator reuses small buffers and pages large ones in anew
 
 ShowTraining = Callable[[str, int], AbstractContextManager[Callable[[TrainingProgress], None]]]
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
@@ -60,10 +61,13 @@ def run_demo(
             train(config, folder.path, resume=folder.exists, on_step=on_step)
         with show_sweep(name) as on_part:
             heads = "all" if name == ABLATED else "none"
-            results = sweep(folder.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, on_part=on_part)
+            results = sweep(
+                folder.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, memory=MEMORY, on_part=on_part
+            )
         models[name] = open_results(results).assign(prefix_matching=_prefix_matching(folder))
     changes = {
         name: find_phase_change(
+            data["snapshot"].values.tolist(),
             data["icl_score"].sel(ablation="none").values.tolist(),
             data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
         )

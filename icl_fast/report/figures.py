@@ -21,6 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, PhaseChange], ablated: str) -> Figure:
     """Loss, ICL score and prefix matching of some models over training, and what one model's heads do to the score.
 
+    Bands are one standard error over examples; shaded intervals are phase changes.
+
     Args:
         models: by name, a Dataset over `snapshot` with coord `tokens` and, as `icl_fast.measure` gives them, `loss`,
             `icl_score`, and `prefix_matching` (snapshot, layer_, head_).
@@ -33,13 +35,15 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
         tokens = data["tokens"] / 1e6
         whole = data.sel(ablation="none")
         best = data["prefix_matching"].max(("layer_", "head_"))
-        for axis, values in zip(axes.flat, (whole["loss"].mean("example"), whole["icl_score"], best), strict=False):
+        score, spread = whole["icl_score"], whole["icl_score_sem"]
+        axes[0, 1].fill_between(tokens, score - spread, score + spread, color=colour, alpha=0.15, lw=0)
+        for axis, values in zip(axes.flat, (whole["loss"].mean("example"), score, best), strict=False):
             axis.plot(tokens, values, color=colour, label=name, marker=".", markersize=4)
             change = changes[name]
             if change.happened and change.start is not None and change.end is not None:
                 axis.axvspan(float(tokens[change.start]), float(tokens[change.end]), color=colour, alpha=0.1, lw=0)
     _panel(axes[0, 0], "Loss", "nats per token")
-    _panel(axes[0, 1], "In-context-learning score (lower: more of it)", "nats per token")
+    _panel(axes[0, 1], "In-context-learning score ± SE (lower: more in-context learning)", "nats per token")
     _panel(axes[1, 0], "Best head's prefix-matching score (1: a perfect induction head)", "attention")
     axes[1, 0].set_ylim(-0.02, 1.02)
     axes[0, 0].legend(frameon=False)
@@ -54,14 +58,17 @@ def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
     for position in np.flatnonzero(data["layer"].values >= 0):
         one = data.isel(ablation=int(position))
         layer, head = int(one["layer"]), int(one["head"])
+        effect, spread = one["icl_score"] - base, one["icl_effect_sem"]
+        colour = COLOURS[layers.index(layer) % len(COLOURS)]
+        axis.fill_between(tokens, effect - spread, effect + spread, color=colour, alpha=0.1, lw=0)
         axis.plot(
             tokens,
-            one["icl_score"] - base,
-            color=COLOURS[layers.index(layer) % len(COLOURS)],
+            effect,
+            color=colour,
             linestyle=("-", "--", ":", "-.")[head % 4],
             label=f"head {layer}.{head}",
         )
-    _panel(axis, f"{name}: ablating a head changes the ICL score by", "nats per token")
+    _panel(axis, f"{name}: ablating a head changes the ICL score by (± SE)", "nats per token")
     axis.legend(frameon=False, ncols=2, fontsize=8)
 
 

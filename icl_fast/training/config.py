@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from icl_fast.data import DataConfig
+from icl_fast.data import CORPUS_NAMES, DataConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape
 from icl_fast.models.config import validation_message
@@ -19,7 +19,7 @@ from icl_fast.models.config import validation_message
 class SnapshotSchedule(BaseModel):
     """When snapshots are taken: step 0, the last step, and in between every so many steps or at growing steps."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     schedule: Literal["linear", "exponential"] = "linear"
     every: int = Field(50, ge=1, description="linear: steps between snapshots; exponential: the first one after step 0")
@@ -29,7 +29,7 @@ class SnapshotSchedule(BaseModel):
 class OptimizerConfig(BaseModel):
     """How the weights change: AdamW, warm-up, a weight-decay change, clipping; precision and device."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1, description="optimizer steps")
     batch: int = Field(8, ge=1, description="B, sequences per step")
@@ -58,12 +58,19 @@ class OptimizerConfig(BaseModel):
 class RunConfig(BaseModel):
     """A whole training run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: ModelShape = ModelShape()
     data: DataConfig = DataConfig()
     training: OptimizerConfig = OptimizerConfig()
     snapshots: SnapshotSchedule = SnapshotSchedule()
+
+    def with_absolute_corpus(self) -> RunConfig:
+        """The same with a corpus folder's whole path, so that it is found again from any working directory."""
+        if self.data.corpus in CORPUS_NAMES:
+            return self
+        folder = str(Path(self.data.corpus).expanduser().absolute())
+        return self.model_copy(update={"data": self.data.model_copy(update={"corpus": folder})})
 
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""

@@ -72,6 +72,7 @@ def train(
             finite. The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
+    config = config.with_absolute_corpus()
     device = resolve_device(config.training.device)
     text = load_text(config.data)
     text.check_budget(config.training.steps, config.training.batch)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,11 +149,20 @@ def test_builders_at_the_same_time(folder: Path, corpus_folder: Path, digest: Ca
     entry_of(folder)
 
 
-def test_a_waiting_builder_takes_what_the_first_one_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = tmp_path / "entry"
-    whole = iter([False, True])  # before the lock; once it is held
-    monkeypatch.setattr(cache_module, "_is_whole", lambda _: next(whole))
-    assert cached(entry, lambda _: pytest.fail("built twice")) == entry
+def test_a_waiting_builder_takes_what_the_first_one_built(tmp_path: Path) -> None:
+    builds: list[Path] = []
+    both_inside = threading.Barrier(2)
+
+    def build(folder: Path) -> None:
+        builds.append(folder)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_inside.wait(timeout=1)  # time for the other builder to come in too, if nothing holds it
+        (folder / "file").write_text("built")
+
+    with ThreadPoolExecutor(2) as pool:
+        entries = list(pool.map(lambda _: cached(tmp_path / "entry", build), range(2)))
+    assert [(entry / "file").read_text() for entry in entries] == ["built", "built"]
+    assert len(builds) == 1
 
 
 def test_full_disk(small_disk: Path, digest: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:

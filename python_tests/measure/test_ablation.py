@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icl_fast import InputError, Transformer, TransformerConfig, ablate
+from icl_fast import InputError, Intervention, Transformer, TransformerConfig, ablate
 from icl_fast.measure.ablation import MODES, AblationMode
 from icl_fast.measure.plan import examples_at_a_time, parse_memory, parse_positions
 
@@ -112,9 +112,7 @@ REMOVED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("architecture", "mode"), list(product(ARCHITECTURES, [*MODES, "pattern+k", "q+k", "v+k"]))
-)
+@pytest.mark.parametrize(("architecture", "mode"), list(product(ARCHITECTURES, [*MODES, "pattern+k", "q+k", "v+k"])))
 @torch.no_grad()
 def test_against_ablation_by_hand(architecture: str, mode: str) -> None:
     model = make(**ARCHITECTURES[architecture])
@@ -219,6 +217,16 @@ def test_positions_chunks_and_statistics() -> None:
     np.testing.assert_allclose(paper["loss"], whole["loss"], rtol=1e-6)
     np.testing.assert_allclose(paper["icl_score"], whole["icl_score"], rtol=1e-10)
     assert paper["position"].values.tolist() == [1, 11]
+    scores = per_token[:, 10] - per_token[:, 0]
+    np.testing.assert_allclose(paper["icl_score"].sel(ablation="none"), scores.mean(), rtol=1e-12)
+    np.testing.assert_allclose(paper["icl_score_sem"].sel(ablation="none"), scores.std() / N**0.5, rtol=1e-10)
+    wide = ablate(model, inputs, targets, icl_window=3)
+    scores = per_token[:, 9:].mean(1) - per_token[:, :2].mean(1)
+    np.testing.assert_allclose(wide["icl_score"].sel(ablation="none"), scores.mean(), rtol=1e-12)
+    np.testing.assert_allclose(wide["icl_score_sem"].sel(ablation="none"), scores.std() / N**0.5, rtol=1e-10)
+    removed = losses(model(inputs, interventions=[Intervention.zero("2.z", heads=[1])]), targets)
+    changes = (removed - per_token)[:, 9:].mean(1) - (removed - per_token)[:, :2].mean(1)
+    np.testing.assert_allclose(wide["icl_effect_sem"].sel(ablation="2.1"), changes.std() / N**0.5, rtol=1e-8)
     one = examples_at_a_time(model.config, T, T + 1, AblationMode(("pattern",)).sites(model.config), 10**9)
     assert one > N
     for budget in range(10_000, 200_000, 10_000):

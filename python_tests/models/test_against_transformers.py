@@ -233,7 +233,9 @@ def test_gradients(case: Callable[[], Case], record: list[str]) -> None:
         rounding = name.endswith("attention.k.bias") and made.config.position != "rotary"
         scale = 1.0 if rounding else expected[name].abs().max().item()
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=1e-5 * scale, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=0, atol=1e-5 * scale, msg=lambda m, n=name: n + m
+        )
 
 
 def test_gpt2_in_float64() -> None:

@@ -33,9 +33,7 @@ ATTENTION = ["0.scores", "0.pattern", "1.scores", "1.pattern"]
 
 @pytest.mark.parametrize("record", [[], EXPLICIT], ids=["fused", "explicit"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_shape_and_causality(
-    build: Build, draw_tokens: DrawTokens, variant: dict[str, Any], record: list[str]
-) -> None:
+def test_shape_and_causality(build: Build, draw_tokens: DrawTokens, variant: dict[str, Any], record: list[str]) -> None:
     """Another token at t changes no logit before t, not even in its last bit, and changes those at t."""
     model, tokens = build(**variant), draw_tokens(3, 9)
     with torch.no_grad():
@@ -239,9 +237,7 @@ def test_sinusoids(build: Build, draw_tokens: DrawTokens, width: int) -> None:
 
 
 @pytest.mark.parametrize("position", ["learned", "shortformer"])
-def test_a_position_table_ends_and_the_other_kinds_do_not(
-    build: Build, draw_tokens: DrawTokens, position: str
-) -> None:
+def test_a_position_table_ends_and_the_other_kinds_do_not(build: Build, draw_tokens: DrawTokens, position: str) -> None:
     model = build(position=position)
     assert model.position.weight.shape == (16, 12)
     assert model(draw_tokens(1, 16)).shape == (1, 16, 11)

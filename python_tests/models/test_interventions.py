@@ -254,7 +254,9 @@ def test_outside_the_selection_every_bit_stays(build: Build, site: str) -> None:
             assert not torch.equal(other, logits)
 
 
-@pytest.mark.parametrize("site", [f"{layer}.{name}" for layer in range(L) for name in ("v", "pattern", "z", "head_out")])
+@pytest.mark.parametrize(
+    "site", [f"{layer}.{name}" for layer in range(L) for name in ("v", "pattern", "z", "head_out")]
+)
 @pytest.mark.parametrize("head", range(H))
 def test_removing_a_head(model: Transformer, site: str, head: int) -> None:
     """Zeroing z, v, the pattern or the result of a head is zeroing its columns of the output projection."""
@@ -379,9 +381,7 @@ def test_nan_that_is_replaced_does_not_leak(model: Transformer, site: str, actio
     for where in restrictions(site)[1:]:
         poison = torch.where(selected(site, where), torch.nan, random_like(site))
         clean = torch.where(selected(site, where), random_like(site), torch.nan)  # NaN in the part that is not used
-        replace = (
-            Intervention.zero(site, **where) if action == "zero" else Intervention.set(site, clean, **where)
-        )
+        replace = Intervention.zero(site, **where) if action == "zero" else Intervention.set(site, clean, **where)
         interventions = [Intervention.set(site, poison, **where), replace]
         logits = model(TOKENS, interventions=interventions)
         assert logits.isfinite().all()
@@ -400,7 +400,8 @@ def test_nan_scores_above_the_diagonal_are_masked(model: Transformer) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "z", "0.", ".z", "2.z", "-1.z", "00.z", "0.Z", "0.z ", "0.embed", "0.logits", "embed.z", "0.z.q", "².z"]
+    "name",
+    ["", "z", "0.", ".z", "2.z", "-1.z", "00.z", "0.Z", "0.z ", "0.embed", "0.logits", "embed.z", "0.z.q", "².z"],
 )
 def test_unknown_site(model: Transformer, name: str) -> None:
     with pytest.raises(InputError, match=r"^record: no site .* in a model of 2 layers; sites are embed, .*resid_post$"):
@@ -417,7 +418,9 @@ def test_a_single_string_is_no_list_of_sites(model: Transformer) -> None:
 def test_no_mlp_out_without_mlp(build: Build) -> None:
     with pytest.raises(InputError, match=r"^record: site '0.mlp_out' does not exist in an attention-only model$"):
         build(mlp=False)(TOKENS, record=["0.mlp_out"])
-    with pytest.raises(InputError, match=r"^interventions: site '1.mlp_out' does not exist in an attention-only model$"):
+    with pytest.raises(
+        InputError, match=r"^interventions: site '1.mlp_out' does not exist in an attention-only model$"
+    ):
         build(mlp=False)(TOKENS, interventions=[Intervention.zero("1.mlp_out")])
 
 

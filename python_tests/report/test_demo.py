@@ -27,6 +27,7 @@ def configs(tiny_values: dict[str, dict[str, Any]], tmp_path: Path) -> Path:
     folder.mkdir()
     for name in demo.MODELS:
         values = {**tiny_values, "model": dict(tiny_values["model"]), "data": {**tiny_values["data"], "context": 64}}
+        values["snapshots"] = {"every": 4}
         values["model"]["layers"] = 2 if name == "two_layer" else 1
         values["model"]["key"] = "smeared" if name == "one_layer_smeared" else "plain"
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
@@ -49,7 +50,7 @@ def test_the_whole_demo(configs: Path, tmp_path: Path, monkeypatch: pytest.Monke
         results = open_results(out / f"seed{seed}" / "two_layer" / "results" / "ablation_pattern-preserving.zarr")
         assert results.sizes["ablation"] == 5
     assert "two_layer: phase change in 0 of 2 seeds" in result.output
-    assert result.output.count("rule: yes if") == 2
+    assert result.output.count("change: yes if") == 2
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 0

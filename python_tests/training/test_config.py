@@ -42,6 +42,7 @@ def test_written_out_it_reads_back_the_same(tmp_path: Path) -> None:
         ("optimiser: {lr: 1}", [], "optimiser: unknown key"),
         ("training: {steps: many}", [], "training.steps: input should be a valid integer, got 'many'"),
         ("training: {steps: 2.5}", [], "training.steps: input should be a valid integer, got 2.5"),
+        ("training: {lr: .inf}", [], "training.lr: input should be a finite number"),
         ("training: {lr: -1}", [], "training.lr: input should be greater than 0, got -1"),
         ("training: {betas: [0.9, 1.0]}", [], "betas must lie in"),
         ("training: {device: tpu}", [], "training.device"),
