@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,30 +106,35 @@ def test_a_link_is_replaced_and_what_it_points_to_is_kept(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
-def test_what_was_left_under_the_temporary_name_is_removed(tmp_path: Path) -> None:
-    """By a process that had the same number and was killed: a file, or a folder with something in it."""
-    path = tmp_path / "result"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(b"1")
-    fill(temporary, {"stale": b"s"})
-    with atomic_write(path) as temporary:
-        assert not temporary.exists()
-        temporary.write_bytes(b"2")
-    temporary.write_bytes(b"a longer leftover")
-    with atomic_write(path) as temporary:
-        assert not temporary.exists()
-        temporary.write_bytes(b"3")
-    assert everything_in(tmp_path) == {"result": b"3"}
-
-
-def test_a_folder_left_aside_is_no_hindrance(tmp_path: Path) -> None:
-    """By a process killed between the two renames that replace a folder, and now another one has its number."""
+def test_leftovers_of_killed_writers_are_no_hindrance(tmp_path: Path) -> None:
+    """Every write takes a temporary name of its own, so that nothing stale gets into it, whoever left it behind."""
     path = tmp_path / "data"
-    fill(path, {"old": b"o"})
-    fill(tmp_path / f"{TEMPORARY_PREFIX}{os.getpid()}-old-data", {"older": b"o"})
-    with atomic_write(path) as temporary:
-        fill(temporary, {"new": b"n"})
-    assert everything_in(tmp_path) == {"data": None, "data/new": b"n"}
+    names = []
+    for content in (b"1", b"2"):
+        with atomic_write(path) as temporary:
+            assert not temporary.exists()
+            fill(temporary, {"new": content})
+        names.append(temporary)
+        fill(temporary, {"stale": b"s"})
+    assert names[0] != names[1]
+    assert all(name.name.startswith(TEMPORARY_PREFIX) and name.parent == tmp_path for name in names)
+    assert everything_in(path) == {"new": b"2"}
+
+
+def test_two_threads_writing_the_same_file(tmp_path: Path) -> None:
+    """The last one wins, whole."""
+    both_inside = threading.Barrier(2)
+
+    def write(content: bytes) -> None:
+        with atomic_write(tmp_path / "file") as temporary:
+            temporary.write_bytes(content[:10])
+            both_inside.wait()
+            temporary.write_bytes(content)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (b"a" * 1000, b"b" * 1000)))
+    assert everything_in(tmp_path)["file"] in (b"a" * 1000, b"b" * 1000)
+    assert len(everything_in(tmp_path)) == 1
 
 
 def test_data_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

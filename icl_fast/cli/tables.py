@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import xarray as xr
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -45,6 +46,7 @@ def print_demo(result: DemoResult) -> None:
     table = Table(
         Column("model", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in ("loss", "ICL score", "drop", "best head", "change")),
+        box=box.SIMPLE,
         title=f"seed {result.seed}: what was found (losses in nats per token)",
     )
     for name, data in result.models.items():

@@ -37,7 +37,7 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"mlp": 1}, "model.mlp: input should be a valid boolean, got 1"),
         ({"mlp": "true"}, "model.mlp: input should be a valid boolean, got 'true'"),
         ({"norm_eps": "1e-5"}, "model.norm_eps: input should be a valid number, got '1e-5'"),
-        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary' or 'none', got 'Rotary'"),
+        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary' or 'none', got 'Rotary'"),  # noqa: E501
         ({"key": None}, "model.key: input should be 'plain' or 'smeared', got None"),
         ({"activation": "relu"}, "model.activation: input should be 'gelu' or 'gelu_tanh', got 'relu'"),
         # ranges
@@ -53,13 +53,13 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"init_std": float("inf")}, "model.init_std: input should be a finite number, got inf"),
         # what must fit together
         ({"heads": 5}, "model: heads=5 does not divide width=12: choose other heads, or set head_width"),
-        ({"position": "rotary", "head_width": 5}, "model: rotary positions rotate pairs, but 5 dimensions of a head is odd"),
-        ({"position": "rotary", "rotary_fraction": 0.75}, "model: rotary positions rotate pairs, but 3 dimensions of a head is odd"),
-        ({"position": "rotary", "rotary_fraction": 0.2}, "model: rotary_fraction=0.2 of a head width of 4 leaves nothing to rotate"),
+        ({"position": "rotary", "head_width": 5}, "model: rotary positions rotate pairs, but 5 dimensions of a head is odd"),  # noqa: E501
+        ({"position": "rotary", "rotary_fraction": 0.75}, "model: rotary positions rotate pairs, but 3 dimensions of a head is odd"),  # noqa: E501
+        ({"position": "rotary", "rotary_fraction": 0.2}, "model: rotary_fraction=0.2 of a head width of 4 leaves nothing to rotate"),  # noqa: E501
         ({"windows": [[1, 2, 3]]}, "model: windows must be 2 lists of 3 entries, got lists of [3]"),
         ({"windows": [[1, 2], [1, 2, 3]]}, "model: windows must be 2 lists of 3 entries, got lists of [2, 3]"),
         ({"windows": []}, "model: windows must be 2 lists of 3 entries, got lists of []"),
-        ({"windows": [[1, 2, 3], [1, 0, 3]]}, "model: windows: a window counts the position itself, so it is at least 1 (null: dense)"),
+        ({"windows": [[1, 2, 3], [1, 0, 3]]}, "model: windows: a window counts the position itself, so it is at least 1 (null: dense)"),  # noqa: E501
         ({"windows": [[1, 2, 3], [1, None, 3.0]]}, "model.windows.1.2: input should be a valid integer, got 3.0"),
         ({"windows": 4}, "model.windows: input should be a valid list, got 4"),
     ],

@@ -1,7 +1,7 @@
 """Recording and intervening at every site, against the forward pass written out once more with plain index assignment.
 
 The model under test has everything at once: shortformer positions, smeared keys, MLPs, all biases, a head width that
-is not width / heads. Batch, length, heads, head width, width and vocabulary all differ, so that no axis can be confused.
+is not width / heads. Batch, length, heads, head width, width and vocabulary all differ: no axis can be confused.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ def test_a_set_value_may_itself_be_learned(model: Transformer) -> None:
 @pytest.mark.parametrize("action", ["zero", "set"])
 @pytest.mark.parametrize("site", SITES)
 def test_nan_that_is_replaced_does_not_leak(model: Transformer, site: str, action: str) -> None:
-    """Neither forward nor into any gradient: NaN and infinity stood there, at some places, before they were replaced."""
+    """Neither forward nor into any gradient: NaN and infinity stood there, at some places, before being replaced."""
     for where in restrictions(site)[1:]:
         poison = torch.where(selected(site, where), torch.nan, random_like(site))
         clean = torch.where(selected(site, where), random_like(site), torch.nan)  # NaN in the part that is not used
@@ -453,7 +453,7 @@ def test_bad_selection(model: Transformer, where: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("site", [s for s in SITES if not has_heads(s)])
 def test_heads_at_a_site_without_heads(model: Transformer, site: str) -> None:
-    with pytest.raises(InputError, match="heads were given, but this site has none$"):
+    with pytest.raises(InputError, match=r"heads were given, but this site has none$"):
         model(TOKENS, interventions=[Intervention.zero(site, heads=[0])])
 
 
