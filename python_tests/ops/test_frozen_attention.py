@@ -199,6 +199,8 @@ def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
     op = torch.ops.icl_fast.frozen_attention.default
     rows = torch.randint(5, (2, 3), device=device)
     torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, impl))
+    transposed = [x.transpose(-3, -2).contiguous().transpose(-3, -2) for x in (q, k, v)]  # as a model makes them
+    torch.library.opcheck(op, (*transposed, 0.3, None, None, None, impl))
     torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, impl))
     torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), impl))
 

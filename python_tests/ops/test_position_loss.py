@@ -31,6 +31,13 @@ def test_too_few_losses_are_nan_and_equal_ones_have_no_error() -> None:
     assert total.standard_error[0] == 0
 
 
+def test_rounding_does_not_make_the_variance_negative() -> None:
+    losses = torch.arange(1, 200, dtype=torch.float64).div(10).expand(3, -1)
+    total = filled(losses)
+    assert (total.sum_of_squares < total.sum * total.sum / 3).any()
+    assert (total.standard_error < 1e-6).all()
+
+
 def test_what_is_not_kept_may_be_nan() -> None:
     total = PositionLoss(2)
     total.add(torch.tensor([[1.0, float("nan")]]), torch.tensor([[True, False]]))

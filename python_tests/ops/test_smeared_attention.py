@@ -191,13 +191,16 @@ def test_gradcheck(window: list[int] | None) -> None:
 
 
 def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
-    q, k, v, alpha = make((2, 3, 5, 4), dtype, device)
+    # [B, T, H, D] transposed, as a model makes them: the fake kernel must know the strides of what comes out
+    q, k, v = (torch.randn(2, 5, 3, 4).to(device, dtype).transpose(1, 2) for _ in range(3))
+    alpha = torch.randn(3).to(device, dtype)
     op = torch.ops.icl_fast.smeared_attention.default
     window = torch.tensor([0, 2, 1], device=device)
     torch.library.opcheck(op, (q, k, v, alpha, 0.3, None, impl))
     needing = [x.clone().requires_grad_() for x in (q, k, v, alpha)]
     torch.library.opcheck(op, (*needing, 0.3, window, impl))
     torch.library.opcheck(op, (q, k, v, needing[3], 0.3, None, impl))
+    assert [x.requires_grad for x in op(*needing, 0.3, None, impl)] == [True, False, False]
     saved = op(q, k, v, alpha, 0.3, window, impl)
     backward = torch.ops.icl_fast.smeared_attention_backward.default
     torch.library.opcheck(backward, (torch.ones_like(q), q, k, v, alpha, window, *saved, 0.3, impl))
