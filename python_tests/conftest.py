@@ -19,8 +19,12 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests neither read nor fill the user's cache of tokenized corpora; subprocesses inherit this."""
+    """Tests neither read nor fill the user's caches; subprocesses inherit this.
+
+    torch's cache of compiled graphs does not know an op's schema: a graph kept from before a change of one would fail.
+    """
     os.environ["ICL_FAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
 @pytest.fixture(scope="session")

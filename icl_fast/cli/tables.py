@@ -47,6 +47,7 @@ def print_demo(result: DemoResult) -> None:
         Column("model", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in ("loss", "ICL score", "drop", "best head", "change")),
         box=box.SIMPLE,
+        pad_edge=False,
         title=f"seed {result.seed}: what was found (losses in nats per token)",
     )
     for name, data in result.models.items():

@@ -92,10 +92,10 @@ def parse_transformer_config(values: dict[str, Any], source: str = "model") -> T
 
 
 def validation_message(error: ValidationError, source: str) -> str:
-    """Pydantic's findings as one line: each key by its dotted path, what was wrong with it."""
+    """Pydantic's findings as one line: each key by its dotted path below `source`, what was wrong with it."""
     findings = []
     for item in error.errors():
-        path = ".".join([source, *(str(part) for part in item["loc"])]) if item["loc"] else source
+        path = ".".join(str(part) for part in (source, *item["loc"]) if part != "")
         if item["type"] == "extra_forbidden":
             findings.append(f"{path}: unknown key")
         elif item["type"] == "missing":

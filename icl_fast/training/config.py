@@ -86,7 +86,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise InputError(validation_message(error, source)) from None
+        raise InputError(f"{source}: {validation_message(error, '')}") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -63,7 +63,7 @@ def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
 
 def bad_inputs() -> list[tuple[str, str]]:
     return [
-        ("train {config} --set model.heads=3", "tiny.yaml.model: heads=3 does not divide width=16"),
+        ("train {config} --set model.heads=3", "tiny.yaml: model: heads=3 does not divide width=16"),
         ("train {config} --set training.learning_rate=1", "training.learning_rate: unknown key"),
         ("train {config} --set training.lr=fast", "training.lr: input should be a valid number, got 'fast'"),
         ("train {config} --set training.steps", "write it as section.key=value"),
