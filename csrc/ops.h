@@ -18,6 +18,107 @@ void axpy_cpu(float* out,      // [n]
               const float* y,  // [n]
               int64_t n, float a, int num_threads);
 
+struct FrozenAttention {
+  void* out;            // [variants, batch, heads, rows_per_example, width]
+  const void* q;        // [batch, heads, length, depth], null with a pattern
+  const void* k;        // [batch, heads, length, depth], null with a pattern
+  const void* v;        // [variants, batch, heads, length, width]
+  const void* pattern;  // [batch, heads, length, length], or null
+  const int64_t* window;  // [heads], 0: dense; or null
+  const int64_t* rows;    // [batch, rows_per_example], or null: all
+  int64_t variants, batch, heads, length, rows_per_example, depth, width;
+  float scale;
+  bool bf16;  // else float32
+  int num_threads;
+};
+
+struct SmearedAttention {
+  const void* q;        // [batch, heads, length, depth]
+  const void* k;        // [batch, heads, length, depth], not smeared
+  const void* v;        // [batch, heads, length, depth]
+  const float* gate;    // [heads], sigmoid(alpha)
+  const int64_t* window;  // [heads], 0: dense; or null
+  void* out;            // [batch, heads, length, depth]
+  float* peak;          // [batch, heads, length], largest score of the row
+  float* log_sum;       // [batch, heads, length], log of the sum of exp(score - peak)
+  int64_t batch, heads, length, depth;
+  float scale;
+  bool bf16;  // else float32
+  int num_threads;
+};
+
+struct SmearedAttentionBackward {
+  SmearedAttention forward;
+  const void* grad_out;  // [batch, heads, length, depth]
+  void* grad_q;          // [batch, heads, length, depth]
+  void* grad_k;          // [batch, heads, length, depth]
+  void* grad_v;          // [batch, heads, length, depth]
+  double* grad_gate;     // [batch, heads]: the sum over the batch is left to the caller
+};
+
+// These throw std::bad_alloc.
+void frozen_attention_cpu(const FrozenAttention& p);
+void smeared_attention_cpu(const SmearedAttention& p);
+void smeared_attention_backward_cpu(const SmearedAttentionBackward& p);
+
+struct LinearCrossEntropyFwd {
+  float* losses;           // [N]
+  float* peak;             // [N], the largest logit
+  float* log_sum;          // [N], log(sum of exp(logit - peak))
+  const void* hidden;      // [N, C]
+  const void* weight;      // [V, C]
+  const int64_t* targets;  // [N], in 0..V-1 or ignore_index
+  const void* bias;        // [V] or null
+  int64_t n, c, v;
+  int64_t ignore_index;
+  bool bf16;  // hidden, weight and bias; else float32
+  int num_threads;
+};
+
+// Throws std::bad_alloc.
+void linear_cross_entropy_fwd_cpu(const LinearCrossEntropyFwd& p);
+
+struct LinearCrossEntropyBwd {
+  void* grad_hidden;         // [N, C], or null: not needed
+  void* grad_weight;         // [V, C] or null
+  void* grad_bias;           // [V] or null
+  const float* grad_losses;  // [N]
+  const void* hidden;        // [N, C]
+  const void* weight;        // [V, C]
+  const int64_t* targets;    // [N]
+  const void* bias;          // [V] or null
+  const float* losses;       // [N], and the next two, of the forward
+  const float* peak;         // [N]
+  const float* log_sum;      // [N]
+  int64_t n, c, v;
+  int64_t ignore_index;
+  bool bf16;  // hidden, weight, bias and their gradients; else float32
+  int num_threads;
+};
+
+// Throws std::bad_alloc.
+void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p);
+
+struct HeadAblation {
+  float* base;              // [N]
+  float* losses;            // [H, N]
+  const void* resid;        // [N, C]
+  const void* z;            // [H, N, D]
+  const void* w_o;          // [H, D, C]
+  const void* weight;       // [V, C]
+  const int64_t* targets;   // [N], in 0..V-1
+  const void* norm_weight;  // [C] or null: 1
+  const void* norm_bias;    // [C] or null: 0
+  const void* bias;         // [V] or null
+  int64_t n, h, d, c, v;
+  float eps;
+  bool bf16;  // every input but targets; else float32
+  int num_threads;
+};
+
+// Throws std::bad_alloc.
+void head_ablation_cross_entropy_cpu(const HeadAblation& p);
+
 #ifdef ICL_CUDA
 cudaError_t launch_axpy(float* out,      // [n]
                         const float* x,  // [n]

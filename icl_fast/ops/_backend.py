@@ -45,6 +45,20 @@ def build_info() -> dict[str, Any]:
     return dict(_module.build_info()) if _module else {}
 
 
+def isas() -> tuple[str, ...]:
+    """The instruction sets this machine has CPU kernels for, best last. Empty where `_C` is not there."""
+    return tuple(_module.isas()) if _module else ()
+
+
+def set_isa(name: str) -> None:
+    """Make the CPU kernels use this one of `isas()`, for tests and measurements; the best is in use from the start.
+
+    Raises:
+        ValueError: not one of `isas()`.
+    """
+    module().set_isa(name)
+
+
 def cuda_device_count() -> int:
     """CUDA devices that `_C` can launch on; 0 with no driver or no CUDA kernels."""
     return int(_module.cuda_device_count()) if _module else 0

@@ -1,6 +1,7 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
-A test module names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
+"cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. A test module
+names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
 """
 
 from __future__ import annotations
@@ -11,18 +12,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from icl_fast.ops import _registry, available_impls
+from icl_fast.ops import _backend, _registry, available_impls
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "impl" not in metafunc.fixturenames:
         return
-    op = metafunc.module.OP
-    if "dtype" in metafunc.fixturenames:
-        pairs = [(i, d) for i in available_impls()[op] for d in _registry._OPS[op].kernels[i].dtypes]
-        metafunc.parametrize(("impl", "dtype"), pairs, ids=[f"{i}-{str(d).removeprefix('torch.')}" for i, d in pairs])
-    else:
-        metafunc.parametrize("impl", available_impls()[op])
+    kernels = _registry._OPS[metafunc.module.OP].kernels
+    cases, ids = [], []
+    for impl in available_impls()[metafunc.module.OP]:
+        for isa in _backend.isas() if impl == "cpu" else (None,):
+            for dtype in kernels[impl].dtypes if "dtype" in metafunc.fixturenames else (None,):
+                cases.append((impl, isa) if dtype is None else (impl, isa, dtype))
+                words = (impl, isa, str(dtype).removeprefix("torch.") if dtype else None)
+                ids.append("-".join(word for word in words if word))
+    names = ("impl", "isa", "dtype")[: len(cases[0])]
+    metafunc.parametrize(names, cases, ids=ids, indirect=["isa"])
+
+
+@pytest.fixture(autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The instruction set the CPU kernels use: the best, or the one `pytest_generate_tests` asks for."""
+    wanted: str | None = getattr(request, "param", None)
+    if wanted is not None:
+        _backend.set_isa(wanted)
+    yield wanted
+    if wanted is not None:
+        _backend.set_isa(_backend.isas()[-1])
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from icl_fast.ops import frozen_attention
 
 OP = "frozen_attention"
 # Implementations in which a nan in a value that a row does not see cannot reach that row even within a tile
-CONFINES_NAN = ("reference",)
+CONFINES_NAN = ("reference", "cpu")
 SIZES = [
     (3, 2, 3, 37, 16, 8),
     (1, 1, 1, 1, 4, 4),
     (2, 3, 2, 67, 5, 7),
+    (2, 1, 2, 601, 24, 36),  # several tiles of rows and of keys
     (2, 0, 2, 5, 4, 4),
     (0, 2, 2, 5, 4, 4),
 ]  # ABHTDDv
@@ -81,12 +82,39 @@ def test_rows_are_rows_of_the_whole(impl: str, dtype: torch.dtype, device: str, 
     assert frozen_attention(q, k, v, scale=0.3, rows=rows[:, :0], impl=impl).shape == (3, 2, 3, 0, 8)
 
 
-@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.parametrize("window", [[0, 0], [300, 550], [0, 40]])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_explicit_pattern(impl: str, dtype: torch.dtype, device: str, with_rows: bool, within: Any) -> None:
-    _, _, v = make((3, 2, 3, 37, 16, 8), dtype, device)
-    pattern = torch.randn(2, 3, 37, 37).to(device, dtype)  # neither causal nor normalised: it is applied as it is
-    rows = torch.randint(37, (2, 5), device=device) if with_rows else None
+def test_many_rows_in_any_order(impl: str, device: str, window: list[int], within: Any) -> None:
+    q, k, v = make((3, 2, 2, 601, 8, 16), torch.float32, device)
+    rows = torch.randint(601, (2, 107), device=device)
+    rows[0], rows[1, 90:] = rows[0].sort(descending=True).values, 600
+    index = rows[None, :, None, :, None].expand(3, 2, 2, 107, 16)
+    out = frozen_attention(q, k, v, scale=0.3, window=window, rows=rows, impl=impl)
+    truth = plain(q.double(), k.double(), v.double(), 0.3, window).gather(3, index)
+    within(out, plain(q, k, v, 0.3, window).gather(3, index), truth, times=2)
+
+
+def test_the_number_of_threads_changes_nothing(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 200, 16, 16), torch.float32, device)
+    one = frozen_attention(q, k, v, scale=0.3, window=[0, 70, 0], impl=impl)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        again = frozen_attention(q, k, v, scale=0.3, window=[0, 70, 0], impl=impl)
+        if impl == "reference":  # torch's own products
+            torch.testing.assert_close(again, one)
+        else:
+            assert torch.equal(again, one)
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 2, 3, 37, 16, 8), (2, 1, 1, 601, 4, 13)])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_explicit_pattern(impl: str, dtype: torch.dtype, device: str, sizes: Any, with_rows: bool, within: Any) -> None:
+    _, _, v = make(sizes, dtype, device)
+    _, b, h, t, _, _ = sizes
+    pattern = torch.randn(b, h, t, t).to(device, dtype)  # neither causal nor normalised: it is applied as it is
+    pattern[:, 0, 3:9, : t // 2] = pattern[:, 0, 7:20, t // 3 :] = 0
+    rows = torch.randint(t, (b, 5), device=device) if with_rows else None
     out = frozen_attention(None, None, v, scale=1.0, pattern=pattern, rows=rows, impl=impl)
     taken = pattern if rows is None else torch.stack([p[:, r] for p, r in zip(pattern, rows, strict=True)])
     within(out, taken @ v, taken.double() @ v.double(), times=2)
@@ -121,16 +149,19 @@ def test_later_keys_do_not_reach_earlier_rows(impl: str, device: str, bad: float
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_unseen_values_do_not_reach_a_row(impl: str, device: str, bad: float) -> None:
+@pytest.mark.parametrize(("length", "at", "width"), [(37, 20, 8), (37, 20, 5), (601, 20, 16), (601, 590, 5)])
+def test_unseen_values_do_not_reach_a_row(
+    impl: str, dtype: torch.dtype, device: str, bad: float, length: int, at: int, width: int
+) -> None:
     if impl not in CONFINES_NAN:
         pytest.skip("a nan may spread within a tile")
-    q, k, v = make((2, 2, 3, 37, 8, 8), torch.float32, device)
+    q, k, v = make((2, 2, 3, length, 8, width), dtype, device)
     clean = frozen_attention(q, k, v, scale=0.3, window=[0, 5, 0], impl=impl)
-    v[0, 1, :, 20, 3] = bad
+    v[0, 1, :, at, 3] = bad
     out = frozen_attention(q, k, v, scale=0.3, window=[0, 5, 0], impl=impl)
     reached = torch.zeros_like(out, dtype=torch.bool)
-    reached[0, 1, :, 20:, 3] = True
-    reached[0, 1, 1, 25:, 3] = False  # outside the window of head 1
+    reached[0, 1, :, at:, 3] = True
+    reached[0, 1, 1, at + 5 :, 3] = False  # outside the window of head 1
     assert out[reached].isnan().all()
     torch.testing.assert_close(out[~reached], clean[~reached])
 

@@ -63,6 +63,26 @@ def test_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: flo
         within(actual, same, exact, times=2)
 
 
+@pytest.mark.parametrize("sizes", [(9, 2, 3, 1030, 3300), (8300, 1, 2, 3, 5), (40, 2, 130, 200, 500)])
+def test_many_blocks_of_rows_and_columns(impl: str, device: str, sizes: Any, within: Any) -> None:
+    """Shapes at which the kernels cut rows, columns and products in more pieces than one."""
+    given = make(sizes, torch.float32, device)
+    base, losses = head_ablation_cross_entropy(**given, impl=impl)
+    for actual, same, exact in zip([base, *losses], plain(**given), plain(**in_double(given)), strict=True):
+        within(actual, same, exact, times=2)
+
+
+def test_threads_change_no_bit(impl: str, device: str) -> None:
+    if impl == "reference":
+        pytest.skip("torch's own sums may depend on the number of threads")
+    given = make((131, 3, 5, 64, 1009), torch.float32, device)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(torch.cat([x.flatten() for x in head_ablation_cross_entropy(**given, impl=impl)]))
+    assert all(torch.equal(results[0], other) for other in results)
+
+
 def test_low_rank_formula_of_the_last_layer(impl: str, device: str, within: Any) -> None:
     """An independent way to the same numbers: the formula the kernels use, in float64."""
     given = make((37, 3, 5, 16, 101), torch.float32, device)

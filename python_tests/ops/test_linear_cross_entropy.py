@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from icl_fast.ops import PositionLoss, linear_cross_entropy
+from icl_fast.ops import PositionLoss, available_impls, linear_cross_entropy
 
 OP = "linear_cross_entropy"
 MODULE = importlib.import_module("icl_fast.ops.linear_cross_entropy")
@@ -77,6 +79,55 @@ def test_backward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, 
     for actual, same, truth in zip(mine, gradients(plain, dtype), gradients(plain, torch.float64), strict=True):
         assert actual.dtype == dtype
         within(actual, same, truth, times=3)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2100, 3, 1700), (1, 3, 1030, 12400), (2, 4150, 2, 5)])
+def test_many_blocks_of_rows_and_columns(impl: str, device: str, sizes: Any, within: Any) -> None:
+    """Shapes at which the kernels cut rows, columns and products in more pieces than one."""
+    hidden, weight, targets, bias = make(sizes, torch.float32, device)
+    grad = torch.randn(targets.shape, device=device)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight / sizes[2] ** 0.5, bias)]
+        losses = of(inputs[0], inputs[1], targets, bias=inputs[2])
+        return losses, *torch.autograd.grad(losses, inputs, grad.to(dtype))
+
+    mine = results(lambda *a, **k: linear_cross_entropy(*a, **k, impl=impl), torch.float32)
+    for actual, same, truth in zip(mine, results(plain, torch.float32), results(plain, torch.float64), strict=True):
+        within(actual, same, truth, times=3)
+
+
+def test_threads_change_no_bit(impl: str, device: str) -> None:
+    if impl == "reference":
+        pytest.skip("torch's own sums may depend on the number of threads")
+    hidden, weight, targets, bias = make((3, 37, 64, 1009), torch.float32, device)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        losses = linear_cross_entropy(inputs[0], inputs[1], targets, bias=inputs[2], impl=impl)
+        results.append((losses, *torch.autograd.grad(losses.sum(), inputs)))
+    for same in zip(*results, strict=True):
+        assert all(torch.equal(same[0], other) for other in same)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
+def test_cpu_kernel_needs_little_memory() -> None:
+    if "cpu" not in available_impls()[OP]:
+        pytest.skip("not built")
+    program = """
+import resource, torch
+from icl_fast.ops import linear_cross_entropy
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+hidden, weight = torch.randn(1024, 8).requires_grad_(), torch.randn(50021, 8).requires_grad_()
+targets = torch.randint(50021, (1024,))
+linear_cross_entropy(hidden[:8], weight[:100], targets[:8] % 100, impl="cpu").sum().backward()
+before = peak()
+linear_cross_entropy(hidden, weight, targets, impl="cpu").sum().backward()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64  # MiB; the logits alone would be 195
 
 
 def test_sure_and_wrong_probabilities_are_not_lost(impl: str, device: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from icl_fast.ops import frozen_attention, smeared_attention
 
 OP = "smeared_attention"
-CONFINES_NAN = ("reference",)  # see test_frozen_attention.py
-SIZES = [(2, 3, 37, 16), (2, 3, 1, 4), (3, 2, 67, 5), (0, 2, 5, 4), (2, 2, 0, 4)]  # B, H, T, D
+CONFINES_NAN = ("reference", "cpu")  # see test_frozen_attention.py
+SIZES = [(2, 3, 37, 16), (2, 3, 1, 4), (3, 2, 67, 5), (1, 2, 601, 20), (0, 2, 5, 4), (2, 2, 0, 4)]  # B, H, T, D
 
 
 def make(sizes: tuple[int, ...], dtype: torch.dtype, device: str, peak: float = 1.0) -> tuple[Tensor, ...]:
@@ -79,6 +79,37 @@ def test_backward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, 
     for actual, plainly, exactly in zip(mine, same, truth, strict=True):
         assert actual.dtype == dtype
         within(actual, plainly, exactly, times=3)
+
+
+@pytest.mark.parametrize("window", [[0, 0], [300, 550], [47, 48], [49, 97]])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_windows_that_span_tiles(impl: str, device: str, window: list[int], within: Any) -> None:
+    given, grad = make((1, 2, 601, 8), torch.float32, device), torch.randn(1, 2, 601, 8, device=device)
+
+    def run(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in given]
+        out = of(*inputs)
+        return (out.detach(), *torch.autograd.grad(out, inputs, grad.to(dtype)))
+
+    mine = run(lambda *x: smeared_attention(*x, scale=0.3, window=window, impl=impl), torch.float32)
+    same, truth = (run(lambda *x: plain(*x, 0.3, window), dtype) for dtype in (torch.float32, torch.float64))
+    for actual, plainly, exactly in zip(mine, same, truth, strict=True):
+        within(actual, plainly, exactly, times=3)
+
+
+def test_the_number_of_threads_changes_nothing(impl: str, device: str) -> None:
+    inputs = [x.requires_grad_() for x in make((2, 3, 200, 16), torch.float32, device)]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out = smeared_attention(*inputs, scale=0.3, window=[0, 70, 0], impl=impl)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for again in results[1:]:
+        for one, other in zip(results[0], again, strict=True):
+            if impl == "reference":  # torch's own products
+                torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(other, one)
 
 
 def test_narrow_inputs_with_a_float32_alpha(impl: str, device: str, within: Any) -> None:

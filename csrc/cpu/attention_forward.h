@@ -1,0 +1,147 @@
+// The forward of one strip of query rows, for frozen_attention (many variants of the values) and smeared_attention
+// (mixed keys). Keys come in chunks; their scores are computed once and multiplied with the values of every variant.
+#pragma once
+
+#include "cpu/attention.h"
+
+namespace icl::ICL_ISA {
+
+// The keys of one head, mixed with their predecessors where `smeared`.
+template <typename T>
+struct Keys {
+  const T* k;  // [T, depth]
+  int64_t depth;
+  bool smeared;
+  float gate;  // share of the key itself; the rest is the previous key's. Key 0 has no previous one
+
+  // rows begin..end-1 as attention sees them, to [end - begin, ld]
+  void mix(int32_t begin, int32_t end, float* to, int64_t ld) const {
+    if (!smeared) return widen_rows(k + begin * depth, end - begin, depth, to, ld);
+    const float rest = 1 - gate;
+    for (int32_t j = begin; j < end; ++j, to += ld) {
+      const T* row = k + j * depth;
+      if (j == 0) {
+        widen_rows(row, 1, depth, to, ld);
+        continue;
+      }
+      const T* previous = row - depth;
+      int64_t d = 0;
+      for (; d + W <= depth; d += W) store(to + d, load(row + d) * splat(gate) + load(previous + d) * splat(rest));
+      for (; d < depth; ++d) to[d] = widen(row[d]) * gate + widen(previous[d]) * rest;
+      for (; d < ld; ++d) to[d] = 0;
+    }
+  }
+};
+
+// Memory of one thread.
+struct ForwardRoom {
+  float* q;        // [depth, ROWS]
+  float* scores;   // [chunk, ROWS]
+  float* keys;     // [T, depth]
+  float* values;   // [chunk, padded width]
+  float* sums;     // [variants, ROWS, padded width]
+  float* weights;  // [T]
+  // of which head which keys are there: the strips of a head come one after another and use them again
+  const void* keys_of;
+  int32_t keys_begin, keys_end;
+
+  void cut(Cutter& cutter, int64_t chunk, int64_t depth, int64_t width, int64_t variants, int64_t length) {
+    q = cutter.take(depth * ROWS), scores = cutter.take(chunk * ROWS), keys = cutter.take(length * depth);
+    values = cutter.take(chunk * padded(width)), sums = cutter.take(variants * ROWS * padded(width));
+    weights = cutter.take(length);
+    keys_of = nullptr;
+  }
+
+  // all keys, [T, depth], of which begin..end-1 can be read
+  template <typename T>
+  const float* prepare(const Keys<T>& of, int32_t begin, int32_t end) {
+    if constexpr (sizeof(T) == 4)
+      if (!of.smeared) return of.k;
+    if (keys_of != of.k) keys_of = of.k, keys_begin = keys_end = begin;
+    if (begin < keys_begin) of.mix(begin, keys_begin, keys + begin * of.depth, of.depth), keys_begin = begin;
+    if (end > keys_end) of.mix(keys_end, end, keys + keys_end * of.depth, of.depth), keys_end = end;
+    return keys;
+  }
+};
+
+ICL_INLINE bool is_finite(const float* row, int64_t n) {
+  float zeros = 0;
+  for (int64_t i = 0; i < n; ++i) zeros += row[i] * 0;
+  return zeros == 0;
+}
+
+// row = factor * (weights[begin..end-1] . v), in which a weight of 0 hides a value that is not finite; one that is
+// reached makes nan. Summed in the order of product(): where nothing is hidden the two agree.
+template <typename T>
+static void confine(const float* weights, int32_t begin, int32_t end,
+                    const T* v,  // [T, width]
+                    int64_t width, float factor, float* row) {
+  for (int64_t c = 0; c < width; ++c) {
+    float total = 0, reached = 0;
+    for (int32_t j = begin; j < end; ++j) {
+      if (weights[j] == 0) continue;
+      const float x = widen(v[j * width + c]), zero_or_nan = x * 0;
+      if (zero_or_nan == zero_or_nan) total += weights[j] * x;
+      reached += zero_or_nan;
+    }
+    row[c] = total * factor + reached;
+  }
+}
+
+// Rows of `sums` [strip.rows, ld] that are not finite are computed again, one by one: see confine().
+template <typename T>
+static void confine_rows(const Strip& strip, const float* keys, int64_t depth, const Softmax& softmax,
+                         const ForwardRoom& room, const T* v, int64_t width, float* sums, int64_t ld) {
+  for (int r = 0; r < strip.rows; ++r) {
+    float* row = sums + r * ld;
+    if (is_finite(row, width)) continue;
+    const int lane = r % W, first_lane = r - lane;
+    for (int32_t j = strip.first[r]; j <= strip.last[r]; ++j) {
+      float score[W];
+      score_tile<1, 1>(room.q + first_lane, keys + j * depth, depth, depth, score);
+      room.weights[j] = exp_nonpositive(splat(score[lane] - softmax.peak[r]))[0];
+    }
+    confine(room.weights, strip.first[r], strip.last[r] + 1, v, width, 1 / softmax.total[r], row);
+  }
+}
+
+// One strip, whose scaled queries are in room.q.
+template <typename T>
+static void attend(const Strip& strip, const Keys<T>& keys,
+                   const T* v, int64_t v_stride,  // variants, v_stride apart, of [T, width]
+                   int64_t variants, int64_t width,
+                   T* out, int64_t out_stride,  // variants, out_stride apart, of [strip.rows, width]
+                   int64_t chunk, ForwardRoom& room, Softmax& softmax) {
+  const bool in_place = sizeof(T) == 4 && width % W == 0;  // sums live in `out`, values are used where they are
+  const int64_t ld = padded(width);
+  float inverse[ROWS];
+  const int64_t depth = keys.depth;
+  const float* k = room.prepare(keys, strip.begin, strip.end);
+  softmax.reset();
+  for (int32_t begin = strip.begin; begin < strip.end; begin += int32_t(chunk)) {
+    const int32_t end = lesser(strip.end, begin + int32_t(chunk));
+    const bool first = begin == strip.begin, last = end == strip.end;
+    score_chunk(strip, room.q, k + begin * depth, depth, depth, begin, end, room.scores);
+    softmax.add_chunk(strip, begin, end, room.scores);
+    for (int r = 0; r < ROWS; ++r) inverse[r] = 1 / softmax.total[r];
+    auto range = [&](int row, int rows, int64_t* from, int64_t* to) { strip.band(row, rows, begin, end, from, to); };
+    for (int64_t a = 0; a < variants; ++a) {
+      const T* variant = v + a * v_stride;
+      T* to = out + a * out_stride;
+      const float* values = room.values;
+      float* sums = room.sums + (first && last ? 0 : a * ROWS * ld);
+      if (in_place)
+        values = (const float*)(variant + begin * width), sums = (float*)to;
+      else
+        widen_rows(variant + begin * width, end - begin, width, room.values, ld);
+      const bool finite = product<true>(strip.rows, ld, room.scores, ROWS, values, ld, sums, ld,
+                                        first ? nullptr : softmax.shrink, last ? inverse : nullptr, range);
+      if (!last) continue;
+      if (!finite) confine_rows(strip, k, depth, softmax, room, variant, width, sums, ld);
+      if (!in_place)
+        for (int r = 0; r < strip.rows; ++r) narrow_row(sums + r * ld, to + r * width, width);
+    }
+  }
+}
+
+}  // namespace icl::ICL_ISA

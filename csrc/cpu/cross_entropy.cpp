@@ -1,0 +1,17 @@
+// linear_cross_entropy and head_ablation_cross_entropy, for the instruction set in use.
+#include "cpu/isa.h"
+#include "ops.h"
+
+namespace icl {
+
+ICL_FOR_EACH_ISA(void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p))
+ICL_FOR_EACH_ISA(void linear_cross_entropy_bwd(const LinearCrossEntropyBwd& p))
+ICL_FOR_EACH_ISA(void head_ablation_cross_entropy(const HeadAblation& p))
+
+void linear_cross_entropy_fwd_cpu(const LinearCrossEntropyFwd& p) { ICL_DISPATCH(linear_cross_entropy_fwd, p); }
+
+void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p) { ICL_DISPATCH(linear_cross_entropy_bwd, p); }
+
+void head_ablation_cross_entropy_cpu(const HeadAblation& p) { ICL_DISPATCH(head_ablation_cross_entropy, p); }
+
+}  // namespace icl

@@ -1,0 +1,146 @@
+// The largest of a row of logits and the sum of exp(logit - largest), block by block, and the merging of blocks.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "cpu/gemm_tile.h"
+
+namespace icl::ICL_ISA {
+
+// exp(x) for x <= 0 (or a rounding above), error below 2 ulp; below -87 it is exp(-87), 1.6e-38, which adds nothing to
+// a sum that has a 1 in it; NaN for NaN. Half the work of exp().
+ICL_INLINE vf exp_of_difference(vf x) {
+  x = max(splat(-87.0f), x);
+  // the low bits of `shifted` are n + 127, n = round(x / ln 2): moved up they are the bits of the float 2^n
+  const vf shift = splat(12582912.0f + 127.0f);
+  const vf shifted = x * splat(1.44269504f) + shift;
+  const vf n = shifted - shift;
+#ifdef __FMA__
+  const vf r = x - n * splat(0.693147181f);  // off by 2e-9 n: nothing beside the e^n by which the result is smaller
+#else
+  vf r = x - n * splat(0.693359375f);  // ln 2 in two parts: the first product is exact
+  r = r + n * splat(2.12194440e-4f);
+#endif
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r + splat(1.0f);
+  p = p * r + splat(1.0f);
+  return p * (vf)((vi)shifted << 23);
+}
+
+template <int Step, int... I>
+ICL_INLINE vf rotate(vf v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, ((I + Step) % W)...);
+}
+
+// The sum and the largest of the lanes, in log2(W) steps.
+template <int Step = W / 2>
+ICL_INLINE float sum_of_lanes(vf v) {
+  v += rotate<Step>(v, std::make_integer_sequence<int, W>());
+  if constexpr (Step > 1) return sum_of_lanes<Step / 2>(v);
+  return v[0];
+}
+
+template <int Step = W / 2>
+ICL_INLINE float largest_lane(vf v) {
+  v = max(v, rotate<Step>(v, std::make_integer_sequence<int, W>()));
+  if constexpr (Step > 1) return largest_lane<Step / 2>(v);
+  return v[0];
+}
+
+struct MaxSum {
+  float max;  // -inf: nothing but -inf was seen
+  float sum;  // of exp(x - max)
+};
+
+// Of `panels` x NR logits. A NaN among them makes the sum NaN.
+ICL_INLINE MaxSum max_and_sum(const float* logits, int64_t panels) {
+  vf m[NV];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) m[v] = load(logits + v * W);
+  for (int64_t p = 1; p < panels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) m[v] = max(m[v], load(logits + p * NR + v * W));
+#pragma GCC unroll 8
+  for (int v = 1; v < NV; ++v) m[0] = max(m[0], m[v]);
+  const float top = largest_lane(m[0]);
+  const vf reference = splat(top == -INFINITY ? 0.0f : top);  // -inf - -inf would be NaN
+  vf s[NV] = {};
+  for (int64_t p = 0; p < panels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) s[v] += exp_of_difference(load(logits + p * NR + v * W) - reference);
+#pragma GCC unroll 8
+  for (int v = 1; v < NV; ++v) s[0] += s[v];
+  return {top, sum_of_lanes(s[0])};
+}
+
+// Both blocks as one.
+inline MaxSum merge(MaxSum a, MaxSum b) {
+  const float top = a.max > b.max ? a.max : b.max;
+  const float reference = top == -INFINITY ? 0.0f : top;
+  return {top, a.sum * expf(a.max - reference) + b.sum * expf(b.max - reference)};
+}
+
+// Columns of the weight and how they are cut: NR columns are a panel, panels that fit together in the second-level
+// cache a group, one or more groups a strip, the task of a thread. It depends on shapes alone, and so do the sums.
+struct Columns {
+  int64_t panels;
+  int64_t group;   // panels in a group, at most kGroupPanels
+  int64_t strip;   // panels in a strip, whole groups
+  int64_t strips;  // at most max_strips: each has partial results for every row
+
+  // `depth`: how many rows of NR floats a panel keeps in the cache
+  Columns(int64_t v, int64_t depth, int64_t max_strips) {
+    panels = ceil_div(v, NR);
+    group = clamp(kGroupFloats / (NR * clamp(depth, 1, INT32_MAX)), 1, kGroupPanels);
+    strip = group * ceil_div(ceil_div(panels, group), max_strips);
+    strips = ceil_div(panels, strip);
+  }
+
+  static constexpr int64_t kGroupFloats = 384 * 1024 / 4;  // leaves room in 512 KiB for what streams through
+  static constexpr int64_t kGroupPanels = 8;               // MR rows of logits of a group: 12 KiB
+};
+
+template <typename T>
+struct Weight {
+  const T* weight;  // [V, C]
+  const T* bias;    // [V] or null
+  int64_t c, v;
+
+  // A panel, and what is added to its logits. -inf in columns beyond V: they count for nothing.
+  void pack(int64_t panel, float* out /* [C][NR] */, float* offsets /* [NR] */) const {
+    const int64_t column = panel * NR, here = smaller(v - column, NR);
+    pack_panel(weight + column * c, here, c, out);
+    for (int64_t j = 0; j < NR; ++j) offsets[j] = j >= here ? -INFINITY : bias ? widen(bias[column + j]) : 0.0f;
+  }
+};
+
+// What each strip has found out about each row.
+struct Partial {
+  float* max;    // [strips][rows]
+  float* sum;    // [strips][rows]
+  int64_t rows;  // a multiple of W
+
+  void add(int64_t strip, int64_t row, MaxSum found, bool first) const {
+    float *m = max + strip * rows + row, *s = sum + strip * rows + row;
+    if (!first) found = icl::ICL_ISA::merge({*m, *s}, found);
+    *m = found.max;
+    *s = found.sum;
+  }
+
+  // Of W rows. The peak of a row that holds NaN may be anything, its sum is NaN; of one that is all -inf as well.
+  void merge(int64_t strips, int64_t row, vf& peak, vf& total) const {
+    peak = load(max + row);
+    for (int64_t s = 1; s < strips; ++s) peak = icl::ICL_ISA::max(peak, load(max + s * rows + row));
+    total = vf{};
+    for (int64_t s = 0; s < strips; ++s)
+      total += load(sum + s * rows + row) * exp(load(max + s * rows + row) - peak);
+  }
+};
+
+}  // namespace icl::ICL_ISA

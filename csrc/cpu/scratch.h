@@ -1,0 +1,55 @@
+// Working memory of a kernel: one aligned block, taken before the threads start (no exception may leave a thread).
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "cpu/simd.h"
+
+namespace icl::ICL_ISA {
+
+// Cuts consecutive pieces, each beginning a cache line.
+struct Cutter {
+  float* base;  // or null, to measure
+  int64_t used = 0;
+
+  float* take(int64_t floats) {
+    float* piece = base ? base + used : nullptr;
+    used += (floats + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+struct Scratch {
+  // cut(Cutter&) takes the pieces. It runs twice: to measure, and when the memory is there.
+  template <typename Cut>
+  explicit Scratch(Cut cut) {
+    Cutter measure{nullptr};
+    cut(measure);
+    data = static_cast<float*>(std::aligned_alloc(64, size_t(measure.used * 4 + 64)));
+    if (!data) throw std::bad_alloc();
+    Cutter cutter{data};
+    cut(cutter);
+  }
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+ private:
+  float* data;
+};
+
+ICL_INLINE int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+}  // namespace icl::ICL_ISA
