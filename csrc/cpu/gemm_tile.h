@@ -57,7 +57,7 @@ ICL_INLINE void multiply_add(const float* a, const float* b /* [K][NR] */, int64
 }
 
 // Products longer than this are summed in pieces: errors grow with the length of a piece more than with their number.
-// At 512 they are 1.4 times larger than torch's, and it is no faster.
+// At 512 they are about 1.5 times torch's, at 128 about the same, for 1% of the speed.
 constexpr int64_t kPiece = 128;
 
 // tile = a @ b, both packed

@@ -115,6 +115,8 @@ def linear_cross_entropy(
     check_index_dtype(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
 
+    if reduction == "position":
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     losses: Tensor = _forward_op(
         hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
     )[0].view(targets.shape)
@@ -162,6 +164,7 @@ def reference_backward(
     weight: Tensor,  # [V, C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
+    losses: Tensor,  # [N]
     peak: Tensor,  # [N]
     log_sum: Tensor,  # [N]
     ignore_index: int,
@@ -182,7 +185,8 @@ def reference_backward(
         clean = _clean_rows(hidden[rows], ignored[rows])
         grad_logits = linear(clean, columns, offset)
         grad_logits.sub_(peak[rows, None]).sub_(log_sum[rows, None]).exp_()
-        grad_logits.scatter_(1, index[rows], grad_logits.gather(1, index[rows]) - 1)
+        # p - 1 at the target, without the cancellation when p is near 1
+        grad_logits.scatter_(1, index[rows], losses[rows, None].neg().expm1())
         grad_logits *= grad_losses[rows, None]
         if need_hidden:
             grad_hidden[rows] = (grad_logits @ columns).to(hidden.dtype)
@@ -306,8 +310,8 @@ def _(
 @torch.library.custom_op(
     "icl_fast::linear_cross_entropy_backward",
     mutates_args=(),
-    schema="(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor peak,"
-    " Tensor log_sum, int ignore_index, bool need_hidden, bool need_weight, bool need_bias, str impl)"
+    schema="(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor losses,"
+    " Tensor peak, Tensor log_sum, int ignore_index, bool need_hidden, bool need_weight, bool need_bias, str impl)"
     " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
 )
 def _backward_op(
@@ -316,6 +320,7 @@ def _backward_op(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
+    losses: Tensor,
     peak: Tensor,
     log_sum: Tensor,
     ignore_index: int,
@@ -324,7 +329,7 @@ def _backward_op(
     need_bias: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved = (hidden, weight, targets, bias, peak, log_sum)
+    saved = (hidden, weight, targets, bias, losses, peak, log_sum)
     with autocast_off(hidden):
         gradients: tuple[Tensor, Tensor, Tensor] = KERNELS.backward(impl)(
             grad_losses, *saved, ignore_index, need_hidden, need_weight, need_bias
@@ -345,7 +350,7 @@ def _(grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden, weight, targets, bias, ctx.ignore_index, ctx.impl = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(hidden, weight, targets, bias, *output[1:])
+    ctx.save_for_backward(hidden, weight, targets, bias, *output)
 
 
 def _differentiate(ctx: Any, grad_losses: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     (tree / "icl_fast").mkdir()
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "icl_fast/__init__.py"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "icl_fast/__init__.py"):
         shutil.copy(ROOT / name, tree / name)
     return tree
 

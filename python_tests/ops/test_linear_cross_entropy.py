@@ -243,7 +243,7 @@ def test_backward_computes_only_what_is_needed(impl: str, device: str) -> None:
     out = torch.ops.icl_fast.linear_cross_entropy(hidden, weight, targets, bias, -100, impl)
     for need in itertools.product([False, True], repeat=3):
         grads = torch.ops.icl_fast.linear_cross_entropy_backward(
-            torch.ones_like(out[0]), hidden, weight, targets, bias, *out[1:], -100, *need, impl
+            torch.ones_like(out[0]), hidden, weight, targets, bias, *out, -100, *need, impl
         )
         assert [g.numel() > 0 for g in grads] == list(need)
 
@@ -303,7 +303,7 @@ def test_reference_never_holds_all_the_logits(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(MODULE, "LOGITS_AT_A_TIME", 103 * 8)
     with Largest() as seen:
         saved = MODULE.reference_forward(hidden, weight, targets, None, -100)
-        MODULE.reference_backward(saved[0], hidden, weight, targets, None, *saved[1:], -100, True, True, False)
+        MODULE.reference_backward(saved[0], hidden, weight, targets, None, *saved, -100, True, True, False)
     assert seen.numel == 103 * 8
 
 
@@ -315,12 +315,11 @@ def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
     needing = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     torch.library.opcheck(op, (needing[0], needing[1], targets, needing[2], -100, impl))
     torch.library.opcheck(op, (needing[0], weight, targets, bias, -100, impl))
-    assert [x.requires_grad for x in op(*needing[:2], targets, needing[2], -100, impl)] == [True, False, False]
     saved = op(hidden, weight, targets, bias, -100, impl)
     for need in ((True, True, True), (False, True, False)):
         torch.library.opcheck(
             torch.ops.icl_fast.linear_cross_entropy_backward.default,
-            (torch.ones_like(saved[0]), hidden, weight, targets, bias, *saved[1:], -100, *need, impl),
+            (torch.ones_like(saved[0]), hidden, weight, targets, bias, *saved, -100, *need, impl),
         )
 
 
