@@ -132,7 +132,10 @@ def test_docs_and_books(debian: Path) -> None:
     ]
 
 
-def test_missing_packages_are_named(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_missing_packages_are_named(
+    debian: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("no folder of that name here"))
     (debian / "usr/share/doc/python3.11/html/_sources/about.rst.txt").unlink()
     with pytest.raises(InputError, match=r"docs: not on this machine; apt-get install.* python3-doc$"):
         read_corpus("docs", root=debian)

@@ -44,7 +44,8 @@ def test_bad_input(arguments: list[str], message: str) -> None:
     assert not result.stdout
 
 
-def test_missing_corpus_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_corpus_names_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder is called docs
     monkeypatch.setattr("icl_fast.data.corpora._newest", lambda source, root: None)
     result = CliRunner().invoke(cli, ["corpus", "docs"])
     assert result.exit_code == 2
