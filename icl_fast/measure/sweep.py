@@ -130,7 +130,8 @@ def sweep(
         return target
     work.begin()
     chunks = -(-plan.examples // plan.chunk)
-    done, tokens = sum(work.has(step, index) for step in steps for index in range(chunks)), []
+    missing = {step: [index for index in range(chunks) if not work.has(step, index)] for step in steps}
+    done, tokens = len(steps) * chunks - sum(map(len, missing.values())), []
 
     def report(step: int) -> None:
         if on_part is not None:
@@ -141,8 +142,7 @@ def sweep(
         snapshot = folder.load_snapshot(step)
         tokens.append(snapshot.tokens)
         model = snapshot.model.to(on)
-        missing = [index for index in range(chunks) if not work.has(step, index)]
-        for index, part in snapshot_parts(model, evaluation, plan, missing):
+        for index, part in snapshot_parts(model, evaluation, plan, missing[step]):
             work.write(step, index, part)
             done += 1
             report(step)
