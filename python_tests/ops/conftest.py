@@ -1,9 +1,9 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
 "cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. The CUDA kernels
-come as "cuda" where there is a GPU, and as "emu" (and, where Hopper has one of its own, "emu_sm90") on the emulator, which
-reports races and accesses out of bounds. A test module names its op in `OP`. A new kernel is tested by being registered;
-nothing here changes.
+come as "cuda" where there is a GPU, and as "emu" (and, where Hopper has one of its own, "emu_sm90") on the emulator,
+which reports races and accesses out of bounds. A test module names its op in `OP`. A new kernel is tested by being
+registered; nothing here changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend, _registry, available_impls
-
 
 HALVES = (torch.bfloat16, torch.float16)
 SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
