@@ -58,7 +58,7 @@ void* dynamic_shared();
 size_t dynamic_shared_size();
 unsigned shared_offset(const void* p);  // of an address in dynamic shared memory: what a descriptor holds
 
-// Barrier `id` for `threads` threads; 0 threads: all of the block that have not returned.
+// barrier: __syncthreads, for all threads of the block that have not returned.
 void barrier(Loc loc);
 enum class Reduce { kOr, kAnd, kCount };
 int barrier_reduce(int predicate, Reduce kind, Loc loc);
@@ -68,7 +68,7 @@ void named_barrier_arrive(int id, int threads, Loc loc);
 // Every lane of `mask` contributes `bytes` (at most 64); returns 32 slots of 64 bytes, valid until the lane's second
 // next exchange. Lanes that meet must agree on `tag`: which kind of instruction this is. `memory`: orders memory too.
 const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, bool memory, Loc loc);
-enum Tag { kTagSyncwarp = 1, kTagShfl, kTagShflXor, kTagShflDown, kTagShflUp, kTagVote, kTagUser = 16 };
+enum Tag { kTagSyncwarp = 1, kTagShfl, kTagShflXor, kTagShflDown, kTagShflUp, kTagVote, kTagWgmmaWait, kTagUser = 16 };
 
 // Tells the checker of one atomic access, which orders nothing but does not race with other atomic ones.
 void atomic_access(void* p, int bytes, Loc loc);
