@@ -36,6 +36,13 @@ def case(shape: Shape, dtype: torch.dtype, options: Options) -> Case:
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
+    def unfold(out: Tensor) -> Tensor:
+        return out.unflatten(3, (a, d)).movedim(3, 0)
+
+    def batched(x: Inputs) -> Tensor:
+        q, k = (part.expand(a, b, h, t, d).flatten(0, 1) for part in (x.q, x.k))
+        return sdpa(q, k, x.v.flatten(0, 1))
+
     def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         unseen = torch.ones(t, t, dtype=torch.bool, device=q.device).triu(1)
         return (scale * (q @ k.mT)).masked_fill(unseen, float("-inf")).softmax(-1) @ v
@@ -43,15 +50,8 @@ def case(shape: Shape, dtype: torch.dtype, options: Options) -> Case:
     candidates = [
         harness.ours(NAME, call, options.device),
         Candidate("sdpa per variant", lambda x: [sdpa(x.q, x.k, v) for v in x.v], torch.stack),
-        # the folding and unfolding is not timed
-        Candidate(
-            "sdpa folded", lambda x: sdpa(x.q, x.k, x.folded), lambda out: out.unflatten(3, (a, d)).movedim(3, 0)
-        ),
-        Candidate(
-            "sdpa batched",
-            lambda x: sdpa(*(part.expand(a, b, h, t, d).flatten(0, 1) for part in (x.q, x.k)), x.v.flatten(0, 1)),
-            lambda out: out.unflatten(0, (a, b)),
-        ),
+        Candidate("sdpa folded", lambda x: sdpa(x.q, x.k, x.folded), unfold),  # folding and unfolding are not timed
+        Candidate("sdpa batched", batched, lambda out: out.unflatten(0, (a, b))),
         compiled(definition, lambda fast, x: fast(x.q, x.k, x.v), options.compile),
         Candidate("reference", lambda x: call(x, "reference")),
     ]

@@ -1,7 +1,7 @@
 """The one harness of all benchmarks.
 
-A bench is a list of cases; a case is one computation at one shape and dtype, and the candidates that compute it: "ours",
-"reference" (the op's definition in torch) and what else a user would write today. Results are compared with the
+A bench is a list of cases; a case is one computation at one shape and dtype, and the candidates that compute it:
+"ours", "reference" (the op's definition in torch) and what else a user would write today. Results are compared with the
 reference before anything is timed. Then the candidates take turns in every round, and a ratio is the median over rounds
 of the ratios within a round: the speed of a machine drifts, and what runs side by side drifts together.
 
@@ -239,8 +239,8 @@ def compare(
     """Check every candidate against the reference.
 
     Returns:
-        A row per candidate, with why it is `missing` if it cannot run or is wrong; roughly the seconds of those that are
-        right; the tracebacks that matter.
+        A row per candidate, with why it is `missing` if it cannot run or is wrong; roughly the seconds of those that
+        are right; the tracebacks that matter.
     """
     rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "missing": c.missing} for c in case.candidates}
     first: dict[str, float] = {}
