@@ -48,7 +48,7 @@ def case(shape: tuple[int, int, int], dtype: torch.dtype, direction: str, option
         shape=f"N={n} C={c} V={v}",
         dtype=dtype,
         make=lambda maker: make(maker, n, c, v),
-        candidates=[fused(options, reduction), *baselines(options, reduction, direction, n, v, dtype)],
+        candidates=[fused(options, reduction), *baselines(options, reduction, direction)],
         flops=(2.0 if forward else 4.0 if direction == "backward" else 6.0) * n * c * v,
         bytes=read * dtype.itemsize * (1.0 if forward else 2.0) + 4.0 * n,
         direction=direction,
@@ -73,7 +73,7 @@ def fused(options: Options, reduction: Any) -> Candidate:
     return harness.ours(NAME, call, options.device)
 
 
-def baselines(options: Options, reduction: Any, direction: str, n: int, v: int, dtype: torch.dtype) -> list[Candidate]:
+def baselines(options: Options, reduction: Any, direction: str) -> list[Candidate]:
     def reference(x: Inputs) -> Tensor:
         return icl_fast.linear_cross_entropy(x.hidden, x.weight, x.targets, reduction=reduction, impl="reference")
 
@@ -81,7 +81,7 @@ def baselines(options: Options, reduction: Any, direction: str, n: int, v: int, 
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
 
     return [
-        *products(options, reduction, n, v, dtype),
+        *products(options, reduction),
         Candidate("chunked mm + cross_entropy", lambda x: chunked(x, reduction)),
         compiled(definition, lambda fast, x: fast(x.hidden, x.weight, x.targets), options.compile),
         # these make the gradients in their forward: a backward of theirs alone would mean nothing
@@ -90,16 +90,17 @@ def baselines(options: Options, reduction: Any, direction: str, n: int, v: int, 
     ]
 
 
-def products(options: Options, reduction: str, n: int, v: int, dtype: torch.dtype) -> list[Candidate]:
-    """The product alone, and the product and torch's cross entropy; in a forward both into logits kept for it."""
+def products(options: Options, reduction: str) -> list[Candidate]:
+    """The product alone, and the product and torch's cross entropy; in a CPU forward both into logits kept for it."""
     if reduction == "mean":
         return [Candidate("mm + cross_entropy", lambda x: F.cross_entropy(F.linear(x.hidden, x.weight), x.targets))]
-    kept: list[Tensor] = []
 
     def logits(x: Inputs) -> Tensor:
-        if not kept:  # in the first call, so that they count in its peak memory
-            kept.append(torch.empty(n, v, dtype=dtype, device=options.device))
-        return torch.mm(x.hidden, x.weight.T, out=kept[0])
+        if options.device == "cuda":  # torch's allocator keeps them there
+            return torch.mm(x.hidden, x.weight.T)
+        if not hasattr(x, "logits"):  # in the first call, so that they count in its peak memory
+            x.logits = x.hidden.new_empty(len(x.hidden), len(x.weight))
+        return torch.mm(x.hidden, x.weight.T, out=x.logits)
 
     return [
         Candidate("product alone", logits, compare=False),

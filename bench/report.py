@@ -148,7 +148,8 @@ def _first_match(file: str, pattern: str) -> str | None:
 def write_json(report: dict[str, Any], where: str) -> None:
     """Write a report to a file, all of it or nothing; "-" is standard output."""
     text = json.dumps(report, indent=1, default=str) + "\n"
-    text = re.sub(r"\[\s+([-\d.e,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)  # numbers in one line
+    # The samples of a candidate in one line; inside a JSON string there is no newline
+    text = re.sub(r"\[\n([-\d.e,\s]+)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     if where == "-":
         sys.stdout.write(text)
         return
