@@ -43,6 +43,12 @@ struct Product {
   int depth;
 };
 
+// What is left of a matrix from here, as far as a tile can reach.
+template <int kTile>
+__device__ __forceinline__ int within_tile(int64_t left) {
+  return static_cast<int>(min(left, int64_t{kTile}));
+}
+
 struct EveryDepth {
   __device__ __forceinline__ bool operator()(int) const { return true; }
 };
@@ -70,7 +76,7 @@ struct Loader {
       bytes = static_cast<int>(min(max(operand.rows - across, int64_t{0}), int64_t{kWide})) * int(sizeof(T));
     } else {
       bytes = 16;
-      const int last = static_cast<int>(min(operand.rows, int64_t{kRows})) - 1;
+      const int last = within_tile<kRows>(operand.rows) - 1;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i)  // beyond the last row the last again: nobody looks at what comes of it
         from[i] = operand.data + min(down + i * kApart, last) * stride + across;
@@ -258,7 +264,7 @@ __device__ __forceinline__ void transpose_words(uint32_t (&words)[4]) {
 template <typename G, typename Out>
 __device__ __forceinline__ void store_tile(const typename G::Tile& tile,
                                            Out* out,  // [rows][columns], `stride` apart: what is left of the matrix
-                                           int64_t stride, int64_t rows, int64_t columns, bool vectors) {
+                                           int64_t stride, int rows, int columns, bool vectors) {
 #pragma unroll
   for (int i = 0; i < G::kRowBlocks; ++i)
 #pragma unroll
@@ -279,10 +285,8 @@ __device__ __forceinline__ void store_tile(const typename G::Tile& tile,
           } else {
 #pragma unroll
             for (int e = 0; e < 8; ++e)
-              if (column + e < columns) {
-                const uint16_t bits = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
-                memcpy(to + column + e, &bits, 2);
-              }
+              if (column + e < columns)
+                reinterpret_cast<uint16_t*>(to)[column + e] = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
           }
         } else {
           if (row >= rows) continue;
