@@ -25,7 +25,8 @@ constexpr int kWarps = 8;                    // of the kernels that take a row a
 struct Rows {
   float* power;         // [N], of two: what the first factor is divided by
   float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
-  float* mean_without;  // [H, N], of the stream without the head
+  float* mean;          // [N], of the stream
+  float* mean_removed;  // [H, N], of what a head wrote
   float* head_means;    // [H, D], of the rows of W_O
   float* offsets;       // [V], b W^T + bias
 };
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows 
   if (lane == 0) {
     rows.power[n] = ldexpf(1.0f, exponent);
     rows.inverse[n] = 1 / deviation;
+    rows.mean[n] = mean.rounded;
   }
   for (int64_t c = lane; c < factors.c; c += 32) {
     const float x = c < p.c ? mean.centre(to_float(from[c])) * down * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows 
     float removed = 0;
     for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * rows.head_means[h * p.d + d];
     removed = warp_sum(removed);
-    if (lane == 0) rows.mean_without[h * p.n + n] = mean.rounded - removed;
+    if (lane == 0) rows.mean_removed[h * p.n + n] = removed;
   }
 }
 
@@ -143,11 +145,13 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
   const T* z = static_cast<const T*>(p.z) + h * p.n * p.d;
   const T* w_o = static_cast<const T*>(p.w_o) + h * p.d * p.c;
   const Product<T> whole{{z, p.d, p.n, vectors_fit(z, p.d)}, {w_o, p.c, p.c, vectors_fit(w_o, p.c)}, int(p.d)};
-  float mean[2], squares[2] = {};
+  float mean[2] = {}, mean_removed[2] = {}, squares[2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t n = first_row + G::row(0, half);
-    mean[half] = n < p.n ? rows.mean_without[h * p.n + n] : 0;
+    if (n >= p.n) continue;
+    mean[half] = rows.mean[n];
+    mean_removed[half] = rows.mean_removed[h * p.n + n];
   }
   G::run(
       reinterpret_cast<T*>(memory), int(ceil_div<int64_t>(p.c, G::kN)),
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               if (row >= height || G::column(j) + e >= width) continue;
-              const float left = to_float(from[G::column(j) + e]) - removed[0][j][2 * half + e] - mean[half];
+              const float centred = to_float(from[G::column(j) + e]) - mean[half];
+              const float left = centred - (removed[0][j][2 * half + e] - mean_removed[half]);
               sum += left * left;
             }
           squares[half] += sum;
@@ -319,8 +324,8 @@ struct Plan {
   }
 
   Rows rows_of(const HeadAblation& p) {
-    return {workspace.take<float>(p.n), workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.h * p.n),
-            workspace.take<float>(p.h * p.d), workspace.take<float>(p.v)};
+    return {workspace.take<float>(p.n),       workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.n),
+            workspace.take<float>(p.h * p.n), workspace.take<float>(p.h * p.d),       workspace.take<float>(p.v)};
   }
 };
 
