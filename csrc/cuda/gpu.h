@@ -183,6 +183,26 @@ __device__ __forceinline__ void cp_async_wait(ICL_WHERE_ONLY) {
 #endif
 }
 
+// 2^x within 2 ulp, as every GPU does it in one instruction; 0 where it would not be a normal number, 2^0 is exactly 1.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef ICL_EMU
+  return exp2f(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+
+// A barrier for some whole warps of the block, `threads` in all; `id` 1 to 15, __syncthreads is 0.
+__device__ __forceinline__ void group_barrier(int id, int threads ICL_WHERE) {
+#ifdef ICL_EMU
+  emu::named_barrier_sync(id, threads, where);
+#else
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 // Multiprocessors of the current device, for deciding how far to split work that has too few tiles.
 inline int multiprocessors() {
   int device = 0, count = 1;
