@@ -90,7 +90,7 @@ struct SmearedKeys {
     for (int i = 0; i < kRun; ++i) {
       const float own = key0 + i == 0 ? 1.0f : gate, rest = 1 - own;
       T before[kWide<T>], here[kWide<T>], mixed[kWide<T>];
-      memcpy(before, &raw[i], 16), memcpy(here, &raw[i + 1], 16);
+      memcpy(static_cast<void*>(before), &raw[i], 16), memcpy(static_cast<void*>(here), &raw[i + 1], 16);
 #pragma unroll
       for (int j = 0; j < kWide<T>; ++j)
         mixed[j] = from_float<T>(to_float(here[j]) * own + to_float(before[j]) * rest);
@@ -261,23 +261,12 @@ __device__ __forceinline__ void store_group(const float (&d)[kM][kBlocks][4], in
               make_uint4(words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3]);
       } else {
         Out elements[8];
-        memcpy(elements, words, sizeof words);
+        memcpy(static_cast<void*>(elements), words, sizeof words);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
           if (j < count) to[j] = elements[j];
       }
     }
-}
-
-// Sum or maximum over the four lanes that share a row of accumulators.
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kFullWarp, x, 1);
-  return x + __shfl_xor_sync(kFullWarp, x, 2);
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
 // The window of a head as a number of keys: all `length` of them where it is dense.

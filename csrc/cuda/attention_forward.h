@@ -54,8 +54,37 @@ struct ForwardShared {
   int positions[S::kRows];
 };
 
+// Reduces a number per row over the lanes and the warps that share the row.
+template <typename S, typename Reduce>
+__device__ __forceinline__ void exchange_rows(float (&x)[S::kM][2],
+                                              float (&exchange)[S::kColumnWarps][S::kRows], Reduce reduce) {
+  const int lane = threadIdx.x % 32, row_warp = threadIdx.x / 32 / S::kColumnWarps;
+  const int row = 16 * S::kM * row_warp + lane / 4;
+#pragma unroll
+  for (int m = 0; m < S::kM; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      x[m][i] = reduce(x[m][i], __shfl_xor_sync(kFullWarp, x[m][i], 1));
+      x[m][i] = reduce(x[m][i], __shfl_xor_sync(kFullWarp, x[m][i], 2));
+      if (S::kColumnWarps > 1 && lane % 4 == 0)
+        exchange[threadIdx.x / 32 % S::kColumnWarps][row + 16 * m + 8 * i] = x[m][i];
+    }
+  if constexpr (S::kColumnWarps > 1) {
+    group_barrier(1 + row_warp, 32 * S::kColumnWarps);  // the numbers of the other warps of these rows
+#pragma unroll
+    for (int m = 0; m < S::kM; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        x[m][i] = exchange[0][row + 16 * m + 8 * i];
+#pragma unroll
+        for (int other = 1; other < S::kColumnWarps; ++other)
+          x[m][i] = reduce(x[m][i], exchange[other][row + 16 * m + 8 * i]);
+      }
+  }
+}
+
 template <Keys kKeys, typename S>
-__global__ void __launch_bounds__(S::kThreads) attention_forward(const AttentionForward arguments) {
+__global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const AttentionForward arguments) {
   using T = typename S::T;
   using Shared = ForwardShared<kKeys, S>;
   constexpr int kM = S::kM, kRows = S::kRows, kTile = S::kKeys, kThreads = S::kThreads, kColumnWarps = S::kColumnWarps;
@@ -219,24 +248,8 @@ __global__ void __launch_bounds__(S::kThreads) attention_forward(const Attention
               if (!all_seen && unsigned(8 * block + j - first) >= unsigned(window)) score = -kInfinity;
               largest[m][i] = fmaxf(largest[m][i], score);
             }
-          largest[m][i] = quad_max(largest[m][i]);
         }
-      if constexpr (kColumnWarps > 1) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            if (lane % 4 == 0) shared.exchange[column_warp][warp_row + 16 * m + 8 * i + lane / 4] = largest[m][i];
-        group_barrier(1 + row_warp, 32 * kColumnWarps);  // the maxima of the other warps of these rows
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int other = 0; other < kColumnWarps; ++other)
-              largest[m][i] =
-                  fmaxf(largest[m][i], shared.exchange[other][warp_row + 16 * m + 8 * i + lane / 4]);
-      }
+      exchange_rows<S>(largest, shared.exchange, [](float a, float b) { return fmaxf(a, b); });
       bool grown = false;
       float shrink[kM][2];
 #pragma unroll
@@ -296,26 +309,27 @@ __global__ void __launch_bounds__(S::kThreads) attention_forward(const Attention
   }
 
   float factor[kM][2];
+  if constexpr (Shared::kGiven) {
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+    for (int m = 0; m < kM; ++m) factor[m][0] = factor[m][1] = 1;
+  } else {
+    exchange_rows<S>(total, shared.exchange, [](float a, float b) { return a + b; });
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      factor[m][i] = 1;
-      if constexpr (!Shared::kGiven) {
-        total[m][i] = quad_sum(total[m][i]);
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
         factor[m][i] = 1 / total[m][i];
         if constexpr (kKeys == Keys::kSmeared) {
           const int64_t row = row0 + warp_row + 16 * m + 8 * i + lane / 4;
-          if (column0 == 0 && column_warp == 0 && lane % 4 == 0 && row < p.rows_per_example) {
-            const float natural = peak[m][i] * kLn2;
-            arguments.peak[head * p.length + row] = natural;
-            // what `natural` was rounded by goes here: the two add up to the logarithm that the weights were divided by
-            arguments.log_sum[head * p.length + row] = logf(total[m][i]) + (shift[m][i] - peak[m][i]) * kLn2 +
-                                                       fmaf(peak[m][i], kLn2, -natural) + peak[m][i] * kLn2Rest;
-          }
+          if (column0 > 0 || column_warp > 0 || lane % 4 > 0 || row >= p.rows_per_example) continue;
+          const float natural = peak[m][i] * kLn2;
+          arguments.peak[head * p.length + row] = natural;
+          // what `natural` was rounded by goes here: the two add up to the logarithm that the weights were divided by
+          arguments.log_sum[head * p.length + row] = logf(total[m][i]) + (shift[m][i] - peak[m][i]) * kLn2 +
+                                                     fmaf(peak[m][i], kLn2, -natural) + peak[m][i] * kLn2Rest;
         }
       }
-    }
+  }
   T* out = static_cast<T*>(p.out);
   const bool out_fit = vectors_fit(out, p.width);
 #pragma unroll
@@ -345,7 +359,7 @@ cudaError_t launch_forward(const AttentionForward& arguments, cudaStream_t strea
 }
 
 // The shapes: a tile of few rows for queries chosen by position and short sequences; one for the columns of one head;
-// one for many. float32 has half the room for everything, and no tensor cores to keep busy.
+// one for many. float32 has half the room for everything: it takes depths over 64 in chunks.
 template <typename T, int kDepth>
 using FewRows = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 1, 2, 32, 64, 128>,
                                    ForwardShape<T, 2, 1, 4, 64, kDepth, 128>>;
@@ -359,18 +373,18 @@ using ManyColumns = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 4, 2, 
 template <Keys kKeys, typename T>
 cudaError_t choose_forward(const AttentionForward& arguments, cudaStream_t stream) {
   const FrozenAttention& p = arguments.call;
-  constexpr bool kGiven = kKeys == Keys::kNone;
-  const bool deep = p.depth > 64 && sizeof(T) == 2;  // float32 has no room for it and takes chunks of 64
-  if (p.rows_per_example <= 32) {
-    if constexpr (!kGiven && sizeof(T) == 2)
-      if (deep) return launch_forward<kKeys, FewRows<T, 128>>(arguments, stream);
-    return launch_forward<kKeys, FewRows<T, 64>>(arguments, stream);
-  }
-  if (p.variants * round_up(p.width, int64_t(8)) <= 64 && !deep)
-    return launch_forward<kKeys, FewColumns<T>>(arguments, stream);
-  if constexpr (!kGiven && sizeof(T) == 2)
-    if (deep) return launch_forward<kKeys, ManyColumns<T, 128>>(arguments, stream);
-  return launch_forward<kKeys, ManyColumns<T, 64>>(arguments, stream);
+  const bool few_rows = p.rows_per_example <= 32, deep = p.depth > 64;
+  const bool few_columns = p.variants * round_up(p.width, int64_t(8)) <= 64;
+  if constexpr (kKeys != Keys::kNone && sizeof(T) == 2)
+    if (deep)
+      return few_rows ? launch_forward<kKeys, FewRows<T, 128>>(arguments, stream)
+                      : launch_forward<kKeys, ManyColumns<T, 128>>(arguments, stream);
+  if (few_rows) return launch_forward<kKeys, FewRows<T, 64>>(arguments, stream);
+  if (few_columns) return launch_forward<kKeys, FewColumns<T>>(arguments, stream);
+  if constexpr (kKeys == Keys::kSmeared && sizeof(T) == 2)
+    return cudaErrorInvalidValue;  // as wide as deep: one of the above
+  else
+    return launch_forward<kKeys, ManyColumns<T, 64>>(arguments, stream);
 }
 
 template <Keys kKeys>
