@@ -97,6 +97,24 @@ struct BackwardShared {
   alignas(16) float numbers[2][3][S::kOther];  // [stage]: high, low, mean_grad of the other rows
 };
 
+// sums += left * other, left a warp's own rows.
+template <typename S>
+__device__ __forceinline__ void multiply_by(const float (&left)[S::kM][S::kOther / 8][4], BackwardShared<S>& shared,
+                                            const typename S::T* other,  // [kOther][kPitch]
+                                            int columns, float (&sums)[S::kM][S::kBlocks][4]) {
+  Weights<typename S::T, S::kM, S::kOther> operand;
+  if constexpr (sizeof(typename S::T) == 4) {
+    const int warp_row = threadIdx.x / 32 * 16 * S::kM;
+    __syncwarp();  // the lanes have read what was there
+    store_weights(left, shared.weights, S::kWeightPitch, warp_row, 0);
+    __syncwarp();  // what each lane stored, for the others
+    operand.load(shared.weights, S::kWeightPitch, warp_row);
+  } else {
+    operand.take(left);
+  }
+  multiply_values(sums, operand, other, S::kPitch, 0, 32, columns);
+}
+
 template <bool kOfKeys, typename S>
 __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backward p) {
   using T = typename S::T;
@@ -252,20 +270,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
             if (!all_seen && unsigned(kOfKeys ? behind : -behind) >= unsigned(window)) weight = slope = 0;
           }
         }
-    const auto multiply_by = [&](const float(&left)[kM][kOther / 8][4], int kind, auto& sums) {
-      Weights<T, kM, kOther> operand;
-      if constexpr (sizeof(T) == 4) {
-        __syncwarp();  // the lanes have read what was there
-        store_weights(left, shared.weights, S::kWeightPitch, warp_row, 0);
-        __syncwarp();  // what each lane stored, for the others
-        operand.load(shared.weights, S::kWeightPitch, warp_row);
-      } else {
-        operand.take(left);
-      }
-      multiply_values(sums, operand, shared.other[stage][kind], S::kPitch, 0, 32, own_columns);
-    };
-    if constexpr (kOfKeys) multiply_by(weights, 1, grad_values);
-    multiply_by(slopes, 0, grads);
+    if constexpr (kOfKeys) multiply_by<S>(weights, shared, shared.other[stage][1], own_columns, grad_values);
+    multiply_by<S>(slopes, shared, shared.other[stage][0], own_columns, grads);
     if (chunks == 1) {
       stage ^= 1;
       if (next < end) finish_other(stage);
