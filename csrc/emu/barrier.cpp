@@ -87,6 +87,7 @@ unsigned char* collective_slots() {
 }
 
 void barrier(Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = machine.barriers[0];
   if (barrier.arrived && (barrier.loc.line() != loc.line() || strcmp(barrier.loc.file_name(), loc.file_name()))) {
     fail("divergent __syncthreads: other threads of the block wait at " + describe(barrier.loc), loc);
@@ -102,6 +103,7 @@ void barrier(Loc loc) {
 }
 
 int barrier_reduce(int predicate, Reduce kind, Loc loc) {
+  const Unchecked unchecked;
   Barrier& b = machine.barriers[0];
   int& result = b.reduced[b.generation & 1];  // the next barrier uses the other one
   if (!b.arrived) result = kind == Reduce::kAnd;
@@ -115,6 +117,7 @@ int barrier_reduce(int predicate, Reduce kind, Loc loc) {
 }
 
 void named_barrier_sync(int id, int threads, Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = named_barrier(id, threads, loc);
   barrier.members.push_back(machine.running->context.thread);
   if (++barrier.arrived == threads) {
@@ -126,6 +129,7 @@ void named_barrier_sync(int id, int threads, Loc loc) {
 }
 
 void named_barrier_arrive(int id, int threads, Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = named_barrier(id, threads, loc);
   Fiber& fiber = *machine.running;
   if (machine.settings.race) {
@@ -136,6 +140,7 @@ void named_barrier_arrive(int id, int threads, Loc loc) {
 }
 
 const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, bool memory, Loc loc) {
+  const Unchecked unchecked;
   const int warp = machine.running->context.warp, lane = machine.running->context.lane;
   if (!(mask >> lane & 1)) fail("the thread's lane is not in the mask it gives", loc);
   auto [found, is_new] = machine.collectives[static_cast<size_t>(warp)].try_emplace(mask, Collective{});

@@ -175,6 +175,20 @@ struct Machine {
 };
 extern Machine machine;
 
+// The thread whose accesses the compiler's callbacks check; null in the emulator's own code, which may run templates
+// of the standard library that the linker took from a kernel's instrumented object file, and when the checker is off.
+extern Fiber* checked;
+class Unchecked {
+ public:
+  Unchecked() : saved_(checked) { checked = nullptr; }
+  ~Unchecked() { checked = saved_; }
+  Unchecked(const Unchecked&) = delete;
+  Unchecked& operator=(const Unchecked&) = delete;
+
+ private:
+  Fiber* saved_;
+};
+
 // report.cpp
 [[noreturn]] void fail(const std::string& what, Loc loc);
 [[noreturn]] void fail_at(const std::string& what, const std::string& where);
