@@ -184,7 +184,7 @@ struct Check {
     } else if (region.space == Region::kShared) {
       if (kind != Kind::kWrite) {
         fail_at("uninitialised: " + verb(kind, actor.proxy) + " of " + place(region, address, bytes) +
-                    ", which the block has not written",
+                    ", which the block has not written so far",
                 describe(site));
       }
     } else if (cell.write_block && !(kind == Kind::kAtomic && cell.atomic)) {

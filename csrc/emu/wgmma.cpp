@@ -5,7 +5,7 @@ namespace emu {
 namespace {
 
 constexpr int kDepth = 16;  // of one instruction, for 2-byte elements
-constexpr uint32_t kPoison = 0x7fc0dead;  // a NaN that no product yields
+constexpr uint32_t kPoison = 0x7fa0dead;  // a signalling NaN: arithmetic on it, too, leaves other bits
 
 // How an operand lies in shared memory (PTX ISA, "matrix descriptor"): start address, two offsets, swizzle.
 struct Operand {

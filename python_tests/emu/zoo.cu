@@ -35,11 +35,11 @@ enum Defect {
   // mbarriers
   kNotInitialised, kNoSyncAfterInit, kTooManyArrivals, kWrongParity, kNoArrival, kNoMbarrierWait,
   // tma
-  kNoInitFence, kNoTmaWait, kTooManyBytesExpected, kTooFewBytesExpected, kNoProxyFenceAfterWrite,
+  kNoTmaWait, kTooManyBytesExpected, kTooFewBytesExpected, kNoProxyFenceAfterWrite,
   kNoProxyFenceAfterRead, kMisalignedTma, kTmaPastShared, kNeverWaited, kRefillTooEarly, kTmaSourcePastEnd,
   kWrongRank,
   // gemm: wgmma
-  kNoWgmmaFence, kNoWgmmaCommit, kNoWgmmaWait, kReleaseBeforeWait, kNoFullWait, kNoEmptyWait, kAccumulatorsReadEarly,
+  kNoInitFence, kNoWgmmaFence, kNoWgmmaCommit, kNoWgmmaWait, kReleaseBeforeWait, kNoFullWait, kNoEmptyWait, kAccumulatorsReadEarly,
   kAccumulatorsWrittenEarly, kHalfAWarpgroup, kDescriptorPastShared, kOddMaxRegisters, kWarpgroupDiverges,
   kNoProxyFenceAfterStore,
 };
@@ -271,8 +271,8 @@ __global__ void tma(float* out, const Map map, int rows, int columns, int count,
   SHARED(float, box);
   const int t = static_cast<int>(threadIdx.x);
   if (t == 0) {
-    emu::mbarrier_init(&full, 1, HERE);  // @tma-init
-    if (defect != kNoInitFence) emu::fence_mbarrier_init(HERE);
+    emu::mbarrier_init(&full, 1, HERE);
+    emu::fence_mbarrier_init(HERE);
   }
   for (int i = t; i < kBoxRows * kBoxColumns; i += kThreads) box[i] = -1;  // @tma-store
   if (defect != kNoProxyFenceAfterWrite) emu::fence_proxy_async(HERE);  // the stores above, before TMA's
@@ -290,9 +290,8 @@ __global__ void tma(float* out, const Map map, int rows, int columns, int count,
     const int x = static_cast<int>(blockIdx.x) * kBoxColumns;
     for (int k = t; k < kBoxRows * kBoxColumns; k += kThreads) {
       const int row = i * kBoxRows + k / kBoxColumns, column = x + k % kBoxColumns;
-      const float value = box[(k + 1) % (kBoxRows * kBoxColumns)];  // @tma-read
-      const float same = box[k];
-      if (row < rows && column < columns) out[row * columns + column] = 2 * same + 0 * value;
+      const float value = 2 * box[k] + 0 * box[(k + 1) % (kBoxRows * kBoxColumns)];  // @tma-read
+      if (row < rows && column < columns) out[row * columns + column] = value;
     }
     if (defect != kNoProxyFenceAfterRead) emu::fence_proxy_async(HERE);  // the reads above, before the next copy
     if (defect != kRefillTooEarly) __syncthreads();
@@ -352,10 +351,10 @@ __global__ void gemm(float* c, const uint16_t* a, const Map map_a, const Map map
   const int tiles = depth / kTileK;
   if (t == 0) {
     for (int s = 0; s < kStages; ++s) {
-      emu::mbarrier_init(&full[s], 1, HERE);
+      emu::mbarrier_init(&full[s], 1, HERE);  // @gemm-init
       emu::mbarrier_init(&empty[s], 128, HERE);
     }
-    emu::fence_mbarrier_init(HERE);
+    if (defect != kNoInitFence) emu::fence_mbarrier_init(HERE);
   }
   __syncthreads();
   if (t >= 128) {
