@@ -43,7 +43,7 @@ class Zoo:
         return f"{ZOO}:{self.line(marker)}"
 
     def expect(self, report: str, begins: str, marker: str, *says: str) -> None:
-        """One of `begins` (a | b), at the line of `marker`, and saying the rest, where "@x" stands for the line of x."""
+        """One of `begins` (a | b), at the line of `marker`, and saying the rest; "@x" is the line of x."""
         assert any(report.startswith(text) for text in begins.split("|")), report
         if marker:
             assert f"\n  at {self.place(marker)}" in report, report

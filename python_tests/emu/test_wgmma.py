@@ -1,4 +1,4 @@
-"""wgmma on operands that TMA brought, against float64: both layouts, all swizzles, A from registers, and its defects."""
+"""wgmma on operands that TMA brought, against float64: layouts, swizzles, A from registers, and its defects."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ DEFECTS = {
     },
     "named": {
         "kConsumerDoesNotSync": ("race: |uninitialised: ", ""),
-        "kProducerDoesNotArrive": ("deadlock: ", "", "32 threads (32-63) wait in named barrier 1 for 64", "@named-sync"),
+        "kProducerDoesNotArrive": ("deadlock: ", "", "32 threads (32-63) wait in named barrier 1", "@named-sync"),
         "kCountsDiffer": ("named barrier 1: this thread says", "", "96", "64"),
         "kCountOdd": ("a named barrier is for a multiple of 32 threads, not 60", ""),
         "kProducerOverwrites": ("race: |uninitialised: ", "", "@named-read"),
