@@ -1,4 +1,4 @@
-"""Drives CMake and Ninja over csrc/ to build the one extension module, icl_fast/_C. Needs no torch.
+"""Drives CMake and Ninja over csrc/ to build the extension module, icl_fast/_C. Needs no torch.
 
 What is built follows from what is there: g++ and nvcc: CPU and CUDA kernels; g++ alone: CPU kernels; no C++ compiler:
 nothing, and icl_fast runs on plain torch. A compiler that is there and fails is an error.
@@ -7,6 +7,7 @@ Environment:
     CXX, CUDACXX, CUDA_HOME    the compilers to use, instead of the newest g++ that nvcc accepts and the nvcc found
     ICL_FAST_CUDA              auto (default), on (no nvcc is an error) or off
     ICL_FAST_CUDA_ARCHS        as CMAKE_CUDA_ARCHITECTURES; default in csrc/CMakeLists.txt
+    ICL_FAST_EMU               1: also icl_fast/_emu, the CUDA kernels on an emulator, for tests; needs CUDA's headers
 """
 
 from __future__ import annotations
@@ -62,9 +63,12 @@ class CMakeBuild(build_ext):
     """build_ext whose compiler is CMake."""
 
     def finalize_options(self) -> None:
-        super().finalize_options()
         self.nvcc = find_nvcc()
         self.cxx = find_cxx(self.nvcc)
+        self._emulator = bool(self.nvcc) and os.environ.get("ICL_FAST_EMU") == "1"
+        if self._emulator:
+            self.distribution.ext_modules.append(Extension("icl_fast._emu", sources=[]))
+        super().finalize_options()
         if self.cxx is None:
             if os.environ.get("ICL_FAST_CUDA", "").lower() == "on":
                 raise SystemExit("ICL_FAST_CUDA=on, but no C++ compiler was found: install g++, or set CXX")
@@ -83,8 +87,8 @@ class CMakeBuild(build_ext):
         _run(_tool("cmake"), "--build", folder)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        (built,) = folder.glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
-        shutil.copy2(built, target)
+        module = {"icl_fast._C": "_C", "icl_fast._emu": "emu/_emu"}[ext.name]
+        shutil.copy2(folder / (module + sysconfig.get_config_var("EXT_SUFFIX")), target)
 
     def _configuration(self) -> list[str]:
         import pybind11
@@ -98,10 +102,18 @@ class CMakeBuild(build_ext):
         }
         if self.nvcc:
             defines |= {"CMAKE_CUDA_COMPILER": self.nvcc, "CMAKE_CUDA_HOST_COMPILER": self.cxx}
+        if self._emulator:
+            defines["ICL_EMU"] = "ON"
         if archs := os.environ.get("ICL_FAST_CUDA_ARCHS"):
             defines["ICL_CUDA_ARCHS"] = archs
         # CMake remembers: forget the archs of an earlier build
-        return ["-G", "Ninja", "-UICL_CUDA_ARCHS", *(f"-D{name}={value}" for name, value in defines.items())]
+        return [
+            "-G",
+            "Ninja",
+            "-UICL_CUDA_ARCHS",
+            "-UICL_EMU",
+            *(f"-D{name}={value}" for name, value in defines.items()),
+        ]
 
 
 def _chosen(variable: str) -> str | None:

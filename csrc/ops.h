@@ -1,16 +1,22 @@
 // Every host entry point of csrc, CPU and CUDA. Pointers, sizes, strides, stream: no torch, no Python.
 //
-// CUDA launchers: the stream comes last, empty input returns before the launch, the result is the launch's
-// own error code. They never print, exit or synchronise.
+// One struct of arguments an op and direction, for both devices. CPU kernels take float32 and bfloat16 and throw
+// std::bad_alloc. CUDA launchers take float16 too; their scratch memory comes from the caller, as many bytes as the
+// function beside the launcher says; `arch` 80 keeps them to the kernels that every GPU since sm_80 runs, 90 allows
+// Hopper's. The stream comes last, empty input returns before the launch, the result is the launch's own error code.
+// They never print, exit or synchronise.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
-#ifdef ICL_CUDA
-#include <cuda_runtime_api.h>
+#if defined(ICL_CUDA) || defined(ICL_EMU)
+#include <driver_types.h>
 #endif
 
 namespace icl {
+
+enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };  // the codes of icl_fast/ops/_backend.py
 
 // out = a * x + y, float32. The smallest whole route from Python to a kernel; `icl-fast info` runs it as a self-test.
 void axpy_cpu(float* out,      // [n]
@@ -28,11 +34,11 @@ struct FrozenAttention {
   const int64_t* rows;    // [batch, rows_per_example], or null: all
   int64_t variants, batch, heads, length, rows_per_example, depth, width;
   float scale;
-  bool bf16;  // else float32
-  int num_threads;
+  Dtype dtype;
+  int num_threads;  // CPU only
 };
 
-struct SmearedAttention {
+struct SmearedAttentionFwd {
   const void* q;        // [batch, heads, length, depth]
   const void* k;        // [batch, heads, length, depth], not smeared
   const void* v;        // [batch, heads, length, depth]
@@ -43,12 +49,12 @@ struct SmearedAttention {
   float* log_sum;       // [batch, heads, length], log of the sum of exp(score - peak)
   int64_t batch, heads, length, depth;
   float scale;
-  bool bf16;  // else float32
-  int num_threads;
+  Dtype dtype;
+  int num_threads;  // CPU only
 };
 
-struct SmearedAttentionBackward {
-  SmearedAttention forward;
+struct SmearedAttentionBwd {
+  SmearedAttentionFwd forward;
   const void* grad_out;  // [batch, heads, length, depth]
   void* grad_q;          // [batch, heads, length, depth]
   void* grad_k;          // [batch, heads, length, depth]
@@ -56,10 +62,9 @@ struct SmearedAttentionBackward {
   double* grad_gate;     // [batch, heads]: the sum over the batch is left to the caller
 };
 
-// These throw std::bad_alloc.
 void frozen_attention_cpu(const FrozenAttention& p);
-void smeared_attention_cpu(const SmearedAttention& p);
-void smeared_attention_backward_cpu(const SmearedAttentionBackward& p);
+void smeared_attention_fwd_cpu(const SmearedAttentionFwd& p);
+void smeared_attention_bwd_cpu(const SmearedAttentionBwd& p);
 
 struct LinearCrossEntropyFwd {
   float* losses;           // [N]
@@ -71,11 +76,10 @@ struct LinearCrossEntropyFwd {
   const void* bias;        // [V] or null
   int64_t n, c, v;
   int64_t ignore_index;
-  bool bf16;  // hidden, weight and bias; else float32
-  int num_threads;
+  Dtype dtype;  // of hidden, weight and bias
+  int num_threads;  // CPU only
 };
 
-// Throws std::bad_alloc.
 void linear_cross_entropy_fwd_cpu(const LinearCrossEntropyFwd& p);
 
 struct LinearCrossEntropyBwd {
@@ -92,11 +96,10 @@ struct LinearCrossEntropyBwd {
   const float* log_sum;      // [N]
   int64_t n, c, v;
   int64_t ignore_index;
-  bool bf16;  // hidden, weight, bias and their gradients; else float32
-  int num_threads;
+  Dtype dtype;  // of hidden, weight, bias and their gradients
+  int num_threads;  // CPU only
 };
 
-// Throws std::bad_alloc.
 void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p);
 
 struct HeadAblation {
@@ -112,18 +115,37 @@ struct HeadAblation {
   const void* bias;         // [V] or null
   int64_t n, h, d, c, v;
   float eps;
-  bool bf16;  // every input but targets; else float32
-  int num_threads;
+  Dtype dtype;  // of every input but targets
+  int num_threads;  // CPU only
 };
 
-// Throws std::bad_alloc.
 void head_ablation_cross_entropy_cpu(const HeadAblation& p);
 
-#ifdef ICL_CUDA
+#if defined(ICL_CUDA) || defined(ICL_EMU)
 cudaError_t launch_axpy(float* out,      // [n]
                         const float* x,  // [n]
                         const float* y,  // [n]
                         int64_t n, float a, cudaStream_t stream);
+
+size_t frozen_attention_workspace(const FrozenAttention& p, int arch);
+cudaError_t launch_frozen_attention(const FrozenAttention& p, void* workspace, int arch, cudaStream_t stream);
+
+size_t smeared_attention_fwd_workspace(const SmearedAttentionFwd& p, int arch);
+cudaError_t launch_smeared_attention_fwd(const SmearedAttentionFwd& p, void* workspace, int arch, cudaStream_t stream);
+
+size_t smeared_attention_bwd_workspace(const SmearedAttentionBwd& p, int arch);
+cudaError_t launch_smeared_attention_bwd(const SmearedAttentionBwd& p, void* workspace, int arch, cudaStream_t stream);
+
+size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, int arch);
+cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* workspace, int arch,
+                                            cudaStream_t stream);
+
+size_t linear_cross_entropy_bwd_workspace(const LinearCrossEntropyBwd& p, int arch);
+cudaError_t launch_linear_cross_entropy_bwd(const LinearCrossEntropyBwd& p, void* workspace, int arch,
+                                            cudaStream_t stream);
+
+size_t head_ablation_cross_entropy_workspace(const HeadAblation& p, int arch);
+cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* workspace, int arch, cudaStream_t stream);
 #endif
 
 }  // namespace icl

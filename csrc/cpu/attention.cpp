@@ -24,18 +24,17 @@ void expect_writes([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes
 }  // namespace
 
 ICL_FOR_EACH_ISA(void frozen_attention(const FrozenAttention& p))
-ICL_FOR_EACH_ISA(void smeared_attention(const SmearedAttention& p))
-ICL_FOR_EACH_ISA(void smeared_attention_backward(const SmearedAttentionBackward& p))
+ICL_FOR_EACH_ISA(void smeared_attention_fwd(const SmearedAttentionFwd& p))
+ICL_FOR_EACH_ISA(void smeared_attention_bwd(const SmearedAttentionBwd& p))
 
 void frozen_attention_cpu(const FrozenAttention& p) {
-  expect_writes(p.out, p.variants * p.batch * p.heads * p.rows_per_example * p.width * (p.bf16 ? 2 : 4));
+  const int64_t element = p.dtype == Dtype::kBFloat16 ? 2 : 4;
+  expect_writes(p.out, p.variants * p.batch * p.heads * p.rows_per_example * p.width * element);
   ICL_DISPATCH(frozen_attention, p);
 }
 
-void smeared_attention_cpu(const SmearedAttention& p) { ICL_DISPATCH(smeared_attention, p); }
+void smeared_attention_fwd_cpu(const SmearedAttentionFwd& p) { ICL_DISPATCH(smeared_attention_fwd, p); }
 
-void smeared_attention_backward_cpu(const SmearedAttentionBackward& p) {
-  ICL_DISPATCH(smeared_attention_backward, p);
-}
+void smeared_attention_bwd_cpu(const SmearedAttentionBwd& p) { ICL_DISPATCH(smeared_attention_bwd, p); }
 
 }  // namespace icl

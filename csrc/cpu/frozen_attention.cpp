@@ -104,8 +104,9 @@ void frozen_attention(const FrozenAttention& p) {
     for (int64_t unit = 0; unit < units; ++unit) {
       const int64_t head = unit / strips, b = head / p.heads, h = head % p.heads;
       const int64_t row = (strips - 1 - unit % strips) * ROWS;  // the longest first
-      const auto run = p.pattern ? (p.bf16 ? explicit_pattern<uint16_t> : explicit_pattern<float>)
-                                 : (p.bf16 ? computed_pattern<uint16_t> : computed_pattern<float>);
+      const bool bf16 = p.dtype == Dtype::kBFloat16;
+      const auto run = p.pattern ? (bf16 ? explicit_pattern<uint16_t> : explicit_pattern<float>)
+                                 : (bf16 ? computed_pattern<uint16_t> : computed_pattern<float>);
       run(p, b, h, row, chunk, room);
     }
   }

@@ -241,7 +241,7 @@ void forward(const HeadAblation& p) {
 
 void head_ablation_cross_entropy(const HeadAblation& p) {
   if (p.n == 0) return;
-  if (p.bf16) {
+  if (p.dtype == Dtype::kBFloat16) {
     forward<uint16_t>(p);
   } else {
     forward<float>(p);

@@ -265,7 +265,7 @@ void backward(const LinearCrossEntropyBwd& p) {
 }  // namespace
 
 void linear_cross_entropy_bwd(const LinearCrossEntropyBwd& p) {
-  if (p.bf16) {
+  if (p.dtype == Dtype::kBFloat16) {
     backward<uint16_t>(p);
   } else {
     backward<float>(p);

@@ -110,7 +110,7 @@ void forward(const LinearCrossEntropyFwd& p) {
 }  // namespace
 
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p) {
-  if (p.bf16) {
+  if (p.dtype == Dtype::kBFloat16) {
     forward<uint16_t>(p);
   } else {
     forward<float>(p);

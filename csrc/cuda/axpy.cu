@@ -1,4 +1,4 @@
-#include "gpu.h"
+#include "cuda/gpu.h"
 #include "ops.h"
 
 namespace icl {
@@ -16,8 +16,7 @@ __global__ void axpy_kernel(float* out, const float* x, const float* y, int64_t 
 
 cudaError_t launch_axpy(float* out, const float* x, const float* y, int64_t n, float a, cudaStream_t stream) {
   if (n <= 0) return cudaSuccess;
-  const int64_t blocks = (n + kThreads - 1) / kThreads;
-  const unsigned grid = static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+  const unsigned grid = static_cast<unsigned>(std::min(ceil_div<int64_t>(n, kThreads), kMaxBlocks));
   ICL_LAUNCH(axpy_kernel, grid, kThreads, 0, stream, out, x, y, n, a);
   return cudaGetLastError();
 }

@@ -1,15 +1,24 @@
-"""The only module that imports the compiled `icl_fast._C`. Importing this never fails: see `load_error()`."""
+"""The only module that imports the compiled `icl_fast._C`. Importing this never fails: see `load_error()`.
+
+A kernel's *place* is the implementation that runs it: "cpu", "cuda", or, in tests, the CUDA kernels on the emulator:
+"emu" (those of every GPU since sm_80) and "emu_sm90" (Hopper's own where there are any).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype in csrc/ops.h
+
 _module: ModuleType | None = None
+_emulator: ModuleType | None = None
 _load_error: str | None = None
 
 try:
@@ -23,6 +32,8 @@ except ModuleNotFoundError as error:
     )
 except Exception as error:  # a truncated file, a missing symbol, another libstdc++: plain torch still works
     _load_error = f"icl_fast._C does not load ({error}); install icl_fast again"
+with suppress(ModuleNotFoundError):
+    _emulator = import_module("icl_fast._emu")
 
 
 def compiled() -> bool:
@@ -61,7 +72,7 @@ def set_isa(name: str) -> None:
 
 def cuda_device_count() -> int:
     """CUDA devices that `_C` can launch on; 0 with no driver or no CUDA kernels."""
-    return int(_module.cuda_device_count()) if _module else 0
+    return int(_module.cuda_device_count()) if _module and cuda_compiled() else 0
 
 
 def module() -> Any:
@@ -73,6 +84,73 @@ def module() -> Any:
     if _module is None:
         raise RuntimeError(_load_error)
     return _module
+
+
+def emulator() -> ModuleType | None:
+    """`icl_fast._emu`: the CUDA kernels compiled for a CPU, for tests. None where it was not built (ICL_FAST_EMU=1)."""
+    return _emulator
+
+
+class Place(NamedTuple):
+    """What a place takes."""
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+def places() -> dict[str, Place]:
+    """The places that have kernels in this build."""
+    found = {}
+    if _module is not None:
+        found["cpu"] = Place("cpu", (torch.float32, torch.bfloat16))
+    if cuda_compiled():
+        found["cuda"] = Place("cuda", tuple(DTYPE_CODES))
+    if _emulator is not None:
+        found |= dict.fromkeys(("emu", "emu_sm90"), Place("cpu", tuple(DTYPE_CODES)))
+    return found
+
+
+def run(kernel: str, place: str, tensors: Mapping[str, Tensor | None], dtype: torch.dtype, **numbers: float) -> None:
+    """Run a kernel of csrc. It writes into some of the tensors.
+
+    Args:
+        kernel: its name in csrc/ops.h.
+        place: where; see the module's docstring.
+        tensors: by the name of the argument in csrc/ops.h. Those it reads may have any strides; those it writes
+            are contiguous.
+        dtype: what the kernel computes with.
+        numbers: the other arguments.
+    """
+    tensors = {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
+    arguments: dict[str, Any] = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+    arguments.update(numbers, dtype=DTYPE_CODES[dtype], num_threads=torch.get_num_threads())
+    if place == "cpu":
+        getattr(module(), kernel + "_cpu")(**arguments)
+        return
+    compiled = module() if place == "cuda" else _emulator
+    device = next(tensor.device for tensor in tensors.values() if tensor is not None)
+    with _on(device):
+        arguments["arch"] = _arch(place, device)
+        workspace = torch.empty(getattr(compiled, kernel + "_workspace")(**arguments), dtype=torch.uint8, device=device)
+        arguments.update(workspace=workspace.data_ptr(), stream=_stream(device))
+        if _emulator is not None and place != "cuda":  # whatever else it touches is reported
+            named = {**tensors, "workspace": workspace}
+            _emulator.set_buffers([(t.data_ptr(), t.nbytes, name) for name, t in named.items() if t is not None])
+        getattr(compiled, kernel + "_cuda")(**arguments)
+
+
+def _arch(place: str, device: torch.device) -> int:
+    if place == "cuda":
+        return 90 if torch.cuda.get_device_capability(device) == (9, 0) else 80
+    return 90 if place == "emu_sm90" else 80
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
@@ -96,8 +174,8 @@ def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
     if x.is_cuda:
         if not cuda_compiled():
             raise RuntimeError(_load_error or "axpy: icl_fast._C was built without CUDA; install icl_fast with nvcc")
-        with torch.cuda.device(x.device):
-            module().axpy(*pointers, torch.cuda.current_stream(x.device).cuda_stream)
+        with _on(x.device):
+            module().axpy_cuda(*pointers, _stream(x.device))
     elif x.device.type == "cpu":
         module().axpy_cpu(*pointers, torch.get_num_threads())
     else:

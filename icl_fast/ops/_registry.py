@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from icl_fast.ops import _backend
 from icl_fast.ops._validate import autocast_is_on
 
 PUBLIC_IMPLS = ("auto", "reference", "cpu", "cuda")
@@ -42,12 +44,17 @@ class Kernel:
 
 
 class Kernels:
-    """The implementations of one op that are built here, by impl name. A new kernel is one entry in the op's file."""
+    """The implementations of one op that are built here, by impl name."""
 
     def __init__(self, op: str, **kernels: Kernel) -> None:
         self.op = op
         self.kernels = kernels
         _OPS[op] = self
+
+    def add_compiled(self, forward: Callable[..., Any], backward: Callable[..., Any] | None = None) -> None:
+        """Register the kernels of csrc in every place this build has; the bodies take the place as first argument."""
+        for place, takes in _backend.places().items():
+            self.kernels[place] = Kernel(partial(forward, place), backward and partial(backward, place), *takes)
 
     def choose(self, impl: str, tensor: Tensor) -> str:
         """The name of the implementation that `impl` means for an op on `tensor`; "auto" is the best one that takes it.

@@ -122,7 +122,8 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width))
 
 
-def cpu_forward(
+def compiled_forward(
+    place: str,
     q: Tensor | None,  # [B, H, T, D]
     k: Tensor | None,  # [B, H, T, D]
     v: Tensor,  # [A, B, H, T, Dv]
@@ -131,20 +132,15 @@ def cpu_forward(
     rows: Tensor | None,  # [B, R]
     pattern: Tensor | None,  # [B, H, T, T]
 ) -> Tensor:  # [A, B, H, R, Dv]
-    """`reference_forward` by the kernel of csrc/cpu."""
-    v = v.contiguous()
-    q, k, window, rows, pattern = (None if t is None else t.contiguous() for t in (q, k, window, rows, pattern))
+    """`reference_forward` by a kernel of csrc."""
     variants, batch, heads, length, width = v.shape
     row_count = length if rows is None else rows.shape[1]
     out = v.new_empty(variants, batch, heads, row_count, width)
-    _backend.module().frozen_attention_cpu(
-        out=out.data_ptr(),
-        q=0 if q is None else q.data_ptr(),
-        k=0 if k is None else k.data_ptr(),
-        v=v.data_ptr(),
-        pattern=0 if pattern is None else pattern.data_ptr(),
-        window=0 if window is None else window.data_ptr(),
-        rows=0 if rows is None else rows.data_ptr(),
+    _backend.run(
+        "frozen_attention",
+        place,
+        {"out": out, "q": q, "k": k, "v": v, "pattern": pattern, "window": window, "rows": rows},
+        v.dtype,
         variants=variants,
         batch=batch,
         heads=heads,
@@ -153,15 +149,12 @@ def cpu_forward(
         depth=0 if q is None else q.shape[3],
         width=width,
         scale=scale,
-        bf16=v.dtype == torch.bfloat16,
-        num_threads=torch.get_num_threads(),
     )
     return out
 
 
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
-if _backend.compiled():
-    KERNELS.kernels["cpu"] = Kernel(cpu_forward, None, "cpu", (torch.float32, torch.bfloat16))
+KERNELS.add_compiled(compiled_forward)
 
 
 @torch.library.custom_op(

@@ -121,7 +121,8 @@ def reference_forward(
     return loss(x), losses
 
 
-def cpu_forward(
+def compiled_forward(
+    place: str,
     resid: Tensor,  # [N, C]
     z: Tensor,  # [H, N, D]
     w_o: Tensor,  # [H, D, C]
@@ -132,33 +133,19 @@ def cpu_forward(
     eps: float,
     bias: Tensor | None,  # [V]
 ) -> tuple[Tensor, Tensor]:
-    """`reference_forward` by the kernel of csrc/cpu, at low rank."""
+    """`reference_forward` by a kernel of csrc, at low rank."""
     (heads, n, d), (v, c) = z.shape, weight.shape
     base, losses = resid.new_empty(n, dtype=torch.float32), resid.new_empty(heads, n, dtype=torch.float32)
-    inputs = {
-        **{"resid": resid, "z": z, "w_o": w_o, "weight": weight, "targets": targets},
+    tensors = {
+        **{"base": base, "losses": losses, "resid": resid, "z": z, "w_o": w_o, "weight": weight, "targets": targets},
         **{"norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias},
     }
-    kept = {name: None if x is None else x.contiguous() for name, x in inputs.items()}
-    _backend.module().head_ablation_cross_entropy_cpu(
-        base=base.data_ptr(),
-        losses=losses.data_ptr(),
-        **{name: 0 if x is None else x.data_ptr() for name, x in kept.items()},
-        n=n,
-        h=heads,
-        d=d,
-        c=c,
-        v=v,
-        eps=eps,
-        bf16=resid.dtype == torch.bfloat16,
-        num_threads=torch.get_num_threads(),
-    )
+    _backend.run(OP, place, tensors, resid.dtype, n=n, h=heads, d=d, c=c, v=v, eps=eps)
     return base, losses
 
 
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
-if _backend.compiled():
-    KERNELS.kernels["cpu"] = Kernel(cpu_forward, None, "cpu", (torch.float32, torch.bfloat16))
+KERNELS.add_compiled(compiled_forward)
 
 
 @torch.library.custom_op(
@@ -179,7 +166,7 @@ def _forward_op(
     bias: Tensor | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    check_index_range(OP, "targets", targets, len(weight))
+    check_index_range(OP, "targets", targets, weight.shape[0])
     with autocast_off(resid):
         result: tuple[Tensor, Tensor] = KERNELS[impl].forward(
             resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias

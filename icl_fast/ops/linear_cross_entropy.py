@@ -207,26 +207,27 @@ def _clean_rows(hidden: Tensor, ignored: Tensor) -> Tensor:
     return hidden.to(accumulate_dtype(hidden.dtype)).masked_fill(ignored[:, None], 0)
 
 
-def cpu_forward(
+def compiled_forward(
+    place: str,
     hidden: Tensor,  # [N, C]
     weight: Tensor,  # [V, C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference_forward` by the kernel of csrc/cpu."""
-    inputs = _contiguous(hidden=hidden, weight=weight, targets=targets, bias=bias)
-    losses, peak, log_sum = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
-    _backend.module().linear_cross_entropy_fwd_cpu(
-        **_pointers(losses=losses, peak=peak, log_sum=log_sum, **inputs),
-        **_sizes(hidden, weight),
-        ignore_index=ignore_index,
-        num_threads=torch.get_num_threads(),
-    )
+    """`reference_forward` by a kernel of csrc."""
+    (n, c), v = hidden.shape, weight.shape[0]
+    losses, peak, log_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
+    tensors = {
+        **{"losses": losses, "peak": peak, "log_sum": log_sum},
+        **{"hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
+    }
+    _backend.run(f"{OP}_fwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return losses, peak, log_sum
 
 
-def cpu_backward(
+def compiled_backward(
+    place: str,
     grad_losses: Tensor,  # [N]
     hidden: Tensor,  # [N, C]
     weight: Tensor,  # [V, C]
@@ -240,47 +241,26 @@ def cpu_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference_backward` by the kernel of csrc/cpu."""
-    inputs = _contiguous(
-        **{"grad_losses": grad_losses, "hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
-        **{"losses": losses, "peak": peak, "log_sum": log_sum},
-    )
+    """`reference_backward` by a kernel of csrc."""
+    (n, c), v = hidden.shape, weight.shape[0]
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_empty(weight.shape if need_weight else 0)
-    grad_bias = weight.new_empty(len(weight) if need_bias else 0)
-    if len(hidden) == 0:
+    grad_bias = weight.new_empty(v if need_bias else 0)
+    if n == 0:
         return grad_hidden, grad_weight.zero_(), grad_bias.zero_()
-    outputs = {
+    tensors = {
         "grad_hidden": grad_hidden if need_hidden else None,
         "grad_weight": grad_weight if need_weight else None,
         "grad_bias": grad_bias if need_bias else None,
+        **{"grad_losses": grad_losses, "hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
+        **{"losses": losses, "peak": peak, "log_sum": log_sum},
     }
-    _backend.module().linear_cross_entropy_bwd_cpu(
-        **_pointers(**outputs, **inputs),
-        **_sizes(hidden, weight),
-        ignore_index=ignore_index,
-        num_threads=torch.get_num_threads(),
-    )
+    _backend.run(f"{OP}_bwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return grad_hidden, grad_weight, grad_bias
 
 
-def _contiguous(**tensors: Tensor | None) -> dict[str, Tensor | None]:
-    return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _pointers(**tensors: Tensor | None) -> dict[str, int]:
-    # the caller keeps the tensors: a copy made here would be gone before the kernel reads it
-    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _sizes(hidden: Tensor, weight: Tensor) -> dict[str, int | bool]:
-    (v, c), n = weight.shape, len(hidden)
-    return {"n": n, "c": c, "v": v, "bf16": hidden.dtype == torch.bfloat16}
-
-
 KERNELS = Kernels(OP, reference=Kernel(reference_forward, reference_backward))
-if _backend.compiled():
-    KERNELS.kernels["cpu"] = Kernel(cpu_forward, cpu_backward, "cpu", (torch.float32, torch.bfloat16))
+KERNELS.add_compiled(compiled_forward, compiled_backward)
 
 
 @torch.library.custom_op(
@@ -292,7 +272,7 @@ if _backend.compiled():
 def _forward_op(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_index_range(OP, "targets", targets, len(weight), ignore_index)
+    check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
     with autocast_off(hidden):
         result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(hidden, weight, targets, bias, ignore_index)
     return result

@@ -148,7 +148,8 @@ def smear(k: Tensor, gate: Tensor) -> Tensor:
     return torch.cat([k[:, :, :1], torch.lerp(k[:, :, :-1], k[:, :, 1:], gate)], dim=2)
 
 
-def cpu_forward(
+def compiled_forward(
+    place: str,
     q: Tensor,  # [B, H, T, D]
     k: Tensor,  # [B, H, T, D]
     v: Tensor,  # [B, H, T, D]
@@ -156,18 +157,22 @@ def cpu_forward(
     scale: float,
     window: Tensor | None,  # [H]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference_forward` by the kernel of csrc/cpu."""
-    batch, heads, length, _ = q.shape
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    window = None if window is None else window.contiguous()
-    gate = alpha.float().sigmoid()
-    out = torch.empty_like(q)
+    """`reference_forward` by a kernel of csrc."""
+    batch, heads, length, depth = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     peak, log_sum = (q.new_empty(batch, heads, length, dtype=torch.float32) for _ in range(2))
-    _backend.module().smeared_attention_cpu(**_cpu_arguments(q, k, v, gate, window, out, peak, log_sum, scale))
+    tensors = {
+        **{"q": q, "k": k, "v": v, "gate": alpha.float().sigmoid(), "window": window},
+        **{"out": out, "peak": peak, "log_sum": log_sum},
+    }
+    _backend.run(
+        f"{OP}_fwd", place, tensors, q.dtype, batch=batch, heads=heads, length=length, depth=depth, scale=scale
+    )
     return out, peak, log_sum
 
 
-def cpu_backward(
+def compiled_backward(
+    place: str,
     grad_out: Tensor,  # [B, H, T, D]
     q: Tensor,  # [B, H, T, D]
     k: Tensor,  # [B, H, T, D]
@@ -179,60 +184,24 @@ def cpu_backward(
     scale: float,
     window: Tensor | None,  # [H]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference_backward` by the kernel of csrc/cpu."""
-    grad_out, q, k, v, out = (t.contiguous() for t in (grad_out, q, k, v, out))
-    peak, log_sum = peak.contiguous(), log_sum.contiguous()
-    window = None if window is None else window.contiguous()
-    gate = alpha.float().sigmoid()
-    grad_q, grad_k, grad_v = (torch.empty_like(q) for _ in range(3))
-    grad_gate = q.new_empty(q.shape[:2], dtype=torch.float64)
-    _backend.module().smeared_attention_backward_cpu(
-        grad_out=grad_out.data_ptr(),
-        grad_q=grad_q.data_ptr(),
-        grad_k=grad_k.data_ptr(),
-        grad_v=grad_v.data_ptr(),
-        grad_gate=grad_gate.data_ptr(),
-        **_cpu_arguments(q, k, v, gate, window, out, peak, log_sum, scale),
+    """`reference_backward` by a kernel of csrc."""
+    batch, heads, length, depth = q.shape
+    grad_q, grad_k, grad_v = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
+    grad_gate = q.new_empty(batch, heads, dtype=torch.float64)
+    tensors = {
+        **{"grad_out": grad_out, "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gate": grad_gate},
+        **{"q": q, "k": k, "v": v, "gate": alpha.float().sigmoid(), "window": window},
+        **{"out": out, "peak": peak, "log_sum": log_sum},
+    }
+    _backend.run(
+        f"{OP}_bwd", place, tensors, q.dtype, batch=batch, heads=heads, length=length, depth=depth, scale=scale
     )
     slope = alpha.double().sigmoid() * alpha.double().neg().sigmoid()
     return grad_q, grad_k, grad_v, (grad_gate.sum(0) * slope).to(alpha.dtype)
 
 
-def _cpu_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor,
-    window: Tensor | None,
-    out: Tensor,
-    peak: Tensor,
-    log_sum: Tensor,
-    scale: float,
-) -> dict[str, Any]:
-    """What the forward and the backward of csrc/cpu both take. The caller keeps the tensors alive."""
-    batch, heads, length, depth = q.shape
-    return {
-        "q": q.data_ptr(),
-        "k": k.data_ptr(),
-        "v": v.data_ptr(),
-        "gate": gate.data_ptr(),
-        "window": 0 if window is None else window.data_ptr(),
-        "out": out.data_ptr(),
-        "peak": peak.data_ptr(),
-        "log_sum": log_sum.data_ptr(),
-        "batch": batch,
-        "heads": heads,
-        "length": length,
-        "depth": depth,
-        "scale": scale,
-        "bf16": q.dtype == torch.bfloat16,
-        "num_threads": torch.get_num_threads(),
-    }
-
-
 KERNELS = Kernels(OP, reference=Kernel(reference_forward, reference_backward))
-if _backend.compiled():
-    KERNELS.kernels["cpu"] = Kernel(cpu_forward, cpu_backward, "cpu", (torch.float32, torch.bfloat16))
+KERNELS.add_compiled(compiled_forward, compiled_backward)
 
 
 @torch.library.custom_op(

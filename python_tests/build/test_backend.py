@@ -64,12 +64,12 @@ def test_axpy_says_what_is_wrong() -> None:
 def test_a_launch_without_a_driver_raises() -> None:
     x = torch.zeros(10)
     with pytest.raises(RuntimeError, match=r"axpy: CUDA launch failed: .*no CUDA device, or no driver"):
-        _backend.module().axpy(x.data_ptr(), x.data_ptr(), x.data_ptr(), 10, 1.0, 0)
+        _backend.module().axpy_cuda(x.data_ptr(), x.data_ptr(), x.data_ptr(), 10, 1.0, 0)
 
 
 @needs_cuda_kernels
 def test_an_empty_launch_needs_no_driver() -> None:
-    _backend.module().axpy(0, 0, 0, 0, 1.0, 0)
+    _backend.module().axpy_cuda(0, 0, 0, 0, 1.0, 0)
 
 
 @needs_cuda_kernels

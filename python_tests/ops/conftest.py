@@ -1,11 +1,14 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
-"cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. A test module
-names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
+"cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. The CUDA kernels
+come as "cuda" where there is a GPU, and as "emu" (and, where Hopper has one of its own, "emu_sm90") on the emulator,
+which reports races and accesses out of bounds. A test module names its op in `OP`. A new kernel is tested by being
+registered; nothing here changes.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,15 +17,20 @@ from torch import Tensor
 
 from icl_fast.ops import _backend, _registry, available_impls
 
+HALVES = (torch.bfloat16, torch.float16)
+SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "impl" not in metafunc.fixturenames:
         return
-    kernels = _registry._OPS[metafunc.module.OP].kernels
+    op = metafunc.module.OP
+    kernels = _registry._OPS[op].kernels
     cases, ids = [], []
-    for impl in available_impls()[metafunc.module.OP]:
+    for impl in available_impls()[op]:
+        dtypes = SM90.get(op, ()) if impl == "emu_sm90" else kernels[impl].dtypes
         for isa in _backend.isas() if impl == "cpu" else (None,):
-            for dtype in kernels[impl].dtypes if "dtype" in metafunc.fixturenames else (None,):
+            for dtype in dtypes if "dtype" in metafunc.fixturenames else (None,) if dtypes else ():
                 cases.append((impl, isa) if dtype is None else (impl, isa, dtype))
                 words = (impl, isa, str(dtype).removeprefix("torch.") if dtype else None)
                 ids.append("-".join(word for word in words if word))
@@ -46,6 +54,14 @@ def device(impl: str) -> str:
     if impl == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return "cuda" if impl == "cuda" else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _emulator(request: pytest.FixtureRequest) -> None:
+    """In race mode, the threads of every test in another order."""
+    if (emulator := _backend.emulator()) is not None:
+        emulator.set_race(True)
+        emulator.set_order("random", zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)

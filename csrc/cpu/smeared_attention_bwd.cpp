@@ -54,8 +54,8 @@ void differentiate(const Strip& strip, int32_t begin, int32_t end,
 }
 
 template <typename T>
-void backward_head(const SmearedAttentionBackward& p, int64_t head, int64_t chunk, const BackwardRoom& room) {
-  const SmearedAttention& f = p.forward;
+void backward_head(const SmearedAttentionBwd& p, int64_t head, int64_t chunk, const BackwardRoom& room) {
+  const SmearedAttentionFwd& f = p.forward;
   const int64_t h = head % f.heads, window = f.window ? f.window[h] : 0, depth = f.depth, ld = padded(depth);
   const int64_t first = head * f.length * depth;
   const int32_t length = int32_t(f.length);
@@ -139,8 +139,8 @@ void backward_head(const SmearedAttentionBackward& p, int64_t head, int64_t chun
 
 }  // namespace
 
-void smeared_attention_backward(const SmearedAttentionBackward& p) {
-  const SmearedAttention& f = p.forward;
+void smeared_attention_bwd(const SmearedAttentionBwd& p) {
+  const SmearedAttentionFwd& f = p.forward;
   const int64_t units = f.batch * f.heads;
   if (units * f.length * f.depth == 0) {
     for (int64_t i = 0; i < units; ++i) p.grad_gate[i] = 0;
@@ -160,7 +160,7 @@ void smeared_attention_backward(const SmearedAttentionBackward& p) {
     room.cut(cutter, f.length, f.depth, chunk);
 #pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < units; ++unit) {
-      const auto run = f.bf16 ? backward_head<uint16_t> : backward_head<float>;
+      const auto run = f.dtype == Dtype::kBFloat16 ? backward_head<uint16_t> : backward_head<float>;
       run(p, unit, chunk, room);
     }
   }

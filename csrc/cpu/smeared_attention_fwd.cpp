@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t CHUNK = 256;  // keys whose scores are kept: with keys and values they fit the second-level cache
 
 template <typename T>
-void forward_strip(const SmearedAttention& p, int64_t head, int64_t row, int64_t chunk, ForwardRoom& room) {
+void forward_strip(const SmearedAttentionFwd& p, int64_t head, int64_t row, int64_t chunk, ForwardRoom& room) {
   const int64_t h = head % p.heads, window = p.window ? p.window[h] : 0, first = head * p.length * p.depth;
   const T* q = (const T*)p.q + first + row * p.depth;
   Strip strip;
@@ -29,7 +29,7 @@ void forward_strip(const SmearedAttention& p, int64_t head, int64_t row, int64_t
 
 }  // namespace
 
-void smeared_attention(const SmearedAttention& p) {
+void smeared_attention_fwd(const SmearedAttentionFwd& p) {
   const int64_t strips = (p.length + ROWS - 1) / ROWS, units = p.batch * p.heads * strips;
   if (units * p.depth == 0) return;
   const int64_t chunk = p.length < CHUNK ? p.length : CHUNK;
@@ -47,7 +47,7 @@ void smeared_attention(const SmearedAttention& p) {
 #pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < units; ++unit) {
       const int64_t row = (strips - 1 - unit % strips) * ROWS;  // the longest first
-      const auto run = p.bf16 ? forward_strip<uint16_t> : forward_strip<float>;
+      const auto run = p.dtype == Dtype::kBFloat16 ? forward_strip<uint16_t> : forward_strip<float>;
       run(p, unit / strips, row, chunk, room);
     }
   }

@@ -1,0 +1,75 @@
+#include "cuda/bindings.h"
+
+#ifdef ICL_EMU
+#include "emu/emu.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+#include <stdexcept>
+#include <string>
+
+#include "arguments.h"
+
+namespace py = pybind11;
+
+namespace icl {
+namespace {
+
+// Devices that the driver offers; 0 where there is no driver.
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();  // else the next launch would report this failure as its own
+    count = 0;
+  }
+  return count;
+}
+
+void check(cudaError_t status, const std::string& op) {
+  if (status == cudaSuccess) return;
+  std::string message = op + ": CUDA launch failed: " + cudaGetErrorString(status);
+  if (device_count() == 0) message += " (this machine has no CUDA device, or no driver for it)";
+  throw std::runtime_error(message);
+}
+
+// `name`_workspace: the bytes of scratch memory that a call of `name` with the same arguments needs.
+template <typename P>
+void def_cuda(py::module_& m, const std::string& name, size_t (*workspace)(const P&, int),
+              cudaError_t (*launch)(const P&, void*, int, cudaStream_t)) {
+  m.def((name + "_workspace").c_str(), [workspace](const py::kwargs& kwargs) {
+    const Arguments a(kwargs);
+    return workspace(parse<P>(a), a["arch"]);
+  });
+  m.def((name + "_cuda").c_str(), [name, launch](const py::kwargs& kwargs) {
+    const Arguments a(kwargs);
+    check(launch(parse<P>(a), a["workspace"], a["arch"], a["stream"]), name);
+  });
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.def("cuda_device_count", &device_count);
+  m.def(
+      "axpy_cuda",
+      [](uintptr_t out, uintptr_t x, uintptr_t y, int64_t n, float a, uintptr_t stream) {
+        check(launch_axpy(reinterpret_cast<float*>(out), reinterpret_cast<const float*>(x),
+                          reinterpret_cast<const float*>(y), n, a, reinterpret_cast<cudaStream_t>(stream)),
+              "axpy");
+      },
+      py::arg("out"), py::arg("x"), py::arg("y"), py::arg("n"), py::arg("a"), py::arg("stream"));
+  def_cuda<FrozenAttention>(m, "frozen_attention", frozen_attention_workspace, launch_frozen_attention);
+  def_cuda<SmearedAttentionFwd>(m, "smeared_attention_fwd", smeared_attention_fwd_workspace,
+                                launch_smeared_attention_fwd);
+  def_cuda<SmearedAttentionBwd>(m, "smeared_attention_bwd", smeared_attention_bwd_workspace,
+                                launch_smeared_attention_bwd);
+  def_cuda<LinearCrossEntropyFwd>(m, "linear_cross_entropy_fwd", linear_cross_entropy_fwd_workspace,
+                                  launch_linear_cross_entropy_fwd);
+  def_cuda<LinearCrossEntropyBwd>(m, "linear_cross_entropy_bwd", linear_cross_entropy_bwd_workspace,
+                                  launch_linear_cross_entropy_bwd);
+  def_cuda<HeadAblation>(m, "head_ablation_cross_entropy", head_ablation_cross_entropy_workspace,
+                         launch_head_ablation_cross_entropy);
+}
+
+}  // namespace icl
