@@ -98,6 +98,7 @@ void reset_fiber(int thread, uint64_t block) {
   fiber.context.lane = thread % 32;
   fiber.clock.assign(static_cast<size_t>(machine.threads), 0);
   fiber.clock[t] = 1;
+  machine.live_lanes[t / 32] |= 1u << t % 32;
   fiber.stack = fiber_stack(thread);
   // What emu_switch pops: six registers, then the address to return to. The null below it ends backtraces and leaves
   // the stack as the ABI wants it at a function's entry.
@@ -119,7 +120,10 @@ std::string deadlock_report() {
   // Threads that wait at the same place are one line.
   std::map<std::string, std::vector<int>> groups;
   for (const Fiber& fiber : machine.fibers) {
-    if (!fiber.done) groups[fiber.waits_in + " at " + describe(fiber.waits_at)].push_back(fiber.context.thread);
+    if (fiber.done) continue;
+    char wait[128];
+    snprintf(wait, sizeof wait, fiber.waits_in.format, fiber.waits_in.a, fiber.waits_in.b);
+    groups[std::string(wait) + " at " + describe(fiber.waits_at)].push_back(fiber.context.thread);
   }
   const uint3 b = machine.fibers[0].context.block_index;
   std::string text = "deadlock: no thread can continue\n  kernel " + std::string(machine.kernel) + ", block (" +
@@ -163,6 +167,7 @@ void run_block(uint64_t block) {
   machine.mbarriers.clear();
   machine.tensor_copies.clear();
   machine.live = machine.threads;
+  machine.live_lanes.fill(0);
   std::memset(machine.shared, 0xff, machine.shared_bytes);  // NaN: use of memory never written shows in results
   for (int thread = 0; thread < machine.threads; ++thread) reset_fiber(thread, block);
   begin_block_shadow();
@@ -217,11 +222,11 @@ unsigned shared_offset(const void* p) {
   return static_cast<unsigned>(offset);
 }
 
-void wait_while(const uint64_t* generation, uint64_t seen, std::string waits_in, Loc loc) {
+void wait_while(const uint64_t* generation, uint64_t seen, Wait waits_in, Loc loc) {
   Fiber& fiber = *machine.running;
   fiber.generation = generation;
   fiber.seen = seen;
-  fiber.waits_in = std::move(waits_in);
+  fiber.waits_in = waits_in;
   fiber.waits_at = loc;
   switch_to_main();  // continued when the generation has changed
   fiber.generation = nullptr;

@@ -120,7 +120,7 @@ void mbarrier_wait(uint64_t* bar, int parity, Loc loc) {
   if (parity != 0 && parity != 1) fail("mbarrier: parity is 0 or 1, not " + std::to_string(parity), loc);
   const MBarrier& m = find(bar, loc);
   while (static_cast<int>(m.generation & 1) == parity) {
-    wait_while(&m.generation, m.generation, "mbarrier_wait, parity " + std::to_string(parity), loc);
+    wait_while(&m.generation, m.generation, {"mbarrier_wait, parity %u", static_cast<unsigned>(parity)}, loc);
   }
   Fiber& fiber = *machine.running;
   if (machine.settings.race) join(fiber.clock, m.completed[static_cast<size_t>(parity)]);

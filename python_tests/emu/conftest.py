@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import shutil
@@ -66,20 +67,13 @@ class Zoo:
         return message.value.decode() if failed else ""
 
 
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    compiler, include = shutil.which("g++"), cuda_include()
-    if compiler is None:
-        pytest.skip("the emulator is compiled with g++, which is not installed")
-    if include is None:
-        pytest.skip("the emulator needs CUDA's headers (cuda_bf16.h); set CUDA_HOME to where CUDA is installed")
-    folder = tmp_path_factory.mktemp("zoo")
+def build(folder: Path, compiler: str, include: Path) -> None:
     common = [compiler, "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     common += ["-DICL_EMU", f"-I{ROOT / 'csrc'}", f"-isystem{include}", "-c"]
     objects = []
 
     def compile_one(source: Path) -> None:
-        options = [*CHECKED, "-x", "c++"] if source.suffix == ".cu" else ["-O2"]
+        options = [*CHECKED, "-x", "c++"] if source.suffix == ".cu" else ["-O1"]
         output = folder / f"{source.name}.o"
         objects.append(str(output))
         subprocess.run([*common, *options, str(source), "-o", str(output)], check=True)
@@ -88,6 +82,23 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, [ZOO, *emulator]))
     subprocess.run([compiler, "-shared", "-o", str(folder / "zoo.so"), *objects, "-ldl"], check=True)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    compiler, include = shutil.which("g++"), cuda_include()
+    if compiler is None:
+        pytest.skip("the emulator is compiled with g++, which is not installed")
+    if include is None:
+        pytest.skip("the emulator needs CUDA's headers (cuda_bf16.h); set CUDA_HOME to where CUDA is installed")
+    # workers of pytest-xdist share what the first of them has built
+    shared = os.environ.get("PYTEST_XDIST_WORKER") is not None
+    folder = (tmp_path_factory.getbasetemp().parent / "zoo") if shared else tmp_path_factory.mktemp("zoo")
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "zoo.so").exists():
+            build(folder, compiler, include)
     source = ZOO.read_text()
     enum = re.sub(r"//.*", "", re.search(r"enum Defect \{(.*?)\};", source, re.S).group(1))  # type: ignore[union-attr]
     defects = {name: value for value, name in enumerate(re.findall(r"k\w+", enum))}

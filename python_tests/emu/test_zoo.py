@@ -194,3 +194,55 @@ def test_guard_bytes_are_checked_without_the_checker(zoo: Any) -> None:
     buffers, numbers, _ = case("bounds")
     report = zoo.run("bounds", "kDynamicOverflow", buffers, *numbers)
     assert report.startswith("out of bounds: written 9 bytes past the end of dynamic shared memory (128 bytes)")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ((1, 1, 32, 0, 0), ""),
+        ((1, 1, 1024, 48 << 10, 0), ""),
+        ((1, 1, 1025, 0, 0), "a block has 1 to 1024 threads"),
+        ((1, 1, 0, 0, 0), "a block has 1 to 1024 threads"),
+        ((0, 1, 32, 0, 0), "the grid is empty"),
+        ((1, 65536, 32, 0, 0), "the grid is larger than"),
+        ((1, 1, 32, 232449, 0), "a block has at most 232448 bytes of shared memory"),
+    ],
+    ids=str,
+)
+def test_what_can_be_launched(zoo: Any, numbers: tuple[int, ...], says: str) -> None:
+    zoo.settings()
+    report = zoo.run("empty", "kNone", {}, *numbers)
+    assert says in report
+    assert bool(says) == bool(report)
+
+
+def test_much_dynamic_shared_memory_must_be_asked_for(zoo: Any) -> None:
+    zoo.settings()
+    assert "need cudaFuncSetAttribute" in zoo.run("empty", "kNone", {}, 1, 1, 32, 49153, 0)
+    assert zoo.run("empty", "kNone", {}, 1, 1, 32, 49153, 49153) == ""
+
+
+def test_multiprocessors_are_settable(zoo: Any) -> None:
+    assert [zoo.library.zoo_multiprocessors(count) for count in (7, 3)] == [7, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "box", "corner"),
+    [
+        ((40,), (12,), (-3,)),
+        ((7, 8), (3, 4), (5, 6)),
+        ((5, 7, 8), (2, 3, 4), (1, -2, 0)),
+        ((3, 5, 7, 8), (2, 2, 3, 4), (2, 3, 5, 4)),
+        ((2, 3, 5, 7, 8), (1, 2, 2, 3, 8), (1, 1, -1, 2, -4)),
+    ],
+    ids=str,
+)
+def test_boxes_of_any_rank(zoo: Any, shape: tuple[int, ...], box: tuple[int, ...], corner: tuple[int, ...]) -> None:
+    """Zeros where the box leaves the tensor, on either side."""
+    zoo.settings(order="random", seed=1)
+    data = 1 + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    around = np.pad(data, [(max(box), max(box))] * len(shape))
+    expected = around[tuple(slice(c + max(box), c + max(box) + b) for c, b in zip(corner, box, strict=True))]
+    out, at = unset(*box), np.array(corner[::-1], np.int32)
+    assert zoo.run("box", "kNone", {"out": out, "in": data, "corner": at}, len(box), *shape[::-1], *box[::-1]) == ""
+    np.testing.assert_array_equal(out, expected)

@@ -298,6 +298,28 @@ __global__ void tma(float* out, const Map map, int rows, int columns, int count,
   }
 }
 
+// out = one box of a tensor of `rank` dimensions, as it lies in shared memory
+__global__ void box(float* out, const Map map, int rank, const int* corner, int elements) {
+  __shared__ uint64_t full;
+  SHARED(float, values);
+  const int t = static_cast<int>(threadIdx.x);
+  if (t == 0) {
+    int at[5] = {};
+    for (int i = 0; i < rank; ++i) at[i] = corner[i];
+    emu::mbarrier_init(&full, 1, HERE);
+    emu::fence_mbarrier_init(HERE);
+    emu::mbarrier_arrive_expect_tx(&full, elements * 4, HERE);
+    emu::tma_load(values, &map, &full, rank, at, HERE);
+  }
+  __syncthreads();
+  emu::mbarrier_wait(&full, 0, HERE);
+  for (int i = t; i < elements; i += kThreads) out[i] = values[i];
+}
+
+// --- the launch -----------------------------------------------------------------------------------------------------
+
+__global__ void empty() {}
+
 // --- wgmma ----------------------------------------------------------------------------------------------------------
 
 constexpr int kTileM = 64, kTileN = 128, kTileK = 64, kStages = 2;
@@ -514,6 +536,26 @@ void dispatch(const std::string& name, int defect, void** p, const long* n) {
     refused(emu::tensor_map(&map, p[1], 4, 2, dims, strides, box, 0));
     LAUNCH(tma, (static_cast<unsigned>((columns + kBoxColumns - 1) / kBoxColumns)), kThreads, kBoxBytes, out, map,
            rows, columns, count, defect);
+  } else if (name == "box") {  // numbers: rank, dims, box
+    float* out = f(0);
+    const int* corner = static_cast<const int*>(p[2]);
+    const int rank = v(0);
+    uint64_t dims[5], strides[5], pitch = 4;
+    uint32_t shape[5];
+    int elements = 1;
+    for (int i = 0; i < rank; ++i) {
+      dims[i] = static_cast<uint64_t>(n[1 + i]);
+      strides[i] = pitch *= dims[i];
+      shape[i] = static_cast<uint32_t>(n[1 + rank + i]);
+      elements *= v(1 + rank + i);
+    }
+    Map map;
+    refused(emu::tensor_map(&map, p[1], 4, rank, dims, strides, shape, 0));
+    LAUNCH(box, (1), kThreads, static_cast<size_t>(elements) * 4, out, map, rank, corner, elements);
+  } else if (name == "empty") {  // numbers: grid x, y, threads, shared memory, allowed
+    if (n[4]) cudaFuncSetAttribute(empty, cudaFuncAttributeMaxDynamicSharedMemorySize, v(4));
+    LAUNCH(empty, (static_cast<unsigned>(n[0]), static_cast<unsigned>(n[1])), static_cast<unsigned>(n[2]),
+           static_cast<size_t>(n[3]));
   } else if (name == "stored") {
     float* c = f(0);
     uint16_t *a = u(1), *b = u(2);
@@ -555,6 +597,14 @@ __attribute__((visibility("default"))) int zoo_run(const char* name, int defect,
     snprintf(message, static_cast<size_t>(capacity), "%s", error.what());
     return 1;
   }
+}
+
+__attribute__((visibility("default"))) int zoo_multiprocessors(int count) {
+  emu::set_multiprocessors(count);
+  int device = -1, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+  return value;
 }
 
 __attribute__((visibility("default"))) int zoo_tensor_map(long base, int element_bytes, int rank, const uint64_t* dims,
