@@ -25,13 +25,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-CALLS = """
-    __syncthreads __syncwarp cp_async_commit cp_async_wait named_barrier_sync named_barrier_arrive
-    mbarrier_init mbarrier_arrive mbarrier_arrive_expect_tx mbarrier_expect_tx mbarrier_wait
-    wgmma_fence wgmma_commit wgmma_wait fence_proxy_async fence_mbarrier_init __threadfence
-"""
+NAMES = r"""__sync\w+ __threadfence\w* cp_async_commit\w* cp_async_wait\w* named_barrier_\w+ mbarrier_\w+
+    wgmma_fence\w* wgmma_commit\w* wgmma_wait\w* fence_\w+ (?:\w+(?:\.|->))+(?:init|acquire|release|arrive|wait)"""
 # a whole statement: the name, maybe a template argument, and no `emu::` before it, which is a wrapper's own
-CALL = re.compile(rf"(?<![\w:.])(?:icl::)?(?P<name>{'|'.join(CALLS.split())})\s*(?:<[^;(){{}}]*>)?\s*\(")
+CALL = re.compile(rf"(?<![\w:.>])(?:icl::)?(?:{'|'.join(NAMES.split())})\s*(?:<[^;(){{}}]*>)?\s*\(")
 # what may stand between the end of the statement before and a call that is a statement
 BEFORE = re.compile(r"(?:^|[;{})]|\belse\b|\bdo\b|:)\s*$")
 

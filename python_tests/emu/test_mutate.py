@@ -45,12 +45,14 @@ __global__ void k() {
   }
   const int any = __syncthreads_or(1);
   case 1: named_barrier_sync(1, 64);
+  pipeline.full->wait(at);
+  return mbarrier_parity(x);
 }
 """
 FOUND = [
     (9, "__syncthreads()", 1), (10, "__syncwarp(mask(1))", 1), (12, "cp_async_wait<kStages - 1>()", 1),
     (13, "icl::mbarrier_wait(&full[s], parity)", 1), (16, "wgmma_fence()", 1), (18, "__syncthreads()", 2),
-    (21, "named_barrier_sync(1, 64)", 1),
+    (21, "named_barrier_sync(1, 64)", 1), (22, "pipeline.full->wait(at)", 1),
 ]  # fmt: skip
 
 
