@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint bench setup clean
+.PHONY: demo test test-slow lint bench gpu-check setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -29,6 +29,10 @@ lint: setup
 bench: setup
 	@ls bench/bench_*.py >/dev/null 2>&1 || echo "bench/ has no benchmark yet"
 	@set -e; for file in $(wildcard bench/bench_*.py); do $(PY) $$file; done
+
+# Sets up nothing: for a machine with a GPU and its own python3, torch, cmake, ninja, pybind11, pytest, and no network.
+gpu-check:
+	@$(PYTHON) bench/gpu_check.py
 
 setup: $(VENV)/built
 
@@ -58,9 +62,9 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@echo "== csrc"
-	@$(PY) setup.py -q build_ext --inplace
+	@ICL_FAST_EMU=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info icl_fast/_C*.so $(VENV)/built .coverage* .hypothesis .*_cache
+	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built .coverage* .hypothesis .*_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
