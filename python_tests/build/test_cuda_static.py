@@ -5,7 +5,7 @@ The rules, for every kernel of icl_fast/_C and every architecture in it:
 - no stack frame and no local memory (what spills lives there), and no more registers than its ceiling;
 - if it is compiled for bf16 or fp16 (a template argument or a parameter is of that type) it multiplies on tensor cores,
   except those in NOT_PRODUCTS; if for neither, it does not: that would be TF32, where full float32 is promised;
-- a file `*_sm90.cu` is compiled for sm_90a alone, and its products use wgmma (HGMMA) on tiles that TMA (UTMALDG) brings;
+- a file `*_sm90.cu` is compiled for sm_90a alone, its products use wgmma (HGMMA) on tiles that TMA (UTMALDG) brings;
   every other file is compiled for sm_80 and sm_90a, and its products use mma.sync (HMMA).
 
 The table that can be pasted into a note: `.venv/bin/python python_tests/build/test_cuda_static.py`.
