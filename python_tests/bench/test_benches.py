@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import report
 import run
 import torch
 import torch.nn.functional as F
+from clock import CpuClock
 from harness import Maker, Options
 from torch import Tensor
 from torch.nn.attention import SDPBackend
@@ -19,7 +21,6 @@ from torch.nn.attention import SDPBackend
 from icl_fast.ops import _backend
 
 QUICK = Options(threads=1, quick=True, compile=False, memory=False)
-CUDA = Options(device="cuda")
 
 
 @pytest.mark.parametrize("name", run.NAMES)
@@ -36,6 +37,30 @@ def test_quick(name: str) -> None:
             assert case["metrics"]["speed vs reference"] > 0
         absent = {name: row["missing"] for name, row in rows.items() if row["missing"] and name != "ours"}
         assert set(absent) <= {"torch.compile", "F.linear_cross_entropy"} or not _backend.compiled(), absent
+
+
+@pytest.mark.parametrize("name", run.NAMES)
+def test_the_cuda_side_without_a_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything a CUDA run does but the device: its cases, three sets of inputs, memory, and no kernels built."""
+    without = {op: ("reference",) for op in ("call_overhead", *run.NAMES)}
+    monkeypatch.setattr(harness, "available_impls", lambda: without)
+    monkeypatch.setattr(harness, "Maker", lambda device, dtype, seed: Maker("cpu", dtype, seed))
+    monkeypatch.setattr(harness, "CudaClock", CpuClock)
+    monkeypatch.setattr(harness, "ceilings", lambda *others: {"matmul bfloat16": 1e12, "copy": 1e12})
+    monkeypatch.setattr(harness, "cuda_peak", lambda call: {"peak_mb": float(len([call()]))})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    options = replace(QUICK, device="cuda", memory=True)
+    bench = import_module(f"bench_{name}")
+    done = harness.run_bench(name, bench.cases(options), options, bench.__file__, lambda so_far: None)
+    assert [case["errors"] for case in done["cases"]] == [[] for _ in done["cases"]]
+    for case in done["cases"]:
+        rows = {row["name"]: row for row in case["candidates"]}
+        assert rows["ours"]["missing"] == "impl='cuda' is not built here (built: reference)"
+        assert "median_s" in rows["reference"]
+        assert name == "call_overhead" or rows["reference"]["peak_mb"] == 1.0
+    report.print_bench(
+        done, report.finish({"options": {"device": "cuda", "quick": False}, "benches": [done]})["targets"]
+    )
 
 
 @pytest.mark.parametrize("name", run.NAMES)

@@ -1,4 +1,4 @@
-"""The harness measures what it says: right results only, in turns, ratios within rounds. No test here depends on speed."""
+"""The harness measures what it says: right results only, in turns, ratios within rounds. Nothing depends on speed."""
 
 from __future__ import annotations
 

@@ -55,14 +55,14 @@ def test_one_that_crashes_or_hangs_stops_no_other(
     benches(tmp_path, monkeypatch, crash=crash, raises=raises, partial=partial, hangs=hangs, good=GOOD)
     shown: list[str] = []
     where = tmp_path / "results.json"
-    report = run.run([], QUICK, str(where), timeout=3, show=lambda bench, targets: shown.append(bench["name"]))
+    report = run.run([], QUICK, str(where), timeout=4, show=lambda bench, targets: shown.append(bench["name"]))
     errors = [bench["error"] for bench in report["benches"]]
     assert "about to" in errors[0]
     assert "exit code -6" in errors[0]
     assert "RuntimeError: no such op" in errors[1]
     assert errors[2] == "working\nexit code 9\n"
     assert report["benches"][2]["cases"], "what it had saved is kept"
-    assert errors[3] == "ended after 3 s\n"
+    assert errors[3] == "ended after 4 s\n"
     assert errors[4] == ""
     assert shown == ["crash", "raises", "good", "good", "good"]
     assert json.loads(where.read_text()) == json.loads(json.dumps(report))
