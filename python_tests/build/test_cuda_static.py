@@ -1,8 +1,7 @@
-"""What nvcc made of csrc/cuda, read off the built module: tensor-core instructions, registers, local memory.
+"""What nvcc made of csrc/cuda, read off the object files of icl_fast/_C: tensor cores, registers, local memory.
 
-The rules, for every kernel of icl_fast/_C and every architecture in it:
-- it lives in the anonymous namespace of its file (so its name tells the file) and has a row in CEILINGS;
-- no stack frame and no local memory (what spills lives there), and no more registers than its ceiling;
+The rules, for every kernel and every architecture it is compiled for:
+- no stack frame and no local memory (what spills lives there), and no more registers than its ceiling in CEILINGS;
 - if it is compiled for bf16 or fp16 (a template argument or a parameter is of that type) it multiplies on tensor cores,
   except those in NOT_PRODUCTS; if for neither, it does not: that would be TF32, where full float32 is promised;
 - a file `*_sm90.cu` is compiled for sm_90a alone, its products use wgmma (HGMMA) on tiles that TMA (UTMALDG) brings;
@@ -19,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +32,10 @@ CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHS = ("sm_80", "sm_90a")
 
-# Most registers a thread may take, in any instance of a kernel or ("name<arguments>", as in the report) in one of them.
-# A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 2 with 255.
+# Most registers a thread may take, for the kernels whose label in the report begins with the key; the longest one counts.
+# A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 3 with 168, 2 with 255.
 CEILINGS: dict[str, dict[str, int]] = {
-    "axpy_kernel": {"sm_80": 32, "sm_90a": 32},
+    "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {}
@@ -64,25 +64,23 @@ class Kernel(NamedTuple):
         return sum(self.instructions[name] for name in ("LDL", "STL"))
 
     @property
+    def label(self) -> str:
+        return f"{self.file}: {self.name}{self.arguments}"
+
+    @property
     def ceiling(self) -> int | None:
-        row = CEILINGS.get(self.name + self.arguments) or CEILINGS.get(self.name, {})
-        return row.get(self.arch)
+        key = max((key for key in CEILINGS if self.label.startswith(key)), key=len, default="")
+        return CEILINGS.get(key, {}).get(self.arch)
 
 
 def violations(kernels: list[Kernel]) -> list[str]:
     """What breaks the rules, a line each."""
-    return [
-        f"{kernel.file}.cu: {kernel.name}{kernel.arguments}, {kernel.arch}: {problem}"
-        for kernel in kernels
-        for problem in problems(kernel)
-    ]
+    return [f"{kernel.label}, {kernel.arch}: {problem}" for kernel in kernels for problem in problems(kernel)]
 
 
 def problems(kernel: Kernel) -> list[str]:
     found = []
     ceiling = kernel.ceiling
-    if not kernel.file:
-        found.append("is not in the anonymous namespace of a .cu file")
     if ceiling is None:
         found.append(f"no register ceiling: write one into CEILINGS (it takes {kernel.registers})")
     elif kernel.registers > ceiling:
@@ -100,16 +98,22 @@ def problems(kernel: Kernel) -> list[str]:
     return found
 
 
-def missing(kernels: list[Kernel], sources: dict[str, str]) -> list[str]:
-    """The sources that have a kernel which the module lacks, for an architecture they are to be compiled for."""
+def missing(kernels: list[Kernel], files: set[str]) -> list[str]:
+    """The files that have no kernel for an architecture they are to be compiled for."""
     there = {(kernel.file, kernel.arch) for kernel in kernels}
     return [
-        f"{file}.cu: no kernel in the module for {arch}"
-        for file, text in sources.items()
-        if "__global__" in text
+        f"{file}.cu: no kernel for {arch}"
+        for file in sorted(files)
         for arch in (("sm_90a",) if file.endswith("_sm90") else ARCHS)
         if (file, arch) not in there
     ]
+
+
+def idle(kernels: list[Kernel]) -> list[str]:
+    """The rows above that are about no kernel."""
+    labels, names = [kernel.label for kernel in kernels], {kernel.name for kernel in kernels}
+    found = [f"CEILINGS: {key}: no such kernel" for key in CEILINGS if not any(x.startswith(key) for x in labels)]
+    return found + [f"NOT_PRODUCTS: {name}: no such kernel" for name in NOT_PRODUCTS if name not in names]
 
 
 def report(kernels: list[Kernel]) -> str:
@@ -117,7 +121,9 @@ def report(kernels: list[Kernel]) -> str:
     for k in kernels:
         count = k.instructions
         numbers = (k.shared, count["HMMA"], count["HGMMA"], count["UTMALDG"], k.stack, k.local)
-        rows.append((k.name + k.arguments, k.arch, str(k.registers), str(k.ceiling or "none"), *map(str, numbers)))
+        rows.append(
+            (f"{k.file}: {k.name}{k.arguments}", k.arch, str(k.registers), str(k.ceiling or "none"), *map(str, numbers))
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -126,36 +132,40 @@ def report(kernels: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
-def kernels_of(binary: Path) -> list[Kernel]:
-    """All kernels of a cubin, or of an object file or module with several inside."""
-    usages = resource_usages(run(cuobjdump(), "--dump-resource-usage", binary))
-    code = instructions(run(cuobjdump(), "-sass", binary))
-    mangled = sorted({symbol for symbol, _ in usages})
-    plain = dict(zip(mangled, run("c++filt", stdin="\n".join(mangled)).splitlines(), strict=True)) if mangled else {}
-    kernels = [
-        Kernel(
-            *signature(symbol, plain[symbol]), arch, use["REG"], use["SHARED"], use["STACK"] + use["LOCAL"], code[key]
-        )
-        for key, use in usages.items()
-        for symbol, arch in [key]
-    ]
-    return sorted(kernels)
+def kernels_of(compiled: Path) -> list[Kernel]:
+    """The kernels of an object file, FILE.cu.o."""
+    usages = resource_usages(run(cuobjdump(), "--dump-resource-usage", compiled))
+    code = instructions(run(cuobjdump(), "-sass", compiled)) if usages else {}
+    symbols = sorted({symbol for symbol, _ in usages})
+    plain = dict(zip(symbols, run("c++filt", stdin="\n".join(symbols)).splitlines(), strict=True)) if symbols else {}
+    kernels = []
+    for (symbol, arch), use in usages.items():
+        narrow = bool(re.search("__nv_bfloat16|__half", plain[symbol]))
+        numbers = use["REG"], use["SHARED"], use["STACK"] + use["LOCAL"]
+        name, arguments = signature(plain[symbol])
+        kernels.append(Kernel(compiled.name.split(".")[0], name, arguments, narrow, arch, *numbers, code[symbol, arch]))
+    return sorted(kernels, key=lambda kernel: kernel[:5])
 
 
-def signature(symbol: str, demangled: str) -> tuple[str, str, str, bool]:
-    """File, name and template arguments of a kernel, and whether it works on narrow numbers."""
-    inside = re.search(r"_GLOBAL__N__[0-9a-f]+_(\d+)_", symbol)  # then that many letters, the file: 7_axpy_cu_...
-    file = symbol[inside.end() :][: int(inside[1])].removesuffix("_cu") if inside else ""
-    rest = demangled.partition("(anonymous namespace)::")[2] or demangled
-    name, arguments = re.match(r"(?:\w+::)*(\w+)", rest)[1], ""  # type: ignore[index]
-    if rest.startswith(name + "<"):
-        depth = 0
-        for end, letter in enumerate(rest):
-            depth += {"<": 1, ">": -1}.get(letter, 0)
-            if letter == ">" and depth == 0:
-                arguments = rest[len(name) : end + 1].replace("__nv_bfloat16", "bf16").replace("__half", "fp16")
-                break
-    return file, name, arguments, bool(re.search("__nv_bfloat16|__half", demangled))
+def signature(demangled: str) -> tuple[str, str]:
+    """Name and template arguments of a kernel, without namespaces."""
+    shorter = (
+        ("(anonymous namespace)::", ""),
+        ("icl::", ""),
+        ("__nv_bfloat16", "bf16"),
+        ("__half", "fp16"),
+        ("> >", ">>"),
+    )
+    for long, short in shorter:
+        demangled = demangled.replace(long, short)
+    found = re.match(r"(?:void )?(\w+)", demangled)
+    assert found, demangled
+    depth = 0
+    for end in range(found.end(), len(demangled)):
+        depth += {"<": 1, ">": -1}.get(demangled[end], 0)
+        if depth == 0 and demangled[end] == "(":  # the parameters
+            return found[1], demangled[found.end() : end]
+    return found[1], ""
 
 
 def resource_usages(text: str) -> dict[tuple[str, str], dict[str, int]]:
@@ -205,35 +215,50 @@ def run(*command: object, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def built_module() -> Path:
-    """icl_fast/_C, which must have CUDA kernels for both architectures and not be older than their sources."""
-    build = _backend.build_info()
-    archs = {arch.removesuffix("-real") for arch in build.get("cuda_archs", ())}
+def built_objects() -> list[Path]:
+    """The object files that icl_fast/_C was linked from. It must be for both architectures, and newer than csrc."""
+    archs = {arch.removesuffix("-real") for arch in _backend.build_info().get("cuda_archs", ())}
     assert {arch.removeprefix("sm_") for arch in ARCHS} <= archs, f"built for {archs}, not for {ARCHS}: make setup"
     module = Path(_backend.module().__file__)
     newest = max([CSRC / "ops.h", *(CSRC / "cuda").iterdir()], key=lambda file: file.stat().st_mtime)
     assert newest.stat().st_mtime <= module.stat().st_mtime, f"{newest.name} is newer than {module.name}: make setup"
-    return module
+    code = module.read_bytes()
+    for folder in (ROOT / "build").glob("*-cuda"):
+        if (folder / module.name).is_file() and (folder / module.name).read_bytes() == code:
+            rules = (folder / "build.ninja").read_text()  # of objects, those of this build and not of an older one
+            return [folder / name for name in sorted({*re.findall(r"(?<!\S)CMakeFiles/[\w.]+/cuda/\w+\.cu\.o", rules)})]
+    raise AssertionError(f"{module} was not built in {ROOT / 'build'}: make setup")
+
+
+def built_kernels() -> list[Kernel]:
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for kernels in pool.map(kernels_of, built_objects()) for kernel in kernels]
 
 
 @needs_nvcc
 def test_every_kernel_keeps_the_rules() -> None:
-    kernels = kernels_of(built_module())
+    kernels = built_kernels()
     print(report(kernels))
-    sources = {file.stem: file.read_text() for file in (CSRC / "cuda").glob("*.cu")}
-    assert violations(kernels) + missing(kernels, sources) == []
+    files = {file.stem for file in (CSRC / "cuda").glob("*.cu")}
+    assert violations(kernels) + missing(kernels, files) + idle(kernels) == []
 
 
-GOOD = Kernel("a", "axpy_kernel", "<bf16>", True, "sm_80", 32, 0, 0, Counter(HMMA=8, LDG=4))
-HOPPER = GOOD._replace(file="a_sm90", arch="sm_90a", instructions=Counter(HGMMA=8, UTMALDG=2))
+GOOD = Kernel("axpy", "axpy_kernel", "<bf16>", True, "sm_80", 32, 0, 0, Counter(HMMA=8, LDG=4))
+HOPPER = GOOD._replace(file="axpy_sm90", arch="sm_90a", instructions=Counter(HGMMA=8, UTMALDG=2))
 
 
+@pytest.fixture
+def hopper_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CEILINGS, "axpy_sm90: axpy", {"sm_80": 32, "sm_90a": 32})
+
+
+@pytest.mark.usefixtures("hopper_ceiling")
 @pytest.mark.parametrize("kernel", [GOOD, HOPPER, GOOD._replace(narrow=False, instructions=Counter(FFMA=1))])
 def test_a_good_kernel_has_no_problems(kernel: Kernel) -> None:
     assert violations([kernel]) == []
-    assert missing([kernel], {kernel.file + "_without_kernels": "int x;"}) == []
 
 
+@pytest.mark.usefixtures("hopper_ceiling")
 @pytest.mark.parametrize(
     ("kernel", "problem"),
     [
@@ -242,7 +267,6 @@ def test_a_good_kernel_has_no_problems(kernel: Kernel) -> None:
         (GOOD._replace(instructions=Counter(HMMA=1, LDL=2, STL=1)), "local memory: a stack of 0 bytes, 3 accesses"),
         (GOOD._replace(instructions=Counter(FFMA=9)), "no HMMA"),
         (GOOD._replace(narrow=False), "HMMA: tensor cores"),
-        (GOOD._replace(file=""), "is not in the anonymous namespace of a .cu file"),
         (GOOD._replace(name="new"), "no register ceiling: write one into CEILINGS (it takes 32)"),
         (HOPPER._replace(instructions=Counter(UTMALDG=1, HMMA=1)), "no HGMMA"),
         (HOPPER._replace(instructions=Counter(HGMMA=1)), "no UTMALDG"),
@@ -250,18 +274,40 @@ def test_a_good_kernel_has_no_problems(kernel: Kernel) -> None:
     ],
 )
 def test_a_bad_kernel_has_one(kernel: Kernel, problem: str) -> None:
-    assert violations([kernel]) == [f"{kernel.file}.cu: {kernel.name}<bf16>, {kernel.arch}: {problem}"]
+    assert violations([kernel]) == [f"{kernel.label}, {kernel.arch}: {problem}"]
 
 
 def test_one_instance_may_have_a_ceiling_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CEILINGS, "axpy_kernel<bf16>", {"sm_80": 30})
+    monkeypatch.setitem(CEILINGS, "axpy: axpy_kernel<bf16>", {"sm_80": 30})
     assert GOOD.ceiling == 30
     assert GOOD._replace(arguments="<fp16>").ceiling == 32
 
 
 def test_a_kernel_that_is_not_compiled_is_missing() -> None:
-    sources = {"a": "__global__ void a() {}", "a_sm90": "__global__ void b() {}"}
-    assert missing([GOOD, HOPPER], sources) == ["a.cu: no kernel in the module for sm_90a"]
+    assert missing([GOOD, HOPPER], {"axpy", "axpy_sm90"}) == ["axpy.cu: no kernel for sm_90a"]
+
+
+@pytest.mark.usefixtures("hopper_ceiling")
+def test_a_row_about_no_kernel_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NOT_PRODUCTS, "axpy_kernel", "adds")
+    monkeypatch.setitem(NOT_PRODUCTS, "gone", "")
+    found = idle([GOOD])
+    assert "CEILINGS: axpy_sm90: axpy: no such kernel" in found
+    assert "NOT_PRODUCTS: gone: no such kernel" in found
+    assert not any("axpy: axpy_kernel" in line or "NOT_PRODUCTS: axpy" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("demangled", "name"),
+    [
+        ("icl::axpy_kernel(float*, float)", ("axpy_kernel", "")),
+        ("void icl::(anonymous namespace)::a<__half, (bool)1>(__half*)", ("a", "<fp16, (bool)1>")),
+        ("void icl::a<(icl::Keys)0, icl::Shape<float, 2> >(icl::P, icl::Q<int>)", ("a", "<(Keys)0, Shape<float, 2>>")),
+        ("void icl::a<icl::(anonymous namespace)::B>(int (*)(int))", ("a", "<B>")),
+    ],
+)
+def test_the_name_of_a_kernel(demangled: str, name: tuple[str, str]) -> None:
+    assert signature(demangled) == name
 
 
 PROBE = """
@@ -293,8 +339,8 @@ void* use() { return (void*)icl::spill_kernel<__nv_bfloat16, 16 * 4>; }
 def test_what_is_in_a_binary_is_found(tmp_path: Path, arch: str) -> None:
     source = tmp_path / "probe.cu"
     source.write_text(PROBE)
-    run(NVCC, "-c", f"-gencode=arch=compute_{arch[3:]},code={arch}", "-o", tmp_path / "probe.o", source)
-    spill, tile = kernels_of(tmp_path / "probe.o")
+    run(NVCC, "-c", f"-gencode=arch=compute_{arch[3:]},code={arch}", "-o", tmp_path / "probe.cu.o", source)
+    spill, tile = kernels_of(tmp_path / "probe.cu.o")
     assert (spill.file, spill.name, spill.arguments, spill.arch) == ("probe", "spill_kernel", "<bf16, 64>", arch)
     assert spill.narrow
     assert spill.stack >= 256
@@ -306,6 +352,6 @@ def test_what_is_in_a_binary_is_found(tmp_path: Path, arch: str) -> None:
 
 
 if __name__ == "__main__":
-    found = kernels_of(built_module())
+    found = built_kernels()
     print(report(found))
     sys.exit("\n".join(violations(found)) or None)
