@@ -180,6 +180,42 @@ def test_the_op_tests_run_under_the_journal(tmp_path: Path) -> None:
     assert found["not_run"] > 10  # collected, and then left out by -k
 
 
+@pytest.mark.parametrize(("capability", "suites"), [([8, 0], 4), ([9, 0], 6)])
+def test_the_verdict_of_the_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: list[int], suites: int
+) -> None:
+    here = job(tmp_path)
+    here.report["device"]["capability"] = capability
+    good = {"passed": 3, "failed": 0, "skipped": 1, "not_run": 0, "ok": True}
+    bad = {"passed": 2, "failed": 1, "skipped": 1, "not_run": 2, "ok": False}
+    monkeypatch.setattr(gpu_check, "run_suite", lambda *_: good)
+    found = gpu_check.tests(here)
+    assert (found.verdict, found.summary) == ("passed", f"{3 * suites} passed, 0 failed, {suites} skipped")
+    assert len(found.details) == suites
+    assert ("frozen_attention (kernels of sm_80)" in found.details) == (suites == 6)
+    monkeypatch.setattr(gpu_check, "run_suite", lambda _, op, arch: bad if op == "smeared_attention" else good)
+    found = gpu_check.tests(here)
+    assert found.verdict == "failed"
+    assert found.summary.endswith(f"1 failed, {suites} skipped, 2 not run; not well: smeared_attention")
+
+
+@pytest.mark.parametrize(("capability", "archs"), [([8, 6], "80-real"), ([9, 0], "90a-real"), ([10, 0], None)])
+def test_it_builds_for_this_gpu_and_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: list[int], archs: str | None
+) -> None:
+    monkeypatch.delenv("ICL_FAST_CUDA_ARCHS", raising=False)
+    show = "{name: os.environ.get(name) for name in ('ICL_FAST_CUDA', 'ICL_FAST_CUDA_ARCHS')}, sys.argv[1:]"
+    (tmp_path / "setup.py").write_text(f"import os, sys; print({show}); print('error: a.cu'); sys.exit('a summary')")
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    here = job(tmp_path)
+    here.report["device"]["capability"] = capability
+    found = gpu_check.build(here)
+    assert (found.verdict, found.summary) == ("failed", "exit code 1: error: a.cu")
+    log = here.log.read_text()
+    assert str({"ICL_FAST_CUDA": "on", "ICL_FAST_CUDA_ARCHS": archs}) in log
+    assert f"'--build-lib', '{tmp_path}'" in log
+
+
 def test_all_ops_are_checked() -> None:
     assert tuple(sorted(available_impls())) == gpu_check.OPS
     assert set(gpu_check.ON_HOPPER) <= set(gpu_check.OPS)

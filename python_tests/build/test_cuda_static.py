@@ -32,7 +32,7 @@ CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHS = ("sm_80", "sm_90a")
 
-# Most registers a thread may take, for the kernels whose label in the report begins with the key; the longest one counts.
+# Most registers a thread may take, for kernels whose label in the report begins with the key; the longest key counts.
 # A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 3 with 168, 2 with 255.
 CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
