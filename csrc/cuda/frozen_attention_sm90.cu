@@ -44,14 +44,14 @@ struct Shape {
         scale_log2(p.scale * 1.44269504f) {}
 };
 
-// Tiles of keys that some of the rows first_row .. first_row + rows - 1 sees.
+// Tiles of keys that some of the rows first_row .. first_row + rows - 1 sees, each `window` keys up to its own.
 struct KeyTiles {
   int begin, end;
 
   __device__ KeyTiles(int first_row, int rows, int length, int window) {
     const int end_row = min(first_row + rows, length);
     end = (end_row + kKeys - 1) / kKeys;
-    begin = first_row >= length ? end : window ? max(first_row - window + 1, 0) / kKeys : 0;
+    begin = first_row < length ? max(first_row - window + 1, 0) / kKeys : end;
   }
 };
 
@@ -87,33 +87,33 @@ __device__ __forceinline__ void produce(const CUtensorMap& q_map, const CUtensor
 }
 
 // What a lane knows of two rows, 8 apart: the largest score (times scale, in base 2) and the sum over its own columns of
-// 2^(score - largest).
+// 2^(score - largest). Of a tile's scores it has columns 8 j and 8 j + 1 from its first one on, for all j.
 struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
+  // -inf for keys beyond `until` or, of the row 8 below, `until` + 8, and for the `window`-th before those and earlier.
+  // Both in columns from the lane's first.
+  static __device__ __forceinline__ void hide(float (&scores)[kKeys / 2], int until, int window) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; ++i) {
+      const int column = i / 4 * 8 + i % 2, last = until + i / 2 % 2 * 8;
+      if (column > last || column <= last - window) scores[i] = -INFINITY;
+    }
+  }
+
   // Turns scores into weights relative to the new largest; `shrink`: what those of earlier tiles are to be multiplied
-  // with. first_key: of the lane's scores; mask: whether keys must be compared with rows.
-  __device__ __forceinline__ void add(float (&scores)[kKeys / 2], float scale_log2, bool mask, int first_key, int row,
-                                      int window, float (&shrink)[2]) {
+  // with.
+  __device__ __forceinline__ void add(float (&scores)[kKeys / 2], float (&shrink)[2]) {
+    float top[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float top = largest[h];
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[4 * j + 2 * h + i];
-          score *= scale_log2;
-          if (mask) {
-            const int key = first_key + 8 * j + i, query = row + 8 * h;
-            if (key > query || (window && key <= query - window)) score = -INFINITY;
-          }
-          top = fmaxf(top, score);
-        }
-      top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
-      const float base = top == -INFINITY ? 0.0f : top;  // nothing seen yet: -inf - -inf would be NaN
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kFullWarp, top[h], 1));
+      top[h] = fmaxf(top[h], __shfl_xor_sync(kFullWarp, top[h], 2));
+      const float base = top[h] == -INFINITY ? 0.0f : top[h];  // nothing seen yet: -inf - -inf would be NaN
       shrink[h] = exp2_approx(largest[h] - base);
+      largest[h] = top[h];
       float sums[2] = {0, 0};
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j)
@@ -124,7 +124,6 @@ struct Softmax {
           sums[i] += score;
         }
       sum[h] = sum[h] * shrink[h] + (sums[0] + sums[1]);
-      largest[h] = top;
     }
   }
 
@@ -188,8 +187,11 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
   };
   const auto add_scores = [&](int tile) {
     const int first_key = tile * kKeys;
-    const bool mask = first_key + kKeys - 1 > first_row || (window && first_key < first_row + kWgmmaRows - window);
-    softmax.add(scores, shape.scale_log2, mask, first_key + lane % 4 * 2, row, window, shrink);
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; ++i) scores[i] *= shape.scale_log2;
+    if (first_key + kKeys - 1 > first_row || first_key <= first_row + kWgmmaRows - 1 - window)
+      Softmax::hide(scores, row - first_key - lane % 4 * 2, window);
+    softmax.add(scores, shrink);
   };
   const auto pack_weights = [&] {
 #pragma unroll
@@ -224,14 +226,19 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
       multiply_values(at.stage, tile > own.begin + 1);
       wgmma_wait<1>(scores);
       add_scores(tile);
-      wgmma_wait<0>(sums);
+      pin(scores);
+      // Two waits, so that a branch stands before them: ptxas would move a wait up past the exponentials, and they
+      // would no longer run beside the product.
+      if (__any_sync(kFullWarp, shrink[0] != 1 || shrink[1] != 1)) {  // rarely, once a row has seen some keys
+        wgmma_wait<0>(sums);
+#pragma unroll
+        for (int i = 0; i < kColumns / 2; ++i) sums[i] *= shrink[i / 2 % 2];
+      } else {
+        wgmma_wait<0>(sums);
+      }
       pipeline.release(at);
       at = next;
       pack_weights();
-      if (__any_sync(kFullWarp, shrink[0] != 1 || shrink[1] != 1)) {  // rarely, once a row has seen some keys
-#pragma unroll
-        for (int i = 0; i < kColumns / 2; ++i) sums[i] *= shrink[i / 2 % 2];
-      }
     }
     wgmma_fence();
     multiply_values(at.stage, own.end > own.begin + 1);
@@ -286,7 +293,7 @@ __global__ void __launch_bounds__(kThreadsSm90, 1)
   const int first_row = (shape.row_tiles - 1 - int(blockIdx.x) % shape.row_tiles) * kRows;
   const int first_slab = block % shape.chunks * kSlabs;
   const int64_t asked = windows ? windows[head % shape.heads] : 0;
-  const int window = asked <= 0 || asked >= shape.length ? 0 : int(asked);
+  const int window = asked > 0 && asked < shape.length ? int(asked) : shape.length + kRows;  // beyond every key
   const KeyTiles tiles(first_row, kRows, shape.length, window);
   if (threadIdx.x == 0) {
     mbarrier_init(queries_full, 1);

@@ -234,20 +234,18 @@ __device__ __forceinline__ void wgmma_commit(ICL_WHERE_ONLY) {
 #endif
 }
 
-// Waits for all but the newest kKeep groups; `results` are accumulators of those waited for.
-template <int kKeep, int kCount>
-__device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::wgmma_wait(kKeep, where);
-  (void)results;
-#else
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kKeep) : "memory");
-  // the compiler knows nothing of asynchronous results: it must not move a use of them to before the wait
+// The compiler neither computes these values later than here nor uses them earlier.
+template <int kCount>
+__device__ __forceinline__ void pin(float (&values)[kCount]) {
+#ifndef ICL_EMU
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(results[i])::"memory");
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
+#else
+  (void)values;
 #endif
 }
 
+// Waits for all but the newest kKeep groups.
 template <int kKeep>
 __device__ __forceinline__ void wgmma_wait(ICL_WHERE_ONLY) {
 #ifdef ICL_EMU
@@ -255,6 +253,17 @@ __device__ __forceinline__ void wgmma_wait(ICL_WHERE_ONLY) {
 #else
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kKeep) : "memory");
 #endif
+}
+
+// The same, and `results`, accumulators of those waited for, can be used; the compiler knows nothing of the connection.
+template <int kKeep, int kCount>
+__device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
+#ifdef ICL_EMU
+  emu::wgmma_wait(kKeep, where);
+#else
+  wgmma_wait<kKeep>();
+#endif
+  pin(results);
 }
 
 #ifndef ICL_EMU
