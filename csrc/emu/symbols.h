@@ -1,0 +1,16 @@
+// The module's static variables that kernels call __shared__.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+struct Symbol {
+  uintptr_t begin, end;
+  std::string name;
+};
+const std::vector<Symbol>& static_shared();  // by address; empty if the module was stripped
+
+}  // namespace emu
