@@ -166,7 +166,7 @@ def _forward_op(
     bias: Tensor | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    check_index_range(OP, "targets", targets, len(weight))
+    check_index_range(OP, "targets", targets, weight.shape[0])
     with autocast_off(resid):
         result: tuple[Tensor, Tensor] = KERNELS[impl].forward(
             resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias

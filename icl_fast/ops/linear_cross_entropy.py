@@ -216,12 +216,12 @@ def compiled_forward(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference_forward` by a kernel of csrc."""
-    losses, peak, log_sum = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
+    (n, c), v = hidden.shape, weight.shape[0]
+    losses, peak, log_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
     tensors = {
         **{"losses": losses, "peak": peak, "log_sum": log_sum},
         **{"hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
     }
-    (v, c), n = weight.shape, len(hidden)
     _backend.run(f"{OP}_fwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return losses, peak, log_sum
 
@@ -242,10 +242,11 @@ def compiled_backward(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference_backward` by a kernel of csrc."""
+    (n, c), v = hidden.shape, weight.shape[0]
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_empty(weight.shape if need_weight else 0)
-    grad_bias = weight.new_empty(len(weight) if need_bias else 0)
-    if len(hidden) == 0:
+    grad_bias = weight.new_empty(v if need_bias else 0)
+    if n == 0:
         return grad_hidden, grad_weight.zero_(), grad_bias.zero_()
     tensors = {
         "grad_hidden": grad_hidden if need_hidden else None,
@@ -254,7 +255,6 @@ def compiled_backward(
         **{"grad_losses": grad_losses, "hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
         **{"losses": losses, "peak": peak, "log_sum": log_sum},
     }
-    (v, c), n = weight.shape, len(hidden)
     _backend.run(f"{OP}_bwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return grad_hidden, grad_weight, grad_bias
 
@@ -272,7 +272,7 @@ KERNELS.add_compiled(compiled_forward, compiled_backward)
 def _forward_op(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_index_range(OP, "targets", targets, len(weight), ignore_index)
+    check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
     with autocast_off(hidden):
         result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(hidden, weight, targets, bias, ignore_index)
     return result
