@@ -27,8 +27,7 @@ lint: setup
 	@$(VENV)/bin/lint-imports
 
 bench: setup
-	@ls bench/bench_*.py >/dev/null 2>&1 || echo "bench/ has no benchmark yet"
-	@set -e; for file in $(wildcard bench/bench_*.py); do $(PY) $$file; done
+	@$(VENV)/bin/icl-fast bench $(BENCH)
 
 setup: $(VENV)/built
 

@@ -1,4 +1,4 @@
-"""Drives CMake and Ninja over csrc/ to build the one extension module, icl_fast/_C. Needs no torch.
+"""Drives CMake and Ninja over csrc/ to build the extension module, icl_fast/_C. Needs no torch.
 
 What is built follows from what is there: g++ and nvcc: CPU and CUDA kernels; g++ alone: CPU kernels; no C++ compiler:
 nothing, and icl_fast runs on plain torch. A compiler that is there and fails is an error.
@@ -63,10 +63,12 @@ class CMakeBuild(build_ext):
     """build_ext whose compiler is CMake."""
 
     def finalize_options(self) -> None:
-        super().finalize_options()
         self.nvcc = find_nvcc()
         self.cxx = find_cxx(self.nvcc)
         self._emulator = bool(self.nvcc) and os.environ.get("ICL_FAST_EMU") == "1"
+        if self._emulator:
+            self.distribution.ext_modules.append(Extension("icl_fast._emu", sources=[]))
+        super().finalize_options()
         if self.cxx is None:
             if os.environ.get("ICL_FAST_CUDA", "").lower() == "on":
                 raise SystemExit("ICL_FAST_CUDA=on, but no C++ compiler was found: install g++, or set CXX")
@@ -85,9 +87,8 @@ class CMakeBuild(build_ext):
         _run(_tool("cmake"), "--build", folder)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        for module in ("_C", "emu/_emu") if self._emulator else ("_C",):
-            built = folder / (module + sysconfig.get_config_var("EXT_SUFFIX"))
-            shutil.copy2(built, target.with_name(built.name))
+        module = {"icl_fast._C": "_C", "icl_fast._emu": "emu/_emu"}[ext.name]
+        shutil.copy2(folder / (module + sysconfig.get_config_var("EXT_SUFFIX")), target)
 
     def _configuration(self) -> list[str]:
         import pybind11

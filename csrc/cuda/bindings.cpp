@@ -1,6 +1,10 @@
 #include "cuda/bindings.h"
 
+#ifdef ICL_EMU
+#include "emu/emu.h"
+#else
 #include <cuda_runtime_api.h>
+#endif
 
 #include <stdexcept>
 #include <string>

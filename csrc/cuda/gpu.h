@@ -15,7 +15,7 @@
 
 #define ICL_DYNAMIC_SHARED(name) unsigned char* name = static_cast<unsigned char*>(emu::dynamic_shared())
 #define ICL_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  emu::launch(grid, block, smem, #kernel, [=] { kernel(__VA_ARGS__); })
+  ((void)(stream), emu::launch(grid, block, smem, #kernel, [=] { kernel(__VA_ARGS__); }))
 // The last parameter of a wrapper: the place in the kernel, for the emulator's reports.
 #define ICL_WHERE , emu::Loc where = emu::Loc::current()
 #define ICL_WHERE_ONLY emu::Loc where = emu::Loc::current()
@@ -28,6 +28,7 @@
 #define ICL_LAUNCH(kernel, grid, block, smem, stream, ...) kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
 #define ICL_WHERE
 #define ICL_WHERE_ONLY
+#define EMU_UNCHECKED
 #endif
 
 namespace icl {
@@ -79,7 +80,7 @@ __device__ __forceinline__ uint32_t pack(float first, float second) {
 // d (16 x 8, float32) += a (16 x 16, row-major) * b (16 x 8, column-major), in the fragment layout of
 // mma.sync.m16n8k16 (PTX ISA): lane l holds of d the rows l/4 and l/4 + 8, columns 2 (l%4) and the next.
 template <typename T>
-__device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] ICL_WHERE) {
+EMU_UNCHECKED __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] ICL_WHERE) {
 #ifdef ICL_EMU
   struct {
     uint32_t a[4], b[2];
@@ -92,7 +93,7 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
     return to_float(value);
   };
   float a_rows[2][16], b_columns[2][16];
-  const int lane = emu::cur->lane;
+  const int lane = emu::current->lane;
   for (int k = 0; k < 16; ++k)
     for (int i = 0; i < 2; ++i) {
       uint32_t word;
@@ -121,19 +122,26 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
 #endif
 }
 
+#ifdef ICL_EMU
+// Apart, because the exchanged table is the emulator's memory and what the pointer points to is the kernel's.
+EMU_UNCHECKED inline const void* pointer_of_lane(const unsigned char* lanes, int lane) {
+  const void* pointer;
+  memcpy(&pointer, lanes + 64 * lane, sizeof pointer);
+  return pointer;
+}
+#endif
+
 // Four 8 x 8 matrices of 16-bit elements: lane l gives the address of row l%8 of matrix l/8 (16 bytes, aligned).
 template <bool kTransposed>
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row ICL_WHERE) {
 #ifdef ICL_EMU
   const unsigned char* lanes = emu::exchange(kFullWarp, &row, sizeof row, 17, false, where);
-  const int lane = emu::cur->lane;
+  const int lane = emu::current->lane;
   for (int m = 0; m < 4; ++m) {
     uint16_t pair[2];
     for (int j = 0; j < 2; ++j) {
       const int i = kTransposed ? lane % 4 * 2 + j : lane / 4, column = kTransposed ? lane / 4 : lane % 4 * 2 + j;
-      const uint16_t* from;
-      memcpy(&from, lanes + 64 * (m * 8 + i), sizeof from);
-      pair[j] = from[column];
+      pair[j] = static_cast<const uint16_t*>(pointer_of_lane(lanes, m * 8 + i))[column];
     }
     r[m] = pair[0] | uint32_t(pair[1]) << 16;
   }

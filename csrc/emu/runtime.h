@@ -18,6 +18,10 @@ int device_attribute(cudaDeviceAttr attribute);
 EMU_ALWAYS_INLINE cudaError_t cudaGetLastError() { return cudaSuccess; }
 EMU_ALWAYS_INLINE cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 EMU_ALWAYS_INLINE const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+EMU_ALWAYS_INLINE cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
 EMU_ALWAYS_INLINE cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;

@@ -23,6 +23,7 @@ COMMANDS = {
     "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
+    "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),
     "info": _Command("icl_fast.cli.info:info", "What is installed, what was built, what this machine can run."),
 }
 

@@ -1,0 +1,137 @@
+"""How long a call takes, how much memory it needs, and what the machine can do at best."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+COLD_BYTES = 2**27  # larger than the last-level cache of a CPU
+CUDA_FLUSH_BYTES = 2**29
+SHORTEST_SAMPLE = 2e-3  # seconds; a shorter call is repeated until a sample is this long
+
+
+class Clock(Protocol):
+    def seconds(self, call: Callable[[], object], repeat: int) -> float: ...
+
+    def repeat(self, seconds: float) -> int: ...
+
+
+class CpuClock:
+    """Wall time. `cold` sweeps the caches before every sample, and then a sample is one call."""
+
+    def __init__(self, cold: bool = False, drain: Callable[[], object] | None = None) -> None:
+        self._sweep = torch.zeros(COLD_BYTES // 4) if cold else None
+        self._drain = drain
+
+    def repeat(self, seconds: float) -> int:
+        if self._sweep is not None:
+            return 1
+        return max(1, min(1000, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-9))))
+
+    def seconds(self, call: Callable[[], object], repeat: int = 1) -> float:
+        if self._sweep is not None:
+            self._sweep += 1
+        if self._drain is not None:
+            self._drain()
+        begun = time.perf_counter()
+        for _ in range(repeat):
+            call()
+        return (time.perf_counter() - begun) / repeat
+
+
+class CudaClock:
+    """Time on the device, between two events, with nothing of the inputs left in the L2 cache."""
+
+    def __init__(self, cuda: Any = torch.cuda, flush: torch.Tensor | None = None) -> None:
+        self._cuda = cuda
+        self._flush = torch.empty(CUDA_FLUSH_BYTES, dtype=torch.int8, device="cuda") if flush is None else flush
+
+    def repeat(self, seconds: float) -> int:
+        return 1  # the second of two calls in a row would find its inputs in the cache
+
+    def seconds(self, call: Callable[[], object], repeat: int = 1) -> float:
+        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        # Four fills, not one: while they run the host gets ahead, so that the events time kernels and not Python
+        for _ in range(4):
+            self._flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+
+def best_seconds(clock: Clock, call: Callable[[], object], samples: int) -> float:
+    call()
+    return min(clock.seconds(call, 1) for _ in range(samples))
+
+
+def ceilings(device: str, dtypes: set[torch.dtype], clock: Clock, quick: bool) -> dict[str, float]:
+    """What this machine reaches at best: matmul FLOP/s by dtype ("matmul float32") and bytes/s of a large "copy"."""
+    size, elements, samples = (128, 2**16, 2) if quick else (8192, 2**29, 7) if device == "cuda" else (2048, 2**26, 7)
+
+    def matmul(dtype: torch.dtype) -> float:
+        a, b, out = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
+        return 2 * size**3 / best_seconds(clock, lambda: torch.mm(a, b, out=out), samples)
+
+    found = {f"matmul {dtype_name(dtype)}": matmul(dtype) for dtype in sorted(dtypes, key=str)}
+    source, target = (torch.ones(elements, device=device) for _ in range(2))
+    return {**found, "copy": 2 * source.nbytes / best_seconds(clock, lambda: target.copy_(source), samples)}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensors_in(result: object) -> list[torch.Tensor]:
+    """The tensors of a tensor, or of a tuple or list of such."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in tensors_in(part)] if isinstance(result, (tuple, list)) else []
+
+
+def cuda_peak(call: Callable[[], object]) -> dict[str, float]:
+    """Megabytes that a call adds at its peak, and how many of them are not its result."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    torch.cuda.synchronize()
+    return _megabytes(torch.cuda.max_memory_allocated() - before, result)
+
+
+def cpu_peak(call: Callable[[], object]) -> dict[str, float] | None:
+    """As `cuda_peak`, by the resident memory of this process, which should do nothing else. None where it is not known.
+
+    The first call counts, so what an op keeps for the next one is in it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # pages that are free but resident would hide what the call takes
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = _resident("VmRSS")
+        result = call()
+        return _megabytes(_resident("VmHWM") - before, result)
+    except OSError:
+        return None
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{sys.platform} does not tell {field}")
+    return 1024 * int(found[1])
+
+
+def _megabytes(peak: int, result: object) -> dict[str, float]:
+    own = sum(tensor.nbytes for tensor in tensors_in(result))
+    return {"peak_mb": round(peak / 1e6, 2), "workspace_mb": round((peak - own) / 1e6, 2)}

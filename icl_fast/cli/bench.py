@@ -1,0 +1,72 @@
+"""`icl-fast bench`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+import icl_fast
+from icl_fast.errors import InputError
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAMES]...")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="torch threads on CPU.")
+@click.option("--quick", is_flag=True, help="Tiny shapes: do the benches work at all?")
+@click.option("--cold", is_flag=True, help="Sweep the CPU's caches before every sample (on CUDA always).")
+@click.option("--compile/--no-compile", "with_compile", default=True, help="Time torch.compile too.  [default: yes]")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory too.  [default: yes]")
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=12.0, show_default=True, help="For the rounds of one case."
+)
+@click.option("--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, help="Seconds for one bench.")
+@click.option("--json", "where", metavar="FILE|-", help="Write the results; - is standard output, without the tables.")
+def bench(
+    names: tuple[str, ...],
+    device: str,
+    threads: int,
+    quick: bool,
+    cold: bool,
+    with_compile: bool,
+    memory: bool,
+    seconds: float,
+    timeout: float,
+    where: str | None,
+) -> None:
+    """Measure the fused ops against plain torch and what else a user would write today.
+
+    NAMES are linear_cross_entropy, head_ablation_cross_entropy, frozen_attention, smeared_attention and call_overhead;
+    all of them by default. Each ratio stands beside its target from bench/targets.toml. Exit code 1: a bench failed or
+    a result was wrong; a target that is not reached is no failure.
+    """
+    benches = _benches()
+    options = benches.Options(
+        device=device,
+        threads=threads,
+        quick=quick,
+        cold=cold,
+        compile=with_compile and not quick,
+        memory=memory and not quick,
+        seconds=seconds,
+    )
+    show = None if where == "-" else benches.print_bench
+    report = benches.run(names, options, where, timeout, show)
+    if show:
+        benches.print_summary(report["targets"])
+    if any(map(benches.failed, report["benches"])):
+        raise SystemExit(1)
+
+
+def _benches() -> ModuleType:
+    """bench/run.py, which is beside the package in its source tree and not part of it."""
+    folder = Path(icl_fast.__file__).resolve().parents[1] / "bench"
+    if not (folder / "run.py").is_file():
+        raise InputError("bench: the benches are in the source tree of icl_fast, and this is an installed copy without")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: its plain names must hide nobody's module
+    return import_module("run")
