@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -188,6 +189,17 @@ __device__ __forceinline__ void cp_async_wait(ICL_WHERE_ONLY) {
   emu::cp_async_wait(kKeep, where);
 #else
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kKeep) : "memory");
+#endif
+}
+
+// 2^x, off by at most 2 ulp; 0 below the smallest normal number.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef ICL_EMU
+  return std::exp2(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 #endif
 }
 
