@@ -90,7 +90,7 @@ EMU_UNCHECKED __device__ __forceinline__ void mma_16816(float (&d)[4], const uin
   const auto half_of = [](uint32_t word, int i) {
     const uint16_t bits = uint16_t(word >> (16 * i));
     T value;
-    memcpy(&value, &bits, 2);
+    memcpy(static_cast<void*>(&value), &bits, 2);
     return to_float(value);
   };
   float a_rows[2][16], b_columns[2][16];
