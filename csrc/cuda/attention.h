@@ -2,7 +2,7 @@
 // shared memory, the two products of a tile, stores of accumulators.
 //
 // Scores are kept as powers of 2: u = scale * log2(e) * q.k, rounded once, the same in forward and backward, so that
-// differences from the largest are exact where they matter.
+// differences from the largest are exact where they matter (a product fused with a difference is rounded otherwise).
 #pragma once
 
 #include "cuda/mma.h"
@@ -93,7 +93,7 @@ struct SmearedKeys {
       memcpy(static_cast<void*>(before), &raw[i], 16), memcpy(static_cast<void*>(here), &raw[i + 1], 16);
 #pragma unroll
       for (int j = 0; j < kWide<T>; ++j)
-        mixed[j] = from_float<T>(to_float(here[j]) * own + to_float(before[j]) * rest);
+        mixed[j] = from_float<T>(fmaf(to_float(here[j]), own, to_float(before[j]) * rest));
       uint4 bits;
       memcpy(&bits, mixed, 16);
       *reinterpret_cast<uint4*>(tile + (row0 + i) * pitch + column) = bits;
@@ -102,12 +102,18 @@ struct SmearedKeys {
 };
 
 // s += a b^T: rows m.. of a (16 kM of them) and n.. of b (8 kBlocks), over the first `depth` of at most kDepth columns.
+// float32 sums these by themselves first: a short sum added to a long one is rounded once, not at every step.
 template <int kDepth, typename T, int kM, int kBlocks>
 __device__ __forceinline__ void multiply_rows(float (&s)[kM][kBlocks][4],
                                               const T* a, int m,  // [..][pitch]
                                               const T* b, int n,  // [..][pitch]
                                               int pitch, int depth) {
   using M = Mma<T>;
+  constexpr bool kApart = sizeof(T) == 4;
+  float sums[kM][kBlocks][4];
+#pragma unroll
+  for (int i = 0; i < 4 * kM * kBlocks; ++i)
+    sums[i / 4 / kBlocks][i / 4 % kBlocks][i % 4] = kApart ? 0 : s[i / 4 / kBlocks][i / 4 % kBlocks][i % 4];
 #pragma unroll kUnrolledSteps<T>
   for (int k = 0; k < kDepth; k += M::kDepth) {
     if (k >= depth) break;
@@ -118,8 +124,13 @@ __device__ __forceinline__ void multiply_rows(float (&s)[kM][kBlocks][4],
     for (int j = 0; j < kBlocks; j += 2) {
       const typename M::B right = M::load_b(b, pitch, n + 8 * j, k);
 #pragma unroll
-      for (int i = 0; i < kM; ++i) M::product(s[i][j], s[i][j + 1], left[i], right);
+      for (int i = 0; i < kM; ++i) M::product(sums[i][j], sums[i][j + 1], left[i], right);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 4 * kM * kBlocks; ++i) {
+    float& sum = s[i / 4 / kBlocks][i / 4 % kBlocks][i % 4];
+    sum = kApart ? sum + sums[i / 4 / kBlocks][i / 4 % kBlocks][i % 4] : sums[i / 4 / kBlocks][i / 4 % kBlocks][i % 4];
   }
 }
 
@@ -182,27 +193,35 @@ __device__ __forceinline__ void store_weights(const float (&w)[kM][kBlocks][4], 
       }
 }
 
-// d += weights * values for kGroups groups of 32 columns, `apart` columns apart; those from `columns` on are left out.
+// d += weights * values for groups of 32 columns, `apart` columns apart; those from `columns` on are left out. float32
+// sums a tile by itself first, as above.
 template <typename T, int kM, int kKeys, int kBlocks>
 __device__ __forceinline__ void multiply_values(float (&d)[kM][kBlocks][4], const Weights<T, kM, kKeys>& weights,
                                                 const T* values,  // [kKeys][pitch]
                                                 int pitch, int first_column, int apart, int columns) {
   using M = Mma<T>;
+  constexpr bool kApart = sizeof(T) == 4;
 #pragma unroll
   for (int group = 0; group < kBlocks / 4; ++group) {
     const int column = first_column + group * apart;
     if (column >= columns) break;
+    float sums[kM][4][4];
+#pragma unroll
+    for (int i = 0; i < 16 * kM; ++i)
+      sums[i / 16][i / 4 % 4][i % 4] = kApart ? 0 : d[i / 16][4 * group + i / 4 % 4][i % 4];
 #pragma unroll kUnrolledSteps<T>
     for (int step = 0; step < kKeys / M::kDepth; ++step)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const typename M::B right = M::load_b_transposed(values, pitch, column + 16 * half, step * M::kDepth);
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          const int block = 4 * group + 2 * half;
-          M::product(d[m][block], d[m][block + 1], weights.at(m, step), right);
-        }
+        for (int m = 0; m < kM; ++m) M::product(sums[m][2 * half], sums[m][2 * half + 1], weights.at(m, step), right);
       }
+#pragma unroll
+    for (int i = 0; i < 16 * kM; ++i) {
+      float& sum = d[i / 16][4 * group + i / 4 % 4][i % 4];
+      sum = kApart ? sum + sums[i / 16][i / 4 % 4][i % 4] : sums[i / 16][i / 4 % 4][i % 4];
+    }
   }
 }
 

@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
               float& score = u[m][block][2 * i + j];
-              score *= unit;
+              score = __fmul_rn(score, unit);  // not fused with what follows: see attention.h
               if (!all_seen && unsigned(8 * block + j - first) >= unsigned(window)) score = -kInfinity;
               largest[m][i] = fmaxf(largest[m][i], score);
             }

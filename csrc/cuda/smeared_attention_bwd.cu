@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
             const auto of_query = [&](int kind) {
               return kOfKeys ? shared.numbers[stage][kind][column] : own_numbers[kind][m][i];
             };
-            weight = exp2_approx((weight * unit - of_query(0)) - of_query(1));
+            weight = exp2_approx((__fmul_rn(weight, unit) - of_query(0)) - of_query(1));
             slope = weight * (slope - of_query(2));
             const int behind = (other0 + column) - (own0 + warp_row + 16 * m + 8 * i + lane / 4);
             if (!all_seen && unsigned(kOfKeys ? behind : -behind) >= unsigned(window)) weight = slope = 0;
@@ -319,16 +319,15 @@ __global__ void __launch_bounds__(kUnsmearThreads) unsmear(const Backward p) {
   double total = 0;
   if (first < last)
     for (int64_t column = lane; column < f.depth; column += 32) {
-      float grad = grad_smeared[first * f.depth + column], sum = 0;
+      float grad = grad_smeared[first * f.depth + column];
       float before = first > 0 ? to_float(k[(first - 1) * f.depth + column]) : 0;
       for (int64_t j = first; j < last; ++j) {
         const int64_t at = j * f.depth + column;
         const float here = to_float(k[at]), next = j + 1 < f.length ? grad_smeared[at + f.depth] : 0;
         grad_k[at] = from_float<T>((j == 0 ? 1 : gate) * grad + (1 - gate) * next);
-        if (j > 0) sum += grad * (here - before);
+        if (j > 0) total += double(grad) * (double(here) - double(before));  // much of the sum cancels
         grad = next, before = here;
       }
-      total += sum;  // in double from here on: a long sum of parts that may cancel
     }
 #pragma unroll
   for (int bit = 1; bit < 32; bit *= 2) total += __shfl_xor_sync(kFullWarp, total, bit);
