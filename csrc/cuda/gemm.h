@@ -208,7 +208,7 @@ struct Gemm {
   static __device__ __forceinline__ void multiply(const T* a_tile, Tile& tile) {
     const T* b_tile = a_tile + ALoader::kTile;
     const int m = threadIdx.x / 32 / kWarpsN * (16 * kRowBlocks), n = threadIdx.x / 32 % kWarpsN * (8 * kColumnBlocks);
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kStep; k += M::kDepth) {
       typename M::A a[kRowBlocks];
 #pragma unroll
