@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -102,8 +103,11 @@ def run(command: list[str], folder: Path, limit: float | None = None) -> tuple[i
     try:
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGKILL)
         return None, process.communicate()[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 
@@ -200,6 +204,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     parser.add_argument("pytest", nargs="*", help="pytest arguments in place of the op's tests")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what runs is stopped and the copy deleted
 
     reasons = allowed(options.allow)
     outcomes, unexplained = [], 0
