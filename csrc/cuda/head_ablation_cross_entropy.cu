@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
           offset[j][e] = v < columns.count ? rows.offsets[columns.first + v] : -INFINITY;
         }
     }
-    MaxSum found = kNothing;
+    MaxSum found;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int half = r % 2;
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
             logit = fmaf(of_all, of_base, fmaf(-logit, of_head, offset[j][e]));
           }
         }
-      MaxSum in_row = kNothing;
+      MaxSum in_row;
       fold<G>(logits, r / 2, half, in_row);
       in_row = merge_with_lane(merge_with_lane(in_row, 1), 2);
       if (lane % 4 == r) found = in_row;
@@ -333,7 +333,7 @@ cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
   for (int64_t first = 0; first < p.v && status == cudaSuccess; first += plan.columns) {
     const Columns columns{first, std::min(plan.columns, p.v - first), plan.splits.per_split};
     status = launch_product<T, false, false>(operand<T>(weight + first * p.c, p.c, columns.count),
-                                             operand<T>(factors.heads, factors.c, p.h * factors.d), int(p.c), false,
+                                             operand<T>(factors.heads, factors.c, p.h * factors.d), p.c, false,
                                              StoreM<T>{factors.m, columns.count, p.h * factors.d}, stream);
     if (status == cudaSuccess)
       status = launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p, plan.rows,
@@ -351,6 +351,7 @@ size_t head_ablation_cross_entropy_workspace(const HeadAblation& p, int) {
 
 cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* workspace, int, cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
+  if (std::max(p.c, p.d) > kMaxDepth) return cudaErrorInvalidValue;
   return with_type(p.dtype, [&](auto x) { return forward<decltype(x)>(p, workspace, stream); });
 }
 
