@@ -77,9 +77,11 @@ __global__ void __launch_bounds__(32 * RowNumbersShared<T>::kWarps) row_numbers(
   }
 }
 
-template <typename Element, int kBlocksOfRows, int kDepthChunk>
+// kOneChunk: rows are no wider than a chunk, whose tiles are loaded while the last ones are multiplied.
+template <typename Element, int kBlocksOfRows, int kDepthChunk, bool kIsOneChunk>
 struct BackwardShape {
   using T = Element;
+  static constexpr bool kOneChunk = kIsOneChunk;
   static constexpr int kM = kBlocksOfRows, kDepth = kDepthChunk, kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kOwn = 16 * kM * kWarps, kOther = 32;
   static constexpr int kBlocks = kDepth / 8;  // of accumulators
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
       }
   }
 
-  if (chunks == 1) {
+  if constexpr (S::kOneChunk) {
     load_own(0);
     begin_other(begin, 0, 0);
     finish_other(0);
@@ -218,7 +220,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
       multiply_rows<S::kDepth>(weights, shared.own[0], warp_row, shared.other[stage][0], 0, S::kPitch, columns);
       multiply_rows<S::kDepth>(slopes, shared.own[1], warp_row, shared.other[stage][1], 0, S::kPitch, columns);
     };
-    if (chunks == 1) {
+    if constexpr (S::kOneChunk) {
       cp_async_wait<0>();
       __syncthreads();  // this step's tiles are there; all are done with the last step's, which the next overwrites
       if (next < end) {
@@ -272,7 +274,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
         }
     if constexpr (kOfKeys) multiply_by<S>(weights, shared, shared.other[stage][1], own_columns, grad_values);
     multiply_by<S>(slopes, shared, shared.other[stage][0], own_columns, grads);
-    if (chunks == 1) {
+    if constexpr (S::kOneChunk) {
       stage ^= 1;
       if (next < end) finish_other(stage);
     }
@@ -378,12 +380,12 @@ cudaError_t launch_all(const Backward& arguments, cudaStream_t stream) {
 // Warps of 32 own rows, which use every operand from shared memory twice, where the accumulators leave room for them.
 template <typename T>
 cudaError_t choose_backward(const Backward& arguments, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 4)
-    return launch_all<BackwardShape<T, 1, 64>>(arguments, stream);
-  else if (arguments.call.forward.depth <= 64)
-    return launch_all<BackwardShape<T, 2, 64>>(arguments, stream);
-  else
-    return launch_all<BackwardShape<T, 1, 128>>(arguments, stream);
+  constexpr int kDepth = sizeof(T) == 4 ? 64 : 128;
+  const int64_t depth = arguments.call.forward.depth;
+  if constexpr (sizeof(T) == 2)
+    if (depth <= 64) return launch_all<BackwardShape<T, 2, 64, true>>(arguments, stream);
+  if (depth <= kDepth) return launch_all<BackwardShape<T, 1, kDepth, true>>(arguments, stream);
+  return launch_all<BackwardShape<T, 1, kDepth, false>>(arguments, stream);
 }
 
 // Hands out parts of the workspace; without one it only counts.
