@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint bench setup clean
+.PHONY: demo test test-slow lint bench gpu-check setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -28,6 +28,10 @@ lint: setup
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)
+
+# Sets up nothing: for a machine with a GPU and its own python3, torch, cmake, ninja, pybind11, pytest, and no network.
+gpu-check:
+	@$(PYTHON) bench/gpu_check.py
 
 setup: $(VENV)/built
 
@@ -57,9 +61,9 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@echo "== csrc"
-	@$(PY) setup.py -q build_ext --inplace
+	@ICL_FAST_EMU=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info icl_fast/_C*.so $(VENV)/built .coverage* .hypothesis .*_cache
+	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built .coverage* .hypothesis .*_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

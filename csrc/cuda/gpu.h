@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -89,7 +90,7 @@ EMU_UNCHECKED __device__ __forceinline__ void mma_16816(float (&d)[4], const uin
   const auto half_of = [](uint32_t word, int i) {
     const uint16_t bits = uint16_t(word >> (16 * i));
     T value;
-    memcpy(&value, &bits, 2);
+    memcpy(static_cast<void*>(&value), &bits, 2);
     return to_float(value);
   };
   float a_rows[2][16], b_columns[2][16];
@@ -161,6 +162,15 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row IC
 #endif
 }
 
+// A barrier for some whole warps of the block, `threads` in all; `id` 1 to 15, __syncthreads is 0.
+__device__ __forceinline__ void group_barrier(int id, int threads ICL_WHERE) {
+#ifdef ICL_EMU
+  emu::named_barrier_sync(id, threads, where);
+#else
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 // Copies 16 bytes to shared memory in the background: the first `bytes` (0 to 16) of them from `from`, zeros after.
 __device__ __forceinline__ void cp_async_16(void* to, const void* from, int bytes ICL_WHERE) {
 #ifdef ICL_EMU
@@ -188,6 +198,17 @@ __device__ __forceinline__ void cp_async_wait(ICL_WHERE_ONLY) {
   emu::cp_async_wait(kKeep, where);
 #else
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kKeep) : "memory");
+#endif
+}
+
+// 2^x, off by at most 2 ulp; 0 below the smallest normal number.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef ICL_EMU
+  return std::exp2(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 #endif
 }
 

@@ -70,6 +70,45 @@ def test_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: flo
     within(out, plain(q, k, v, 0.3, window), truth, times=2)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "scale", "peak", "window"),
+    [
+        ((3, 1, 2, 400, 64, 64), 0.3, 1.0, [0, 100]),  # 7 tiles of keys, 4 of rows; windows that begin within tiles
+        ((2, 2, 1, 330, 80, 128), -0.3, 1.0, [70]),  # a depth that is filled up, two slabs a variant
+        ((5, 1, 2, 150, 128, 64), 0.5, 30.0, None),  # two chunks of three slabs, one of them past the last variant
+        ((1, 1, 2, 129, 8, 64), 0.3, 1.0, [1, 3]),
+        ((2, 1, 1, 1, 64, 64), 0.3, 1.0, None),
+    ],
+)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_error_in_whole_slabs(
+    impl: str,
+    dtype: torch.dtype,
+    device: str,
+    sizes: Any,
+    scale: float,
+    peak: float,
+    window: list[int] | None,
+    within: Any,
+) -> None:
+    """Widths of a multiple of 64, as Hopper's kernel takes them, with each of its four chunk sizes."""
+    if impl == "emu":
+        pytest.skip("its kernel takes any width")
+    q, k, v = make(sizes, dtype, device, peak)
+    out = frozen_attention(q, k, v, scale=scale, window=window, impl=impl)
+    truth = plain(q.double(), k.double(), v.double(), scale, window)
+    within(out, plain(q, k, v, scale, window), truth, times=2)
+
+
+def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
+    inputs = make((2, 1, 2, 5, 8, 64), dtype, device)
+    expected = frozen_attention(*inputs, scale=0.3, impl=impl)
+    around = [torch.full((x.numel() + 1,), float("nan"), dtype=dtype, device=device) for x in inputs]
+    moved = [a[1:].view_as(x).copy_(x) for a, x in zip(around, inputs, strict=True)]
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(frozen_attention(*moved, scale=0.3, impl=impl), expected, rtol=2 * eps, atol=2 * eps)
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 def test_rows_are_rows_of_the_whole(impl: str, dtype: torch.dtype, device: str, within: Any) -> None:
     q, k, v = make((3, 2, 3, 37, 16, 8), dtype, device)
