@@ -2,9 +2,10 @@
 //
 // With xc the centred residual stream, O the rows of W_O^h centred, g and b the norm's gain and bias, and W the
 // unembedding, the logits without head h are
-//     ((xc g / sd) W^T) sd / sd_h - (z_h ((O g) W^T)) / sd_h + b W^T + bias,    sd_h^2 = mean((xc - z_h O)^2) + eps.
-// First the rows: xc g / sd, O g, both in the op's type, and b W^T + bias and every sd_h in float32. sd_h is summed
-// from the differences and not from var - 2 cov + z G z^T, which loses its digits when a head wrote most of the stream.
+//     ((xc g) W^T - z_h ((O g) W^T)) / sd_h + b W^T + bias,    sd_h^2 = mean((xc - z_h O)^2) + eps.
+// First the rows: xc g, O g, both in the op's type, and b W^T + bias and every sd_h in float32. xc g is divided by the
+// power of two below sd: that keeps it within float16 and is taken back exactly, so that nothing is lost when a head
+// wrote most of the stream. Nor is it in sd_h, summed from the differences and not from var - 2 cov + z G z^T.
 // Then, a chunk of the vocabulary at a time: M = W (O g)^T, [chunk, H D]; and the main kernel, whose blocks keep a tile
 // of the first product in registers while every head adds its product of depth D, scales, and folds the logits into its
 // largest and sum. These are carried from tile to tile in the workspace, in the layout of Partials.
@@ -22,10 +23,9 @@ constexpr int kWarps = 8;                    // of the kernels that take a row a
 
 // What is known about rows before their logits.
 struct Rows {
-  float* deviation;     // [N], sd
+  float* power;         // [N], of two: what the first factor is divided by
+  float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
   float* mean_without;  // [H, N], of the stream without the head
-  float* of_base;       // [H, N], sd / sd_h
-  float* of_head;       // [H, N], 1 / sd_h
   float* head_means;    // [H, D], of the rows of W_O
   float* offsets;       // [V], b W^T + bias
 };
@@ -33,7 +33,7 @@ struct Rows {
 // The factors of the products, rows aligned and with zeros between.
 template <typename T>
 struct Factors {
-  T* normed;  // [N][c], xc g / sd
+  T* stream;  // [N][c], xc g / power
   T* heads;   // [H][d][c], O g
   T* m;       // [columns of a chunk][H][d]
   int64_t c, d;
@@ -47,26 +47,39 @@ __device__ __forceinline__ float warp_sum(float x) {
 
 __device__ __forceinline__ int64_t row_of_warp() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; }
 
-template <typename T>
-__device__ __forceinline__ float mean_of_row(const T* row /* [count] */, int64_t count) {
-  float sum = 0;
-  for (int64_t i = threadIdx.x % 32; i < count; i += 32) sum += to_float(row[i]);
-  return warp_sum(sum) / float(count);
-}
+// In two parts: the mean of a row far from zero, rounded, would be off by much of what the row spreads.
+struct Mean {
+  float rounded, rest;
+
+  template <typename T>
+  __device__ __forceinline__ Mean(const T* row /* [count] */, int64_t count) {
+    float sum = 0, left = 0;
+    for (int64_t i = threadIdx.x % 32; i < count; i += 32) sum += to_float(row[i]);
+    rounded = warp_sum(sum) / float(count);
+    for (int64_t i = threadIdx.x % 32; i < count; i += 32) left += to_float(row[i]) - rounded;
+    rest = warp_sum(left) / float(count);
+  }
+
+  __device__ __forceinline__ float centre(float x) const { return x - rounded - rest; }
+};
 
 // A row of W_O a warp: centred, with the gain.
 template <typename T>
 __global__ void __launch_bounds__(32 * kWarps) heads_kernel(HeadAblation p, Rows rows, Factors<T> factors) {
   const int64_t row = row_of_warp(), h = row / factors.d, d = row % factors.d;
   if (h >= p.h) return;
-  const T* from = static_cast<const T*>(p.w_o) + (h * p.d + d) * p.c;
+  const int lane = threadIdx.x % 32;
   const T* gain = static_cast<const T*>(p.norm_weight);
-  const float mean = d < p.d ? mean_of_row(from, p.c) : 0.0f;
-  if (d < p.d && threadIdx.x % 32 == 0) rows.head_means[h * p.d + d] = mean;
-  for (int64_t c = threadIdx.x % 32; c < factors.c; c += 32) {
-    const float x = d < p.d && c < p.c ? (to_float(from[c]) - mean) * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
-    factors.heads[row * factors.c + c] = from_float<T>(x);
+  T* to = factors.heads + row * factors.c;
+  if (d >= p.d) {
+    for (int64_t c = lane; c < factors.c; c += 32) to[c] = from_float<T>(0);
+    return;
   }
+  const T* from = static_cast<const T*>(p.w_o) + (h * p.d + d) * p.c;
+  const Mean mean(from, p.c);
+  if (lane == 0) rows.head_means[h * p.d + d] = mean.rounded + mean.rest;
+  for (int64_t c = lane; c < factors.c; c += 32)
+    to[c] = from_float<T>(c < p.c ? mean.centre(to_float(from[c])) * (gain ? to_float(gain[c]) : 1.0f) : 0.0f);
 }
 
 // A row of the residual stream a warp.
@@ -77,24 +90,29 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows 
   const int lane = threadIdx.x % 32;
   const T* from = static_cast<const T*>(p.resid) + n * p.c;
   const T* gain = static_cast<const T*>(p.norm_weight);
-  const float mean = mean_of_row(from, p.c);
+  const Mean mean(from, p.c);
   float squares = 0;
   for (int64_t c = lane; c < p.c; c += 32) {
-    const float x = to_float(from[c]) - mean;
+    const float x = mean.centre(to_float(from[c]));
     squares += x * x;
   }
   const float deviation = sqrtf(warp_sum(squares) / float(p.c) + p.eps);
-  if (lane == 0) rows.deviation[n] = deviation;
+  const int exponent = deviation > 0 && deviation < INFINITY ? min(max(ilogbf(deviation), -100), 100) : 0;
+  const float down = ldexpf(1.0f, -exponent);
+  if (lane == 0) {
+    rows.power[n] = ldexpf(1.0f, exponent);
+    rows.inverse[n] = 1 / deviation;
+  }
   for (int64_t c = lane; c < factors.c; c += 32) {
-    const float x = c < p.c ? (to_float(from[c]) - mean) / deviation * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
-    factors.normed[n * factors.c + c] = from_float<T>(x);
+    const float x = c < p.c ? mean.centre(to_float(from[c])) * down * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
+    factors.stream[n * factors.c + c] = from_float<T>(x);
   }
   for (int64_t h = 0; h < p.h; ++h) {
     const T* z = static_cast<const T*>(p.z) + (h * p.n + n) * p.d;
     float removed = 0;
     for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * rows.head_means[h * p.d + d];
     removed = warp_sum(removed);
-    if (lane == 0) rows.mean_without[h * p.n + n] = mean - removed;
+    if (lane == 0) rows.mean_without[h * p.n + n] = mean.rounded - removed;
   }
 }
 
@@ -163,9 +181,7 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
     sum += __shfl_xor_sync(kFullWarp, sum, 2);
     const int64_t n = first_row + G::row(0, half);
     if (n >= p.n || threadIdx.x % 4 != 0) continue;
-    const float deviation = sqrtf(sum / float(p.c) + p.eps);
-    rows.of_base[h * p.n + n] = rows.deviation[n] / deviation;
-    rows.of_head[h * p.n + n] = 1 / deviation;
+    rows.inverse[(h + 1) * p.n + n] = 1 / sqrtf(sum / float(p.c) + p.eps);
   }
 }
 
@@ -211,7 +227,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
     const int tile = i / variants, h = i % variants - 1;
     const int64_t column = first_column + int64_t{tile} * G::kN;
     if (h < 0) {
-      const Operand<T> a{factors.normed, factors.c, p.n, true}, b{weight, p.c, columns.count, weight_fits};
+      const Operand<T> a{factors.stream, factors.c, p.n, true}, b{weight, p.c, columns.count, weight_fits};
       return Product<T>{a.template from_row<false>(first_row), b.template from_row<false>(column), int(p.c)};
     }
     const Operand<T> a{z + h * p.n * p.d, p.d, p.n, z_fits}, b{factors.m + h * factors.d, m_stride, columns.count, true};
@@ -238,19 +254,14 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
       const int half = r % 2;
       const int64_t n = first_row + G::row(r / 2, half);
       const bool there = n < p.n;
-      const float of_base = there && h >= 0 ? rows.of_base[h * p.n + n] : 1.0f;
-      const float of_head = there && h >= 0 ? rows.of_head[h * p.n + n] : 0.0f;
+      const float power = there ? rows.power[n] : 1.0f, inverse = there ? rows.inverse[(h + 1) * p.n + n] : 1.0f;
 #pragma unroll
       for (int j = 0; j < G::kColumnBlocks; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float &logit = logits[r / 2][j][2 * half + e], &of_all = base[r / 2][j][2 * half + e];
-          if (h < 0) {
-            of_all = logit;
-            logit += offset[j][e];
-          } else {
-            logit = fmaf(of_all, of_base, fmaf(-logit, of_head, offset[j][e]));
-          }
+          if (h < 0) of_all = logit;
+          logit = fmaf(fmaf(of_all, power, h < 0 ? 0.0f : -logit), inverse, offset[j][e]);
         }
       MaxSum in_row;
       fold<G>(logits, r / 2, half, in_row);
@@ -308,8 +319,8 @@ struct Plan {
   }
 
   Rows rows_of(const HeadAblation& p) {
-    return {workspace.take<float>(p.n),       workspace.take<float>(p.h * p.n), workspace.take<float>(p.h * p.n),
-            workspace.take<float>(p.h * p.n), workspace.take<float>(p.h * p.d), workspace.take<float>(p.v)};
+    return {workspace.take<float>(p.n), workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.h * p.n),
+            workspace.take<float>(p.h * p.d), workspace.take<float>(p.v)};
   }
 };
 
