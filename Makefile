@@ -12,11 +12,11 @@ SOURCES := $(shell find csrc -type f)
 demo: setup
 	@$(VENV)/bin/icl-fast demo
 
-test: lint
+test: lint $(VENV)/emulator
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
-test-slow: setup
+test-slow: setup $(VENV)/emulator
 	@$(VENV)/bin/pytest -m slow
 
 lint: setup
@@ -61,9 +61,15 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@echo "== csrc"
+	@$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+# The CUDA kernels for the emulator: only tests want them.
+$(VENV)/emulator: $(VENV)/built
+	@echo "== emulator"
 	@ICL_FAST_EMU=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built .coverage* .hypothesis .*_cache
+	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built $(VENV)/emulator .coverage* .hypothesis .*_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

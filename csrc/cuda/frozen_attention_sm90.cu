@@ -1,5 +1,5 @@
 // frozen_attention on Hopper, bf16 and fp16: out[a] = softmax(scale q k^T, causal, windowed) v[a] for all variants a,
-// where neither `rows` nor an explicit `pattern` is given, D is at most 128 and Dv is a multiple of 64.
+// where D is at most 128 and Dv a multiple of 64. With `rows` or an explicit `pattern` the kernel of sm_80 runs.
 //
 // A block owns 128 query rows of one head and a chunk of up to 4 slabs of the values' columns, a slab being 64 columns
 // of one variant; so the scores are computed once for 256 columns, whatever variants they belong to. One thread copies
@@ -11,8 +11,8 @@
 // the block sees not even copied; the rows with most keys start first.
 //
 // Roofline: a tile of keys is 2 * 128 * 64 * (D + 256) FLOP, 1280 cycles of the tensor cores at D = 64, against 8192
-// exp (512 cycles) and 40 KiB from L2. Memory: v is read and out written once, about T / 3 FLOP a byte: the tensor cores
-// are the limit from T = 1000 on, below that memory is.
+// exp (512 cycles) and 40 KiB from L2. Memory: v is read and out written once, about T / 3 FLOP a byte: the tensor
+// cores are the limit from T = 1000 on, below that memory is.
 #include "cuda/hopper.h"
 #include "cuda/launch.h"
 #include "cuda/sm90.h"
@@ -86,8 +86,8 @@ __device__ __forceinline__ void produce(const CUtensorMap& q_map, const CUtensor
   }
 }
 
-// What a lane knows of two rows, 8 apart: the largest score (times scale, in base 2) and the sum over its own columns of
-// 2^(score - largest). Of a tile's scores it has columns 8 j and 8 j + 1 from its first one on, for all j.
+// What a lane knows of two rows, 8 apart: the largest score (times scale, in base 2) and the sum over its own columns
+// of 2^(score - largest). Of a tile's scores it has columns 8 j and 8 j + 1 from its first one on, for all j.
 struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
@@ -246,8 +246,8 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
     pipeline.release(at);
     at = at.next();
   }
-  skip(max(own.begin, own.end), tiles.end);
-  if (own.begin >= own.end) return;
+  skip(own.end, tiles.end);
+  if (own.begin == own.end) return;
 
   const float inverse[2] = {1 / softmax.total(0), 1 / softmax.total(1)};
 #pragma unroll
@@ -351,7 +351,8 @@ cudaError_t launch_by_depth(const FrozenAttention& p, cudaStream_t stream) {
 
 }  // namespace
 
-// TMA takes 16-byte aligned rows, strides below 2^40 bytes and 32-bit coordinates; a depth between is filled with zeros.
+// TMA takes 16-byte aligned rows, strides below 2^40 bytes and 32-bit coordinates; a depth between 64 and 128, or below
+// 64, is filled up with zeros.
 bool frozen_attention_sm90_fits(const FrozenAttention& p) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   constexpr int64_t kMost = int64_t{1} << 30;

@@ -16,6 +16,8 @@
 
 namespace icl {
 
+constexpr int64_t kMaxDepth = INT32_MAX - 64;  // depth is counted in int, which spares registers
+
 // A factor of a product.
 template <typename T>
 struct Operand {
@@ -208,7 +210,7 @@ struct Gemm {
   static __device__ __forceinline__ void multiply(const T* a_tile, Tile& tile) {
     const T* b_tile = a_tile + ALoader::kTile;
     const int m = threadIdx.x / 32 / kWarpsN * (16 * kRowBlocks), n = threadIdx.x / 32 % kWarpsN * (8 * kColumnBlocks);
-#pragma unroll
+#pragma unroll 2  // halves have two; all four of float32 would prefetch more fragments than there are registers
     for (int k = 0; k < kStep; k += M::kDepth) {
       typename M::A a[kRowBlocks];
 #pragma unroll
@@ -328,11 +330,12 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
 template <typename T, bool kATransposed, bool kBTransposed, typename Use, typename Keep = EveryDepth>
 cudaError_t launch_product(const Operand<T>& a, const Operand<T>& b, int64_t depth, bool rows_first, const Use& use,
                            cudaStream_t stream, const Keep& keep = {}) {
+  if (depth > kMaxDepth) return cudaErrorInvalidValue;
   const auto start = [&](auto gemm) {
     using G = decltype(gemm);
     const int64_t blocks = ceil_div<int64_t>(a.rows, G::kM) * ceil_div<int64_t>(b.rows, G::kN);
-    return launch(product_kernel<G, Use, Keep>, blocks, G::kThreads, G::kShared, stream, a, b, depth, rows_first, use,
-                  keep);
+    return launch(product_kernel<G, Use, Keep>, blocks, G::kThreads, G::kShared, stream, a, b, int(depth), rows_first,
+                  use, keep);
   };
   if (prefers_small_tiles(a.rows, b.rows)) return start(SmallGemm<T, kATransposed, kBTransposed>{});
   return start(LargeGemm<T, kATransposed, kBTransposed>{});

@@ -268,14 +268,18 @@ __device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
 
 #ifndef ICL_EMU
 // The operand list of 32, 64, 96 and 128 accumulators, and the same as asm operands.
-#define ICL_R32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
-  "%27,%28,%29,%30,%31"
-#define ICL_R64 ICL_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
-  "%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define ICL_R96 ICL_R64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86," \
-  "%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define ICL_R128 ICL_R96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113," \
-  "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define ICL_R32 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define ICL_R64 ICL_R32 \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define ICL_R96 ICL_R64 \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
+  "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define ICL_R128 ICL_R96 \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
+  "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define ICL_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ICL_D16(i) ICL_D4(i), ICL_D4(i + 4), ICL_D4(i + 8), ICL_D4(i + 12)
 #define ICL_D32 ICL_D16(0), ICL_D16(16)
@@ -304,8 +308,8 @@ __device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
   }
 #endif
 
-// d (64 x kN, float32) (+)= a (64 x 16) * b (16 x kN), both in shared memory as `depth_in_rows`. Lane l of warp w of the
-// warpgroup holds in d[4 j], d[4 j + 1] row 16 w + l/4, columns 8 j + 2 (l%4) and the next, and in d[4 j + 2],
+// d (64 x kN, float32) (+)= a (64 x 16) * b (16 x kN), both in shared memory as `depth_in_rows`. Lane l of warp w of
+// the warpgroup holds in d[4 j], d[4 j + 1] row 16 w + l/4, columns 8 j + 2 (l%4) and the next, and in d[4 j + 2],
 // d[4 j + 3] the same columns of the row 8 below. Asynchronous: d is not to be touched before a wait.
 template <typename T, int kN>
 __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate ICL_WHERE) {

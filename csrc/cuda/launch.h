@@ -39,9 +39,11 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
                    const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (status != cudaSuccess) return status;
+  if (shared > 48 * 1024) {  // a kernel has to be allowed more than that
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (status != cudaSuccess) return status;
+  }
   ICL_LAUNCH(kernel, unsigned(blocks), threads, shared, stream, arguments...);
   return cudaGetLastError();
 }

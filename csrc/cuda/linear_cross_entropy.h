@@ -13,7 +13,7 @@ cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Pa
 // Adds the bias; columns beyond the last one become -inf and so count for nothing.
 template <typename G, typename T>
 __device__ __forceinline__ void add_bias(typename G::Tile& logits, const T* bias /* [columns] or null */,
-                                         int64_t columns) {
+                                         int columns) {
   if (!bias && columns >= G::kN) return;
 #pragma unroll
   for (int j = 0; j < G::kColumnBlocks; ++j)

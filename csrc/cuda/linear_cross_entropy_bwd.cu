@@ -59,7 +59,7 @@ struct Differentiate {
   template <typename G>
   __device__ __forceinline__ void operator()(G, int64_t m, int64_t n, typename G::Tile& tile) const {
     const T* bias = static_cast<const T*>(p.bias);
-    add_bias<G>(tile, bias ? bias + chunk.first + n : nullptr, chunk.columns - n);
+    add_bias<G>(tile, bias ? bias + chunk.first + n : nullptr, within_tile<G::kN>(chunk.columns - n));
     const float scale = chunk.scale ? chunk.scale->up : 1.0f;
 #pragma unroll
     for (int i = 0; i < G::kRowBlocks; ++i)
@@ -201,19 +201,19 @@ cudaError_t backward(const LinearCrossEntropyBwd& p, void* memory, cudaStream_t 
   for (int64_t first = 0; first < p.v && status == cudaSuccess; first += plan.columns) {
     const int64_t columns = std::min(plan.columns, p.v - first);
     const Chunk<T> chunk{plan.grad_logits, first, columns, plan.pitch, plan.scale};
-    status = launch_product<T, false, false>(hidden, operand<T>(weight + first * p.c, p.c, columns), int(p.c), true,
+    status = launch_product<T, false, false>(hidden, operand<T>(weight + first * p.c, p.c, columns), p.c, true,
                                              Differentiate<T>{p, chunk}, stream);
     if (p.grad_weight && status == cudaSuccess) {
       T* out = static_cast<T*>(p.grad_weight) + first * p.c;
       status = launch_product<T, true, true>(operand<T>(plan.grad_logits, plan.pitch, columns), hidden_columns,
-                                             int(p.n), false, Store<T>{out, nullptr, false, columns, p.c, plan.scale},
+                                             p.n, false, Store<T>{out, nullptr, false, columns, p.c, plan.scale},
                                              stream, Kept{p.targets, p.ignore_index});
     }
     if (p.grad_hidden && status == cudaSuccess) {
       const bool last = first + columns == p.v && sizeof(T) != 4;  // float32 is summed where it is to be
       T* out = last ? static_cast<T*>(p.grad_hidden) : nullptr;
       status = launch_product<T, false, true>(
-          operand<T>(plan.grad_logits, plan.pitch, p.n), operand<T>(weight + first * p.c, p.c, p.c), int(columns),
+          operand<T>(plan.grad_logits, plan.pitch, p.n), operand<T>(weight + first * p.c, p.c, p.c), columns,
           false, Store<T>{out, plan.grad_hidden, first > 0, p.n, p.c, plan.scale}, stream);
     }
     if (p.grad_bias && status == cudaSuccess) {

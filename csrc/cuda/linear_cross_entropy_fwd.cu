@@ -33,11 +33,6 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
   }  // visible to all from the first barrier of the product
 
   MaxSum found[G::kRowBlocks][2];
-#pragma unroll
-  for (int i = 0; i < G::kRowBlocks; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) found[i][half] = kNothing;
-
   const Operand<T> a = hidden.template from_row<false>(first_row);
   G::run(
       reinterpret_cast<T*>(memory), count,
@@ -46,15 +41,15 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
       },
       [&](int tile, typename G::Tile& logits) {
         const int64_t column = first_column + int64_t{tile} * G::kN;
-        add_bias<G>(logits, bias ? bias + column : nullptr, p.v - column);
+        add_bias<G>(logits, bias ? bias + column : nullptr, within_tile<G::kN>(p.v - column));
 #pragma unroll
         for (int i = 0; i < G::kRowBlocks; ++i)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            fold<G>(logits, i, half, found[i][half]);
             const int row = G::row(i, half);
             at_column<G>(logits, i, half, targets[row] - column,
                          [&](float logit) { partials.at_target[first_row + row] = logit; });
+            fold<G>(logits, i, half, found[i][half]);
           }
       });
 
@@ -126,6 +121,7 @@ cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void
   if (arch == 90 && linear_cross_entropy_fwd_sm90_fits(p))
     return launch_linear_cross_entropy_fwd_sm90(p, memory, stream);
 #endif
+  if (p.c > kMaxDepth) return cudaErrorInvalidValue;
   Workspace workspace(memory);
   const Partials partials(workspace, p.n, splits_of(p).splits);
   const cudaError_t status = with_type(p.dtype, [&](auto x) {

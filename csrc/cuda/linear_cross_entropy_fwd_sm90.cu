@@ -1,16 +1,16 @@
-// linear_cross_entropy forward on Hopper, bf16 and fp16: for every row of hidden [N, C] the largest logit and the sum of
-// exp(logit - largest) over weight [V, C], and the target's logit; no logit reaches memory.
+// linear_cross_entropy forward on Hopper, bf16 and fp16: for every row of hidden [N, C] the largest logit and the sum
+// of exp(logit - largest) over weight [V, C], and the target's logit; no logit reaches memory.
 //
 // A block owns kRows = 128 rows and walks the kColumns = 256 wide column tiles of its split of the vocabulary. Per step
-// of kDepth = 64 along C one thread copies a 128 x 64 tile of hidden and a 256 x 64 tile of weight by TMA into a ring of
-// 4 stages of 48 KiB; two consumer warpgroups multiply 64 rows each by wgmma m64n256k16, 128 accumulators a thread, and
-// fold the finished tile into (largest, sum) in registers. Every lane keeps a (largest, sum) of its own columns; the
-// four lanes of a row meet at the end, the splits in a kernel that is shared with sm_80's.
+// of kDepth = 64 along C one thread copies a 128 x 64 tile of hidden and a 256 x 64 tile of weight by TMA into a ring
+// of 4 stages of 48 KiB; two consumer warpgroups multiply 64 rows each by wgmma m64n256k16, 128 accumulators a thread,
+// and fold the finished tile into (largest, sum) in registers. Every lane keeps a (largest, sum) of its own columns;
+// the four lanes of a row meet at the end, the splits in a kernel that is shared with sm_80's.
 //
 // The consumers depend on each other only through the ring, and one starts a ring's length after the other, so that the
-// fold of one (about 1000 cycles of exp, a quarter of the tile's products at C = 256, a tenth at 768) runs beside the
-// products of the other. Hidden is copied again with every column tile rather than kept: that costs a third of the L2
-// traffic but leaves one path and a full ring for any C (at C = 768 the rows alone would fill shared memory).
+// fold of one (1024 cycles of exp; a tile's products are 4096 at C = 256, 12288 at 768) runs beside the products of the
+// other. Hidden is copied again with every column tile rather than kept: that costs a third of the L2 traffic but
+// leaves one path and a full ring for any C (at C = 768 the rows alone would fill shared memory).
 //
 // Roofline: a step is 2 * 128 * 256 * 64 FLOP, 1024 cycles of the tensor cores at full rate, for 48 KiB through L2: 48
 // bytes a cycle and multiprocessor. Weight tiles are read by all row tiles at about the same time, so memory sees them
@@ -38,7 +38,7 @@ struct Shape {
     // one block a multiprocessor: as few splits as finish soonest, counted in column tiles of the busiest one
     const int64_t places = multiprocessors();
     int64_t fewest = INT64_MAX;
-    for (int s = 1; s <= std::min(column_tiles, 64); ++s) {
+    for (int s = 1; s <= std::min<int64_t>(column_tiles, places); ++s) {
       const int64_t tiles = ceil_div(int64_t{row_tiles} * s, places) * ceil_div(column_tiles, s);
       if (tiles < fewest) fewest = tiles, splits = s;
     }
@@ -218,9 +218,9 @@ cudaError_t launch_typed(const LinearCrossEntropyFwd& p, const Shape& shape, con
 // TMA takes 16-byte aligned rows, coordinates are 32-bit numbers.
 bool linear_cross_entropy_fwd_sm90_fits(const LinearCrossEntropyFwd& p) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  constexpr int64_t kMost = int64_t{1} << 30;
-  return p.dtype != Dtype::kFloat32 && p.c > 0 && p.c % 8 == 0 && p.c < kMost && p.n > 0 && p.n < kMost && p.v > 0 && p.v < kMost &&
-         aligned(p.hidden) && aligned(p.weight);
+  const auto fits = [](int64_t size) { return size > 0 && size < int64_t{1} << 30; };
+  return p.dtype != Dtype::kFloat32 && fits(p.n) && fits(p.c) && fits(p.v) && p.c % 8 == 0 && aligned(p.hidden) &&
+         aligned(p.weight);
 }
 
 size_t linear_cross_entropy_fwd_sm90_workspace(const LinearCrossEntropyFwd& p) {

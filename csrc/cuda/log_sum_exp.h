@@ -12,11 +12,9 @@ namespace icl {
 __device__ __forceinline__ float fast_exp(float x) { return exp2_approx(x * 1.44269504f); }
 
 struct alignas(8) MaxSum {
-  float max;  // -inf: nothing but -inf was seen
-  float sum;  // of exp(x - max); a NaN among the x makes it NaN
+  float max = -INFINITY;  // -inf: nothing but -inf was seen
+  float sum = 0;          // of exp(x - max); a NaN among the x makes it NaN
 };
-
-__device__ constexpr MaxSum kNothing{-INFINITY, 0.0f};
 
 // What exp is taken relative to: -inf - -inf would be NaN.
 __device__ __forceinline__ float reference_of(float max) { return max == -INFINITY ? 0.0f : max; }
@@ -50,7 +48,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(Partials pa
   const int64_t row = int64_t{blockIdx.x} * kCombineWarps + threadIdx.x / 32;
   if (row >= partials.rows) return;
   const int lane = threadIdx.x % 32;
-  MaxSum total = kNothing;
+  MaxSum total;
   for (int64_t split = lane; split < partials.splits; split += 32)
     total = merge(total, partials.found[split * partials.rows + row]);
 #pragma unroll

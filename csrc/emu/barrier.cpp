@@ -155,7 +155,8 @@ const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, 
   if (collective.arrived == (mask & machine.live_lanes[static_cast<size_t>(warp)])) {
     complete(collective, warp);
   } else {
-    wait_while(&collective.generation, collective.generation, {"an instruction of the warp with mask 0x%08x", mask}, loc);
+    const Wait wait{"an instruction of the warp with mask 0x%08x", mask};
+    wait_while(&collective.generation, collective.generation, wait, loc);
   }
   return table;
 }

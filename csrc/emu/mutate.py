@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -58,14 +59,32 @@ class Outcome:
     seconds: float
 
 
-def without_comments(text: str) -> str:
-    """The same length, comments and preprocessor lines blank."""
-    blank = re.compile(r"//[^\n]*|/\*.*?\*/|^[ \t]*#(?:\\\n|[^\n])*", re.S | re.M)
-    return blank.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+def visible(text: str) -> str:
+    """The same length, with comments, preprocessor lines and what only nvcc compiles blank."""
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", found[0])
+
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.S)
+    branches: list[str] = []  # of every #if around the line: "emu", "nvcc", or "" for other conditions
+    lines = []
+    for line in re.split(r"(?<!\\)\n", text):
+        if directive := re.match(r"\s*#\s*(\w+)\s*(\w*)", line):
+            word, what = directive.groups()
+            if word.startswith("if"):
+                own = {"ifdef": "emu", "ifndef": "nvcc"}.get(word, "")
+                branches.append(own if what == "ICL_EMU" else "")
+            elif word == "else":
+                branches.append({"emu": "nvcc", "nvcc": "emu"}.get(branches.pop(), ""))
+            elif word == "endif":
+                branches.pop()
+        hidden = directive or "nvcc" in branches
+        lines.append(re.sub(r"[^\n]", " ", line) if hidden else line)
+    return "\n".join(lines)
 
 
 def mutants(file: str, text: str) -> Iterator[Mutant]:
-    code, seen = without_comments(text), Counter[str]()
+    code, seen = visible(text), Counter[str]()
     for found in CALL.finditer(code):
         depth, end = 1, found.end()
         while depth and end < len(code):
@@ -102,8 +121,11 @@ def run(command: list[str], folder: Path, limit: float | None = None) -> tuple[i
     try:
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGKILL)
         return None, process.communicate()[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 
@@ -200,6 +222,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     parser.add_argument("pytest", nargs="*", help="pytest arguments in place of the op's tests")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what runs is stopped and the copy deleted
 
     reasons = allowed(options.allow)
     outcomes, unexplained = [], 0

@@ -338,7 +338,8 @@ void begin_launch_shadow(const void* closure, size_t closure_bytes) {
   add_region(collective_slots(), kCollectiveBytes, "emulator", Region::kIgnored, 1);
   add_region(machine.shared, machine.shared_bytes, "dynamic shared memory", Region::kShared, groups);
   if (static_shared().empty()) {
-    add_region(&__bss_start, static_cast<size_t>(&_end - &__bss_start), "static shared memory", Region::kShared, groups);
+    const auto bytes = static_cast<size_t>(&_end - &__bss_start);
+    add_region(&__bss_start, bytes, "static shared memory", Region::kShared, groups);
   }
   for (const Symbol& s : static_shared()) {
     add_region(reinterpret_cast<void*>(s.begin), s.end - s.begin, "shared " + s.name, Region::kShared, groups);

@@ -36,9 +36,27 @@ ARCHS = ("sm_80", "sm_90a")
 # A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 3 with 168, 2 with 255.
 CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
+    "frozen_attention: attention_forward<(Keys)0, ": {"sm_80": 224, "sm_90a": 224},  # given keys
+    "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 240, "sm_90a": 224},
+    "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
+    "frozen_attention: attention_forward<(Keys)2, ForwardShape<float, ": {"sm_80": 128, "sm_90a": 136},
+    "frozen_attention_sm90: frozen_attention_kernel": {"sm_90a": 168},
+    "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
+    "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
+    "linear_cross_entropy_bwd: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
+    "linear_cross_entropy_bwd: product_kernel<Gemm<float, ": {"sm_80": 168, "sm_90a": 168},
+    "linear_cross_entropy_bwd: scale_kernel": {"sm_80": 32, "sm_90a": 32},
+    "linear_cross_entropy_fwd: combine_kernel": {"sm_80": 32, "sm_90a": 32},
+    "linear_cross_entropy_fwd: forward_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
+    "linear_cross_entropy_fwd: forward_kernel<Gemm<float, ": {"sm_80": 255, "sm_90a": 255},
+    "linear_cross_entropy_fwd_sm90: linear_cross_entropy_kernel": {"sm_90a": 168},
+    "smeared_attention_fwd: attention_forward<(Keys)1, ": {"sm_80": 255, "sm_90a": 255},
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
-NOT_PRODUCTS: dict[str, str] = {}
+NOT_PRODUCTS: dict[str, str] = {
+    "column_sums_kernel": "adds up the gradient of the logits, for the bias",
+    "grad_bias_kernel": "adds up the parts of those sums",
+}
 
 needs_nvcc = pytest.mark.skipif(
     NVCC is None or os.environ.get("ICL_FAST_CUDA", "").lower() == "off", reason="no nvcc, or switched off"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ZOO = Path(__file__).with_name("zoo.cu")
+ZOO = [Path(__file__).with_name(name) for name in ("zoo.cu", "zoo_sm90.cu")]
 CHECKED = ["-O1", "-g1", "-fsanitize=thread,bounds,alignment"]  # as the extension's CMakeLists.txt builds kernels
 
 
@@ -32,16 +32,14 @@ def cuda_include() -> Path | None:
 @dataclass
 class Zoo:
     library: Any
-    source: list[str]
     defects: dict[str, int]
 
-    def line(self, marker: str) -> int:
-        """The line of zoo.cu with this @ comment."""
-        (found,) = [i for i, line in enumerate(self.source, 1) if re.search(rf"// @{marker}(?![-\w])", line)]
-        return found
-
     def place(self, marker: str) -> str:
-        return f"{ZOO}:{self.line(marker)}"
+        """file:line of the only line of the zoo with this @ comment."""
+        marked = re.compile(rf"// @{marker}(?![-\w])")
+        lines = [(path, i, line) for path in ZOO for i, line in enumerate(path.read_text().splitlines(), 1)]
+        (found,) = [f"{path}:{i}" for path, i, line in lines if marked.search(line)]
+        return found
 
     def expect(self, report: str, begins: str, marker: str, *says: str) -> None:
         """One of `begins` (a | b), at the line of `marker`, and saying the rest; "@x" is the line of x."""
@@ -80,7 +78,7 @@ def build(folder: Path, compiler: str, include: Path) -> None:
 
     emulator = sorted(p for p in (ROOT / "csrc" / "emu").glob("*.cpp") if p.name != "module.cpp")  # the extension's
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, [ZOO, *emulator]))
+        list(pool.map(compile_one, [*ZOO, *emulator]))
     subprocess.run([compiler, "-shared", "-o", str(folder / "zoo.so"), *objects, "-ldl"], check=True)
 
 
@@ -99,7 +97,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "zoo.so").exists():
             build(folder, compiler, include)
-    source = ZOO.read_text()
+    source = Path(__file__).with_name("zoo.h").read_text()
     enum = re.sub(r"//.*", "", re.search(r"enum Defect \{(.*?)\};", source, re.S).group(1))  # type: ignore[union-attr]
     defects = {name: value for value, name in enumerate(re.findall(r"k\w+", enum))}
-    return Zoo(ctypes.CDLL(str(folder / "zoo.so")), source.splitlines(), defects)
+    return Zoo(ctypes.CDLL(str(folder / "zoo.so")), defects)

@@ -66,6 +66,17 @@ def _emulator(request: pytest.FixtureRequest) -> None:
         emulator.set_order("random", zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture
+def one_multiprocessor() -> Iterator[None]:
+    """An emulated GPU so small that small shapes give a block many tiles, and a call many chunks, to go through."""
+    emulator = _backend.emulator()
+    if emulator is not None:
+        emulator.set_multiprocessors(1)
+    yield
+    if emulator is not None:
+        emulator.set_multiprocessors(3)
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
     threads = torch.get_num_threads()

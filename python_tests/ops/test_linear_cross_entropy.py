@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from icl_fast.ops import PositionLoss, available_impls, linear_cross_entropy
+from icl_fast.ops import PositionLoss, _backend, _registry, available_impls, linear_cross_entropy
 
 OP = "linear_cross_entropy"
 MODULE = importlib.import_module("icl_fast.ops.linear_cross_entropy")
@@ -118,6 +118,8 @@ def test_backward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, 
 @pytest.mark.parametrize("sizes", [(1, 2100, 3, 1700), (1, 3, 1030, 12400), (2, 4150, 2, 5)])
 def test_many_blocks_of_rows_and_columns(impl: str, device: str, sizes: Any, within: Any) -> None:
     """Shapes at which the kernels cut rows, columns and products in more pieces than one."""
+    if impl.startswith("emu"):
+        pytest.skip("too slow: test_tiles_splits_and_chunks has shapes for it")
     hidden, weight, targets, bias = make(sizes, torch.float32, device)
     grad = torch.randn(targets.shape, device=device)
 
@@ -131,13 +133,53 @@ def test_many_blocks_of_rows_and_columns(impl: str, device: str, sizes: Any, wit
         within(actual, same, truth, times=3)
 
 
+@pytest.mark.parametrize("c", [72, 71])
+@pytest.mark.usefixtures("poisoned_memory", "one_multiprocessor")
+def test_tiles_splits_and_chunks(impl: str, dtype: torch.dtype, device: str, c: int, within: Any) -> None:
+    """Three or more, or parts, of whatever the CUDA kernels go through in pieces; rows aligned to 16 bytes and not."""
+    sizes = (2, 550, c, 8300) if impl == "cuda" else (2, 100, c, 700)
+    hidden, weight, targets, bias = make(sizes, dtype, device)
+    targets[:, 70:80] = -100
+    weight = weight / c**0.5
+    grad = torch.randn(targets.shape, device=device)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
+        losses = of(inputs[0], inputs[1], targets, bias=inputs[2])
+        return losses, *torch.autograd.grad(losses, inputs, grad.to(losses.dtype))
+
+    mine = results(lambda *a, **k: linear_cross_entropy(*a, **k, impl=impl), dtype)
+    for actual, same, truth in zip(mine, results(plain, dtype), results(plain, torch.float64), strict=True):
+        within(actual, same, truth, times=3)
+
+
+@pytest.mark.parametrize(("size", "hidden_size"), [(1e-6, 1e4), (3e5, 1e-3)])
+def test_float16_gradients_of_logits_neither_vanish_nor_overflow(
+    impl: str, device: str, size: float, hidden_size: float
+) -> None:
+    """The gradient of a mean, times a small 1/N, and of a scaled loss, where the product with hidden is in range."""
+    if torch.float16 not in _registry._OPS[OP].kernels[impl].dtypes:
+        pytest.skip("no float16")
+    hidden, weight, targets, bias = make((1, 5, 8, 31), torch.float16, device)
+    hidden, weight = hidden * hidden_size, torch.zeros_like(weight)
+    grads = []
+    for of, dtype in ((linear_cross_entropy, torch.float16), (plain, torch.float64)):
+        needing = weight.to(dtype).requires_grad_()
+        chosen = {"impl": impl} if of is linear_cross_entropy else {}
+        losses = of(hidden.to(dtype), needing, targets, bias=bias.to(dtype), **chosen)
+        grads += torch.autograd.grad(losses, needing, torch.full_like(losses, size))
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=2e-3, atol=2e-3 * grads[1].abs().max().item())
+
+
 def test_threads_change_no_bit(impl: str, device: str) -> None:
     if impl == "reference":
         pytest.skip("torch's own sums may depend on the number of threads")
-    hidden, weight, targets, bias = make((3, 37, 64, 1009), torch.float32, device)
+    hidden, weight, targets, bias = make((3, 37, 64, 257), torch.float32, device)
     results = []
-    for threads in (1, 2, 5):
+    for threads, order in ((1, "asc"), (2, "desc"), (5, "random")):
         torch.set_num_threads(threads)
+        if impl.startswith("emu"):
+            _backend.emulator().set_order(order, 1)
         inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
         losses = linear_cross_entropy(inputs[0], inputs[1], targets, bias=inputs[2], impl=impl)
         results.append((losses, *torch.autograd.grad(losses.sum(), inputs)))
