@@ -37,10 +37,18 @@ ARCHS = ("sm_80", "sm_90a")
 CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
     "frozen_attention: attention_forward<(Keys)0, ": {"sm_80": 224, "sm_90a": 224},  # given keys
-    "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 240, "sm_90a": 224},
+    "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 255, "sm_90a": 255},
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
-    "frozen_attention: attention_forward<(Keys)2, ForwardShape<float, ": {"sm_80": 128, "sm_90a": 136},
+    "frozen_attention: attention_forward<(Keys)2, ForwardShape<float, ": {"sm_80": 168, "sm_90a": 168},
     "frozen_attention_sm90: frozen_attention_kernel": {"sm_90a": 168},
+    "head_ablation_cross_entropy: combine_kernel": {"sm_80": 32, "sm_90a": 32},
+    "head_ablation_cross_entropy: deviation_kernel": {"sm_80": 128, "sm_90a": 128},
+    "head_ablation_cross_entropy: heads_kernel": {"sm_80": 32, "sm_90a": 32},
+    "head_ablation_cross_entropy: main_kernel": {"sm_80": 255, "sm_90a": 255},
+    "head_ablation_cross_entropy: offsets_kernel": {"sm_80": 32, "sm_90a": 32},
+    "head_ablation_cross_entropy: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
+    "head_ablation_cross_entropy: product_kernel<Gemm<float, ": {"sm_80": 168, "sm_90a": 168},
+    "head_ablation_cross_entropy: rows_kernel": {"sm_80": 40, "sm_90a": 40},
     "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
@@ -50,10 +58,19 @@ CEILINGS: dict[str, dict[str, int]] = {
     "linear_cross_entropy_fwd: forward_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
     "linear_cross_entropy_fwd: forward_kernel<Gemm<float, ": {"sm_80": 255, "sm_90a": 255},
     "linear_cross_entropy_fwd_sm90: linear_cross_entropy_kernel": {"sm_90a": 168},
+    "smeared_attention_bwd: attention_backward<false, ": {"sm_80": 208, "sm_90a": 208},  # of the queries
+    "smeared_attention_bwd: attention_backward<true, ": {"sm_80": 255, "sm_90a": 255},  # of the keys and values
+    "smeared_attention_bwd: row_numbers": {"sm_80": 72, "sm_90a": 72},
+    "smeared_attention_bwd: sum_gate": {"sm_80": 48, "sm_90a": 48},
+    "smeared_attention_bwd: unsmear": {"sm_80": 64, "sm_90a": 64},
     "smeared_attention_fwd: attention_forward<(Keys)1, ": {"sm_80": 255, "sm_90a": 255},
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {
+    "heads_kernel": "centres the rows of W_O",
+    "offsets_kernel": "multiplies the unembedding by one vector, the bias of the norm",
+    "rows_kernel": "centres the rows of the stream",
+    "unsmear": "takes the gradient of smeared keys back to the keys",
     "column_sums_kernel": "adds up the gradient of the logits, for the bias",
     "grad_bias_kernel": "adds up the parts of those sums",
 }
