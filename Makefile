@@ -6,17 +6,17 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint bench setup clean
+.PHONY: demo test test-slow lint bench gpu-check setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	@$(VENV)/bin/icl-fast demo
 
-test: lint
+test: lint $(VENV)/emulator
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
-test-slow: setup
+test-slow: setup $(VENV)/emulator
 	@$(VENV)/bin/pytest -m slow
 
 lint: setup
@@ -28,6 +28,10 @@ lint: setup
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)
+
+# Sets up nothing: for a machine with a GPU and its own python3, torch, cmake, ninja, pybind11, pytest, and no network.
+gpu-check:
+	@$(PYTHON) bench/gpu_check.py
 
 setup: $(VENV)/built
 
@@ -60,6 +64,12 @@ $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
+# The CUDA kernels for the emulator: only tests want them.
+$(VENV)/emulator: $(VENV)/built
+	@echo "== emulator"
+	@ICL_FAST_EMU=1 $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info icl_fast/_C*.so $(VENV)/built .coverage* .hypothesis .*_cache
+	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built $(VENV)/emulator .coverage* .hypothesis .*_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

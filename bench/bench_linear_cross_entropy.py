@@ -124,7 +124,7 @@ def chunked(x: Inputs, reduction: str) -> Tensor:
 def torch_fused(reduction: str) -> Candidate:
     """torch's own, from 2.13 on, with its default chunks."""
     name = "F.linear_cross_entropy"
-    if not hasattr(F, "linear_cross_entropy"):
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         return Candidate(name, lambda x: None, missing=f"torch {torch.__version__} has none")
     chunks = torch.nn.LinearCrossEntropyOptions()
     return Candidate(

@@ -162,6 +162,15 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row IC
 #endif
 }
 
+// A barrier for some whole warps of the block, `threads` in all; `id` 1 to 15, __syncthreads is 0.
+__device__ __forceinline__ void group_barrier(int id, int threads ICL_WHERE) {
+#ifdef ICL_EMU
+  emu::named_barrier_sync(id, threads, where);
+#else
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 // Copies 16 bytes to shared memory in the background: the first `bytes` (0 to 16) of them from `from`, zeros after.
 __device__ __forceinline__ void cp_async_16(void* to, const void* from, int bytes ICL_WHERE) {
 #ifdef ICL_EMU

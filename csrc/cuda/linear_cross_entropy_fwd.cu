@@ -9,6 +9,7 @@
 // exponentials, 16 a cycle, take 64 / C of the product's time at sm_80's 1024 multiply-adds a cycle, and run while
 // another block multiplies.
 #include "cuda/linear_cross_entropy.h"
+#include "cuda/sm90.h"
 
 namespace icl {
 namespace {
@@ -114,15 +115,23 @@ cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Pa
   return launch_combine(partials, Finish{p, partials.at_target}, stream);
 }
 
-size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, int) {
+size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, [[maybe_unused]] int arch) {
   if (p.n == 0) return 0;
+#ifdef ICL_SM90
+  if (arch == 90 && linear_cross_entropy_fwd_sm90_fits(p)) return linear_cross_entropy_fwd_sm90_workspace(p);
+#endif
   Workspace workspace(nullptr);
   Partials(workspace, p.n, splits_of(p).splits);
   return workspace.size();
 }
 
-cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, int, cudaStream_t stream) {
+cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, [[maybe_unused]] int arch,
+                                            cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
+#ifdef ICL_SM90
+  if (arch == 90 && linear_cross_entropy_fwd_sm90_fits(p))
+    return launch_linear_cross_entropy_fwd_sm90(p, memory, stream);
+#endif
   if (p.c > kMaxDepth) return cudaErrorInvalidValue;
   Workspace workspace(memory);
   const Partials partials(workspace, p.n, splits_of(p).splits);

@@ -43,14 +43,6 @@ Barrier& named_barrier(int id, int threads, Loc loc) {
   return barrier;
 }
 
-unsigned existing_lanes(int warp) {
-  unsigned lanes = 0;
-  for (int lane = 0; lane < 32 && warp * 32 + lane < machine.threads; ++lane) {
-    if (!machine.fibers[static_cast<size_t>(warp * 32 + lane)].done) lanes |= 1u << lane;
-  }
-  return lanes;
-}
-
 // All lanes are there.
 void complete(Collective& collective, int warp) {
   if (collective.memory && machine.settings.race) {
@@ -69,12 +61,18 @@ void complete(Collective& collective, int warp) {
   ++collective.generation;
 }
 
-unsigned char* new_slots() {
-  static unsigned char* const arena = collective_slots();
+Collective& find_collective(int warp, unsigned mask) {
+  auto& collectives = machine.collectives[static_cast<size_t>(warp)];
+  for (Collective& collective : collectives) {
+    if (collective.mask == mask) return collective;
+  }
   size_t used = 0;
-  for (const auto& collectives : machine.collectives) used += collectives.size();
-  if (used > kMaxCollectives) throw std::runtime_error("emulator: a block uses too many different lane masks");
-  return arena + (used - 1) * 2 * kTableBytes;
+  for (const auto& other : machine.collectives) used += other.size();
+  if (used == kMaxCollectives) throw std::runtime_error("emulator: a block uses too many different lane masks");
+  collectives.push_back({});
+  collectives.back().mask = mask;
+  collectives.back().slots = collective_slots() + used * 2 * kTableBytes;
+  return collectives.back();
 }
 
 }  // namespace
@@ -87,6 +85,7 @@ unsigned char* collective_slots() {
 }
 
 void barrier(Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = machine.barriers[0];
   if (barrier.arrived && (barrier.loc.line() != loc.line() || strcmp(barrier.loc.file_name(), loc.file_name()))) {
     fail("divergent __syncthreads: other threads of the block wait at " + describe(barrier.loc), loc);
@@ -97,11 +96,12 @@ void barrier(Loc loc) {
   if (++barrier.arrived >= machine.live) {
     release(barrier);
   } else {
-    wait_while(&barrier.generation, barrier.generation, "__syncthreads", loc);
+    wait_while(&barrier.generation, barrier.generation, {"__syncthreads"}, loc);
   }
 }
 
 int barrier_reduce(int predicate, Reduce kind, Loc loc) {
+  const Unchecked unchecked;
   Barrier& b = machine.barriers[0];
   int& result = b.reduced[b.generation & 1];  // the next barrier uses the other one
   if (!b.arrived) result = kind == Reduce::kAnd;
@@ -115,17 +115,19 @@ int barrier_reduce(int predicate, Reduce kind, Loc loc) {
 }
 
 void named_barrier_sync(int id, int threads, Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = named_barrier(id, threads, loc);
   barrier.members.push_back(machine.running->context.thread);
   if (++barrier.arrived == threads) {
     release(barrier);
   } else {
     wait_while(&barrier.generation, barrier.generation,
-               "named barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads", loc);
+               {"named barrier %u for %u threads", static_cast<unsigned>(id), static_cast<unsigned>(threads)}, loc);
   }
 }
 
 void named_barrier_arrive(int id, int threads, Loc loc) {
+  const Unchecked unchecked;
   Barrier& barrier = named_barrier(id, threads, loc);
   Fiber& fiber = *machine.running;
   if (machine.settings.race) {
@@ -136,15 +138,13 @@ void named_barrier_arrive(int id, int threads, Loc loc) {
 }
 
 const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, bool memory, Loc loc) {
+  const Unchecked unchecked;
   const int warp = machine.running->context.warp, lane = machine.running->context.lane;
   if (!(mask >> lane & 1)) fail("the thread's lane is not in the mask it gives", loc);
-  auto [found, is_new] = machine.collectives[static_cast<size_t>(warp)].try_emplace(mask, Collective{});
-  Collective& collective = found->second;
-  if (is_new) collective.slots = new_slots();
+  Collective& collective = find_collective(warp, mask);
   if (collective.arrived && (collective.tag != tag || collective.loc.line() != loc.line())) {
     fail("the warp has diverged: other lanes of the mask are at " + describe(collective.loc), loc);
   }
-  collective.mask = mask;
   collective.tag = tag;
   collective.memory = memory;
   collective.loc = loc;
@@ -152,12 +152,11 @@ const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, 
   if (bytes > kSlotBytes) fail("an exchange carries at most 64 bytes a lane", loc);
   if (bytes) std::memcpy(table + kSlotBytes * lane, v, static_cast<size_t>(bytes));
   collective.arrived |= 1u << lane;
-  if (collective.arrived == (mask & existing_lanes(warp))) {
+  if (collective.arrived == (mask & machine.live_lanes[static_cast<size_t>(warp)])) {
     complete(collective, warp);
   } else {
-    char name[64];
-    snprintf(name, sizeof name, "an instruction of the warp with mask 0x%08x", mask);
-    wait_while(&collective.generation, collective.generation, name, loc);
+    const Wait wait{"an instruction of the warp with mask 0x%08x", mask};
+    wait_while(&collective.generation, collective.generation, wait, loc);
   }
   return table;
 }
@@ -166,9 +165,11 @@ const unsigned char* exchange(unsigned mask, const void* v, int bytes, int tag, 
 void thread_returned(Fiber& fiber) {
   Barrier& barrier = machine.barriers[0];
   if (barrier.arrived && !barrier.expected && barrier.arrived >= machine.live) release(barrier);
-  const unsigned lanes = existing_lanes(fiber.context.warp);
-  for (auto& [mask, collective] : machine.collectives[static_cast<size_t>(fiber.context.warp)]) {
-    if (collective.arrived && collective.arrived == (mask & lanes)) complete(collective, fiber.context.warp);
+  const auto warp = static_cast<size_t>(fiber.context.warp);
+  machine.live_lanes[warp] &= ~(1u << fiber.context.lane);
+  for (Collective& collective : machine.collectives[warp]) {
+    const bool all = collective.arrived == (collective.mask & machine.live_lanes[warp]);
+    if (collective.arrived && all) complete(collective, fiber.context.warp);
   }
 }
 

@@ -7,10 +7,11 @@ namespace emu {
 namespace {
 
 inline void on_access(const void* p, size_t bytes, Kind kind, const void* return_address, bool aligned) {
-  const Fiber* fiber = machine.running;
-  if (!fiber || !machine.settings.race) return;
+  const Fiber* fiber = checked;
+  if (!fiber) return;
   const auto a = reinterpret_cast<uintptr_t>(p);
   if (a - reinterpret_cast<uintptr_t>(fiber->stack) < kStackBytes) return;
+  const Unchecked unchecked;
   const Site site = site_of(return_address);
   if (aligned && a % bytes) {
     fail_at("misaligned: " + std::to_string(bytes) + " bytes at an address that is no multiple of it", describe(site));
@@ -86,10 +87,12 @@ void __tsan_func_exit() {}
 void __tsan_init() {}
 
 void __ubsan_handle_out_of_bounds(const emu::OutOfBounds* what, uintptr_t index) {
+  const emu::Unchecked unchecked;
   emu::fail_at("out of bounds: index " + std::to_string(static_cast<intptr_t>(index)) + " of " + what->array->name,
                emu::place_of(what->location));
 }
 void __ubsan_handle_type_mismatch_v1(const emu::TypeMismatch* what, uintptr_t p) {
+  const emu::Unchecked unchecked;
   const uintptr_t alignment = uintptr_t{1} << what->log_alignment;
   if (p % alignment == 0) return;  // a null pointer, which the hardware's checks report when it is used
   emu::fail_at("misaligned: " + std::string(what->type->name) + " at an address that is no multiple of " +

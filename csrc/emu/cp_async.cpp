@@ -12,6 +12,7 @@ void copy(const Copy& c) {
 }  // namespace
 
 void cp_async(void* dst, const void* src, int bytes, int source_bytes, Loc loc) {
+  const Unchecked unchecked;
   if (bytes != 4 && bytes != 8 && bytes != 16) fail("cp.async copies 4, 8 or 16 bytes", loc);
   if (source_bytes < 0 || source_bytes > bytes) fail("cp.async: source size out of range", loc);
   const auto size = static_cast<size_t>(bytes);
@@ -30,9 +31,13 @@ void cp_async(void* dst, const void* src, int bytes, int source_bytes, Loc loc) 
   fiber.copies.open.push_back(c);
 }
 
-void cp_async_commit(Loc) { machine.running->copies.commit(); }
+void cp_async_commit(Loc) {
+  const Unchecked unchecked;
+  machine.running->copies.commit();
+}
 
 void cp_async_wait(int keep, Loc) {
+  const Unchecked unchecked;
   Fiber& fiber = *machine.running;
   while (static_cast<int>(fiber.copies.committed.size()) > keep) {
     if (!machine.settings.eager) {

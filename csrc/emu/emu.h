@@ -1,9 +1,19 @@
 // Runs CUDA kernel source on the host, one fiber per CUDA thread, one block at a time. For tests only.
 //
-// A kernel's .cu file, compiled by a plain C++ compiler with ICL_EMU defined and -fsanitize=thread, sees CUDA's names
-// through this header. libtsan is not linked: the calls that the compiler puts before every load and store land in
-// the emulator (shadow.cpp), which looks for races, uninitialised shared memory and accesses out of bounds.
+// A kernel's .cu file, compiled by a plain C++ compiler with ICL_EMU defined and -fsanitize=thread,bounds,alignment,
+// sees CUDA's names through this header. The sanitizers' libraries are not linked: what the compiler calls before every
+// load and store is the emulator's (callbacks.cpp), which looks for races, uninitialised shared memory and accesses out
+// of bounds (shadow.cpp). The module must keep its symbol table, where the __shared__ arrays are found.
 // Every function here ends with a Loc: the place in the kernel that a report names.
+//
+// What it takes for wrong though the hardware may not: an access through another proxy that is ordered but not fenced
+// by the thread that made the ordinary access (PTX accepts a fence anywhere between); wgmma with no wgmma_fence since
+// the last wait, even if no register has changed; blocks that order themselves through atomics and __threadfence.
+// What it cannot see: registers (reads of an accumulator before the wait show as NaN in results only), accesses in
+// code that is not instrumented, an index past a static __shared__ array that was passed on as a pointer and lands in
+// another such array (of known arrays the index is checked), more than two unordered readers of one warp (shadow.cpp),
+// one buffer run over into the next without a gap between them, the encoding of instructions, clusters, bank
+// conflicts, register counts, the last digits of fast-math functions, speed.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -61,6 +61,12 @@ struct Accumulators {
   int n;
 };
 
+// What a thread waits for: text with two printf conversions, put together only for a report.
+struct Wait {
+  const char* format;
+  unsigned a = 0, b = 0;
+};
+
 struct Fiber {
   Context context;
   void* stack_pointer;
@@ -70,7 +76,7 @@ struct Fiber {
   // Waits until *generation is no longer `seen`.
   const uint64_t* generation;
   uint64_t seen;
-  std::string waits_in;
+  Wait waits_in;
   Loc waits_at;
 
   Clock clock;
@@ -167,13 +173,28 @@ struct Machine {
   Fiber* running = nullptr;
   int live = 0;
   std::array<Barrier, 16> barriers;
-  std::array<std::map<unsigned, Collective>, kMaxWarps> collectives;
+  std::array<std::deque<Collective>, kMaxWarps> collectives;  // one for each mask in use
+  std::array<unsigned, kMaxWarps> live_lanes;                // of each warp, those that have not returned
   std::map<uint64_t*, MBarrier> mbarriers;
   std::vector<TensorCopy> tensor_copies;
   std::array<std::deque<WarpgroupInstruction>, kMaxWarps / 4> warpgroup_instructions;
   std::array<int, kMaxWarps> wgmma_components;  // of the vector clocks; count each warp's completed groups; -1: none
 };
 extern Machine machine;
+
+// The thread whose accesses the compiler's callbacks check; null in the emulator's own code, which may run templates
+// of the standard library that the linker took from a kernel's instrumented object file, and when the checker is off.
+extern Fiber* checked;
+class Unchecked {
+ public:
+  Unchecked() : saved_(checked) { checked = nullptr; }
+  ~Unchecked() { checked = saved_; }
+  Unchecked(const Unchecked&) = delete;
+  Unchecked& operator=(const Unchecked&) = delete;
+
+ private:
+  Fiber* saved_;
+};
 
 // report.cpp
 [[noreturn]] void fail(const std::string& what, Loc loc);
@@ -182,7 +203,7 @@ std::string describe(const Fiber& fiber);
 std::string describe(Loc loc);
 
 // scheduler.cpp
-void wait_while(const uint64_t* generation, uint64_t seen, std::string waits_in, Loc loc);
+void wait_while(const uint64_t* generation, uint64_t seen, Wait waits_in, Loc loc);
 [[noreturn]] void abandon_launch();
 
 // barrier.cpp

@@ -1,5 +1,5 @@
-// The module icl_fast._emu: the CUDA kernels as the emulator runs them, for tests. The same functions as in icl_fast._C,
-// and the emulator's own switches.
+// The module icl_fast._emu: the CUDA kernels as the emulator runs them, for tests. The same functions as in
+// icl_fast._C, and the emulator's own switches.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

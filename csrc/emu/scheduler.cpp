@@ -40,6 +40,7 @@ emu_switch:
 namespace emu {
 
 Machine machine;
+Fiber* checked;
 
 // Not zero, so that it lies outside .bss, which the checker takes for shared memory.
 static Context host_context;
@@ -47,7 +48,10 @@ Context* current = &host_context;
 
 namespace {
 
-constexpr size_t kGuardBytes = 4096;
+constexpr size_t kStackGuard = 4096;
+// Before and behind dynamic shared memory: shows writes of code that is not instrumented, or with the checker off.
+constexpr size_t kRedZone = 1024;
+constexpr unsigned char kRedZoneByte = 0xa5;
 void* main_stack_pointer;
 
 char* fiber_stack(int thread) {
@@ -55,7 +59,7 @@ char* fiber_stack(int thread) {
   while (static_cast<int>(stacks.size()) <= thread) {
     void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::runtime_error("emulator: no memory for the stacks of the threads");
-    mprotect(p, kGuardBytes, PROT_NONE);
+    mprotect(p, kStackGuard, PROT_NONE);
     stacks.push_back(static_cast<char*>(p));
   }
   return stacks[static_cast<size_t>(thread)];
@@ -68,6 +72,7 @@ void switch_to_main() {
 
 void fiber_main() {
   machine.body(machine.closure);
+  checked = nullptr;
   Fiber& fiber = *machine.running;
   check_copies_done(fiber);
   check_products_done(fiber);
@@ -93,6 +98,7 @@ void reset_fiber(int thread, uint64_t block) {
   fiber.context.lane = thread % 32;
   fiber.clock.assign(static_cast<size_t>(machine.threads), 0);
   fiber.clock[t] = 1;
+  machine.live_lanes[t / 32] |= 1u << t % 32;
   fiber.stack = fiber_stack(thread);
   // What emu_switch pops: six registers, then the address to return to. The null below it ends backtraces and leaves
   // the stack as the ABI wants it at a function's entry.
@@ -114,7 +120,10 @@ std::string deadlock_report() {
   // Threads that wait at the same place are one line.
   std::map<std::string, std::vector<int>> groups;
   for (const Fiber& fiber : machine.fibers) {
-    if (!fiber.done) groups[fiber.waits_in + " at " + describe(fiber.waits_at)].push_back(fiber.context.thread);
+    if (fiber.done) continue;
+    char wait[128];
+    snprintf(wait, sizeof wait, fiber.waits_in.format, fiber.waits_in.a, fiber.waits_in.b);
+    groups[std::string(wait) + " at " + describe(fiber.waits_at)].push_back(fiber.context.thread);
   }
   const uint3 b = machine.fibers[0].context.block_index;
   std::string text = "deadlock: no thread can continue\n  kernel " + std::string(machine.kernel) + ", block (" +
@@ -137,6 +146,19 @@ std::string deadlock_report() {
   return text;
 }
 
+void check_red_zones() {
+  const auto* shared = reinterpret_cast<const unsigned char*>(machine.shared);
+  for (size_t i = 0; i < kRedZone; ++i) {
+    const bool before = shared[-1 - static_cast<std::ptrdiff_t>(i)] != kRedZoneByte;
+    if (!before && shared[machine.shared_bytes + i] == kRedZoneByte) continue;
+    machine.report = "out of bounds: written " + std::to_string(i + 1) + " bytes " +
+                     (before ? "before the start" : "past the end") + " of dynamic shared memory (" +
+                     std::to_string(machine.shared_bytes) + " bytes), found at the end of the block\n  kernel " +
+                     machine.kernel;
+    return;
+  }
+}
+
 void run_block(uint64_t block) {
   reset_barriers();
   for (auto& collectives : machine.collectives) collectives.clear();
@@ -145,6 +167,7 @@ void run_block(uint64_t block) {
   machine.mbarriers.clear();
   machine.tensor_copies.clear();
   machine.live = machine.threads;
+  machine.live_lanes.fill(0);
   std::memset(machine.shared, 0xff, machine.shared_bytes);  // NaN: use of memory never written shows in results
   for (int thread = 0; thread < machine.threads; ++thread) reset_fiber(thread, block);
   begin_block_shadow();
@@ -160,8 +183,10 @@ void run_block(uint64_t block) {
       progress = true;
       machine.running = &fiber;
       current = &fiber.context;
+      checked = fiber.generation || !machine.settings.race ? nullptr : &fiber;  // waits only inside the emulator
       emu_switch(&main_stack_pointer, fiber.stack_pointer);
       machine.running = nullptr;
+      checked = nullptr;
       current = &host_context;
       if (!machine.report.empty()) return;
     }
@@ -174,12 +199,13 @@ void run_block(uint64_t block) {
                      std::string(machine.kernel) + "\n  at " + describe(machine.tensor_copies.front().loc);
   }
   if (machine.report.empty()) machine.report = warpgroup_disagreement();
+  if (machine.report.empty()) check_red_zones();
 }
 
 struct EndOfLaunch {
   ~EndOfLaunch() {
     end_launch_shadow();
-    std::free(machine.shared);
+    std::free(machine.shared - kRedZone);
     machine.shared = nullptr;
     machine.shared_bytes = 0;
   }
@@ -190,16 +216,17 @@ struct EndOfLaunch {
 void* dynamic_shared() { return machine.shared; }
 size_t dynamic_shared_size() { return machine.shared_bytes; }
 unsigned shared_offset(const void* p) {
+  const Unchecked unchecked;
   const auto offset = static_cast<size_t>(static_cast<const char*>(p) - machine.shared);
   if (offset > machine.shared_bytes) fail("not an address in dynamic shared memory", Loc::current());
   return static_cast<unsigned>(offset);
 }
 
-void wait_while(const uint64_t* generation, uint64_t seen, std::string waits_in, Loc loc) {
+void wait_while(const uint64_t* generation, uint64_t seen, Wait waits_in, Loc loc) {
   Fiber& fiber = *machine.running;
   fiber.generation = generation;
   fiber.seen = seen;
-  fiber.waits_in = std::move(waits_in);
+  fiber.waits_in = waits_in;
   fiber.waits_at = loc;
   switch_to_main();  // continued when the generation has changed
   fiber.generation = nullptr;
@@ -233,8 +260,11 @@ void run(dim3 grid, dim3 block, size_t smem, const char* name, Body body, void* 
   machine.report.clear();
   machine.fibers.resize(threads);
   machine.shared_bytes = smem;
-  machine.shared = static_cast<char*>(std::aligned_alloc(1024, (smem + 1024) / 1024 * 1024));
-  if (!machine.shared) throw std::bad_alloc();
+  const size_t allocated = (smem + 2 * kRedZone + 1023) / 1024 * 1024;
+  auto* memory = static_cast<char*>(std::aligned_alloc(1024, allocated));
+  if (!memory) throw std::bad_alloc();
+  std::memset(memory, kRedZoneByte, allocated);
+  machine.shared = memory + kRedZone;
   EndOfLaunch end;
   begin_launch_shadow(closure, closure_bytes);
 

@@ -88,6 +88,7 @@ void run_copy(const TensorCopy& c) {
 }  // namespace
 
 void mbarrier_init(uint64_t* bar, int count, Loc loc) {
+  const Unchecked unchecked;
   if (reinterpret_cast<uintptr_t>(bar) % 8) fail("misaligned: an mbarrier takes 8 bytes", loc);
   if (count <= 0 || count >= 1 << 20) fail("mbarrier: its count is 1 to 2^20 - 1", loc);
   if (machine.settings.race) check_access(bar, sizeof *bar, Kind::kWrite, site_of(loc));
@@ -99,12 +100,14 @@ void mbarrier_init(uint64_t* bar, int count, Loc loc) {
 }
 
 void mbarrier_arrive(uint64_t* bar, Loc loc) {
+  const Unchecked unchecked;
   MBarrier& m = find(bar, loc);
   arrive(m, loc);
   complete_if_done(m);
 }
 
 void mbarrier_arrive_expect_tx(uint64_t* bar, int bytes, Loc loc) {
+  const Unchecked unchecked;
   MBarrier& m = find(bar, loc);
   if (bytes < 0 || bytes >= 1 << 20) fail("mbarrier: transaction bytes are 0 to 2^20 - 1", loc);
   m.bytes += bytes;
@@ -113,22 +116,25 @@ void mbarrier_arrive_expect_tx(uint64_t* bar, int bytes, Loc loc) {
 }
 
 void mbarrier_wait(uint64_t* bar, int parity, Loc loc) {
+  const Unchecked unchecked;
   if (parity != 0 && parity != 1) fail("mbarrier: parity is 0 or 1, not " + std::to_string(parity), loc);
   const MBarrier& m = find(bar, loc);
   while (static_cast<int>(m.generation & 1) == parity) {
-    wait_while(&m.generation, m.generation, "mbarrier_wait, parity " + std::to_string(parity), loc);
+    wait_while(&m.generation, m.generation, {"mbarrier_wait, parity %u", static_cast<unsigned>(parity)}, loc);
   }
   Fiber& fiber = *machine.running;
   if (machine.settings.race) join(fiber.clock, m.completed[static_cast<size_t>(parity)]);
 }
 
 void fence_mbarrier_init(Loc) {
+  const Unchecked unchecked;
   for (auto& [bar, m] : machine.mbarriers) {
     if (m.initialiser == machine.running->context.thread) m.fenced = true;
   }
 }
 
 void fence_proxy_async(Loc loc) {
+  const Unchecked unchecked;
   fence_mbarrier_init(loc);
   if (!machine.settings.race) return;
   Fiber& fiber = *machine.running;
@@ -168,6 +174,7 @@ int tensor_map(void* map128, const void* base, int element_bytes, int rank, cons
 }
 
 void tma_load(void* dst, const void* map, uint64_t* bar, int rank, const int* coords, Loc loc) {
+  const Unchecked unchecked;
   TensorCopy c{};
   std::memcpy(&c.map, map, sizeof c.map);
   if (c.map.magic != kTensorMapMagic) fail("TMA: this is no tensor map", loc);

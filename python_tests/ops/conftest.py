@@ -1,9 +1,9 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
 "cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. The CUDA kernels
-come as "cuda" where there is a GPU, and as "emu" (and, where Hopper has one of its own, "emu_sm90") on the emulator,
-which reports races and accesses out of bounds. A test module names its op in `OP`. A new kernel is tested by being
-registered; nothing here changes.
+come as "cuda" where there is a GPU, and as "emu" (and, in tests of a `dtype` for which Hopper has a kernel of its own,
+"emu_sm90") on the emulator, which reports races and accesses out of bounds. A test module names its op in `OP`. A new
+kernel is tested by being registered; nothing here changes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kernels = _registry._OPS[op].kernels
     cases, ids = [], []
     for impl in available_impls()[op]:
+        if impl == "emu_sm90" and "dtype" not in metafunc.fixturenames:
+            continue
         dtypes = SM90.get(op, ()) if impl == "emu_sm90" else kernels[impl].dtypes
         for isa in _backend.isas() if impl == "cpu" else (None,):
             for dtype in dtypes if "dtype" in metafunc.fixturenames else (None,) if dtypes else ():

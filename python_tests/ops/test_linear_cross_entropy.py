@@ -63,10 +63,44 @@ def test_forward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, p
     within(losses, wide, truth, times=2)
 
 
+@pytest.mark.parametrize(("peak", "with_bias"), [(1.0, True), (30.0, False)])
+@pytest.mark.parametrize("sizes", [(1, 300, 328, 1000), (3, 87, 72, 2100), (1, 5, 8, 3)])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_forward_error_in_aligned_rows(
+    impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, with_bias: bool, within: Any
+) -> None:
+    """Rows of a multiple of 16 bytes, as Hopper's kernel takes them: 3 and more of its tiles each way, and one."""
+    if impl == "emu":
+        pytest.skip("its kernel takes any rows")
+    hidden, weight, targets, bias = make(sizes, dtype, device, peak)
+    if with_bias:  # a first column tile without one word, and the last one's last
+        weightless = min(270, sizes[3] // 2)
+        bias[:weightless] = float("-inf")
+        targets.clamp_(min=weightless).view(-1)[0] = sizes[3] - 1
+        targets.view(-1)[1] = -100
+    losses = linear_cross_entropy(hidden, weight, targets, bias=bias if with_bias else None, impl=impl)
+    wide = torch.promote_types(dtype, torch.float32)
+    same, truth = (
+        plain(hidden.to(d), weight.to(d), targets, bias.to(d) if with_bias else None) for d in (wide, torch.float64)
+    )
+    within(losses, same, truth, times=2)
+
+
+def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
+    hidden, weight, targets, bias = make((2, 5, 8, 11), dtype, device)
+    expected = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+    around = [torch.full((x.numel() + 1,), float("nan"), dtype=dtype, device=device) for x in (hidden, weight, bias)]
+    moved = [a[1:].view_as(x).copy_(x) for a, x in zip(around, (hidden, weight, bias), strict=True)]
+    actual = linear_cross_entropy(moved[0], moved[1], targets, bias=moved[2], impl=impl)
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("peak", [1.0, 30.0])
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_backward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
+    if impl == "emu_sm90":
+        pytest.skip("Hopper has no backward of its own")
     hidden, weight, targets, bias = make(sizes, dtype, device, peak)
     grad = torch.randn(targets.shape, device=device)
 

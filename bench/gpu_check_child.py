@@ -1,0 +1,222 @@
+"""What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
+
+    python bench/gpu_check_child.py probe | launch FILE | op NAME DTYPE | ceilings FILE
+    GPU_CHECK_JOURNAL=FILE python -m pytest -p gpu_check_child ...    # as a plugin: runs the GPU tests alone
+
+Environment:
+    GPU_CHECK_ARCH       80: on Hopper too the kernels for every GPU, instead of Hopper's own
+    GPU_CHECK_JOURNAL    where the plugin writes a JSON line when a test begins and when one ends. Tests that have
+                         ended according to it do not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # check the tree this file is in
+
+from icl_fast import ops  # noqa: E402
+from icl_fast.ops import _backend  # noqa: E402
+
+if _arch := int(os.environ.get("GPU_CHECK_ARCH") or 0):
+    _backend._arch = lambda place, device: _arch
+
+
+def probe() -> dict[str, Any]:
+    """The GPU as torch sees it."""
+    if not torch.cuda.is_available():
+        return {"problem": f"torch {torch.__version__} finds no CUDA device"}
+    properties = torch.cuda.get_device_properties(0)
+    if properties.major < 8:
+        return {"problem": f"{properties.name} is sm_{properties.major}{properties.minor}, the kernels need sm_80"}
+    driver = "/proc/driver/nvidia/version"
+    return {
+        "device": {
+            "name": properties.name,
+            "capability": [properties.major, properties.minor],
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "multiprocessors": properties.multi_processor_count,
+        },
+        "driver": Path(driver).read_text().splitlines()[0] if Path(driver).exists() else None,
+        "versions": {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pytest": pytest.__version__},
+    }
+
+
+def launch() -> dict[str, Any]:
+    """The smallest kernel on the GPU; how the module was built."""
+    x, y = torch.randn(2, 10_007)
+    out = _backend.axpy(0.5, x.cuda(), y.cuda()).cpu()
+    if not torch.allclose(out, 0.5 * x + y):
+        raise SystemExit("axpy is wrong on the GPU")
+    lacking = [op for op, impls in ops.available_impls().items() if "cuda" not in impls]
+    if lacking:
+        raise SystemExit(f"no CUDA kernels for {', '.join(lacking)}")
+    return _backend.build_info()
+
+
+def ceilings() -> dict[str, float]:
+    """bytes/s of a large copy, FLOP/s of large products."""
+    import clock
+
+    dtypes = {torch.float32, torch.bfloat16, torch.float16}
+    return clock.ceilings("cuda", dtypes, clock.CudaClock(), quick=False)
+
+
+# The calls of an op for the sanitizer, small but with three tiles or more of 64 in whatever is looped over, aligned to
+# 16 bytes and not.
+Make = Callable[..., Tensor]
+
+
+def frozen_attention(make: Make, impl: str) -> None:
+    for depth, width, options in (
+        (64, 64, {}),
+        (64, 64, {"window": 70}),
+        (128, 128, {}),
+        (40, 24, {}),
+        (37, 31, {"window": [0, 5]}),
+    ):
+        say(f"depth {depth}, width {width}, {options}")
+        q, k, v = make(1, 2, 200, depth), make(1, 2, 200, depth), make(3, 1, 2, 200, width)
+        scale = depth**-0.5
+        check(ops.frozen_attention(q, k, v, scale=scale, **options, impl=impl))
+        rows = torch.arange(0, 200, 3, device=q.device)[None]
+        say(f"depth {depth}, width {width}, {options}, rows")
+        check(ops.frozen_attention(q, k, v, scale=scale, **options, rows=rows, impl=impl))
+        say(f"depth {depth}, width {width}, a pattern")
+        check(ops.frozen_attention(None, None, v, scale=1.0, pattern=make(1, 2, 200, 200).abs(), impl=impl))
+
+
+def smeared_attention(make: Make, impl: str) -> None:
+    for depth, window in ((64, None), (64, 70), (128, None), (40, None), (37, 5)):
+        q, k, v = (make(1, 2, 200, depth).requires_grad_() for _ in range(3))
+        alpha = torch.linspace(-1, 1, 2, device=q.device).requires_grad_()
+        say(f"depth {depth}, window {window}, forward")
+        out = ops.smeared_attention(q, k, v, alpha, scale=depth**-0.5, window=window, impl=impl)
+        check(out)
+        say(f"depth {depth}, window {window}, backward")
+        check(*torch.autograd.grad(out.sum(), (q, k, v, alpha)))
+
+
+def linear_cross_entropy(make: Make, impl: str) -> None:
+    for rows, c, vocabulary, with_bias in ((200, 192, 520, False), (200, 71, 301, True), (1, 64, 1000, False)):
+        hidden, weight = make(rows, c).requires_grad_(), make(vocabulary, c).requires_grad_()
+        bias = make(vocabulary).requires_grad_() if with_bias else None
+        targets = torch.arange(rows, device=hidden.device) * 7 % vocabulary
+        say(f"{rows} x {c} x {vocabulary}, forward")
+        losses = ops.linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
+        check(losses)
+        say(f"{rows} x {c} x {vocabulary}, backward")
+        check(*torch.autograd.grad(losses.sum(), [x for x in (hidden, weight, bias) if x is not None]))
+
+
+def head_ablation_cross_entropy(make: Make, impl: str) -> None:
+    for n, h, d, c, vocabulary in ((200, 4, 64, 192, 520), (131, 3, 31, 71, 301)):
+        say(f"{n} x {h} x {d} x {c} x {vocabulary}")
+        resid, z, w_o, weight = make(n, c), make(h, n, d), make(h, d, c), make(vocabulary, c)
+        targets = torch.arange(n, device=resid.device) * 7 % vocabulary
+        norm = make(c), make(c)
+        both = ops.head_ablation_cross_entropy(
+            resid, z, w_o, weight, targets, norm_weight=norm[0], norm_bias=norm[1], eps=1e-5, impl=impl
+        )
+        check(*both)
+
+
+def say(label: str) -> None:
+    print(f"run {label}", flush=True)  # the sanitizer reports after it, or kills the process in it
+
+
+def check(*results: Tensor) -> None:
+    for result in results:
+        if not result.isfinite().all():
+            raise SystemExit("the result is not finite")
+
+
+def run_op(name: str, dtype: torch.dtype, device: str = "cuda", impl: str = "cuda") -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    calls = {f.__name__: f for f in (frozen_attention, smeared_attention, linear_cross_entropy)}
+    calls["head_ablation_cross_entropy"] = head_ablation_cross_entropy
+    calls[name](make, impl)
+
+
+def _write(**line: Any) -> None:
+    with open(os.environ["GPU_CHECK_JOURNAL"], "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _journal() -> list[dict[str, Any]]:
+    path = Path(os.environ["GPU_CHECK_JOURNAL"])
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the GPU tests that have not ended yet; last, those of a function that has taken the GPU away before."""
+
+    def function(name: str) -> str:
+        return name.partition("[")[0]
+
+    lines = _journal()
+    mine = [item for item in items if item_impl(item) == os.environ.get("GPU_CHECK_IMPL", "cuda")]
+    if not lines:
+        _write(event="collected", ids=[item.nodeid for item in mine])
+    ended = {line["id"] for line in lines if line["event"] == "end"}
+    fatal = {function(line["id"]) for line in lines if line["event"] == "lost"}
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine or item.nodeid in ended])
+    items[:] = sorted((item for item in mine if item.nodeid not in ended), key=lambda x: function(x.nodeid) in fatal)
+
+
+def item_impl(item: pytest.Item) -> str | None:
+    """The implementation a test is about; its name says nothing: test_no_cuda_needed is about none."""
+    return getattr(item, "callspec", None) and item.callspec.params.get("impl")  # type: ignore[attr-defined]
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _write(event="begin", id=nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message = str(crash.message if crash else report.longrepr or "")[:600]
+        _write(event="end", id=report.nodeid, outcome=report.outcome, message=message, seconds=report.duration)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After an illegal access nothing on the GPU works any more in this process: leave the other tests to the next."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            _write(event="lost", id=item.nodeid, message=str(error)[:600])
+            item.session.shouldstop = "the GPU is lost to this process"
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:]
+    if what == "op":
+        run_op(arguments[0], getattr(torch, arguments[1]))
+        torch.cuda.synchronize()
+        return
+    found = {"probe": probe, "launch": launch, "ceilings": ceilings}[what]()
+    if arguments:
+        Path(arguments[0]).write_text(json.dumps(found))
+    else:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

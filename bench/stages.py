@@ -1,0 +1,201 @@
+"""Runs the stages of a check one after the other, each with a time limit, a log and a verdict; none stops the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parent
+LEAST = 5.0  # a stage is not begun with fewer seconds
+
+
+@dataclass
+class Verdict:
+    """How a stage ended: "passed", "failed", "timed out", "skipped" (with the reason), in one line and in detail."""
+
+    verdict: str
+    summary: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """What a stage is given."""
+
+    out: Path
+    log: Path
+    deadline: float  # of time.monotonic()
+    scratch: Path
+    report: dict[str, Any]  # so far
+    environment: dict[str, str]
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the check.
+
+    Attributes:
+        limit: the most seconds it may take.
+        needs: the stages that must have passed.
+        extra: done with what time is left; its verdict does not count.
+    """
+
+    name: str
+    limit: float
+    run: Callable[[Job], Verdict]
+    needs: tuple[str, ...] = ()
+    extra: bool = False
+
+
+class Processes:
+    """The programs that run, each in a group of its own, so that it ends with all it has started."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def run(
+        self,
+        command: Sequence[object],
+        log: Path,
+        seconds: float,
+        environment: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+        hangs: Callable[[], bool] = lambda: False,
+    ) -> int | None:
+        """Run a command, appending what it prints to a log. Returns its exit code; None if it was ended.
+
+        Args:
+            seconds: how long it may take.
+            hangs: asked again and again whether the command should be ended now.
+        """
+        if self.stopped or seconds <= 0:
+            return None
+        words = [str(word) for word in command]
+        end = time.monotonic() + seconds
+        with open(log, "ab") as file:
+            file.write(f"$ {' '.join(words)}\n".encode())
+            file.flush()
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                file.write(f"{error}\n".encode())
+                return 127
+            self._running.add(process)
+            try:
+                while time.monotonic() < end and not hangs() and not self.stopped:
+                    with suppress(subprocess.TimeoutExpired):
+                        return process.wait(min(0.5, max(0.01, end - time.monotonic())))
+                file.write(b"\nended: it took too long\n")
+                return None
+            finally:
+                self._end(process)
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        self.stopped = True
+        for process in tuple(self._running):
+            self._end(process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        for kill in (signal.SIGINT, signal.SIGKILL):  # first politely: it may have started groups of its own
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, kill)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(3)
+
+
+PROCESSES = Processes()
+
+
+def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, seconds: float) -> bool:
+    """Run the stages one after the other. The report is written after each. Returns whether all passed."""
+    end = time.monotonic() + seconds
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(BENCH), os.environ.get("PYTHONPATH")]))
+    done = report["stages"] = {}
+    for stage in stages:
+        begun = time.monotonic()
+        log = out / f"{stage.name.split()[0]}.log"
+        missing = [name for name in stage.needs if done.get(name, {}).get("verdict") != "passed"]
+        if missing:
+            verdict = Verdict("skipped", f"{', '.join(missing)} did not pass")
+        elif end - begun < LEAST:
+            verdict = Verdict("skipped", "no time left")
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                job = Job(out, log, min(begun + stage.limit, end), Path(scratch), report, environment)
+                try:
+                    verdict = stage.run(job)
+                except Exception:
+                    verdict = Verdict("failed", traceback.format_exc().strip().splitlines()[-1])
+                    append_text(log, traceback.format_exc())
+        took = time.monotonic() - begun
+        done[stage.name] = {**asdict(verdict), "seconds": round(took, 1), "log": log.name if log.exists() else None}
+        write_json(report, out / "gpu-check.json")
+        print(f"{stage.name:24}  {verdict.verdict:9}  {took:5.0f} s  {verdict.summary}", flush=True)
+    report["passed"] = all(done[stage.name]["verdict"] == "passed" for stage in stages if not stage.extra)
+    write_json(report, out / "gpu-check.json")
+    return bool(report["passed"])
+
+
+def in_parallel(workers: int, call: Callable[..., Any], cases: Sequence[tuple[Any, ...]]) -> list[Any]:
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda case: call(*case), cases))
+
+
+def failure(code: int | None, why: str) -> Verdict:
+    return Verdict("timed out", "it took too long") if code is None else Verdict("failed", f"exit code {code}: {why}")
+
+
+def last_line(log: Path, pattern: str = "") -> str:
+    return last_line_of(log.read_text(errors="replace"), pattern) if log.exists() else ""
+
+
+def last_line_of(text: str, pattern: str = "") -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if pattern and re.search(pattern, line)), lines[-1] if lines else "")[:300]
+
+
+def append_log(log: Path, title: str, part: Path, limit: int = 1_000_000) -> None:
+    """Append the log of a part, under a title; of a long one the beginning and the end."""
+    text = part.read_text(errors="replace") if part.exists() else ""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n[...]\n{text[-limit // 2 :]}"
+    append_text(log, f"== {title}\n{text}\n")
+
+
+def append_text(log: Path, text: str) -> None:
+    with open(log, "a") as file:
+        file.write(text)
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(report, indent=1) + "\n")
+    draft.replace(path)
