@@ -1,44 +1,55 @@
 // head_ablation_cross_entropy: the losses with each head of the last attention layer removed, at low rank.
 //
-// With xc the centred residual stream, O the rows of W_O^h centred, g and b the norm's gain and bias, and W the
-// unembedding, the logits without head h are
-//     ((xc g) W^T - z_h ((O g) W^T)) / sd_h + b W^T + bias,    sd_h^2 = mean((xc - z_h O)^2) + eps.
-// First the rows: xc g, O g, both in the op's type, and b W^T + bias and every sd_h in float32. xc g is divided by the
-// power of two below sd: that keeps it within float16 and is taken back exactly, so that nothing is lost when a head
-// wrote most of the stream. Nor is it in sd_h, summed from the differences and not from var - 2 cov + z G z^T.
-// Then, a chunk of the vocabulary at a time: M = W (O g)^T, [chunk, H D]; and the main kernel, whose blocks keep a tile
-// of the first product in registers while every head adds its product of depth D, scales, and folds the logits into its
-// largest and sum. These are carried from tile to tile in the workspace, in the layout of Partials.
+// With x the residual stream, O = W_O^h, both less their rows' means, g and b the norm's gain and bias, W the
+// unembedding and G = W g, the logits without head h are
+//     (x G^T - z_h (O G^T)) / sd_h + b W^T + bias,    sd_h^2 = mean((x - z_h O)^2) + eps.
+// Where a head wrote most of the stream the two products are large beside their difference. So both multiply the same
+// rounded G: its rounding counts relative to the difference. And in bfloat16 and float16 neither x nor O is rounded:
+// they are multiplied as they are, and mean times row sum of G is taken off in float32. Only M = O G^T is rounded.
+// sd_h is summed from the differences and not from var - 2 cov + z G z^T, for the same reason.
+//
+// First come the sd_h. Then, a chunk of the vocabulary at a time: G; M, [chunk, H D]; and the main kernel, whose blocks
+// keep a tile of the first product in registers while every head adds its product of depth D, scales, and folds the
+// logits into its largest and sum. These are carried from tile to tile in the workspace, in the layout of Partials.
 //
 // Roofline: 2 N V (C + H D) operations and N V (H + 1) exponentials; at D = 64 a tile's exponentials (16 a cycle) take
 // as long as a head's product on the tensor cores of sm_80. So two small blocks share a multiprocessor, one multiplying
-// while the other exponentiates; M is read from the second-level cache.
+// while the other exponentiates; G and M are read from the second-level cache.
 #include "cuda/linear_cross_entropy.h"
 
 namespace icl {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;  // of M, for every multiprocessor: its share of the second-level cache
+constexpr int64_t kChunkBytes = 256 * 1024;  // of G and M, for every multiprocessor: its share of the last-level cache
 constexpr int kWarps = 8;                    // of the kernels that take a row a warp
 
-// What is known about rows before their logits.
-struct Rows {
-  float* power;         // [N], of two: what the first factor is divided by
-  float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
+// What is known about rows and columns beside the products.
+struct Sides {
   float* mean;          // [N], of the stream
   float* mean_removed;  // [H, N], of what a head wrote
-  float* head_means;    // [H, D], of the rows of W_O
-  float* offsets;       // [V], b W^T + bias
+  float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
+  float* head_means;    // [H, d], of the rows of W_O
+  float* sums;          // [columns of a chunk], of the rows of G
+  float* offsets;       // [columns of a chunk], b W^T + bias
 };
 
 // The factors of the products, rows aligned and with zeros between.
 template <typename T>
 struct Factors {
-  T* stream;  // [N][c], xc g / power
-  T* heads;   // [H][d][c], O g
+  T* stream;  // [N][c], x
+  T* heads;   // [H][d][c], W_O
+  T* weight;  // [columns of a chunk][c], G
   T* m;       // [columns of a chunk][H][d]
   int64_t c, d;
 };
+
+struct Columns {  // of a chunk
+  int64_t first, count, tiles_per_split;
+};
+
+// float32 is centred before it is multiplied, which costs it less than subtracting products of what is far from zero.
+template <typename T>
+constexpr bool kCentredBefore = sizeof(T) == 4;
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -64,71 +75,78 @@ struct Mean {
   __device__ __forceinline__ float centre(float x) const { return x - rounded - rest; }
 };
 
-// A row of W_O a warp: centred, with the gain.
+// A row of W_O or of the stream, as the factor it will be.
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) heads_kernel(HeadAblation p, Rows rows, Factors<T> factors) {
-  const int64_t row = row_of_warp(), h = row / factors.d, d = row % factors.d;
-  if (h >= p.h) return;
-  const int lane = threadIdx.x % 32;
-  const T* gain = static_cast<const T*>(p.norm_weight);
-  T* to = factors.heads + row * factors.c;
-  if (d >= p.d) {
-    for (int64_t c = lane; c < factors.c; c += 32) to[c] = from_float<T>(0);
-    return;
+__device__ __forceinline__ void copy_row(const T* from /* [count] */, int64_t count, const Mean& mean,
+                                         T* to /* [padded] */, int64_t padded) {
+  for (int64_t c = threadIdx.x % 32; c < padded; c += 32) {
+    T x = c < count ? from[c] : from_float<T>(0);
+    if constexpr (kCentredBefore<T>) x = c < count ? mean.centre(x) : 0;
+    to[c] = x;
   }
-  const T* from = static_cast<const T*>(p.w_o) + (h * p.d + d) * p.c;
-  const Mean mean(from, p.c);
-  if (lane == 0) rows.head_means[h * p.d + d] = mean.rounded + mean.rest;
-  for (int64_t c = lane; c < factors.c; c += 32)
-    to[c] = from_float<T>(c < p.c ? mean.centre(to_float(from[c])) * (gain ? to_float(gain[c]) : 1.0f) : 0.0f);
 }
 
-// A row of the residual stream a warp.
+// A row of W_O a warp.
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows rows, Factors<T> factors) {
+__global__ void __launch_bounds__(32 * kWarps) heads_kernel(HeadAblation p, Sides sides, Factors<T> factors) {
+  const int64_t row = row_of_warp(), h = row / factors.d, d = row % factors.d;
+  if (h >= p.h) return;
+  const int64_t count = d < p.d ? p.c : 0;  // none of the padding
+  const T* from = static_cast<const T*>(p.w_o) + (count ? (h * p.d + d) * p.c : 0);
+  const Mean mean(from, count);
+  if (threadIdx.x % 32 == 0) sides.head_means[row] = count ? mean.rounded + mean.rest : 0.0f;
+  copy_row(from, count, mean, factors.heads + row * factors.c, factors.c);
+}
+
+// A row of the stream a warp.
+template <typename T>
+__global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Sides sides, Factors<T> factors) {
   const int64_t n = row_of_warp();
   if (n >= p.n) return;
   const int lane = threadIdx.x % 32;
   const T* from = static_cast<const T*>(p.resid) + n * p.c;
-  const T* gain = static_cast<const T*>(p.norm_weight);
   const Mean mean(from, p.c);
+  copy_row(from, p.c, mean, factors.stream + n * factors.c, factors.c);
   float squares = 0;
   for (int64_t c = lane; c < p.c; c += 32) {
     const float x = mean.centre(to_float(from[c]));
     squares += x * x;
   }
-  const float deviation = sqrtf(warp_sum(squares) / float(p.c) + p.eps);
-  const int exponent = deviation > 0 && deviation < INFINITY ? min(max(ilogbf(deviation), -100), 100) : 0;
-  const float down = ldexpf(1.0f, -exponent);
+  squares = warp_sum(squares);
   if (lane == 0) {
-    rows.power[n] = ldexpf(1.0f, exponent);
-    rows.inverse[n] = 1 / deviation;
-    rows.mean[n] = mean.rounded;
-  }
-  for (int64_t c = lane; c < factors.c; c += 32) {
-    const float x = c < p.c ? mean.centre(to_float(from[c])) * down * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
-    factors.stream[n * factors.c + c] = from_float<T>(x);
+    sides.mean[n] = mean.rounded + mean.rest;
+    sides.inverse[n] = 1 / sqrtf(squares / float(p.c) + p.eps);
   }
   for (int64_t h = 0; h < p.h; ++h) {
     const T* z = static_cast<const T*>(p.z) + (h * p.n + n) * p.d;
     float removed = 0;
-    for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * rows.head_means[h * p.d + d];
+    for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * sides.head_means[h * factors.d + d];
     removed = warp_sum(removed);
-    if (lane == 0) rows.mean_removed[h * p.n + n] = removed;
+    if (lane == 0) sides.mean_removed[h * p.n + n] = removed;
   }
 }
 
-// A row of the unembedding a warp: what every stream's logits have in common.
+// A row of the unembedding a warp.
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) offsets_kernel(HeadAblation p, Rows rows) {
-  const int64_t v = row_of_warp();
-  if (v >= p.v) return;
-  const T* weight = static_cast<const T*>(p.weight) + v * p.c;
+__global__ void __launch_bounds__(32 * kWarps)
+    weight_kernel(HeadAblation p, Sides sides, Factors<T> factors, Columns columns) {
+  const int64_t column = row_of_warp(), v = columns.first + column;
+  if (column >= columns.count) return;
+  const T *weight = static_cast<const T*>(p.weight) + v * p.c, *gain = static_cast<const T*>(p.norm_weight);
   const T* shift = static_cast<const T*>(p.norm_bias);
-  float sum = 0;
-  for (int64_t c = threadIdx.x % 32; shift && c < p.c; c += 32) sum += to_float(shift[c]) * to_float(weight[c]);
+  float sum = 0, offset = 0;
+  for (int64_t c = threadIdx.x % 32; c < factors.c; c += 32) {
+    const float w = c < p.c ? to_float(weight[c]) : 0.0f;
+    const T rounded = from_float<T>(gain && c < p.c ? w * to_float(gain[c]) : w);
+    factors.weight[column * factors.c + c] = rounded;
+    sum += to_float(rounded);
+    if (shift && c < p.c) offset += w * to_float(shift[c]);
+  }
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) rows.offsets[v] = sum + (p.bias ? to_float(static_cast<const T*>(p.bias)[v]) : 0.0f);
+  offset = warp_sum(offset);
+  if (threadIdx.x % 32 > 0) return;
+  sides.sums[column] = sum;
+  sides.offsets[column] = offset + (p.bias ? to_float(static_cast<const T*>(p.bias)[v]) : 0.0f);
 }
 
 // A row belongs to one warp here, so nothing is exchanged between warps.
@@ -137,7 +155,7 @@ using DeviationGemm = Gemm<T, 64, 64, 4, 1, false, true>;
 
 // A tile of rows and a head a block, all columns of z_h W_O^h.
 template <typename T>
-__global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kernel(HeadAblation p, Rows rows) {
+__global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kernel(HeadAblation p, Sides sides) {
   using G = DeviationGemm<T>;
   ICL_DYNAMIC_SHARED(memory);
   const int64_t h = blockIdx.x % p.h, first_row = blockIdx.x / p.h * G::kM;
@@ -150,8 +168,8 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
   for (int half = 0; half < 2; ++half) {
     const int64_t n = first_row + G::row(0, half);
     if (n >= p.n) continue;
-    mean[half] = rows.mean[n];
-    mean_removed[half] = rows.mean_removed[h * p.n + n];
+    mean[half] = sides.mean[n];
+    mean_removed[half] = sides.mean_removed[h * p.n + n];
   }
   G::run(
       reinterpret_cast<T*>(memory), int(ceil_div<int64_t>(p.c, G::kN)),
@@ -186,20 +204,37 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
     sum += __shfl_xor_sync(kFullWarp, sum, 2);
     const int64_t n = first_row + G::row(0, half);
     if (n >= p.n || threadIdx.x % 4 != 0) continue;
-    rows.inverse[(h + 1) * p.n + n] = 1 / sqrtf(sum / float(p.c) + p.eps);
+    sides.inverse[(h + 1) * p.n + n] = 1 / sqrtf(sum / float(p.c) + p.eps);
   }
 }
 
-// The epilogue of W (O g)^T.
+// The epilogue of G W_O^T.
 template <typename T>
 struct StoreM {
+  Sides sides;
   T* m;  // [rows][columns]
   int64_t rows, columns;
 
   template <typename G>
-  __device__ __forceinline__ void operator()(G, int64_t row, int64_t column, typename G::Tile& tile) const {
-    store_tile<G>(tile, m + row * columns + column, columns, within_tile<G::kM>(rows - row),
-                  within_tile<G::kN>(columns - column), true);
+  __device__ __forceinline__ void operator()(G, int64_t m0, int64_t n0, typename G::Tile& tile) const {
+    const int height = within_tile<G::kM>(rows - m0), width = within_tile<G::kN>(columns - n0);
+    if constexpr (!kCentredBefore<T>) {
+#pragma unroll
+      for (int j = 0; j < G::kColumnBlocks; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = G::column(j) + e;
+          const float mean = column < width ? sides.head_means[n0 + column] : 0.0f;
+#pragma unroll
+          for (int i = 0; i < G::kRowBlocks; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int row = G::row(i, half);
+              if (row < height) tile[i][j][2 * half + e] -= mean * sides.sums[m0 + row];
+            }
+        }
+    }
+    store_tile<G>(tile, m + m0 * columns + n0, columns, height, width, true);
   }
 };
 
@@ -207,14 +242,11 @@ struct StoreM {
 template <typename T>
 using MainGemm = Gemm<T, 128, 64, 4, 1>;
 
-struct Columns {  // of a chunk
-  int64_t first, count, tiles_per_split;
-};
-
 // A tile of rows and a share of the chunk's columns a block. Product i of a tile: 0 the base, h + 1 what head h wrote.
 template <typename T>
 __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
-    main_kernel(HeadAblation p, Rows rows, Factors<T> factors, Partials partials, Columns columns, unsigned row_tiles) {
+    main_kernel(HeadAblation p, Sides sides, Factors<T> factors, Partials partials, Columns columns,
+                unsigned row_tiles) {
   using G = MainGemm<T>;
   static_assert(G::kAcross == 1 && 2 * G::kRowBlocks == 4);  // lane i of four keeps what was found in their row i
   ICL_DYNAMIC_SHARED(memory);
@@ -223,16 +255,15 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
   if (first_column >= columns.count) return;  // a last chunk may be narrow
   const int tiles = int(min(columns.tiles_per_split, ceil_div<int64_t>(columns.count - first_column, G::kN)));
   const int variants = int(p.h) + 1;
-  const T* weight = static_cast<const T*>(p.weight) + columns.first * p.c;
   const T* z = static_cast<const T*>(p.z);
   const int64_t m_stride = p.h * factors.d;
-  const bool z_fits = vectors_fit(z, p.d), weight_fits = vectors_fit(weight, p.c);
+  const bool z_fits = vectors_fit(z, p.d);
 
   const auto describe = [&](int i) {
     const int tile = i / variants, h = i % variants - 1;
     const int64_t column = first_column + int64_t{tile} * G::kN;
     if (h < 0) {
-      const Operand<T> a{factors.stream, factors.c, p.n, true}, b{weight, p.c, columns.count, weight_fits};
+      const Operand<T> a{factors.stream, factors.c, p.n, true}, b{factors.weight, factors.c, columns.count, true};
       return Product<T>{a.template from_row<false>(first_row), b.template from_row<false>(column), int(p.c)};
     }
     const Operand<T> a{z + h * p.n * p.d, p.d, p.n, z_fits};
@@ -251,7 +282,15 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int64_t v = column + G::column(j) + e;
-          offset[j][e] = v < columns.count ? rows.offsets[columns.first + v] : -INFINITY;
+          const bool there = v < columns.count;
+          offset[j][e] = there ? sides.offsets[v] : -INFINITY;
+          const float sum = !kCentredBefore<T> && there ? sides.sums[v] : 0.0f;
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const int64_t n = first_row + G::row(r / 2, r % 2);
+            const float mean = !kCentredBefore<T> && n < p.n ? sides.mean[n] : 0.0f;
+            base[r / 2][j][2 * (r % 2) + e] = fmaf(-mean, sum, logits[r / 2][j][2 * (r % 2) + e]);
+          }
         }
     }
     const int own = threadIdx.x % 4;
@@ -265,14 +304,13 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
       const int half = r % 2;
       const int64_t n = first_row + G::row(r / 2, half);
       const bool there = n < p.n;
-      const float power = there ? rows.power[n] : 1.0f, inverse = there ? rows.inverse[(h + 1) * p.n + n] : 1.0f;
+      const float inverse = there ? sides.inverse[(h + 1) * p.n + n] : 1.0f;
 #pragma unroll
       for (int j = 0; j < G::kColumnBlocks; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float &logit = logits[r / 2][j][2 * half + e], &of_all = base[r / 2][j][2 * half + e];
-          if (h < 0) of_all = logit;
-          logit = fmaf(fmaf(of_all, power, h < 0 ? 0.0f : -logit), inverse, offset[j][e]);
+          float& logit = logits[r / 2][j][2 * half + e];
+          logit = fmaf(base[r / 2][j][2 * half + e] - (h < 0 ? 0.0f : logit), inverse, offset[j][e]);
         }
       float top = largest_of<G>(logits, r / 2, half);
       top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
@@ -307,29 +345,34 @@ struct Plan {
   int64_t row_tiles, columns;  // columns: of a chunk
   ColumnSplits splits;         // of its columns
   Factors<T> factors;
-  Rows rows;
+  Sides sides;
   Partials partials;
 
   Plan(const HeadAblation& p, void* memory)
       : workspace(memory), row_tiles(ceil_div<int64_t>(p.n, MainGemm<T>::kM)), columns(columns_of(p)),
-        splits(columns, MainGemm<T>::kN, row_tiles), factors(factors_of(p)), rows(rows_of(p)),
+        splits(columns, MainGemm<T>::kN, row_tiles), factors(factors_of(p)), sides(sides_of(p)),
         partials(workspace, (p.h + 1) * p.n, splits.splits) {}
 
  private:
   static int64_t columns_of(const HeadAblation& p) {
-    const int64_t row_bytes = std::max<int64_t>(p.h * round_up(p.d, kWide) * int64_t(sizeof(T)), 1);
-    const int64_t fitting = kChunkBytes * multiprocessors() / row_bytes;
+    const int64_t row = std::max<int64_t>(round_up(p.c, kWide) + p.h * round_up(p.d, kWide), 1);
+    const int64_t fitting = kChunkBytes * multiprocessors() / (row * int64_t(sizeof(T)));
     return std::min(p.v, std::max<int64_t>(fitting / 128 * 128, 128));
   }
 
   Factors<T> factors_of(const HeadAblation& p) {
     const int64_t c = round_up(p.c, kWide), d = round_up(p.d, kWide);
-    return {workspace.take<T>(p.n * c), workspace.take<T>(p.h * d * c), workspace.take<T>(columns * p.h * d), c, d};
+    return {workspace.take<T>(p.n * c), workspace.take<T>(p.h * d * c), workspace.take<T>(columns * c),
+            workspace.take<T>(columns * p.h * d), c, d};
   }
 
-  Rows rows_of(const HeadAblation& p) {
-    return {workspace.take<float>(p.n),       workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.n),
-            workspace.take<float>(p.h * p.n), workspace.take<float>(p.h * p.d),       workspace.take<float>(p.v)};
+  Sides sides_of(const HeadAblation& p) {
+    return {workspace.take<float>(p.n),
+            workspace.take<float>(p.h * p.n),
+            workspace.take<float>((p.h + 1) * p.n),
+            workspace.take<float>(p.h * factors.d),
+            workspace.take<float>(columns),
+            workspace.take<float>(columns)};
   }
 };
 
@@ -338,26 +381,27 @@ cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
   const Plan<T> plan(p, memory);
   const Factors<T>& factors = plan.factors;
   const auto rows_by_warps = [&](auto kernel, int64_t rows, const auto&... rest) {
-    return launch(kernel, ceil_div<int64_t>(rows, kWarps), 32 * kWarps, 0, stream, p, plan.rows, rest...);
+    return launch(kernel, ceil_div<int64_t>(rows, kWarps), 32 * kWarps, 0, stream, p, plan.sides, factors, rest...);
   };
-  cudaError_t status = rows_by_warps(heads_kernel<T>, p.h * factors.d, factors);
-  if (status == cudaSuccess) status = rows_by_warps(rows_kernel<T>, p.n, factors);
-  if (status == cudaSuccess) status = rows_by_warps(offsets_kernel<T>, p.v);
+  cudaError_t status = rows_by_warps(heads_kernel<T>, p.h * factors.d);
+  if (status == cudaSuccess) status = rows_by_warps(rows_kernel<T>, p.n);
   if (status == cudaSuccess) {
     using G = DeviationGemm<T>;
     status = launch(deviation_kernel<T>, ceil_div<int64_t>(p.n, G::kM) * p.h, G::kThreads, G::kShared, stream, p,
-                    plan.rows);
+                    plan.sides);
   }
   using G = MainGemm<T>;
-  const T* weight = static_cast<const T*>(p.weight);
   for (int64_t first = 0; first < p.v && status == cudaSuccess; first += plan.columns) {
     const Columns columns{first, std::min(plan.columns, p.v - first), plan.splits.per_split};
-    status = launch_product<T, false, false>(operand<T>(weight + first * p.c, p.c, columns.count),
-                                             operand<T>(factors.heads, factors.c, p.h * factors.d), p.c, false,
-                                             StoreM<T>{factors.m, columns.count, p.h * factors.d}, stream);
+    status = rows_by_warps(weight_kernel<T>, columns.count, columns);
+    const StoreM<T> store{plan.sides, factors.m, columns.count, p.h * factors.d};
+    if (status == cudaSuccess)
+      status = launch_product<T, false, false>(operand<T>(factors.weight, factors.c, columns.count),
+                                               operand<T>(factors.heads, factors.c, p.h * factors.d), p.c, false, store,
+                                               stream);
     if (status == cudaSuccess)
       status = launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p,
-                      plan.rows, factors, plan.partials, columns, unsigned(plan.row_tiles));
+                      plan.sides, factors, plan.partials, columns, unsigned(plan.row_tiles));
   }
   return status == cudaSuccess ? launch_combine(plan.partials, Finish{p, plan.partials.at_target}, stream) : status;
 }

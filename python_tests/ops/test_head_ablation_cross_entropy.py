@@ -98,17 +98,21 @@ def test_a_stream_far_from_zero(impl: str, device: str) -> None:
     torch.testing.assert_close(torch.stack([base, *losses]).double(), exact, rtol=1e-6, atol=3e-6)
 
 
-@pytest.mark.parametrize("far", [1.0, 300.0])
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+@pytest.mark.parametrize("far", [1.0, 30.0, 300.0])
 def test_a_head_that_wrote_most_of_the_stream(
-    impl: str, dtype: torch.dtype, device: str, far: float, within: Any
+    impl: str, dtype: torch.dtype, device: str, far: float, mean: float, within: Any
 ) -> None:
-    """What is left without it is small beside it, and beside the stream's mean: nothing may cancel."""
-    given = make((67, 1, 8, 24, 41), dtype, device)
-    given["resid"] = (given["z"][0] @ given["w_o"][0]) * far + given["resid"] / 3
-    given["z"] = given["z"] * far
-    given["resid"], given["w_o"] = given["resid"] + 10, given["w_o"] + 0.5
+    """What is left without it is small beside what it wrote and beside the mean: rounding must not be amplified."""
+    given = make((67, 1, 8, 64, 41), dtype, device)
+    given["w_o"] += mean / 20
+    given["resid"] = (given["z"][0] @ given["w_o"][0]) * far + given["resid"] / 3 + mean
+    given["z"] *= far
     _, losses = head_ablation_cross_entropy(**given, impl=impl)
-    within(losses[0], plain(**given)[1], plain(**in_double(given))[1], times=2)
+    # low rank subtracts two sums of C and D products that float32 has rounded at their own, larger size; plain torch
+    # subtracts before it multiplies (seen: 2.6 to 4 times its error, by the CPU kernel and by the CUDA kernel)
+    times = 5 if dtype == torch.float32 else 2
+    within(losses[0], plain(**given)[1], plain(**in_double(given))[1], times=times)
 
 
 def test_threads_change_no_bit(impl: str, device: str) -> None:
