@@ -1,9 +1,9 @@
 // Products of matrices, a block of threads a tile at a time: the one pipeline of all the loss kernels.
 //
-// A block multiplies kM rows of a with kN rows of b ("rows": the dimension that is not summed over) in steps of kStep of
-// depth. cp.async fills kStages stages of shared memory ahead of the tensor cores. A block that computes several tiles
-// runs through them without a pause: the next tile's first steps are on their way while a tile's results are used.
-// Results stay in registers, in the layout of mma.h, and go to the caller's function.
+// A block multiplies kM rows of a with kN rows of b ("rows": the dimension that is not summed over) in steps of kStep
+// of depth. cp.async fills kStages stages of shared memory ahead of the tensor cores. A block that computes several
+// tiles runs through them without a pause: the next tile's first steps are on their way while a tile's results are
+// used. Results stay in registers, in the layout of mma.h, and go to the caller's function.
 //
 // Why tiles of 128 x 128 by 8 warps of 32 x 64: a step of 16 depth reads 6 fragments (3 KiB a warp) from shared memory
 // for 16 mma, 24 KiB and 192 cycles a block, where the tensor cores of sm_80 take 256 cycles; and 64 accumulators leave
@@ -315,8 +315,8 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
                    Keep keep) {
   using T = typename G::Type;
   ICL_DYNAMIC_SHARED(memory);
-  const unsigned m_tiles = unsigned(ceil_div<int64_t>(a.rows, G::kM)), n_tiles = unsigned(ceil_div<int64_t>(b.rows, G::kN));
-  const unsigned block = blockIdx.x;
+  const unsigned m_tiles = unsigned(ceil_div<int64_t>(a.rows, G::kM)), block = blockIdx.x;
+  const unsigned n_tiles = unsigned(ceil_div<int64_t>(b.rows, G::kN));
   const int64_t m = int64_t{rows_first ? block % m_tiles : block / n_tiles} * G::kM;
   const int64_t n = int64_t{rows_first ? block / m_tiles : block % n_tiles} * G::kN;
   const Product<T> product{a.template from_row<G::kATransposed>(m), b.template from_row<G::kBTransposed>(n), depth};

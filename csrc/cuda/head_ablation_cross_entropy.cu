@@ -10,9 +10,9 @@
 // of the first product in registers while every head adds its product of depth D, scales, and folds the logits into its
 // largest and sum. These are carried from tile to tile in the workspace, in the layout of Partials.
 //
-// Roofline: 2 N V (C + H D) operations and N V (H + 1) exponentials; at D = 64 a tile's exponentials (16 a cycle) take as
-// long as a head's product on the tensor cores of sm_80. So two or more small blocks share a multiprocessor, one
-// multiplying while another exponentiates; M is read from the second-level cache.
+// Roofline: 2 N V (C + H D) operations and N V (H + 1) exponentials; at D = 64 a tile's exponentials (16 a cycle) take
+// as long as a head's product on the tensor cores of sm_80. So two small blocks share a multiprocessor, one multiplying
+// while the other exponentiates; M is read from the second-level cache.
 #include "cuda/linear_cross_entropy.h"
 
 namespace icl {
@@ -25,7 +25,8 @@ constexpr int kWarps = 8;                    // of the kernels that take a row a
 struct Rows {
   float* power;         // [N], of two: what the first factor is divided by
   float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
-  float* mean_without;  // [H, N], of the stream without the head
+  float* mean;          // [N], of the stream
+  float* mean_removed;  // [H, N], of what a head wrote
   float* head_means;    // [H, D], of the rows of W_O
   float* offsets;       // [V], b W^T + bias
 };
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows 
   if (lane == 0) {
     rows.power[n] = ldexpf(1.0f, exponent);
     rows.inverse[n] = 1 / deviation;
+    rows.mean[n] = mean.rounded;
   }
   for (int64_t c = lane; c < factors.c; c += 32) {
     const float x = c < p.c ? mean.centre(to_float(from[c])) * down * (gain ? to_float(gain[c]) : 1.0f) : 0.0f;
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Rows 
     float removed = 0;
     for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * rows.head_means[h * p.d + d];
     removed = warp_sum(removed);
-    if (lane == 0) rows.mean_without[h * p.n + n] = mean.rounded - removed;
+    if (lane == 0) rows.mean_removed[h * p.n + n] = removed;
   }
 }
 
@@ -143,11 +145,13 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
   const T* z = static_cast<const T*>(p.z) + h * p.n * p.d;
   const T* w_o = static_cast<const T*>(p.w_o) + h * p.d * p.c;
   const Product<T> whole{{z, p.d, p.n, vectors_fit(z, p.d)}, {w_o, p.c, p.c, vectors_fit(w_o, p.c)}, int(p.d)};
-  float mean[2], squares[2] = {};
+  float mean[2] = {}, mean_removed[2] = {}, squares[2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t n = first_row + G::row(0, half);
-    mean[half] = n < p.n ? rows.mean_without[h * p.n + n] : 0;
+    if (n >= p.n) continue;
+    mean[half] = rows.mean[n];
+    mean_removed[half] = rows.mean_removed[h * p.n + n];
   }
   G::run(
       reinterpret_cast<T*>(memory), int(ceil_div<int64_t>(p.c, G::kN)),
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               if (row >= height || G::column(j) + e >= width) continue;
-              const float left = to_float(from[G::column(j) + e]) - removed[0][j][2 * half + e] - mean[half];
+              const float centred = to_float(from[G::column(j) + e]) - mean[half];
+              const float left = centred - (removed[0][j][2 * half + e] - mean_removed[half]);
               sum += left * left;
             }
           squares[half] += sum;
@@ -217,7 +222,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
   const int64_t first_column = split * columns.tiles_per_split * G::kN;
   if (first_column >= columns.count) return;  // a last chunk may be narrow
   const int tiles = int(min(columns.tiles_per_split, ceil_div<int64_t>(columns.count - first_column, G::kN)));
-  const int variants = int(p.h) + 1, lane = threadIdx.x % 32;
+  const int variants = int(p.h) + 1;
   const T* weight = static_cast<const T*>(p.weight) + columns.first * p.c;
   const T* z = static_cast<const T*>(p.z);
   const int64_t m_stride = p.h * factors.d;
@@ -230,7 +235,8 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
       const Operand<T> a{factors.stream, factors.c, p.n, true}, b{weight, p.c, columns.count, weight_fits};
       return Product<T>{a.template from_row<false>(first_row), b.template from_row<false>(column), int(p.c)};
     }
-    const Operand<T> a{z + h * p.n * p.d, p.d, p.n, z_fits}, b{factors.m + h * factors.d, m_stride, columns.count, true};
+    const Operand<T> a{z + h * p.n * p.d, p.d, p.n, z_fits};
+    const Operand<T> b{factors.m + h * factors.d, m_stride, columns.count, true};
     return Product<T>{a.template from_row<false>(first_row), b.template from_row<false>(column), int(p.d)};
   };
 
@@ -248,6 +254,11 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
           offset[j][e] = v < columns.count ? rows.offsets[columns.first + v] : -INFINITY;
         }
     }
+    const int own = threadIdx.x % 4;
+    const int64_t own_n = first_row + G::row(own / 2, own % 2);
+    MaxSum* total = partials.found + split * partials.rows + (h + 1) * p.n + own_n;
+    const bool begins = columns.first == 0 && i < variants;
+    const MaxSum before = begins || own_n >= p.n ? MaxSum{} : *total;  // early: it comes from far
     MaxSum found;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
@@ -263,20 +274,18 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
           if (h < 0) of_all = logit;
           logit = fmaf(fmaf(of_all, power, h < 0 ? 0.0f : -logit), inverse, offset[j][e]);
         }
-      MaxSum in_row;
-      fold<G>(logits, r / 2, half, in_row);
-      in_row = merge_with_lane(merge_with_lane(in_row, 1), 2);
-      if (lane % 4 == r) found = in_row;
+      float top = largest_of<G>(logits, r / 2, half);
+      top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
+      float sum = sum_of_exp<G>(logits, r / 2, half, reference_of(top));
+      sum += __shfl_xor_sync(kFullWarp, sum, 1);
+      sum += __shfl_xor_sync(kFullWarp, sum, 2);
+      if (own == r) found = {top, sum};
       if (there)
         at_column<G>(logits, r / 2, half, p.targets[n] - columns.first - column,
                      [&](float logit) { partials.at_target[(h + 1) * p.n + n] = logit; });
     }
-    const int own = lane % 4;
-    const int64_t n = first_row + G::row(own / 2, own % 2);
-    if (n >= p.n) return;
-    MaxSum* total = partials.found + split * partials.rows + (h + 1) * p.n + n;
-    const bool begins = columns.first == 0 && i < variants;
-    *total = begins ? found : merge(*total, found);
+    if (own_n < p.n) *total = merge(before, found);
   });
 }
 
@@ -319,8 +328,8 @@ struct Plan {
   }
 
   Rows rows_of(const HeadAblation& p) {
-    return {workspace.take<float>(p.n), workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.h * p.n),
-            workspace.take<float>(p.h * p.d), workspace.take<float>(p.v)};
+    return {workspace.take<float>(p.n),       workspace.take<float>((p.h + 1) * p.n), workspace.take<float>(p.n),
+            workspace.take<float>(p.h * p.n), workspace.take<float>(p.h * p.d),       workspace.take<float>(p.v)};
   }
 };
 
@@ -347,8 +356,8 @@ cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
                                              operand<T>(factors.heads, factors.c, p.h * factors.d), p.c, false,
                                              StoreM<T>{factors.m, columns.count, p.h * factors.d}, stream);
     if (status == cudaSuccess)
-      status = launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p, plan.rows,
-                      factors, plan.partials, columns, unsigned(plan.row_tiles));
+      status = launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p,
+                      plan.rows, factors, plan.partials, columns, unsigned(plan.row_tiles));
   }
   return status == cudaSuccess ? launch_combine(plan.partials, Finish{p, plan.partials.at_target}, stream) : status;
 }

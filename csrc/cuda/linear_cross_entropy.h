@@ -32,20 +32,23 @@ __device__ __forceinline__ void add_bias(typename G::Tile& logits, const T* bias
     }
 }
 
-// Adds the logits of one of the thread's rows to what was found in it.
+// Of the thread's logits in one of its rows.
 template <typename G>
-__device__ __forceinline__ void fold(const typename G::Tile& logits, int i, int half, MaxSum& found) {
-  float top = found.max;
+__device__ __forceinline__ float largest_of(const typename G::Tile& logits, int i, int half) {
+  float top = -INFINITY;
 #pragma unroll
-  for (int j = 0; j < G::kColumnBlocks; ++j) top = fmaxf(top, fmaxf(logits[i][j][2 * half], logits[i][j][2 * half + 1]));
-  const float reference = reference_of(top);
-  float sum = 0;  // of this tile first: many small numbers added to a large one would lose digits
+  for (int j = 0; j < G::kColumnBlocks; ++j)
+    top = fmaxf(top, fmaxf(logits[i][j][2 * half], logits[i][j][2 * half + 1]));
+  return top;
+}
+
+template <typename G>
+__device__ __forceinline__ float sum_of_exp(const typename G::Tile& logits, int i, int half, float reference) {
+  float sum = 0;
 #pragma unroll
   for (int j = 0; j < G::kColumnBlocks; ++j)
     sum += fast_exp(logits[i][j][2 * half] - reference) + fast_exp(logits[i][j][2 * half + 1] - reference);
-  if (top != found.max) found.sum *= fast_exp(found.max - reference);  // rare once a few tiles have been seen
-  found.max = top;
-  found.sum += sum;
+  return sum;
 }
 
 // Calls f(logit) with the one element of the thread's row that is in this column of the tile, if it is the thread's.

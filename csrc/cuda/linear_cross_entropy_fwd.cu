@@ -5,14 +5,25 @@
 // across threads, and by a second kernel across the blocks of a row.
 //
 // Roofline: 2 N V C operations on (N + V) C numbers. Blocks that run together share their tiles of the weight, so that
-// it comes from memory about once: at C = 768 and bf16 the product takes 10 times as long as reading the weight from
-// N = 2048 rows on. An exp an element is C / 8 times less work for the exponential units than the product is for the
-// tensor cores at 16 exp and 2048 (sm_80: 1024) multiply-adds a cycle: hidden behind the other block's product.
+// it comes from memory about once: from N = 2048 rows on the product in bf16 takes 10 times as long as that. The
+// exponentials, 16 a cycle, take 64 / C of the product's time at sm_80's 1024 multiply-adds a cycle, and run while
+// another block multiplies.
 #include "cuda/linear_cross_entropy.h"
 #include "cuda/sm90.h"
 
 namespace icl {
 namespace {
+
+// Adds the logits of one of the thread's rows to what it has found in that row.
+template <typename G>
+__device__ __forceinline__ void fold(const typename G::Tile& logits, int i, int half, MaxSum& found) {
+  const float top = fmaxf(found.max, largest_of<G>(logits, i, half)), reference = reference_of(top);
+  // of this tile first: many small numbers added to a large one would lose digits
+  const float sum = sum_of_exp<G>(logits, i, half, reference);
+  if (top != found.max) found.sum *= fast_exp(found.max - reference);  // rare once a few tiles have been seen
+  found.max = top;
+  found.sum += sum;
+}
 
 template <typename G>
 __global__ void __launch_bounds__(G::kThreads, G::kResident)

@@ -67,11 +67,12 @@ def _emulator(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def one_multiprocessor() -> Iterator[None]:
-    """An emulated GPU so small that small shapes give a block many tiles, and a call many chunks, to go through."""
+def multiprocessors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How large the emulated GPU is: on a small one a block goes through many tiles and a call through many chunks, on
+    a large one many blocks share a row."""
     emulator = _backend.emulator()
     if emulator is not None:
-        emulator.set_multiprocessors(1)
+        emulator.set_multiprocessors(request.param)
     yield
     if emulator is not None:
         emulator.set_multiprocessors(3)

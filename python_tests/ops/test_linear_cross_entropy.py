@@ -133,12 +133,16 @@ def test_many_blocks_of_rows_and_columns(impl: str, device: str, sizes: Any, wit
         within(actual, same, truth, times=3)
 
 
-@pytest.mark.parametrize("c", [72, 71])
-@pytest.mark.usefixtures("poisoned_memory", "one_multiprocessor")
-def test_tiles_splits_and_chunks(impl: str, dtype: torch.dtype, device: str, c: int, within: Any) -> None:
+@pytest.mark.parametrize(
+    ("multiprocessors", "sizes"),
+    [(1, (2, 100, 72, 700)), (1, (2, 100, 71, 700)), (1, (1, 300, 8, 11)), (60, (1, 80, 8, 1500))],
+    indirect=["multiprocessors"],
+)
+@pytest.mark.usefixtures("poisoned_memory", "multiprocessors")
+def test_tiles_splits_and_chunks(impl: str, dtype: torch.dtype, device: str, sizes: Any, within: Any) -> None:
     """Three or more, or parts, of whatever the CUDA kernels go through in pieces; rows aligned to 16 bytes and not."""
-    sizes = (2, 550, c, 8300) if impl == "cuda" else (2, 100, c, 700)
-    hidden, weight, targets, bias = make(sizes, dtype, device)
+    b, t, c, v = sizes
+    hidden, weight, targets, bias = make((b, 5 * t, c, 12 * v) if impl == "cuda" else sizes, dtype, device)
     targets[:, 70:80] = -100
     weight = weight / c**0.5
     grad = torch.randn(targets.shape, device=device)
