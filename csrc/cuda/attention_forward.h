@@ -70,7 +70,7 @@ __device__ __forceinline__ void exchange_rows(float (&x)[S::kM][2],
         exchange[threadIdx.x / 32 % S::kColumnWarps][row + 16 * m + 8 * i] = x[m][i];
     }
   if constexpr (S::kColumnWarps > 1) {
-    group_barrier(1 + row_warp, 32 * S::kColumnWarps);  // the numbers of the other warps of these rows
+    named_barrier_sync(1 + row_warp, 32 * S::kColumnWarps);  // the numbers of the other warps of these rows
 #pragma unroll
     for (int m = 0; m < S::kM; ++m)
 #pragma unroll

@@ -163,7 +163,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row IC
 }
 
 // A barrier for some whole warps of the block, `threads` in all; `id` 1 to 15, __syncthreads is 0.
-__device__ __forceinline__ void group_barrier(int id, int threads ICL_WHERE) {
+__device__ __forceinline__ void named_barrier_sync(int id, int threads ICL_WHERE) {
 #ifdef ICL_EMU
   emu::named_barrier_sync(id, threads, where);
 #else

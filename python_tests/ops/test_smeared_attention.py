@@ -20,7 +20,7 @@ SIZES = [
     (3, 2, 67, 5),
     (1, 12, 601, 20),  # several tiles of rows and of keys; many heads, for their gradients of alpha are few numbers
     (1, 3, 70, 100),
-    (1, 3, 67, 260),  # several chunks of depth
+    (1, 2, 70, 260),  # several chunks of depth
     (2, 3, 23, 80),
     (0, 2, 5, 4),
     (2, 2, 0, 4),
