@@ -30,6 +30,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """A test may set the number of threads; the next one's sums would be rounded otherwise."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some 200 kB of made-up text in 40 files: words from a small dictionary, with names that repeat within a file."""
