@@ -45,7 +45,8 @@ def frozen_attention(
         pattern.gather(2, rows[:, None, :, None].expand(B, H, R, T)) @ v
 
     Computed in float32 (float64 for float64 inputs). Where the pattern is exactly 0 the value counts for nothing, be
-    it nan or infinite. Under `torch.autocast` the floating inputs are cast as for a matmul.
+    it nan or infinite; impl="cuda" promises that only of values outside the tiles of keys that a row's tile sees. Under
+    `torch.autocast` the floating inputs are cast as for a matmul.
 
     Args:
         q: [B, H, T, D], as attention sees it (after any rotation); None only with `pattern`.
