@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
 
   float sums[kM][S::kBlocks][4] = {};
   // Weights are 2^(u - shift). The shift follows the largest score only when that has grown past it by kSlack: then the
-  // sums must be multiplied, which costs as much as a tenth of a tile's products and would happen in most tiles.
+  // sums must be multiplied, 128 numbers a lane in the wide shape, which every growth would ask for in most tiles.
   constexpr float kSlack = 8;
   const float unit = p.scale * kLog2E;
   float peak[kM][2], shift[kM][2], total[kM][2];

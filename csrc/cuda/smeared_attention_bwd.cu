@@ -9,7 +9,7 @@
 // that weights and gradients of scores are the left operands of the products that follow and stay in registers.
 //
 // Roofline: a step of 32 others brings 2 * 32 * D elements for 4 (or 3) * 128 * 32 * D multiply-adds: at D = 64 in
-// bf16 128 (or 96) operations a byte of the second-level cache; the tensor cores are the limit.
+// bf16 256 (or 192) operations a byte of the second-level cache; the tensor cores are the limit.
 #include "cuda/attention.h"
 #include "ops.h"
 
