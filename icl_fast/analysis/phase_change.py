@@ -23,7 +23,7 @@ class PhaseChange:
         happened: the drop reaches `MIN_DROP` and some head's prefix-matching score reaches `MIN_PREFIX_MATCHING`.
         drop: nats by which the smoothed ICL score fell from its highest value to its later minimum.
         prefix_matching: the best head's score at the end of training, 0 to 1.
-        start: index of the last snapshot before 10% of the drop; None where the score never fell.
+        start: index of the last snapshot before 10% of the drop and before the end; None where the score never fell.
         end: index of the first snapshot past 90% of it.
     """
 
@@ -75,7 +75,8 @@ def find_phase_change(
     if drop <= 0:
         return PhaseChange(False, 0.0, final, None, None)
     fallen = (smooth[top] - smooth[top : bottom + 1]) / drop
-    # once below 10% for the last time: a wiggle at the top does not begin the change
-    start = untrained + top + int(np.flatnonzero(fallen < START)[-1])
-    end = untrained + top + int(np.flatnonzero(fallen > END)[0])
-    return PhaseChange(drop >= MIN_DROP and final >= MIN_PREFIX_MATCHING, drop, final, start, end)
+    end = int(np.flatnonzero(fallen > END)[0])
+    # below 10% for the last time: a wiggle at the top does not begin the change, nor does a rise after its end
+    start = int(np.flatnonzero(fallen[:end] < START)[-1])
+    first = untrained + top
+    return PhaseChange(drop >= MIN_DROP and final >= MIN_PREFIX_MATCHING, drop, final, first + start, first + end)

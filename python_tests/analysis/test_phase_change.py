@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from icl_fast import InputError
@@ -69,6 +69,7 @@ def test_bad_input() -> None:
         find_phase_change([1, 2, 3], [0.0, float("nan"), 1.0], [0.0, 0.0, 0.0])
 
 
+@example([10, 0, 0, 9, 9, -1], 0)  # falls, rises again, falls
 @given(st.lists(st.integers(-500, 500), min_size=3, max_size=40), st.integers(-300, 300))
 def test_shifting_the_score_changes_nothing(values: list[int], by: int) -> None:
     scores, shift = [value / 128 for value in values], by / 128  # exact in floating point, sums too

@@ -45,10 +45,10 @@ CEILINGS: dict[str, dict[str, int]] = {
     "head_ablation_cross_entropy: deviation_kernel": {"sm_80": 128, "sm_90a": 128},
     "head_ablation_cross_entropy: heads_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: main_kernel": {"sm_80": 255, "sm_90a": 255},
-    "head_ablation_cross_entropy: offsets_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
     "head_ablation_cross_entropy: product_kernel<Gemm<float, ": {"sm_80": 168, "sm_90a": 168},
     "head_ablation_cross_entropy: rows_kernel": {"sm_80": 40, "sm_90a": 40},
+    "head_ablation_cross_entropy: weight_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
@@ -68,8 +68,8 @@ CEILINGS: dict[str, dict[str, int]] = {
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {
     "heads_kernel": "centres the rows of W_O",
-    "offsets_kernel": "multiplies the unembedding by one vector, the bias of the norm",
     "rows_kernel": "centres the rows of the stream",
+    "weight_kernel": "multiplies the unembedding by the gain of the norm",
     "unsmear": "takes the gradient of smeared keys back to the keys",
     "column_sums_kernel": "adds up the gradient of the logits, for the bias",
     "grad_bias_kernel": "adds up the parts of those sums",
