@@ -179,28 +179,39 @@ struct Strip {
   }
 };
 
+// Longer sums are taken in pieces: errors grow with the length of a piece more than with their number.
+constexpr int64_t SCORE_PIECE = 64;
+
 // s[j] = k[j] . q for KN keys and VN vectors of rows
 template <int KN, int VN>
 ICL_INLINE void score_tile(const float* q,  // [depth, ROWS]
                            const float* k,  // [KN, ldk]
                            int64_t depth, int64_t ldk,
                            float* s) {  // [KN, ROWS]
-  vf sums[KN][VN] = {};
-  for (int64_t d = 0; d < depth; ++d) {
-    vf x[VN];
+  int64_t begin = 0;
+  do {
+    const int64_t end = depth - begin < SCORE_PIECE ? depth : begin + SCORE_PIECE;
+    vf sums[KN][VN] = {};
+    for (int64_t d = begin; d < end; ++d) {
+      vf x[VN];
 #pragma GCC unroll 3
-    for (int v = 0; v < VN; ++v) x[v] = load(q + d * ROWS + v * W);
+      for (int v = 0; v < VN; ++v) x[v] = load(q + d * ROWS + v * W);
 #pragma GCC unroll 8
-    for (int j = 0; j < KN; ++j) {
-      vf y = splat(k[j * ldk + d]);
+      for (int j = 0; j < KN; ++j) {
+        vf y = splat(k[j * ldk + d]);
 #pragma GCC unroll 3
-      for (int v = 0; v < VN; ++v) sums[j][v] += x[v] * y;
+        for (int v = 0; v < VN; ++v) sums[j][v] += x[v] * y;
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int j = 0; j < KN; ++j)
+    for (int j = 0; j < KN; ++j)
 #pragma GCC unroll 3
-    for (int v = 0; v < VN; ++v) store(s + j * ROWS + v * W, sums[j][v]);
+      for (int v = 0; v < VN; ++v) {
+        float* to = s + j * ROWS + v * W;
+        store(to, begin == 0 ? sums[j][v] : load(to) + sums[j][v]);
+      }
+    begin = end;
+  } while (begin < depth);
 }
 
 template <int VN>

@@ -5,14 +5,15 @@
 // differences from the largest are exact where they matter (a product fused with a difference is rounded otherwise).
 #pragma once
 
+#include "cuda/launch.h"
 #include "cuda/mma.h"
 #include "cuda/tile.h"
 
 namespace icl {
 
 constexpr float kInfinity = __builtin_huge_valf();
-// a float and the rest of the number
-constexpr float kLog2E = 1.44269502f, kLog2ERest = 1.92596303e-8f;
+// what a float leaves of log2(e); a float and the rest of ln(2)
+constexpr float kLog2ERest = 1.92596303e-8f;
 constexpr float kLn2 = 0.693147182f, kLn2Rest = -1.90465432e-9f;
 
 template <typename T>
@@ -293,20 +294,6 @@ __device__ __forceinline__ int window_of(const int64_t* window,  // [heads] or n
                                          int64_t head, int length) {
   const int64_t size = window ? window[head] : 0;
   return size <= 0 || size > length ? length : int(size);
-}
-
-// Allows a kernel its shared memory and launches it on `blocks` blocks.
-template <typename P>
-cudaError_t launch_blocks(void (*kernel)(P), int64_t blocks, int threads, int shared_bytes, const P& arguments,
-                          [[maybe_unused]] cudaStream_t stream) {
-  if (blocks > int64_t(0x7fffffff)) return cudaErrorInvalidValue;
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (status != cudaSuccess) return status;
-  }
-  ICL_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(shared_bytes), stream, arguments);
-  return cudaGetLastError();
 }
 
 }  // namespace icl

@@ -355,7 +355,7 @@ cudaError_t launch_forward(const AttentionForward& arguments, cudaStream_t strea
                          ceil_div(columns, int64_t(S::kColumns));
   constexpr int kBytes = sizeof(ForwardShared<kKeys, S>);
   static_assert(kBytes <= 99 * 1024, "what sm_86 and sm_89 allow a block");
-  return launch_blocks(attention_forward<kKeys, S>, blocks, S::kThreads, kBytes, arguments, stream);
+  return launch(attention_forward<kKeys, S>, blocks, S::kThreads, kBytes, stream, arguments);
 }
 
 // The shapes: a tile of few rows for queries chosen by position and short sequences; one for the columns of one head;
@@ -389,14 +389,8 @@ cudaError_t choose_forward(const AttentionForward& arguments, cudaStream_t strea
 
 template <Keys kKeys>
 cudaError_t choose_forward(const AttentionForward& arguments, cudaStream_t stream) {
-  switch (arguments.call.dtype) {
-    case Dtype::kBFloat16:
-      return choose_forward<kKeys, bf16>(arguments, stream);
-    case Dtype::kFloat16:
-      return choose_forward<kKeys, fp16>(arguments, stream);
-    default:
-      return choose_forward<kKeys, float>(arguments, stream);
-  }
+  return with_type(arguments.call.dtype,
+                   [&](auto x) { return choose_forward<kKeys, decltype(x)>(arguments, stream); });
 }
 
 }  // namespace icl

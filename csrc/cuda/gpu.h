@@ -16,7 +16,9 @@
 
 #define ICL_DYNAMIC_SHARED(name) unsigned char* name = static_cast<unsigned char*>(emu::dynamic_shared())
 #define ICL_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((void)(stream), emu::launch(grid, block, smem, #kernel, [=] { kernel(__VA_ARGS__); }))
+  ((void)(stream),                                          \
+   emu::launch(grid, block, smem, emu::kernel_name(reinterpret_cast<const void*>(kernel), #kernel), \
+               [=] { kernel(__VA_ARGS__); }))
 // The last parameter of a wrapper: the place in the kernel, for the emulator's reports.
 #define ICL_WHERE , emu::Loc where = emu::Loc::current()
 #define ICL_WHERE_ONLY emu::Loc where = emu::Loc::current()
@@ -200,6 +202,8 @@ __device__ __forceinline__ void cp_async_wait(ICL_WHERE_ONLY) {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kKeep) : "memory");
 #endif
 }
+
+constexpr float kLog2E = 1.44269504f;
 
 // 2^x, off by at most 2 ulp; 0 below the smallest normal number.
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -22,7 +22,6 @@
 namespace icl {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr int kRows = kConsumers * kWgmmaRows, kColumns = 256, kDepth = kSlabColumns, kStages = 4;
 constexpr int kHiddenBytes = kRows * kSlabRowBytes, kWeightBytes = kColumns * kSlabRowBytes;
 constexpr int kStageBytes = kHiddenBytes + kWeightBytes;

@@ -9,7 +9,7 @@
 namespace icl {
 
 // exp(x) for x <= 0, or a rounding above; 0 where float32 has only denormal numbers.
-__device__ __forceinline__ float fast_exp(float x) { return exp2_approx(x * 1.44269504f); }
+__device__ __forceinline__ float fast_exp(float x) { return exp2_approx(x * kLog2E); }
 
 struct alignas(8) MaxSum {
   float max = -INFINITY;  // -inf: nothing but -inf was seen

@@ -356,7 +356,7 @@ cudaError_t launch_products(const Backward& arguments, cudaStream_t stream) {
       f.batch * f.heads * ceil_div(f.length, int64_t(S::kOwn)) * ceil_div(f.depth, int64_t(S::kDepth));
   constexpr int kBytes = sizeof(BackwardShared<S>);
   static_assert(kBytes <= 99 * 1024, "what sm_86 and sm_89 allow a block");
-  return launch_blocks(attention_backward<kOfKeys, S>, blocks, S::kThreads, kBytes, arguments, stream);
+  return launch(attention_backward<kOfKeys, S>, blocks, S::kThreads, kBytes, stream, arguments);
 }
 
 template <typename S>
@@ -365,14 +365,14 @@ cudaError_t launch_all(const Backward& arguments, cudaStream_t stream) {
   const SmearedAttentionFwd& f = arguments.call.forward;
   const int64_t heads = f.batch * f.heads, rows = heads * f.length;
   using Numbers = RowNumbersShared<T>;
-  cudaError_t status = launch_blocks(row_numbers<T>, ceil_div(rows, int64_t(Numbers::kRows)), 32 * Numbers::kWarps,
-                                     sizeof(Numbers), arguments, stream);
+  cudaError_t status = launch(row_numbers<T>, ceil_div(rows, int64_t(Numbers::kRows)), 32 * Numbers::kWarps,
+                              sizeof(Numbers), stream, arguments);
   if (status == cudaSuccess) status = launch_products<true, S>(arguments, stream);
   if (status == cudaSuccess) status = launch_products<false, S>(arguments, stream);
   if (status == cudaSuccess)
-    status = launch_blocks(unsmear<T>, heads * ceil_div(f.length, int64_t(kKeysPerBlock)), kUnsmearThreads, 0, arguments,
-                           stream);
-  if (status == cudaSuccess) status = launch_blocks(sum_gate, heads, 32, 0, arguments, stream);
+    status = launch(unsmear<T>, heads * ceil_div(f.length, int64_t(kKeysPerBlock)), kUnsmearThreads, 0, stream,
+                    arguments);
+  if (status == cudaSuccess) status = launch(sum_gate, heads, 32, 0, stream, arguments);
   return status;
 }
 
@@ -387,36 +387,23 @@ cudaError_t choose_backward(const Backward& arguments, cudaStream_t stream) {
   return launch_all<BackwardShape<T, 1, kDepth, false>>(arguments, stream);
 }
 
-// Hands out parts of the workspace; without one it only counts.
-struct Cutter {
-  char* memory;
-  size_t used = 0;
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* part = reinterpret_cast<T*>(memory + used);
-    used += round_up(size_t(count) * sizeof(T), size_t(256));
-    return part;
-  }
-};
-
-Backward cut(const SmearedAttentionBwd& p, Cutter& cutter) {
+Backward cut(const SmearedAttentionBwd& p, Workspace& memory) {
   const SmearedAttentionFwd& f = p.forward;
   const int64_t heads = f.batch * f.heads, rows = heads * f.length;
   return {.call = p,
-          .high = cutter.take<float>(rows),
-          .low = cutter.take<float>(rows),
-          .mean_grad = cutter.take<float>(rows),
-          .grad_smeared = cutter.take<float>(rows * f.depth),
-          .partial = cutter.take<double>(heads * ceil_div(f.length, int64_t(kKeysPerBlock)))};
+          .high = memory.take<float>(rows),
+          .low = memory.take<float>(rows),
+          .mean_grad = memory.take<float>(rows),
+          .grad_smeared = memory.take<float>(rows * f.depth),
+          .partial = memory.take<double>(heads * ceil_div(f.length, int64_t(kKeysPerBlock)))};
 }
 
 }  // namespace
 
 size_t smeared_attention_bwd_workspace(const SmearedAttentionBwd& p, int) {
-  Cutter cutter{nullptr};
-  cut(p, cutter);
-  return cutter.used;
+  Workspace memory(nullptr);
+  cut(p, memory);
+  return memory.size();
 }
 
 cudaError_t launch_smeared_attention_bwd(const SmearedAttentionBwd& p, void* workspace, int, cudaStream_t stream) {
@@ -424,16 +411,9 @@ cudaError_t launch_smeared_attention_bwd(const SmearedAttentionBwd& p, void* wor
   if (f.batch * f.heads == 0) return cudaSuccess;
   if (f.length * f.depth == 0)
     return cudaMemsetAsync(p.grad_gate, 0, size_t(f.batch * f.heads) * sizeof(double), stream);
-  Cutter cutter{static_cast<char*>(workspace)};
-  const Backward arguments = cut(p, cutter);
-  switch (f.dtype) {
-    case Dtype::kBFloat16:
-      return choose_backward<bf16>(arguments, stream);
-    case Dtype::kFloat16:
-      return choose_backward<fp16>(arguments, stream);
-    default:
-      return choose_backward<float>(arguments, stream);
-  }
+  Workspace memory(workspace);
+  const Backward arguments = cut(p, memory);
+  return with_type(f.dtype, [&](auto x) { return choose_backward<decltype(x)>(arguments, stream); });
 }
 
 }  // namespace icl

@@ -19,5 +19,6 @@ void set_order(const char* order, unsigned seed);  // of threads and blocks: "as
 void set_async(bool eager);  // asynchronous copies happen when issued, rather than as late as the kernel's waits allow
 void set_multiprocessors(int count);
 void set_compute_capability(int major, int minor);
+std::vector<const char*> launched();  // names of the kernels since set_buffers
 
 }  // namespace emu

@@ -84,6 +84,9 @@ enum Tag { kTagSyncwarp = 1, kTagShfl, kTagShflXor, kTagShflDown, kTagShflUp, kT
 void atomic_access(void* p, int bytes, Loc loc);
 void thread_fence(Loc loc);
 
+// The name of the kernel at this address, with its template arguments; `otherwise` if the module was stripped.
+const char* kernel_name(const void* kernel, const char* otherwise);
+
 using Body = void (*)(void*);
 void run(dim3 grid, dim3 block, size_t smem, const char* name, Body body, void* closure, size_t closure_bytes);
 

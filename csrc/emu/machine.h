@@ -159,6 +159,7 @@ struct Machine {
 
   // the launch
   const char* kernel = "";
+  std::vector<const char*> launched;  // since set_buffers
   dim3 grid, block;
   int threads = 0, warps = 0;
   Body body = nullptr;

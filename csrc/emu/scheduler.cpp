@@ -250,6 +250,7 @@ void run(dim3 grid, dim3 block, size_t smem, const char* name, Body body, void* 
     throw std::runtime_error(prefix + "more than 48 KiB of dynamic shared memory need cudaFuncSetAttribute");
   }
   machine.kernel = name;
+  machine.launched.push_back(name);
   machine.grid = grid;
   machine.block = block;
   machine.threads = static_cast<int>(threads);
@@ -281,6 +282,7 @@ void run(dim3 grid, dim3 block, size_t smem, const char* name, Body body, void* 
 // --- settings and the host API --------------------------------------------------------------------------------------
 
 void set_race(bool on) { machine.settings.race = on; }
+std::vector<const char*> launched() { return machine.launched; }
 void set_async(bool eager) { machine.settings.eager = eager; }
 void set_multiprocessors(int count) { machine.settings.multiprocessors = count; }
 void set_order(const char* order, unsigned seed) {

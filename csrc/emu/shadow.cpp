@@ -321,7 +321,10 @@ void atomic_access(void* p, int bytes, Loc loc) {
 
 void thread_fence(Loc) {}
 
-void set_buffers(std::vector<Buffer> all) { buffers = std::move(all); }
+void set_buffers(std::vector<Buffer> all) {
+  buffers = std::move(all);
+  machine.launched.clear();
+}
 
 bool in_dynamic_shared(const void* p, size_t bytes) {
   const auto* c = static_cast<const char*>(p);

@@ -1,4 +1,4 @@
-// The module's static variables that kernels call __shared__.
+// What the symbol table of the module tells: its static variables that kernels call __shared__, names of kernels.
 #pragma once
 
 #include <cstdint>
@@ -12,5 +12,6 @@ struct Symbol {
   std::string name;
 };
 const std::vector<Symbol>& static_shared();  // by address; empty if the module was stripped
+
 
 }  // namespace emu

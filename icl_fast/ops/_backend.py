@@ -6,7 +6,7 @@ A kernel's *place* is the implementation that runs it: "cpu", "cuda", or, in tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from types import ModuleType
@@ -133,10 +133,29 @@ def run(kernel: str, place: str, tensors: Mapping[str, Tensor | None], dtype: to
         arguments["arch"] = _arch(place, device)
         workspace = torch.empty(getattr(compiled, kernel + "_workspace")(**arguments), dtype=torch.uint8, device=device)
         arguments.update(workspace=workspace.data_ptr(), stream=_stream(device))
-        if _emulator is not None and place != "cuda":  # whatever else it touches is reported
-            named = {**tensors, "workspace": workspace}
-            _emulator.set_buffers([(t.data_ptr(), t.nbytes, name) for name, t in named.items() if t is not None])
-        getattr(compiled, kernel + "_cuda")(**arguments)
+        launch = getattr(compiled, kernel + "_cuda")
+        if place == "cuda":
+            launch(**arguments)
+        else:
+            _emulate(launch, arguments, {**tensors, "workspace": workspace})
+
+
+def _emulate(launch: Callable[..., None], arguments: dict[str, Any], tensors: Mapping[str, Tensor | None]) -> None:
+    """Run a kernel on copies of the tensors, far enough apart that what runs off one does not reach another."""
+    assert _emulator is not None
+    gap = 1 << 16
+    copies = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        room = torch.empty(tensor.nbytes + 2 * gap + 256, dtype=torch.uint8)
+        begin = gap + (tensor.data_ptr() - room.data_ptr()) % 256  # aligned as the tensor is
+        copies[name] = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    _emulator.set_buffers([(copy.data_ptr(), copy.nbytes, name) for name, copy in copies.items()])
+    launch(**{**arguments, **{name: copy.data_ptr() for name, copy in copies.items()}})
+    for name, copy in copies.items():
+        if (tensor := tensors[name]) is not None:
+            tensor.data.copy_(copy)  # .data: to autograd an input stays as it was
 
 
 def _arch(place: str, device: torch.device) -> int:

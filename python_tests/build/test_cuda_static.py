@@ -4,7 +4,8 @@ The rules, for every kernel and every architecture it is compiled for:
 - no stack frame and no local memory (what spills lives there), and no more registers than its ceiling in CEILINGS;
 - if it is compiled for bf16 or fp16 (a template argument or a parameter is of that type) it multiplies on tensor cores,
   except those in NOT_PRODUCTS; if for neither, it does not: that would be TF32, where full float32 is promised;
-- a file `*_sm90.cu` is compiled for sm_90a alone, its products use wgmma (HGMMA) on tiles that TMA (UTMALDG) brings;
+- a file `*_sm90.cu` is compiled for sm_90a alone, its products use wgmma (HGMMA) on tiles that TMA (UTMALDG) brings,
+  and several are in flight (fewer WARPGROUP.ARRIVE and WARPGROUP.DEPBAR than HGMMA);
   every other file is compiled for sm_80 and sm_90a, and its products use mma.sync (HMMA).
 
 The table that can be pasted into a note: `.venv/bin/python python_tests/build/test_cuda_static.py`.
@@ -128,6 +129,8 @@ def problems(kernel: Kernel) -> list[str]:
     product = kernel.narrow and kernel.name not in NOT_PRODUCTS
     needed = [] if not product else ["HGMMA", "UTMALDG"] if hopper else ["HMMA"]
     found += [f"no {name}" for name in needed if not kernel.instructions[name]]
+    if kernel.instructions["WARPGROUP"] >= max(1, kernel.instructions["HGMMA"]):
+        found.append("wgmma one after the other: nvcc waits after each (ptxas C7510 to C7519 say why)")
     if not product:
         found += [f"{name}: tensor cores" for name in ("HMMA", "HGMMA") if kernel.instructions[name]]
     return found
@@ -279,7 +282,7 @@ def test_every_kernel_keeps_the_rules() -> None:
 
 
 GOOD = Kernel("axpy", "axpy_kernel", "<bf16>", True, "sm_80", 32, 0, 0, Counter(HMMA=8, LDG=4))
-HOPPER = GOOD._replace(file="axpy_sm90", arch="sm_90a", instructions=Counter(HGMMA=8, UTMALDG=2))
+HOPPER = GOOD._replace(file="axpy_sm90", arch="sm_90a", instructions=Counter(HGMMA=8, UTMALDG=2, WARPGROUP=2))
 
 
 @pytest.fixture
@@ -305,6 +308,10 @@ def test_a_good_kernel_has_no_problems(kernel: Kernel) -> None:
         (GOOD._replace(name="new"), "no register ceiling: write one into CEILINGS (it takes 32)"),
         (HOPPER._replace(instructions=Counter(UTMALDG=1, HMMA=1)), "no HGMMA"),
         (HOPPER._replace(instructions=Counter(HGMMA=1)), "no UTMALDG"),
+        (
+            HOPPER._replace(instructions=Counter(UTMALDG=1, HGMMA=4, WARPGROUP=8)),
+            "wgmma one after the other: nvcc waits after each (ptxas C7510 to C7519 say why)",
+        ),
         (HOPPER._replace(arch="sm_80"), "must be compiled for sm_90a alone"),
     ],
 )

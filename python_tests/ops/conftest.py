@@ -67,6 +67,15 @@ def _emulator(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
+def launched() -> Callable[[], list[str]]:
+    """The names of the kernels that the last op on the emulator launched."""
+    emulator = _backend.emulator()
+    assert emulator is not None
+    names: Callable[[], list[str]] = emulator.launched
+    return names
+
+
+@pytest.fixture
 def multiprocessors(request: pytest.FixtureRequest) -> Iterator[None]:
     """How large the emulated GPU is: on a small one a block goes through many tiles and a call through many chunks, on
     a large one many blocks share a row."""

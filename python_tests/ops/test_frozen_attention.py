@@ -109,6 +109,14 @@ def test_error_in_whole_slabs(
     within(out, plain(q, k, v, scale, window), truth, times=2)
 
 
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for width, kernel in ((64, "frozen_attention_kernel<"), (60, "attention_forward<")):
+        frozen_attention(*make((2, 1, 2, 5, 8, width), dtype, "cpu"), scale=0.3, impl=impl)
+        assert launched()[0].startswith(kernel)
+
+
 def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
     inputs = make((2, 1, 2, 5, 8, 64), dtype, device)
     expected = frozen_attention(*inputs, scale=0.3, impl=impl)

@@ -86,6 +86,15 @@ def test_forward_error_in_aligned_rows(
     within(losses, same, truth, times=2)
 
 
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for width, kernel in ((72, "linear_cross_entropy_kernel<"), (71, "forward_kernel<Gemm<")):
+        hidden, weight, targets, _ = make((1, 3, width, 5), dtype, "cpu")
+        linear_cross_entropy(hidden, weight, targets, impl=impl)
+        assert launched()[0].startswith(kernel)
+
+
 def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
     hidden, weight, targets, bias = make((2, 5, 8, 11), dtype, device)
     expected = linear_cross_entropy(hidden, weight, targets, bias=bias, impl=impl)
