@@ -75,4 +75,10 @@ inline HeadAblation parse(const Arguments& a) {
           a["dtype"],     a["num_threads"]};
 }
 
+template <>
+inline CrossEntropyDifference parse(const Arguments& a) {
+  return {a["base"], a["difference"], a["hidden"], a["removed"], a["weight"], a["targets"], a["bias"],
+          a["a"],    a["n"],          a["c"],      a["v"],       a["dtype"],  a["num_threads"]};
+}
+
 }  // namespace icl

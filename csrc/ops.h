@@ -121,6 +121,21 @@ struct HeadAblation {
 
 void head_ablation_cross_entropy_cpu(const HeadAblation& p);
 
+struct CrossEntropyDifference {
+  float* base;             // [N]
+  float* difference;       // [A, N]
+  const void* hidden;      // [N, C]
+  const void* removed;     // [A, N, C]
+  const void* weight;      // [V, C]
+  const int64_t* targets;  // [N], in 0..V-1
+  const void* bias;        // [V] or null
+  int64_t a, n, c, v;
+  Dtype dtype;  // of hidden, removed, weight and bias
+  int num_threads;  // CPU only
+};
+
+void cross_entropy_difference_cpu(const CrossEntropyDifference& p);
+
 #if defined(ICL_CUDA) || defined(ICL_EMU)
 cudaError_t launch_axpy(float* out,      // [n]
                         const float* x,  // [n]
@@ -146,6 +161,10 @@ cudaError_t launch_linear_cross_entropy_bwd(const LinearCrossEntropyBwd& p, void
 
 size_t head_ablation_cross_entropy_workspace(const HeadAblation& p, int arch);
 cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* workspace, int arch, cudaStream_t stream);
+
+size_t cross_entropy_difference_workspace(const CrossEntropyDifference& p, int arch);
+cudaError_t launch_cross_entropy_difference(const CrossEntropyDifference& p, void* workspace, int arch,
+                                            cudaStream_t stream);
 #endif
 
 }  // namespace icl

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from icl_fast.models import Intervention, Transformer, TransformerConfig
     from icl_fast.ops import (
         PositionLoss,
+        cross_entropy_difference,
         frozen_attention,
         head_ablation_cross_entropy,
         linear_cross_entropy,
@@ -30,6 +31,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "ablate",
+    "cross_entropy_difference",
     "frozen_attention",
     "head_ablation_cross_entropy",
     "linear_cross_entropy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from icl_fast.ops._registry import available_impls
+from icl_fast.ops.cross_entropy_difference import cross_entropy_difference
 from icl_fast.ops.frozen_attention import frozen_attention
 from icl_fast.ops.head_ablation_cross_entropy import head_ablation_cross_entropy
 from icl_fast.ops.linear_cross_entropy import linear_cross_entropy
@@ -12,6 +13,7 @@ from icl_fast.ops.smeared_attention import smeared_attention
 __all__ = [
     "PositionLoss",
     "available_impls",
+    "cross_entropy_difference",
     "frozen_attention",
     "head_ablation_cross_entropy",
     "linear_cross_entropy",

@@ -148,7 +148,7 @@ def reference_forward(
     ignored = targets == ignore_index
     index = targets.masked_fill(ignored, 0)[:, None]
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
-    for rows in _row_blocks(len(hidden), len(weight)):
+    for rows in row_blocks(len(hidden), len(weight)):
         logits = linear(_clean_rows(hidden[rows], ignored[rows]), weight, bias)
         peak[rows] = logits.amax(1)
         logits -= peak[rows, None]
@@ -181,7 +181,7 @@ def reference_backward(
     index = targets.masked_fill(ignored, 0)[:, None]
     grad_losses = grad_losses.masked_fill(ignored, 0)
     columns, offset = weight.to(wide), None if bias is None else bias.to(wide)
-    for rows in _row_blocks(len(hidden), len(weight)):
+    for rows in row_blocks(len(hidden), len(weight)):
         clean = _clean_rows(hidden[rows], ignored[rows])
         grad_logits = linear(clean, columns, offset)
         grad_logits.sub_(peak[rows, None]).sub_(log_sum[rows, None]).exp_()
@@ -197,7 +197,8 @@ def reference_backward(
     return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-def _row_blocks(rows: int, vocabulary: int) -> list[slice]:
+def row_blocks(rows: int, vocabulary: int) -> list[slice]:
+    """Rows whose logits are computed at a time: a bounded number of them."""
     step = max(1, LOGITS_AT_A_TIME // vocabulary)
     return [slice(start, start + step) for start in range(0, rows, step)]
 

@@ -1,0 +1,121 @@
+"""cross_entropy_difference: how much the losses change when something is removed from the final hidden states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._validate import (
+    accumulate_dtype,
+    check_device,
+    check_floating,
+    check_index_dtype,
+    check_index_range,
+    check_no_gradient,
+    check_shapes,
+)
+from icl_fast.ops.linear_cross_entropy import row_blocks
+
+OP = "cross_entropy_difference"
+
+
+def cross_entropy_difference(
+    hidden: Tensor,
+    removed: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Token losses, and what they change by when each of A variants is taken from the hidden states.
+
+    `difference[a] = cross_entropy((hidden - removed[a]) W^T + bias, targets) - cross_entropy(hidden W^T + bias, targets)`
+    in nats, but never as a difference of two losses: with e = removed[a] W^T and p the softmax of the logits it is
+    `log1p(sum_v p_v expm1(-e_v)) + e_t`, whose rounding errors are relative to e, so that small effects are right in
+    any dtype. Where the sum is not small the two losses are far apart and are subtracted after all.
+
+    The delta form of an ablation that only changes values (Olsson et al. 2022, "Per-token losses (attention head
+    ablations)"): `removed` is what the ablation takes from the output of the final norm. The logits of the whole model
+    are computed once for all variants. Autocast does not touch this op.
+
+    Args:
+        hidden: [N, C], the output of the final norm; float32, bfloat16, float16, float64.
+        removed: [A, N, C], what each variant takes from it.
+        weight: [V, C], the unembedding.
+        targets: int64 [N], in 0..V-1.
+        bias: [V], of the unembedding.
+        impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
+
+    Returns:
+        base losses [N] and differences [A, N], float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
+            undefined); an unknown impl.
+        TypeError: dtypes that disagree or are not taken.
+        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+    """
+    optional = {} if bias is None else {"bias": (bias, "V")}
+    sizes = check_shapes(
+        OP, hidden=(hidden, "N C"), removed=(removed, "A N C"), weight=(weight, "V C"), targets=(targets, "N"), **optional
+    )
+    if sizes["V"] == 0:
+        raise ValueError(f"{OP}: weight must have at least one row")
+    check_floating(OP, hidden=hidden, removed=removed, weight=weight, bias=bias)
+    check_index_dtype(OP, "targets", targets)
+    check_device(OP, "targets", targets, "hidden", hidden)
+    check_no_gradient(OP, hidden, removed, weight, bias)
+    base, difference = _forward_op(hidden, removed, weight, targets, bias, KERNELS.choose(impl, hidden))
+    return base, difference
+
+
+def reference_forward(
+    hidden: Tensor,  # [N, C]
+    removed: Tensor,  # [A, N, C]
+    weight: Tensor,  # [V, C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+) -> tuple[Tensor, Tensor]:
+    """Base losses [N] and their differences [A, N]."""
+    wide = accumulate_dtype(hidden.dtype)
+    base, difference = hidden.new_empty(len(hidden), dtype=wide), hidden.new_empty(removed.shape[:2], dtype=wide)
+    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    for rows in row_blocks(len(hidden), len(weight)):
+        logits, index = linear(hidden[rows].to(wide), weight, bias), targets[rows, None]
+        log_p = logits.log_softmax(-1)
+        base[rows] = -log_p.gather(1, index).squeeze(1)
+        p = log_p.exp()
+        for a in range(len(removed)):
+            change = -linear(removed[a, rows].to(wide), weight)  # of the logits
+            ablated = (logits + change).log_softmax(-1).gather(1, index).squeeze(1).neg_()
+            grown = (p * change.expm1()).sum(1)  # by what fraction the partition function grows
+            exact = grown.log1p() - change.gather(1, index).squeeze(1)
+            difference[a, rows] = torch.where(grown.abs() <= 0.5, exact, ablated - base[rows])
+    return base, difference
+
+
+KERNELS = Kernels(OP, reference=Kernel(reference_forward))
+
+
+@torch.library.custom_op(
+    "icl_fast::cross_entropy_difference",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor removed, Tensor weight, Tensor targets, Tensor? bias, str impl)"
+    " -> (Tensor base, Tensor difference)",
+)
+def _forward_op(
+    hidden: Tensor, removed: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, impl: str
+) -> tuple[Tensor, Tensor]:
+    check_index_range(OP, "targets", targets, weight.shape[0])
+    with autocast_off(hidden):
+        result: tuple[Tensor, Tensor] = KERNELS[impl].forward(hidden, removed, weight, targets, bias)
+    return result
+
+
+@_forward_op.register_fake
+def _(hidden: Tensor, removed: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    wide = accumulate_dtype(hidden.dtype)
+    return hidden.new_empty(hidden.shape[0], dtype=wide), hidden.new_empty(removed.shape[:2], dtype=wide)
