@@ -44,6 +44,7 @@ _HOME = {
     "Transformer": "models",
     "TransformerConfig": "models",
     "ablate": "measure",
+    "cross_entropy_difference": "ops",
     "frozen_attention": "ops",
     "head_ablation_cross_entropy": "ops",
     "linear_cross_entropy": "ops",
