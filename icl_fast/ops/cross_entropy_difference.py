@@ -35,8 +35,8 @@ def cross_entropy_difference(
 ) -> tuple[Tensor, Tensor]:
     """Token losses, and what they change by when each of A variants is taken from the hidden states.
 
-    `difference[a] = cross_entropy((hidden - removed[a]) W^T + bias, targets) - cross_entropy(hidden W^T + bias, targets)`
-    in nats, but never as a difference of two losses: with e = removed[a] W^T and p the softmax of the logits it is
+    `difference[a] = loss(hidden - removed[a]) - loss(hidden)` with `loss(x) = cross_entropy(x W^T + bias, targets)`, in
+    nats, but never as a difference of two losses: with e = removed[a] W^T and p the softmax of the logits it is
     `log1p(sum_v p_v expm1(-e_v)) + e_t`, whose rounding errors are relative to e, so that small effects are right in
     any dtype. Where the sum is not small the two losses are far apart and are subtracted after all.
 
@@ -63,7 +63,12 @@ def cross_entropy_difference(
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
     sizes = check_shapes(
-        OP, hidden=(hidden, "N C"), removed=(removed, "A N C"), weight=(weight, "V C"), targets=(targets, "N"), **optional
+        OP,
+        hidden=(hidden, "N C"),
+        removed=(removed, "A N C"),
+        weight=(weight, "V C"),
+        targets=(targets, "N"),
+        **optional,
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
@@ -121,7 +126,9 @@ def compiled_forward(
 
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 # add_compiled, once there are CUDA kernels too
-KERNELS.kernels |= {k: Kernel(partial(compiled_forward, k), None, *x) for k, x in _backend.places().items() if k == "cpu"}
+KERNELS.kernels |= {
+    k: Kernel(partial(compiled_forward, k), None, *x) for k, x in _backend.places().items() if k == "cpu"
+}
 
 
 @torch.library.custom_op(
