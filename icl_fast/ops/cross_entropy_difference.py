@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from icl_fast.ops import _backend
 from icl_fast.ops._registry import Kernel, Kernels, autocast_off
 from icl_fast.ops._validate import (
     accumulate_dtype,
@@ -102,7 +105,30 @@ def reference_forward(
     return base, difference
 
 
+def compiled_forward(
+    place: str,
+    hidden: Tensor,  # [N, C]
+    removed: Tensor,  # [A, N, C]
+    weight: Tensor,  # [V, C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+) -> tuple[Tensor, Tensor]:
+    """`reference_forward` by a kernel of csrc, the logits a tile at a time."""
+    (a, n, c), v = removed.shape, len(weight)
+    base, difference = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(a, n, dtype=torch.float32)
+    tensors = {
+        **{"base": base, "difference": difference, "hidden": hidden, "removed": removed},
+        **{"weight": weight, "targets": targets, "bias": bias},
+    }
+    _backend.run(OP, place, tensors, hidden.dtype, a=a, n=n, c=c, v=v)
+    return base, difference
+
+
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
+# add_compiled, once there are CUDA kernels too
+KERNELS.kernels |= {
+    k: Kernel(partial(compiled_forward, k), None, *x) for k, x in _backend.places().items() if k == "cpu"
+}
 
 
 @torch.library.custom_op(
