@@ -20,8 +20,8 @@ from icl_fast.models import TransformerConfig
 
 Method = Literal["low rank", "source sums", "delta", "rerun"]
 METHODS: tuple[Method, ...] = ("low rank", "source sums", "delta", "rerun")
-# activations of one chunk beyond this gain nothing: its matrix products are large already, and caches are left behind
-ENOUGH_BYTES = 256 << 20
+# activations of one chunk beyond this gain nothing: its matrix products are large already
+ENOUGH_BYTES = 1 << 30
 LOSS_BYTES = 96 << 20  # most that a loss op asks for itself, weights and activations aside
 
 
@@ -107,28 +107,26 @@ def make_schedule(
         InputError: not even one example and one ablation fit the memory.
     """
     costs = _Costs(config, context, rows, itemsize)
-    first_layers = tuple(target.first_layer for target in ablations)
     methods = [costs.method(target, mode) for target in ablations]
-    low_rank = methods.count("low rank")
-    # shared work pays only for enough rows: a low rank is prepared once for the whole vocabulary
-    most = max(1, min(examples, (min(memory, ENOUGH_BYTES)) // costs.example_bytes(0)))
-    if low_rank and costs.low_rank_flops(low_rank, most) > costs.dense_flops(low_rank, most):
+    room = min(memory, ENOUGH_BYTES) - min(LOSS_BYTES, memory // 2)
+    if (heads := methods.count("low rank")) and not costs.low_rank_pays(
+        heads, min(examples, room // costs.example_bytes(methods))
+    ):
         dense = costs.last_layer_method(mode)
         methods = [dense if method == "low rank" else method for method in methods]
-        low_rank = 0
-    alive = len(methods) - low_rank
-    room = min(memory, max(ENOUGH_BYTES, costs.example_bytes(1) + LOSS_BYTES)) - min(LOSS_BYTES, memory // 2)
-    together = room // costs.example_bytes(alive)
-    variants = alive
-    if together < 1:
-        together, variants = 1, (room - costs.example_bytes(0)) // costs.variant_bytes
+    together, variants = room // costs.example_bytes(methods), len(methods) - methods.count("low rank")
+    if together < 1:  # not all ablations at once, then, and one example
+        room = memory - min(LOSS_BYTES, memory // 2)
+        most = max(map(costs.variant_bytes, methods))
+        together, variants = 1, (room - costs.example_bytes(["low rank"] * len(methods))) // most
         if variants < 1:
-            needed = costs.example_bytes(1) + min(LOSS_BYTES, memory)
+            needed = costs.example_bytes(["low rank"] * len(methods)) + most + LOSS_BYTES
             raise InputError(
                 f"memory: one example of {context} tokens needs about {needed / 2**20:.0f} MiB, "
                 f"the budget is {memory / 2**20:.0f} MiB"
             )
-    together = min(together, examples)
+    together, first_layers = min(together, examples), tuple(target.first_layer for target in ablations)
+    alive = sorted(methods, key=costs.variant_bytes, reverse=True)[:variants]
     return Schedule(
         methods=tuple(methods),
         first_layers=first_layers,
@@ -137,7 +135,7 @@ def make_schedule(
         rows=rows,
         context=context,
         stages=costs.stages(methods, first_layers, ablations, together, max(1, variants)),
-        bytes=together * costs.example_bytes(min(variants, alive)) + LOSS_BYTES,
+        bytes=together * costs.example_bytes(alive) + LOSS_BYTES,
     )
 
 
@@ -149,19 +147,26 @@ class _Costs:
         self.few = rows < context
         self.inner = config.heads * config.d_head
         mlp = config.mlp_ratio * config.width if config.mlp else 0
-        # what is removed, its norm's output, values, their weighted sums, a copy of one; hidden layers of the MLP
-        stream = context * (3 * config.width + 3 * self.inner + 3 * mlp)
-        final = rows * 2 * config.width
-        self.variant_bytes = itemsize * (stream + final) + 8 * rows
+        self.hidden = mlp
 
-    def example_bytes(self, variants: int) -> int:
-        """Activations of one example with that many variants alive."""
+    def variant_bytes(self, method: Method) -> int:
+        """Activations of one example and ablation, beside those of the run without ablation."""
+        rows = self.itemsize * self.rows * 2 * self.config.width + 8 * self.rows
+        if method == "low rank":
+            return self.itemsize * self.rows * self.config.d_head + 8 * self.rows
+        if method == "source sums":  # the results that are removed, and what the rows' patterns become
+            return self.itemsize * 4 * self.context * self.config.d_head + rows
+        # what is removed, its norm's output, values, their weighted sums, copies of these; hidden layers of the MLP
+        stream = self.context * (3 * self.config.width + 3 * self.inner + 3 * self.hidden)
+        return self.itemsize * stream + rows
+
+    def example_bytes(self, methods: Sequence[Method]) -> int:
+        """Activations of one example with all these ablations at once."""
         config = self.config
-        mlp = config.mlp_ratio * config.width if config.mlp else 0
-        base = self.context * (6 * config.width + 8 * self.inner + 2 * mlp) + self.rows * 4 * config.width
-        if self.few:  # patterns of the rows, and their weighted forms in the source sums
-            base += config.heads * self.rows * self.context * (1 + 2 * variants)
-        return self.itemsize * base + variants * self.variant_bytes
+        base = self.context * (6 * config.width + 8 * self.inner + 2 * self.hidden) + self.rows * 4 * config.width
+        if self.few:  # patterns of the rows, as they are and weighted
+            base += 4 * config.heads * self.rows * self.context
+        return self.itemsize * base + sum(map(self.variant_bytes, methods))
 
     def method(self, target: Target, mode: AblationMode) -> Method:
         last = self.config.layers - 1
@@ -182,11 +187,17 @@ class _Costs:
         return "delta" if freezes_patterns(mode, self.config) else "rerun"
 
     def low_rank_flops(self, heads: int, examples: int) -> float:
+        """Of all these heads, beside the losses of the whole model."""
         c, v, rank = self.config.width, self.config.vocab, heads * self.config.d_head
         return 2.0 * v * (rank * c + examples * self.rows * rank)
 
     def dense_flops(self, variants: int, examples: int) -> float:
+        """Of the losses of all these variants."""
         return 2.0 * variants * examples * self.rows * self.config.width * self.config.vocab
+
+    def low_rank_pays(self, heads: int, examples: int) -> bool:
+        """Whether there are enough rows: a low rank is prepared once for the whole vocabulary."""
+        return self.low_rank_flops(heads, examples) < self.dense_flops(heads, examples)
 
     def _attention_flops(self, queries: int) -> float:
         """Scores, or weighted sums, of all heads of an example."""
