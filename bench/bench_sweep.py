@@ -1,7 +1,7 @@
 """The sweep engine against its definition and TransformerLens: every head alone, zero ablation, losses and effects.
 
-TransformerLens is no dependency; how to install it stands in lens.py. It and the definition run the whole model once a
-head. "sliced" gathers the wanted rows of the residual stream before it unembeds them, which a careful user adds.
+TransformerLens is no dependency; lens_sweep.py says how to install it. It and the definition run the whole model once
+for each head. "sliced" gathers the wanted rows of the residual stream before it unembeds them, as a careful user does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import harness
-import lens
+import lens_sweep
 import torch
 from baselines import module_or_none
 from harness import Candidate, Case, Inputs, Maker, Options
@@ -51,7 +51,7 @@ A = Size("A", 2, 256, 8, 256, 4096, 8)
 B = Size("B", 2, 768, 12, 512, 50257, 8)
 C = Size("C", 4, 256, 8, 256, 4096, 8, mlp=True)
 D = Size("D", 6, 768, 12, 512, 50257, 8, mlp=True)
-PAPER = Size("paper", 2, 768, 12, 512, 65536, 100)  # a hundredth of the paper's 10,000 examples
+E = Size("E", 2, 768, 12, 512, 65536, 100)  # the paper's model; a hundredth of its 10,000 examples
 
 
 def cases(options: Options) -> list[Case]:
@@ -64,7 +64,7 @@ def cases(options: Options) -> list[Case]:
         case(B, "all", options, rounds=1),
     ]
     if options.device == "cuda":
-        found += [case(D, "all", options), case(PAPER, "all", options), case(PAPER, "paper", options)]
+        found += [case(D, "all", options), case(E, "all", options), case(E, "paper", options)]
     return found
 
 
@@ -85,10 +85,10 @@ def case(
     frozen, whole = mode == PATTERN_PRESERVING, positions == "all"
     rounds = rounds if options.device == "cpu" else None
     rows = size.context if whole else 3
-    no_model, no_lens = missing(), missing() or lens.missing()
+    no_model, no_lens = missing(), missing() or lens_sweep.missing()
 
     def transformer_lens(sliced: bool) -> Callable[[Inputs], Any]:
-        return lambda x: lens.sweep(x.lens, x.inputs, x.targets, x.rows, sliced=sliced, freeze=frozen)
+        return lambda x: lens_sweep.sweep(x.lens, x.inputs, x.targets, x.rows, sliced=sliced, freeze=frozen)
 
     no_kernel = harness.not_built("frozen_attention", options.device)
     candidates = [
@@ -96,7 +96,7 @@ def case(
         # at few rows it is the same call as at all of them: its peak memory is measured there
         Candidate("TransformerLens", transformer_lens(sliced=False), memory=whole, missing=no_lens),
         Candidate("TransformerLens sliced", transformer_lens(sliced=True), missing=no_lens),
-        Candidate("reference", lambda x: definition(x, mode), memory=rounds is None, missing=no_model),
+        Candidate("reference", lambda x: definition(x, mode), memory=rounds != 1, missing=no_model),
     ]
     return Case(
         shape=f"{size} {positions} {mode}",
@@ -111,10 +111,11 @@ def case(
 
 def missing() -> str:
     """Why there are no models here; empty if there are."""
-    return "" if module_or_none("icl_fast.measure") else "icl_fast.measure does not import: pydantic, xarray and others"
+    return "" if module_or_none("icl_fast.measure") else "icl_fast.measure needs packages that are not here"
 
 
 def engine(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
+    """The engine, planning included. Imported here: without it the other candidates run all the same."""
     from icl_fast.measure.ablation import AblationMode
     from icl_fast.measure.engine import ablation_effects
     from icl_fast.measure.schedule import make_schedule
@@ -135,6 +136,7 @@ def engine(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
 
 
 def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
+    """By interventions; its losses are those of the fused `linear_cross_entropy`."""
     from icl_fast.measure.ablation import AblationMode, ablated_losses
 
     base, *ablated = ablated_losses(x.model, x.inputs, x.targets, x.rows, x.ablations, AblationMode.parse(mode))
@@ -169,7 +171,7 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
     chosen = parse_positions("paper", size.context).rows(1 + maker.below(size.context, size.batch))
     return Inputs(
         model=model,
-        lens=lens.to_transformer_lens(model) if with_lens else None,
+        lens=lens_sweep.to_transformer_lens(model) if with_lens else None,
         inputs=tokens[:, :-1].contiguous(),
         targets=tokens[:, 1:].contiguous(),
         rows=everywhere if positions == "all" else chosen,
@@ -178,36 +180,42 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
 
 
 def necessary_flops(size: Size, rows: int, frozen: bool) -> float:
-    """Of a sweep that shares what is equal (delta form, the last layer of an attention-only model at low rank)."""
-    n, c, h, t, v = size.batch, size.width, size.heads, size.context, size.vocab
-    few = rows < t
-    tokens, wanted = n * t, n * rows
-    square = 2.0 * tokens * c * c  # one projection of all tokens
-    mix = 1.0 * n * t * t * c  # scores, or patterns times values, of all heads: half of the square is masked
-    mlp = 16.0 * tokens * c * c if size.mlp else 0.0
-    block = 4 * square + 2 * mix + mlp
-    again = block if not frozen else 2 * square + mix + mlp  # what an ablation below a layer makes of it
-    removed = square + h * mlp  # what the heads of a layer write, and the MLP without each
-    unembed = 2.0 * wanted * c * v
-    in_layers = size.layers * (block + removed) + h * sum(range(size.layers)) * again
-    if few:
-        if size.layers != 2 or size.mlp or not frozen:
-            raise ValueError(f"no count of operations for few rows of {size}")
-        row_square, row_mix = 2.0 * wanted * c * c, 2.0 * wanted * t * c
-        last = 2 * square + 2 * row_square + 2 * row_mix  # keys and values everywhere, the rest at the rows
-        # below, an ablation adds to each row of the last layer a sum over sources, then taken through V and O
-        in_layers = block + square + last + row_square + h * (row_mix + 2 * row_square)
-    return in_layers + unembed * (1 + (size.layers - 1) * h) + last_layer(size, wanted, unembed)
+    """Of a sweep that computes once what is equal, in delta form, with the last layer's heads at low rank (`unembed`).
 
-
-def last_layer(size: Size, wanted: int, unembed: float) -> float:
-    """The logits without each head of the last layer: through the unembedding, or a rank-D update of the shared ones.
-
-    The update takes every head's output matrix through the unembedding first.
+    Raises:
+        ValueError: rows are few, and the model is not of two layers of attention.
     """
-    directly = size.heads * unembed
-    at_low_rank = 2.0 * size.width**2 * size.vocab + unembed
-    return directly if size.mlp else min(directly, at_low_rank)
+    n, c, h, t = size.batch, size.width, size.heads, size.context
+    projection = 2.0 * n * t * c * c  # of all tokens, C x C
+    mix = 1.0 * n * t * t * c  # scores, or patterns times values, of all heads: half of each square is masked
+    mlp = 8 * projection if size.mlp else 0.0
+    layer = 4 * projection + 2 * mix + mlp
+    if rows == t:
+        again = 2 * projection + mix + mlp if frozen else layer  # in every layer above the one ablated
+        removals = size.layers if size.mlp else size.layers - 1  # each: what every head wrote, and the MLP without it
+        attention = size.layers * layer + h * sum(range(size.layers)) * again + removals * (projection + h * mlp)
+    elif size.layers == 2 and frozen and not size.mlp:
+        projection_at_rows, mix_at_rows = projection * rows / t, 1.0 * n * rows * t * c
+        last = 2 * projection + 2 * projection_at_rows + 2 * mix_at_rows  # keys and values of all tokens
+        # what a head below adds to a row is a sum over sources of its z (width D), then taken through V and O
+        each = mix_at_rows + (1 + 1 / h) * projection_at_rows
+        attention = layer + projection + last + h * each
+    else:
+        raise ValueError(f"no count of operations for {rows} rows of {size}")
+    return attention + unembed_flops(size, n * rows)
+
+
+def unembed_flops(size: Size, rows: int) -> float:
+    """Of the logits at `rows` rows in all, whole and ablated.
+
+    Without a head of the last layer of an attention-only model they are either a product of their own, or a rank-D
+    update of the shared ones, for which every head's output matrix goes through the unembedding first.
+    """
+    product, heads = 2.0 * rows * size.width * size.vocab, size.layers * size.heads
+    if size.mlp:
+        return (1 + heads) * product
+    low_rank = product + 2.0 * size.width**2 * size.vocab
+    return (1 + heads - size.heads) * product + min(size.heads * product, low_rank)
 
 
 if __name__ == "__main__":

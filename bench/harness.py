@@ -56,7 +56,7 @@ class Options:
         cold: on CPU, sweep the caches before every sample (on CUDA they always are).
         compile: time torch.compile of the definition too.
         memory: measure peak memory too.
-        seconds: how long the rounds of one case should take (at least five rounds all the same, or those of `Case.rounds`).
+        seconds: how long the rounds of one case should take (at least five rounds all the same, or `Case.rounds`).
     """
 
     device: str = "cpu"
@@ -255,9 +255,7 @@ def compare(
             continue
         try:
             call = prepare(case, candidate, inputs)
-            kept: list[Any] = []
-            seconds = clock.seconds(lambda call=call, kept=kept: kept.append(call()), 1)
-            result = kept.pop()
+            result, seconds = timed(call, clock)
             if case.direction == "forward":
                 result = candidate.unpack(result)
             if candidate.name == "reference":
@@ -274,6 +272,13 @@ def compare(
             if candidate.name.startswith(("ours", "reference")) or isinstance(error, WrongResult):
                 errors.append(f"{candidate.name}: {plain_traceback()}")
     return rows, first, errors
+
+
+def timed(call: Callable[[], Any], clock: Clock) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    kept: list[Any] = []
+    seconds = clock.seconds(lambda: kept.append(call()), 1)
+    return kept[0], seconds
 
 
 def time_rounds(
