@@ -40,7 +40,7 @@ from icl_fast.ops import available_impls  # noqa: E402
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
-LONG = 10.0  # seconds; a call as long as this needs no warm-up
+LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
 
@@ -118,8 +118,8 @@ class Case:
         gradients: inputs to differentiate by; the inputs' `grad` is the gradient of the (single) result.
         threads: torch threads, instead of those of the options.
         host: time the host and not the device, for call overhead.
-        rounds: the least number of rounds, instead of five, for calls of a minute; the first round is then what
-            `compare` took, so that nothing is computed only to be thrown away.
+        rounds: the least number of rounds, instead of five, for calls of a minute; then the first round is what
+            `compare` timed: of long calls the one whose result was compared.
     """
 
     shape: str
@@ -243,8 +243,8 @@ def compare(
     """Check every candidate against the reference.
 
     Returns:
-        A row per candidate, with why it is `missing` if it cannot run or is wrong; the seconds of those that are right,
-        of a second call where the first was short; the tracebacks that matter.
+        A row per candidate, with why it is `missing` if it cannot run or is wrong; the seconds that a call takes of
+        those that are right; the tracebacks that matter.
     """
     rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "missing": c.missing} for c in case.candidates}
     first: dict[str, float] = {}
@@ -265,7 +265,8 @@ def compare(
             del result
             if options.device == "cuda" and options.memory and not case.host:
                 rows[candidate.name] |= cuda_peak(call)
-            first[candidate.name] = seconds if seconds > LONG else clock.seconds(call, 1)
+            # where a compiler may run in the first call, however long it was, it says nothing
+            first[candidate.name] = seconds if case.rounds and seconds > LONG else clock.seconds(call, 1)
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
             rows[candidate.name]["missing"] = f"{type(error).__name__}: {first_line}"

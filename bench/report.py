@@ -167,7 +167,7 @@ def print_bench(bench: dict[str, Any], targets: list[dict[str, Any]]) -> None:
     """The table of a bench: a row a candidate; then its targets, each beside what was measured."""
     rows: list[tuple[str, ...]] = []
     for case in bench["cases"]:
-        rounds = f" ({case['rounds']} rounds)" if case.get("rounds") else ""
+        rounds = f" ({case['rounds']} round{'s' * (case['rounds'] > 1)})" if case.get("rounds") else ""
         rows.append((case["name"] + rounds,))
         rows += [_candidate_row(row, case["metrics"]) for row in case["candidates"]]
         rows += [(f"  FAILED {error.strip().splitlines()[-1]}",) for error in case["errors"]]
