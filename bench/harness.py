@@ -40,6 +40,7 @@ from icl_fast.ops import available_impls  # noqa: E402
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
+LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
 
@@ -55,7 +56,7 @@ class Options:
         cold: on CPU, sweep the caches before every sample (on CUDA they always are).
         compile: time torch.compile of the definition too.
         memory: measure peak memory too.
-        seconds: how long the rounds of one case should take (at least five rounds all the same).
+        seconds: how long the rounds of one case should take (at least five rounds all the same, or `Case.rounds`).
     """
 
     device: str = "cpu"
@@ -117,6 +118,8 @@ class Case:
         gradients: inputs to differentiate by; the inputs' `grad` is the gradient of the (single) result.
         threads: torch threads, instead of those of the options.
         host: time the host and not the device, for call overhead.
+        rounds: the least number of rounds, instead of five, for calls of a minute; then the first round is what
+            `compare` timed: of long calls the one whose result was compared.
     """
 
     shape: str
@@ -129,6 +132,7 @@ class Case:
     gradients: tuple[str, ...] = ()
     threads: int | None = None
     host: bool = False
+    rounds: int | None = None
 
     @property
     def name(self) -> str:
@@ -239,8 +243,8 @@ def compare(
     """Check every candidate against the reference.
 
     Returns:
-        A row per candidate, with why it is `missing` if it cannot run or is wrong; roughly the seconds of those that
-        are right; the tracebacks that matter.
+        A row per candidate, with why it is `missing` if it cannot run or is wrong; the seconds that a call takes of
+        those that are right; the tracebacks that matter.
     """
     rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "missing": c.missing} for c in case.candidates}
     first: dict[str, float] = {}
@@ -251,7 +255,7 @@ def compare(
             continue
         try:
             call = prepare(case, candidate, inputs)
-            result = call()
+            result, seconds = timed(call, clock)
             if case.direction == "forward":
                 result = candidate.unpack(result)
             if candidate.name == "reference":
@@ -261,13 +265,21 @@ def compare(
             del result
             if options.device == "cuda" and options.memory and not case.host:
                 rows[candidate.name] |= cuda_peak(call)
-            first[candidate.name] = clock.seconds(call, 1)
+            # where a compiler may run in the first call, however long it was, it says nothing
+            first[candidate.name] = seconds if case.rounds and seconds > LONG else clock.seconds(call, 1)
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
             rows[candidate.name]["missing"] = f"{type(error).__name__}: {first_line}"
             if candidate.name.startswith(("ours", "reference")) or isinstance(error, WrongResult):
                 errors.append(f"{candidate.name}: {plain_traceback()}")
     return rows, first, errors
+
+
+def timed(call: Callable[[], Any], clock: Clock) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    kept: list[Any] = []
+    seconds = clock.seconds(lambda: kept.append(call()), 1)
+    return kept[0], seconds
 
 
 def time_rounds(
@@ -278,19 +290,19 @@ def time_rounds(
     options: Options,
     clock: Clock,
 ) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round; `first`: roughly what a call takes."""
+    """Seconds of every candidate in every round; `first`: what a call took, of a case with `rounds` the first round."""
     calls = {c.name: [prepare(case, c, inputs) for inputs in sets] for c in candidates}
     repeats = {name: clock.repeat(first[name]) for name in calls}
     round_seconds = sum(first[name] * repeats[name] for name in calls)
     rounds = 2 if options.quick else LEAST_ROUNDS
     if not options.quick and round_seconds > 0:
-        rounds = int(min(max(options.seconds / round_seconds, LEAST_ROUNDS), MOST_ROUNDS))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+        rounds = int(min(max(options.seconds / round_seconds, case.rounds or LEAST_ROUNDS), MOST_ROUNDS))
+    samples = {name: [first[name]] if case.rounds else [] for name in calls}
     order = list(calls)
     gc.collect()
     gc.disable()
     try:
-        for turn in range(rounds):
+        for turn in range(1 if case.rounds else 0, rounds):
             for name in order:
                 call = calls[name][turn % len(sets)]
                 samples[name].append(clock.seconds(call, repeats[name]))

@@ -78,7 +78,7 @@ def failed(bench: dict[str, Any]) -> bool:
 
 def environment(options: dict[str, Any]) -> dict[str, Any]:
     """When, where, of which commit and by which command line."""
-    packages = ("torch", "numpy", "triton", "cut_cross_entropy", "liger_kernel")
+    packages = ("torch", "numpy", "triton", "cut_cross_entropy", "liger_kernel", "transformer_lens")
     machine: dict[str, Any] = {
         "cpu": _first_match("/proc/cpuinfo", r"model name\s*: (.+)") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -167,7 +167,7 @@ def print_bench(bench: dict[str, Any], targets: list[dict[str, Any]]) -> None:
     """The table of a bench: a row a candidate; then its targets, each beside what was measured."""
     rows: list[tuple[str, ...]] = []
     for case in bench["cases"]:
-        rounds = f" ({case['rounds']} rounds)" if case.get("rounds") else ""
+        rounds = f" ({case['rounds']} round{'s' * (case['rounds'] > 1)})" if case.get("rounds") else ""
         rows.append((case["name"] + rounds,))
         rows += [_candidate_row(row, case["metrics"]) for row in case["candidates"]]
         rows += [(f"  FAILED {error.strip().splitlines()[-1]}",) for error in case["errors"]]

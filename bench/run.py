@@ -33,6 +33,7 @@ NAMES = (
     "frozen_attention",
     "smeared_attention",
     "call_overhead",
+    "sweep",
 )
 
 

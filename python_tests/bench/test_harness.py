@@ -103,6 +103,27 @@ def test_a_slow_case_has_few_rounds_and_a_fast_one_many() -> None:
     assert rounds(1e-6) == harness.MOST_ROUNDS
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(60.0, 2), (1.0, 3)])
+def test_a_case_with_rounds_keeps_the_first(seconds: float, calls: int) -> None:
+    """Two rounds of a long call are two calls, the first of them compared; a short one is warmed up as always."""
+
+    class SlowClock(NotingClock):
+        def seconds(self, call: Callable[[], object], repeat: int) -> float:
+            super().seconds(call, repeat)
+            return seconds + len(self.order)
+
+    clock = SlowClock()
+    case = square_case(clock)
+    case.rounds = 2
+    result = run_case(case, Options(memory=False, seconds=0), clock, {})
+    assert result["rounds"] == 2
+    assert sorted(clock.order) == ["ours"] * calls + ["reference"] * calls
+    # the samples: the last call of comparing, then that of the second round
+    assert rows_of(result)["reference"]["seconds"] == [seconds + calls - 1, seconds + 2 * calls]
+    case.rounds = 1
+    assert run_case(case, Options(memory=False, seconds=0), clock, {})["rounds"] == 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
