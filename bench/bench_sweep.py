@@ -19,7 +19,7 @@ from harness import Candidate, Case, Inputs, Maker, Options
 from torch import Tensor
 
 NAME = "sweep"
-MEMORY = "2GiB"  # the engine's budget, weights aside
+MEMORY = 2 << 30  # the engine's budget in bytes, weights aside
 PATTERN_PRESERVING, FULL = "pattern-preserving", "full"
 
 
@@ -41,6 +41,20 @@ class Size:
         """Of the matrices and tables."""
         block = (12 if self.mlp else 4) * self.width**2
         return self.layers * block + (2 * self.vocab + self.context) * self.width
+
+    def config(self) -> Any:
+        """The model's `TransformerConfig`."""
+        from icl_fast.models import TransformerConfig
+
+        return TransformerConfig(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            vocab=self.vocab,
+            context=self.context,
+            mlp=self.mlp,
+            position="shortformer",
+        )
 
     def __str__(self) -> str:
         shape = f"L={self.layers} C={self.width} H={self.heads} T={self.context} V={self.vocab} B={self.batch}"
@@ -90,9 +104,10 @@ def case(
     def transformer_lens(sliced: bool) -> Callable[[Inputs], Any]:
         return lambda x: lens_sweep.sweep(x.lens, x.inputs, x.targets, x.rows, sliced=sliced, freeze=frozen)
 
+    planned = None if no_model else plan(size, rows, mode)
     no_kernel = harness.not_built("frozen_attention", options.device)
     candidates = [
-        Candidate("ours", lambda x: engine(x, mode), missing=no_model or no_kernel),
+        Candidate("ours", lambda x: engine(x, size, mode), missing=no_model or no_kernel),
         # at few rows it is the same call as at all of them: its peak memory is measured there
         Candidate("TransformerLens", transformer_lens(sliced=False), memory=whole, missing=no_lens),
         Candidate("TransformerLens sliced", transformer_lens(sliced=True), missing=no_lens),
@@ -103,7 +118,7 @@ def case(
         dtype=torch.float32,
         make=lambda maker: Inputs() if no_model else make(maker, size, positions, with_lens=not no_lens),
         candidates=[c for c in candidates if not (whole and c.name.endswith("sliced"))],
-        flops=necessary_flops(size, rows, frozen),
+        flops=0.0 if planned is None else planned.flops * size.batch / planned.examples,
         bytes=4.0 * (size.parameters + (1 + size.layers * size.heads) * size.batch * rows),
         rounds=rounds,
     )
@@ -114,25 +129,37 @@ def missing() -> str:
     return "" if module_or_none("icl_fast.measure") else "icl_fast.measure needs packages that are not here"
 
 
-def engine(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
-    """The engine, planning included. Imported here: without it the other candidates run all the same."""
+def plan(size: Size, rows: int, mode: str) -> Any:
+    """The engine's schedule. Imported here: without the engine's packages the bench says so and goes on."""
+    from icl_fast.measure.ablation import AblationMode
+    from icl_fast.measure.schedule import make_schedule
+    from icl_fast.measure.targets import parse_targets
+
+    config = size.config()
+    return make_schedule(
+        config,
+        examples=size.batch,
+        context=size.context,
+        rows=rows,
+        ablations=parse_targets("all", config),
+        mode=AblationMode.parse(mode),
+        memory=MEMORY,
+    )
+
+
+def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
+    """The engine, planning included."""
     from icl_fast.measure.ablation import AblationMode
     from icl_fast.measure.engine import ablation_effects
-    from icl_fast.measure.schedule import make_schedule
 
-    (n, length), parsed = x.inputs.shape, AblationMode.parse(mode)
-    plan = make_schedule(
-        x.model.config,
-        examples=n,
-        context=length,
-        rows=x.rows.shape[1],
-        ablations=x.ablations,
-        mode=parsed,
-        memory=MEMORY,
-        dtype=torch.float32,
-    )
-    base, effects = ablation_effects(x.model, x.inputs, x.targets, x.rows, x.ablations, parsed, plan=plan)
-    return base, effects
+    schedule, parsed = plan(size, x.rows.shape[1], mode), AblationMode.parse(mode)
+    whole = []
+    for start in range(0, size.batch, schedule.examples):
+        chunk = slice(start, start + schedule.examples)
+        inputs = x.inputs[chunk], x.targets[chunk], x.rows[chunk]
+        whole.append(ablation_effects(x.model, *inputs, x.ablations, parsed, schedule=schedule))
+    bases, effects = zip(*whole, strict=True)
+    return torch.cat(bases), torch.cat(effects, dim=1)
 
 
 def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
@@ -147,17 +174,9 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
     """A model whose heads matter, so that effects stand well above rounding: peaked attention, large outputs."""
     from icl_fast.measure.plan import parse_positions
     from icl_fast.measure.targets import parse_targets
-    from icl_fast.models import Transformer, TransformerConfig
+    from icl_fast.models import Transformer
 
-    config = TransformerConfig(
-        layers=size.layers,
-        width=size.width,
-        heads=size.heads,
-        vocab=size.vocab,
-        context=size.context,
-        mlp=size.mlp,
-        position="shortformer",
-    )
+    config = size.config()
     model = Transformer(config).to(maker.device).requires_grad_(False)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:  # LayerNorms' gains and biases, MLPs' biases
@@ -177,45 +196,6 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
         rows=everywhere if positions == "all" else chosen,
         ablations=parse_targets("all", config),
     )
-
-
-def necessary_flops(size: Size, rows: int, frozen: bool) -> float:
-    """Of a sweep that computes once what is equal, in delta form, with the last layer's heads at low rank (`unembed`).
-
-    Raises:
-        ValueError: rows are few, and the model is not of two layers of attention.
-    """
-    n, c, h, t = size.batch, size.width, size.heads, size.context
-    projection = 2.0 * n * t * c * c  # of all tokens, C x C
-    mix = 1.0 * n * t * t * c  # scores, or patterns times values, of all heads: half of each square is masked
-    mlp = 8 * projection if size.mlp else 0.0
-    layer = 4 * projection + 2 * mix + mlp
-    if rows == t:
-        again = 2 * projection + mix + mlp if frozen else layer  # in every layer above the one ablated
-        removals = size.layers if size.mlp else size.layers - 1  # each: what every head wrote, and the MLP without it
-        attention = size.layers * layer + h * sum(range(size.layers)) * again + removals * (projection + h * mlp)
-    elif size.layers == 2 and frozen and not size.mlp:
-        projection_at_rows, mix_at_rows = projection * rows / t, 1.0 * n * rows * t * c
-        last = 2 * projection + 2 * projection_at_rows + 2 * mix_at_rows  # keys and values of all tokens
-        # what a head below adds to a row is a sum over sources of its z (width D), then taken through V and O
-        each = mix_at_rows + (1 + 1 / h) * projection_at_rows
-        attention = layer + projection + last + h * each
-    else:
-        raise ValueError(f"no count of operations for {rows} rows of {size}")
-    return attention + unembed_flops(size, n * rows)
-
-
-def unembed_flops(size: Size, rows: int) -> float:
-    """Of the logits at `rows` rows in all, whole and ablated.
-
-    Without a head of the last layer of an attention-only model they are either a product of their own, or a rank-D
-    update of the shared ones, for which every head's output matrix goes through the unembedding first.
-    """
-    product, heads = 2.0 * rows * size.width * size.vocab, size.layers * size.heads
-    if size.mlp:
-        return (1 + heads) * product
-    low_rank = product + 2.0 * size.width**2 * size.vocab
-    return (1 + heads - size.heads) * product + min(size.heads * product, low_rank)
 
 
 if __name__ == "__main__":

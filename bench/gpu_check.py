@@ -46,7 +46,15 @@ from stages import (
 )
 
 CHILD = BENCH / "gpu_check_child.py"
-OPS = ("frozen_attention", "head_ablation_cross_entropy", "linear_cross_entropy", "smeared_attention")
+OPS = (
+    "cross_entropy_difference",
+    "frozen_attention",
+    "gelu_difference",
+    "head_ablation_cross_entropy",
+    "layer_norm_difference",
+    "linear_cross_entropy",
+    "smeared_attention",
+)
 BENCHES = tuple(sorted(path.stem.removeprefix("bench_") for path in BENCH.glob("bench_*.py")))
 DTYPES = ("float32", "bfloat16", "float16")
 ON_HOPPER = ("frozen_attention", "linear_cross_entropy")  # the ops with kernels of their own there; see _backend._arch

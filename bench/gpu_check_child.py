@@ -132,6 +132,27 @@ def head_ablation_cross_entropy(make: Make, impl: str) -> None:
         check(*both)
 
 
+def cross_entropy_difference(make: Make, impl: str) -> None:
+    for a, n, c, vocabulary in ((3, 200, 192, 520), (2, 131, 71, 301)):
+        say(f"{a} x {n} x {c} x {vocabulary}")
+        hidden, removed, weight = make(n, c), make(a, n, c), make(vocabulary, c)
+        targets = torch.arange(n, device=hidden.device) * 7 % vocabulary
+        check(*ops.cross_entropy_difference(hidden, removed, weight, targets, bias=make(vocabulary), impl=impl))
+
+
+def layer_norm_difference(make: Make, impl: str) -> None:
+    for a, n, c in ((3, 200, 192), (2, 131, 71)):
+        say(f"{a} x {n} x {c}")
+        check(ops.layer_norm_difference(make(n, c), make(a, n, c), make(c), eps=1e-5, impl=impl))
+
+
+def gelu_difference(make: Make, impl: str) -> None:
+    for approximate in ("none", "tanh"):
+        for a, n, c in ((3, 200, 192), (2, 131, 71)):
+            say(f"{a} x {n} x {c}, {approximate}")
+            check(ops.gelu_difference(make(n, c), make(a, n, c), approximate=approximate, impl=impl))
+
+
 def say(label: str) -> None:
     print(f"run {label}", flush=True)  # the sanitizer reports after it, or kills the process in it
 
@@ -148,9 +169,11 @@ def run_op(name: str, dtype: torch.dtype, device: str = "cuda", impl: str = "cud
     def make(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    calls = {f.__name__: f for f in (frozen_attention, smeared_attention, linear_cross_entropy)}
-    calls["head_ablation_cross_entropy"] = head_ablation_cross_entropy
-    calls[name](make, impl)
+    calls = (
+        *(frozen_attention, smeared_attention, linear_cross_entropy, head_ablation_cross_entropy),
+        *(cross_entropy_difference, layer_norm_difference, gelu_difference),
+    )
+    next(call for call in calls if call.__name__ == name)(make, impl)
 
 
 def _write(**line: Any) -> None:
