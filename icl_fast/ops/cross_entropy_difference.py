@@ -60,7 +60,12 @@ def cross_entropy_difference(
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
     sizes = check_shapes(
-        OP, hidden=(hidden, "N C"), removed=(removed, "A N C"), weight=(weight, "V C"), targets=(targets, "N"), **optional
+        OP,
+        hidden=(hidden, "N C"),
+        removed=(removed, "A N C"),
+        weight=(weight, "V C"),
+        targets=(targets, "N"),
+        **optional,
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
