@@ -3,8 +3,8 @@
 // With xc, dc and lc the centred x, d and x - d, S the larger and y the row (xc or lc) of the smaller of the standard
 // deviations sd and sd', it is gain * (dc / S + y (var' - var) / ((sd + sd') sd sd')), var' - var = -mean(dc (xc + lc)).
 // Neither term exceeds what d is beside S, so every rounding is relative to d, whether d is tiny, all of x, or far
-// larger. A row is read from memory once and goes through several passes in the cache: each is centred twice, the second
-// time around its own mean, which leaves no trace of how far from zero it was.
+// larger. A row is read from memory once and goes through several passes in the cache. Each is centred twice: the first
+// mean is rounded at the size of the row, the second is of what it left.
 #include <cmath>
 #include <cstdint>
 
@@ -85,8 +85,7 @@ void run_variant(const LayerNormDifference& p, const Rows& rows, const float* ga
   const vf direct = splat(1 / (wider ? sd_left : sd)), scaled = splat(grown / (sd + sd_left) / sd / sd_left);
   const float* narrower = wider ? rows.centred : rows.left;
   for (int64_t i = 0; i < p.c; i += W)
-    store(rows.rest + i,
-          load(gain + i) * (load(rows.removed + i) * direct + load(narrower + i) * scaled));
+    store(rows.rest + i, load(gain + i) * (load(rows.removed + i) * direct + load(narrower + i) * scaled));
   narrow_row(rows.rest, out, p.c);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +32,21 @@ from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
 @click.option("--icl-window", type=int, default=1, show_default=True, help="Positions averaged around the score's two.")
 @click.option("--examples", type=int, help="Use the first so many evaluation examples; default all.")
 @click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
+@click.option(
+    "--engine",
+    type=click.Choice(["fast", "definition"]),
+    default="fast",
+    show_default=True,
+    help="definition: two whole passes for every ablation, to check the fast one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    default="float32",
+    show_default=True,
+    help="What is computed with.",
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--out", type=click.Path(path_type=Path), help="Zarr store; default RUN/results/ablation_<mode>.zarr.")
 def ablate(
@@ -44,6 +60,9 @@ def ablate(
     icl_window: int,
     examples: int | None,
     memory: str,
+    engine: str,
+    dtype: str,
+    only_plan: bool,
     device: str,
     out: Path | None,
 ) -> None:
@@ -51,24 +70,26 @@ def ablate(
 
     A sweep that was stopped goes on when the same command is given again, to the same bits.
     """
-    from icl_fast.cli.tables import print_ablations
-    from icl_fast.measure import open_results, sweep
+    from icl_fast.cli.tables import print_ablations, print_plan
+    from icl_fast.measure import open_results, plan_sweep, sweep
 
+    options: dict[str, Any] = {
+        "snapshots": snapshots,
+        "examples": examples,
+        "mode": mode,
+        "heads": heads,
+        "positions": positions,
+        "replacement": replace,
+        "preserve_heads": preserve_heads,
+        "icl_window": icl_window,
+        "memory": memory,
+        "engine": engine,
+        "dtype": dtype,
+    }
+    if only_plan:
+        print_plan(plan_sweep(ckpt, **options), device)
+        return
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(ckpt.name) as update:
-        target = sweep(
-            ckpt,
-            out=out,
-            snapshots=snapshots,
-            mode=mode,
-            heads=heads,
-            positions=positions,
-            replacement="mean" if replace == "mean" else "zero",
-            preserve_heads=preserve_heads,
-            icl_window=icl_window,
-            examples=examples,
-            memory=memory,
-            device=device,
-            on_part=update,
-        )
+        target = sweep(ckpt, out=out, device=device, on_part=update, **options)
     print_ablations(open_results(target))
     click.echo(f"results in {target}")

@@ -10,8 +10,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.measure.plan import DTYPES
+from icl_fast.measure.rates import measure_rates
+from icl_fast.training import resolve_device
 
 if TYPE_CHECKING:
+    from icl_fast.measure.sweep import PlannedSweep
     from icl_fast.report.demo import DemoResult
 
 
@@ -39,6 +43,41 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     Console().print(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
         Console().print(f"… and {more} more in the results")
+
+
+def print_plan(planned: PlannedSweep, device: str) -> None:
+    """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
+    plan, console = planned.plan, Console()
+    chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.steps)
+    console.print(
+        f"{len(plan.ablations)} ablations ({plan.mode}) of {snapshots} snapshots on {plan.examples} examples of "
+        f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each",
+        highlight=False,
+    )
+    if plan.engine == "definition":
+        console.print(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        return
+    on = resolve_device(device)
+    schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
+    rates = measure_rates(on, DTYPES[plan.dtype])
+    table = Table(
+        "stage",
+        *(Column(name, justify="right") for name in ("variants", "GFLOP", "MB", "ms")),
+        box=box.SIMPLE,
+        title=f"a chunk of {plan.chunk} examples, {plan.dtype}",
+    )
+    for stage in schedule.stages:
+        numbers = f"{stage.flops / 1e9:.2f}", f"{stage.bytes / 1e6:.0f}", f"{rates.seconds(stage) * 1e3:.1f}"
+        table.add_row(stage.name, str(stage.variants), *numbers)
+    console.print(table)
+    seconds, times = sum(map(rates.seconds, schedule.stages)), chunks * snapshots
+    together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
+    console.print(
+        f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
+        f"on {on}, which multiplies {rates.flops / 1e9:.0f} GFLOP/s and copies {rates.bytes / 1e9:.1f} GB/s: about "
+        f"{seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all",
+        highlight=False,
+    )
 
 
 def print_demo(result: DemoResult) -> None:

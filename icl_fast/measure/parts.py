@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +21,16 @@ from icl_fast.measure.ablation import (
     mean_activations,
     replacement_sites,
 )
-from icl_fast.measure.plan import Positions, examples_at_a_time, parse_memory, parse_positions
+from icl_fast.measure.engine import ablation_effects
+from icl_fast.measure.plan import DTYPES, Positions, examples_at_a_time, parse_memory, parse_positions
+from icl_fast.measure.schedule import Schedule, make_schedule
 from icl_fast.measure.targets import Target, parse_targets
 from icl_fast.models import Transformer, TransformerConfig
 
 UNABLATED = "none"
+MOST_PARTS = 16  # of one snapshot: files that an interrupted sweep leaves, and looks at when it goes on
+
+Engine = Literal["fast", "definition"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,33 @@ class SweepPlan:
     examples: int
     chunk: int
     evaluation: str
+    engine: Engine
+    dtype: str
+    memory: int
 
     @property
     def ablation_mode(self) -> AblationMode:
         return AblationMode(self.preserve, self.preserve_heads)
+
+    @property
+    def parts(self) -> list[slice]:
+        """The examples of each part, whole chunks."""
+        chunks = -(-self.examples // self.chunk)
+        step = self.chunk * -(-chunks // MOST_PARTS)
+        return [slice(start, min(start + step, self.examples)) for start in range(0, self.examples, step)]
+
+    def schedule(self, config: TransformerConfig, context: int) -> Schedule:
+        """How the fast engine computes it."""
+        return make_schedule(
+            config,
+            examples=self.examples,
+            context=context,
+            rows=min(context, self.positions.rows_per_example),
+            ablations=self.ablations,
+            mode=self.ablation_mode,
+            memory=self.memory,
+            itemsize=DTYPES[self.dtype].itemsize,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, equal for equal plans."""
@@ -72,6 +101,8 @@ def make_plan(
     preserve_heads: str | None = None,
     icl_window: int = 1,
     memory: str | int = "2GiB",
+    engine: Engine = "fast",
+    dtype: str = "float32",
 ) -> SweepPlan:
     """Check everything that a user may ask of a sweep and fix it.
 
@@ -89,10 +120,11 @@ def make_plan(
     ablation_mode = AblationMode.parse(mode, chosen)
     ablations = tuple(parse_targets(heads, config))
     where = parse_positions(positions, context, icl_window)
-    rows = len(where.listed) + where.example
-    recorded = [*ablation_mode.sites(config), *(replacement_sites(ablations) if replacement == "mean" else [])]
-    fitting = examples_at_a_time(config, context, rows, recorded, parse_memory(memory))
-    return SweepPlan(
+    if engine not in ("fast", "definition"):
+        raise InputError(f"engine: {engine!r} is neither fast nor definition")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    plan = SweepPlan(
         mode=mode,
         preserve=ablation_mode.preserve,
         preserve_heads=ablation_mode.heads,
@@ -100,9 +132,18 @@ def make_plan(
         ablations=ablations,
         positions=where,
         examples=count,
-        chunk=min(fitting, count),
+        chunk=count,
         evaluation=evaluation.digest,
+        engine=engine,
+        dtype=dtype,
+        memory=parse_memory(memory),
     )
+    if engine == "fast":
+        return replace(plan, chunk=plan.schedule(config, context).examples)
+    recorded = [*ablation_mode.sites(config), *(replacement_sites(ablations) if replacement == "mean" else [])]
+    itemsize = DTYPES[dtype].itemsize
+    fitting = examples_at_a_time(config, context, where.rows_per_example, recorded, plan.memory, itemsize)
+    return replace(plan, chunk=min(fitting, count))
 
 
 @dataclass
@@ -121,45 +162,78 @@ def snapshot_parts(
     model: Transformer, evaluation: EvaluationTokens, plan: SweepPlan, wanted: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Part]]:
     """The parts of one snapshot by their index, in order: all, or only the `wanted` ones."""
-    device = model.embed.weight.device
-    starts = range(0, plan.examples, plan.chunk)
-    wanted = range(len(starts)) if wanted is None else wanted
+    parts = plan.parts
+    wanted = range(len(parts)) if wanted is None else wanted
     if not wanted:
         return
-    chunks = [slice(start, min(start + plan.chunk, plan.examples)) for start in starts]
     means = None
     if plan.replacement == "mean":
-        pieces = (evaluation.inputs[chunk].to(device) for chunk in chunks)
+        device = model.embed.weight.device
+        pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
         with torch.no_grad():
             means = mean_activations(model, pieces, replacement_sites(plan.ablations))
     for index in wanted:
-        chunk = chunks[index]
-        rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
-        inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
-        listed = len(plan.positions.listed)
-        part: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Part)}
-        base: tuple[Tensor, Tensor] | None = None
-        for losses in ablated_losses(model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means):
-            wide = losses[:, :listed].double().cpu()
-            scores = plan.positions.scores(wide)
-            base = (wide, scores) if base is None else base
-            part["sums"].append(wide.sum(0).numpy())
-            part["squares"].append(wide.square().sum(0).numpy())
-            part["effect_squares"].append((wide - base[0]).square().sum(0).numpy())
-            part["score_squares"].append(scores.square().sum().numpy())
-            part["score_effect_squares"].append((scores - base[1]).square().sum().numpy())
-            example = losses[:, -1] if plan.positions.example else losses[:0, 0]
-            part["example_loss"].append(example.float().cpu().numpy())
-        yield index, Part(**{name: np.stack(values) for name, values in part.items()})
+        yield (
+            index,
+            total([_part(model, evaluation, plan, chunk, means) for chunk in _chunks(parts[index], plan.chunk)]),
+        )
 
 
-def assemble(
-    parts: Sequence[Sequence[Part]], plan: SweepPlan, steps: Sequence[int], tokens: Sequence[int]
-) -> xr.Dataset:
-    """One Dataset of all snapshots' parts (see `ablate` for what it holds)."""
+def _chunks(examples: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, examples.stop)) for start in range(examples.start, examples.stop, size)]
+
+
+def _part(
+    model: Transformer,
+    evaluation: EvaluationTokens,
+    plan: SweepPlan,
+    chunk: slice,
+    means: dict[str, Tensor] | None,
+) -> Part:
+    """The sums of one chunk."""
+    device = model.embed.weight.device
+    inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
+    rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
+    if plan.engine == "fast":
+        schedule = plan.schedule(model.config, inputs.shape[1])
+        base, effects = ablation_effects(
+            model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means, schedule=schedule
+        )
+        base, effects = base.double().cpu(), effects.double().cpu()
+    else:
+        runs = ablated_losses(model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means)
+        base, *ablated = [losses.double().cpu() for losses in runs]
+        effects = torch.stack(ablated) - base if ablated else base.new_empty(0, *base.shape)
+    effects = torch.cat((base.new_zeros(1, *base.shape), effects))  # [A+1,n,R]
+    losses, listed = base + effects, len(plan.positions.listed)
+    scores, score_effects = (
+        torch.stack([plan.positions.scores(of_one[:, :listed]) for of_one in x]) for x in (losses, effects)
+    )
+    return Part(
+        sums=losses[:, :, :listed].sum(1).numpy(),
+        squares=losses[:, :, :listed].square().sum(1).numpy(),
+        effect_squares=effects[:, :, :listed].square().sum(1).numpy(),
+        score_squares=scores.square().sum(1).numpy(),
+        score_effect_squares=score_effects.square().sum(1).numpy(),
+        example_loss=(losses[:, :, -1] if plan.positions.example else losses[:, :0, 0]).float().numpy(),
+    )
+
+
+def total(parts: Sequence[Part]) -> Part:
+    """Several parts as one, added in their order."""
+    sums: dict[str, np.ndarray] = {
+        field.name: np.sum([getattr(part, field.name) for part in parts], axis=0)
+        for field in fields(Part)
+        if field.name != "example_loss"
+    }
+    return Part(**sums, example_loss=np.concatenate([part.example_loss for part in parts], axis=1))
+
+
+def assemble(snapshots: Sequence[Part], plan: SweepPlan, steps: Sequence[int], tokens: Sequence[int]) -> xr.Dataset:
+    """One Dataset of all snapshots, each whole (see `ablate` for what it holds)."""
 
     def total(name: str) -> np.ndarray:
-        return np.stack([sum(getattr(part, name) for part in of_one) for of_one in parts])
+        return np.stack([getattr(snapshot, name) for snapshot in snapshots])
 
     count = plan.examples
     mean = total("sums") / count
@@ -195,7 +269,7 @@ def assemble(
         attrs={"plan": json.dumps(plan.as_json()), "source": "Olsson et al. 2022, Data Collection (2)"},
     )
     if plan.positions.example:
-        loss = np.stack([np.concatenate([part.example_loss for part in of_one], axis=1) for of_one in parts])
+        loss = total("example_loss")
         dataset["loss"] = (
             ("snapshot", "ablation", "example"),
             loss,
@@ -233,8 +307,10 @@ def ablate(
     icl_window: int = 1,
     random_position: Tensor | None = None,
     memory: str | int = "2GiB",
+    engine: Engine = "fast",
+    dtype: str | None = None,
 ) -> xr.Dataset:
-    """Losses of a model with heads removed, one ablation after the other, by definition (two passes each).
+    """Losses of a model with heads removed, one ablation after the other.
 
     Args:
         model: the model.
@@ -249,6 +325,8 @@ def ablate(
         icl_window: how many positions around each of the ICL score's two are averaged (odd; the paper: 1).
         random_position: [N] 1-based position per example for `loss`; default drawn with a fixed seed.
         memory: what the activations of one pass may take, such as `2GiB`; the weights come on top.
+        engine: `fast` (see `icl_fast.measure.schedule`), or the slow `definition`: two passes for every ablation.
+        dtype: what is computed with: `float32`, `bfloat16`, `float16` or `float64`; default the model's own.
 
     Returns:
         Dataset with dims (ablation, position, example): `position_loss` with its standard error `position_loss_sem` and
@@ -276,6 +354,7 @@ def ablate(
     ):
         raise InputError(f"random_position must be [{len(tokens)}] with values from 1 to {tokens.shape[1]}")
     evaluation = EvaluationTokens(tokens, targets, random_position, "given")
+    own = str(model.embed.weight.dtype).removeprefix("torch.")
     plan = make_plan(
         model.config,
         evaluation,
@@ -286,6 +365,10 @@ def ablate(
         preserve_heads=preserve_heads,
         icl_window=icl_window,
         memory=memory,
+        engine=engine,
+        dtype=dtype or own,
     )
-    parts = [part for _, part in snapshot_parts(model, evaluation, plan)]
-    return assemble([parts], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")
+    if plan.dtype != own:
+        model = copy.deepcopy(model).to(DTYPES[plan.dtype])
+    whole = total([part for _, part in snapshot_parts(model, evaluation, plan)])
+    return assemble([whole], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")

@@ -14,6 +14,12 @@ from icl_fast.errors import InputError
 from icl_fast.models import TransformerConfig
 from icl_fast.ops.linear_cross_entropy import LOGITS_AT_A_TIME
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -36,6 +42,11 @@ class Positions:
     def of_score(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ICL score's positions (early, late)."""
         return self.early, self.late
+
+    @property
+    def rows_per_example(self) -> int:
+        """How many positions `rows` gives for an example."""
+        return len(self.listed) + self.example
 
     @property
     def has_score(self) -> bool:
@@ -90,8 +101,10 @@ def parse_memory(text: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def examples_at_a_time(config: TransformerConfig, context: int, rows: int, recorded: Sequence[str], budget: int) -> int:
-    """How many examples one pass may hold, so that activations and recorded sites stay within `budget` bytes.
+def examples_at_a_time(
+    config: TransformerConfig, context: int, rows: int, recorded: Sequence[str], budget: int, itemsize: int = 4
+) -> int:
+    """How many examples one pass of the definition may hold, to keep activations and recorded sites in `budget` bytes.
 
     The weights and the tokens themselves are not counted.
 
@@ -109,7 +122,7 @@ def examples_at_a_time(config: TransformerConfig, context: int, rows: int, recor
     if config.mlp:
         floats += 3 * config.mlp_ratio * stream
     floats += rows * (config.width + 4)
-    each = 4 * floats
+    each = itemsize * floats
     # the loss op works on blocks of logits, so that many examples share one bounded workspace
     logits, most_logits = 12 * rows * config.vocab, 12 * LOGITS_AT_A_TIME
     fitting = max(budget // (each + logits), (budget - most_logits) // each)

@@ -11,6 +11,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from icl_fast.data import load_text
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, sha256
 from icl_fast.measure.ablation import Replacement
-from icl_fast.measure.parts import EvaluationTokens, Part, assemble, make_plan, snapshot_parts
+from icl_fast.measure.parts import Engine, EvaluationTokens, Part, SweepPlan, assemble, make_plan, snapshot_parts, total
+from icl_fast.measure.plan import DTYPES
+from icl_fast.models import TransformerConfig
 from icl_fast.training import RunFolder, resolve_device
 
 
@@ -74,6 +77,35 @@ def find_snapshots(ckpt: str | Path, which: str = "all") -> tuple[RunFolder, lis
     return folder, steps
 
 
+@dataclass(frozen=True)
+class PlannedSweep:
+    """All that a sweep will do, before it does anything."""
+
+    folder: RunFolder
+    steps: list[int]
+    config: TransformerConfig
+    evaluation: EvaluationTokens
+    plan: SweepPlan
+
+
+def plan_sweep(
+    ckpt: str | Path, *, snapshots: str = "all", examples: int | None = None, **options: Any
+) -> PlannedSweep:
+    """What `sweep` would do with these arguments.
+
+    Args:
+        ckpt, snapshots, examples: as in `sweep`.
+        options: the arguments of `make_plan`.
+
+    Raises:
+        InputError: as `sweep`.
+    """
+    folder, steps = find_snapshots(ckpt, snapshots)
+    evaluation = _evaluation(folder, examples)
+    config = folder.load_snapshot(steps[0]).model.config
+    return PlannedSweep(folder, steps, config, evaluation, make_plan(config, evaluation, **options))
+
+
 def sweep(
     ckpt: str | Path,
     *,
@@ -87,6 +119,8 @@ def sweep(
     icl_window: int = 1,
     examples: int | None = None,
     memory: str | int = "2GiB",
+    engine: Engine = "fast",
+    dtype: str = "float32",
     device: str = "auto",
     on_part: Callable[[SweepProgress], None] | None = None,
 ) -> Path:
@@ -96,7 +130,7 @@ def sweep(
         ckpt: a run folder or one of its snapshots.
         out: the zarr store; default `RUN/results/ablation_<mode>.zarr`. What is there from an equal sweep is kept.
         snapshots: see `find_snapshots`.
-        mode, heads, positions, replacement, preserve_heads, icl_window, memory: see `ablate`.
+        mode, heads, positions, replacement, preserve_heads, icl_window, memory, engine, dtype: see `ablate`.
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
         on_part: called when a part is done (and once at the start).
@@ -108,13 +142,11 @@ def sweep(
         InputError: an argument not understood, a snapshot damaged or not finite, an `out` that holds something else,
             the disk full. What was done so far is kept.
     """
-    folder, steps = find_snapshots(ckpt, snapshots)
     on = resolve_device(device)
-    evaluation = _evaluation(folder, examples)
-    config = folder.load_snapshot(steps[0]).model.config
-    plan = make_plan(
-        config,
-        evaluation,
+    planned = plan_sweep(
+        ckpt,
+        snapshots=snapshots,
+        examples=examples,
         mode=mode,
         heads=heads,
         positions=positions,
@@ -122,32 +154,39 @@ def sweep(
         preserve_heads=preserve_heads,
         icl_window=icl_window,
         memory=memory,
+        engine=engine,
+        dtype=dtype,
     )
+    folder, steps, plan, evaluation = planned.folder, planned.steps, planned.plan, planned.evaluation
     target = Path(out) if out is not None else folder.path / "results" / f"ablation_{mode}.zarr"
     identity = plan.as_json() | {"snapshots": {str(step): sha256(folder.snapshot_path(step)) for step in steps}}
     work = _Workspace(target, identity)
     if work.finished():
         return target
     work.begin()
-    chunks = -(-plan.examples // plan.chunk)
-    missing = {step: [index for index in range(chunks) if not work.has(step, index)] for step in steps}
-    done, tokens = len(steps) * chunks - sum(map(len, missing.values())), []
+    indices = range(len(plan.parts))
+    missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
+    done, tokens = len(steps) * len(indices) - sum(map(len, missing.values())), []
 
     def report(step: int) -> None:
         if on_part is not None:
-            on_part(SweepProgress(done, len(steps) * chunks, step))
+            on_part(SweepProgress(done, len(steps) * len(indices), step))
 
     report(steps[0])
-    for step in steps:
-        snapshot = folder.load_snapshot(step)
-        tokens.append(snapshot.tokens)
-        model = snapshot.model.to(on)
-        for index, part in snapshot_parts(model, evaluation, plan, missing[step]):
-            work.write(step, index, part)
-            done += 1
-            report(step)
-    parts = [[work.read(step, index) for index in range(chunks)] for step in steps]
-    dataset = assemble(parts, plan, steps, tokens)
+    with ThreadPoolExecutor(1) as loader:  # the next snapshot is read while one is computed
+        upcoming = [loader.submit(folder.load_snapshot, steps[0])]
+        for number, step in enumerate(steps):
+            snapshot = upcoming.pop().result()
+            if number + 1 < len(steps):
+                upcoming.append(loader.submit(folder.load_snapshot, steps[number + 1]))
+            tokens.append(snapshot.tokens)
+            model = snapshot.model.to(on, DTYPES[plan.dtype])
+            for index, part in snapshot_parts(model, evaluation, plan, missing[step]):
+                work.write(step, index, part)
+                done += 1
+                report(step)
+            work.close(step, len(indices))
+    dataset = assemble([work.read(step) for step in steps], plan, steps, tokens)
     dataset.attrs["sweep"] = json.dumps(identity)
     work.finish(dataset)
     return target
@@ -203,27 +242,39 @@ class _Workspace:
             temporary.write_text(json.dumps(self.identity), encoding="utf-8")
 
     def has(self, step: int, index: int) -> bool:
-        try:
-            self.read(step, index)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False  # not there, or cut off by a power cut: do it again
-        return True
+        """Whether a part is there, alone or in its snapshot's."""
+        return self._readable(step) or self._readable(step, index)
 
-    def read(self, step: int, index: int) -> Part:
+    def read(self, step: int, index: int | None = None) -> Part:
+        """A part, or the whole of a snapshot."""
         with np.load(self._path(step, index), allow_pickle=False) as arrays:
             return Part(**{field.name: arrays[field.name] for field in fields(Part)})
 
-    def write(self, step: int, index: int, part: Part) -> None:
+    def write(self, step: int, index: int | None, part: Part) -> None:
         with atomic_write(self._path(step, index)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **vars(part))
+
+    def close(self, step: int, parts: int) -> None:
+        """Put the parts of a snapshot together."""
+        if not self._readable(step):
+            self.write(step, None, total([self.read(step, index) for index in range(parts)]))
+        for index in range(parts):
+            self._path(step, index).unlink(missing_ok=True)
 
     def finish(self, dataset: xr.Dataset) -> None:
         with atomic_write(self.out) as temporary:
             dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
         shutil.rmtree(self.partial)
 
-    def _path(self, step: int, index: int) -> Path:
-        return self.partial / f"{step:08d}_{index:05d}.npz"
+    def _readable(self, step: int, index: int | None = None) -> bool:
+        try:
+            self.read(step, index)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False  # not there, or cut off by a power cut: do it again
+        return True
+
+    def _path(self, step: int, index: int | None) -> Path:
+        return self.partial / (f"{step:08d}.npz" if index is None else f"{step:08d}_{index:05d}.npz")
 
     def _check_same(self, theirs: dict[str, Any], where: Path) -> None:
         if differing := sorted(

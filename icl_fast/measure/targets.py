@@ -19,6 +19,11 @@ class Target:
     heads: tuple[tuple[int, int], ...]
     embed: bool = False
 
+    @property
+    def first_layer(self) -> int:
+        """The first layer at which something is removed; -1: the embedding."""
+        return -1 if self.embed else self.heads[0][0]
+
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The removed heads of one layer."""
         return tuple(head for at, head in self.heads if at == layer)

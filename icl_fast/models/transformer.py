@@ -33,10 +33,7 @@ class Attention(nn.Module):
     def forward(self, normed: Tensor, position: Tensor | None, taps: Taps) -> Tensor:
         """normed [B,T,C], position [T,C] (shortformer) or None -> attn_out [B,T,C]."""
         layer = self.layer
-        key_input = normed if position is None else normed + position  # [B,T,C]
-        q = taps(site("q", layer), self._rotate(self._split(self.q(key_input))))  # [B,H,T,D]
-        k = taps(site("k", layer), self._smear(self._rotate(self._split(self.k(key_input)))))
-        v = taps(site("v", layer), self._split(self.v(normed)))
+        q, k, v = (taps(site(name, layer), x) for name, x in zip("qkv", self.qkv(normed, position), strict=True))
         z = taps(site("z", layer), self._attend(q, k, v, taps))  # [B,H,T,D]
         if taps.wants(site("head_out", layer)):
             head_out = torch.einsum("bhtd,hdc->bhtc", z, self.w_o)
@@ -44,6 +41,18 @@ class Attention(nn.Module):
             return out if self.out.bias is None else out + self.out.bias
         merged: Tensor = self.out(z.transpose(1, 2).flatten(2))
         return merged
+
+    def qkv(self, normed: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B,H,T,D] as attention sees them: after rotation and smear."""
+        key_input = normed if position is None else normed + position  # [B,T,C]
+        q = self._rotate(self._split(self.q(key_input)))
+        k = self._smear(self._rotate(self._split(self.k(key_input))))
+        return q, k, self._split(self.v(normed))
+
+    @property
+    def scale(self) -> float:
+        """The factor on the scores, 1 / sqrt(D)."""
+        return float(self.config.d_head**-0.5)
 
     @property
     def w_o(self) -> Tensor:
@@ -79,7 +88,7 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
         scores_site, pattern_site = site("scores", self.layer), site("pattern", self.layer)
-        length, scale = q.shape[-2], self.config.d_head**-0.5
+        length, scale = q.shape[-2], self.scale
         if not taps.wants(scores_site, pattern_site):
             mask = self._mask(length, q.device) if self.windows is not None else None
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
@@ -114,6 +123,16 @@ class Block(nn.Module):
             hidden = config.mlp_ratio * config.width
             gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
             self.mlp = nn.Sequential(nn.Linear(config.width, hidden), gelu, nn.Linear(hidden, config.width))
+
+    @property
+    def mlp_parts(self) -> tuple[nn.Linear, nn.GELU, nn.Linear]:
+        """The MLP's projection up, its activation, its projection down."""
+        assert self.mlp is not None
+        up, activation, down = self.mlp
+        assert isinstance(up, nn.Linear)
+        assert isinstance(activation, nn.GELU)
+        assert isinstance(down, nn.Linear)
+        return up, activation, down
 
     def forward(self, resid: Tensor, position: Tensor | None, taps: Taps) -> Tensor:
         """resid [B,T,C] -> [B,T,C]."""
@@ -206,16 +225,20 @@ class Transformer(nn.Module):
         return self._hidden(tokens, taps), taps.recorded
 
     def _hidden(self, tokens: Tensor, taps: Taps) -> Tensor:
-        self._check(tokens)
-        resid = tokens if tokens.is_floating_point() else self.embed(tokens)  # [B,T,C]
-        position = self._position(resid.shape[1], resid.device)  # [T,C] or None
-        if position is not None and self.config.position != "shortformer":
-            resid = resid + position
-            position = None
+        resid, position = self.embedded(tokens)
         resid = taps("embed", resid)
         for block in self.blocks:
             resid = block(resid, position, taps)
         return taps("final_norm", self.final_norm(resid))
+
+    def embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The residual stream at the site `embed` [B,T,C], and what shortformer adds for queries and keys [T,C]."""
+        self._check(tokens)
+        resid = tokens if tokens.is_floating_point() else self.embed(tokens)
+        position = self._position(resid.shape[1], resid.device)  # [T,C] or None
+        if position is not None and self.config.position != "shortformer":
+            return resid + position, None
+        return resid, position
 
     def _position(self, length: int, device: torch.device) -> Tensor | None:
         if self.position is not None:

@@ -80,7 +80,7 @@ def reference_forward(
 
 
 def _centred(row: Tensor, rest: Tensor | None = None) -> Tensor:
-    """row + rest without its mean: the first mean is rounded at the size of the row, the second is of what that left."""
+    """row + rest without its mean: the first mean is rounded at the size of the row, the second is of what it left."""
     row = row - row.mean(-1, keepdim=True)
     if rest is not None:
         row = row + rest

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from icl_fast.ops import (
+    cross_entropy_difference,
     frozen_attention,
     gelu_difference,
     head_ablation_cross_entropy,
@@ -103,3 +104,13 @@ def test_gelu_difference(a: int, n: int, m: int, approximate: str) -> None:
     u, removed = 3 * randn(n, m), randn(a, n, m)
     expected = F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
     close(gelu_difference(u, removed, approximate=approximate, impl="reference"), expected)
+
+
+@few
+@hypothesis.given(st.integers(0, 9), st.integers(0, 4), size, size, st.booleans())
+def test_cross_entropy_difference(n: int, a: int, c: int, v: int, with_bias: bool) -> None:
+    hidden, removed, weight, bias = randn(n, c), randn(a, n, c), randn(v, c), randn(v) if with_bias else None
+    targets = torch.randint(v, (n,))
+    base, difference = cross_entropy_difference(hidden, removed, weight, targets, bias=bias, impl="reference")
+    for actual, x in zip([base, *(base + difference)], [hidden, *(hidden - removed)], strict=True):
+        close(actual, F.cross_entropy(F.linear(x, weight, bias), targets, reduction="none"))

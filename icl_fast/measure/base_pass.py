@@ -1,0 +1,111 @@
+"""The run without ablation, layer by layer, as the fast ways to ablate read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from icl_fast.models import Transformer
+from icl_fast.models.transformer import Attention, Block
+from icl_fast.ops import frozen_attention
+from icl_fast.ops._attention import causal_scores
+
+
+@dataclass
+class BaseLayer:
+    """One layer. R is T, except in a last layer of which only `rows` are wanted.
+
+    Attributes:
+        layer: its number.
+        block: its weights.
+        resid: the residual stream before it, [n,T,C].
+        position: what queries and keys see besides (shortformer), [T,C] or None.
+        rows: 0-based positions [n,R], or None: all.
+    """
+
+    layer: int
+    block: Block
+    resid: Tensor
+    position: Tensor | None
+    rows: Tensor | None
+
+    @property
+    def attention(self) -> Attention:
+        return self.block.attention
+
+    @cached_property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as attention sees them, each [n,H,T,D]."""
+        return self.attention.qkv(self.block.norm1(self.resid), self.position)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """Results of the heads, [n,H,R,D]."""
+        q, k, v = self.qkv
+        return attend(self.attention, q, k, v[None], self.rows)[0]
+
+    @cached_property
+    def pattern(self) -> Tensor:
+        """Attention patterns of the rows, [n,H,R,T]. For few rows only: it is held in memory."""
+        q, k, _ = self.qkv
+        rows = self.rows
+        assert rows is not None
+        queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+        window = None
+        if self.attention.windows is not None:
+            window = torch.tensor([w or 0 for w in self.attention.windows], device=q.device)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scores = causal_scores(queries.to(wide), k.to(wide), rows, self.attention.scale, window)
+        return scores.softmax(-1).to(q.dtype)
+
+    @cached_property
+    def mid(self) -> Tensor:
+        """The residual stream after attention, [n,R,C]."""
+        mid: Tensor = self.take(self.resid) + self.attention.out(merged(self.z))
+        return mid
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Pre-activations of the MLP, [n,R,M]."""
+        hidden: Tensor = self.block.mlp_parts[0](self.block.norm2(self.mid))
+        return hidden
+
+    @cached_property
+    def post(self) -> Tensor:
+        """The residual stream after the layer, [n,R,C]."""
+        if self.block.mlp is None:
+            return self.mid
+        _, activation, down = self.block.mlp_parts
+        post: Tensor = self.mid + down(activation(self.hidden))
+        return post
+
+    def take(self, stream: Tensor) -> Tensor:
+        """The rows of a stream [..., n,T,C]: [..., n,R,C]."""
+        if self.rows is None:
+            return stream
+        index = self.rows[:, :, None].expand(*stream.shape[:-2], -1, stream.shape[-1])
+        return stream.gather(-2, index)
+
+
+def base_layers(model: Transformer, resid: Tensor, position: Tensor | None, rows: Tensor | None) -> Iterator[BaseLayer]:
+    """The layers in turn, each at its first rows [n,T,C] or, in the last layer, at those of `rows` [n,R]."""
+    last = len(model.blocks) - 1
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        base = BaseLayer(layer, block, resid, position, rows if layer == last else None)
+        yield base
+        resid = base.post
+
+
+def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
+    """Values [A,n,H,T,D] of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D]."""
+    return frozen_attention(q, k, values, scale=attention.scale, window=attention.windows, rows=rows)
+
+
+def merged(z: Tensor) -> Tensor:
+    """Results of the heads [..., H,R,D] side by side: [..., R,H*D]."""
+    return z.transpose(-2, -3).flatten(-2)
