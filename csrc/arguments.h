@@ -81,4 +81,14 @@ inline CrossEntropyDifference parse(const Arguments& a) {
           a["a"],    a["n"],          a["c"],      a["v"],       a["dtype"],  a["num_threads"]};
 }
 
+template <>
+inline LayerNormDifference parse(const Arguments& a) {
+  return {a["out"], a["x"], a["removed"], a["weight"], a["a"], a["n"], a["c"], a["eps"], a["dtype"], a["num_threads"]};
+}
+
+template <>
+inline GeluDifference parse(const Arguments& a) {
+  return {a["out"], a["u"], a["removed"], a["a"], a["n"], a["m"], a["tanh"], a["dtype"], a["num_threads"]};
+}
+
 }  // namespace icl

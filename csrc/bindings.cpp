@@ -88,6 +88,8 @@ PYBIND11_MODULE(_C, m) {
   def_cpu<icl::FrozenAttention>(m, "frozen_attention_cpu", icl::frozen_attention_cpu);
   def_cpu<icl::SmearedAttentionFwd>(m, "smeared_attention_fwd_cpu", icl::smeared_attention_fwd_cpu);
   def_cpu<icl::SmearedAttentionBwd>(m, "smeared_attention_bwd_cpu", icl::smeared_attention_bwd_cpu);
+  def_cpu<icl::LayerNormDifference>(m, "layer_norm_difference_cpu", icl::layer_norm_difference_cpu);
+  def_cpu<icl::GeluDifference>(m, "gelu_difference_cpu", icl::gelu_difference_cpu);
 
 #ifdef ICL_CUDA
   icl::bind_cuda(m);

@@ -136,6 +136,31 @@ struct CrossEntropyDifference {
 
 void cross_entropy_difference_cpu(const CrossEntropyDifference& p);
 
+struct LayerNormDifference {
+  void* out;            // [A, N, C]
+  const void* x;        // [N, C]
+  const void* removed;  // [A, N, C]
+  const void* weight;   // [C] or null: 1
+  int64_t a, n, c;
+  float eps;
+  Dtype dtype;  // of every tensor
+  int num_threads;  // CPU only
+};
+
+void layer_norm_difference_cpu(const LayerNormDifference& p);
+
+struct GeluDifference {
+  void* out;            // [A, N, M]
+  const void* u;        // [N, M]
+  const void* removed;  // [A, N, M]
+  int64_t a, n, m;
+  int tanh;     // 1: the approximation by tanh
+  Dtype dtype;  // of every tensor
+  int num_threads;  // CPU only
+};
+
+void gelu_difference_cpu(const GeluDifference& p);
+
 #if defined(ICL_CUDA) || defined(ICL_EMU)
 cudaError_t launch_axpy(float* out,      // [n]
                         const float* x,  // [n]
@@ -165,6 +190,12 @@ cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* work
 size_t cross_entropy_difference_workspace(const CrossEntropyDifference& p, int arch);
 cudaError_t launch_cross_entropy_difference(const CrossEntropyDifference& p, void* workspace, int arch,
                                             cudaStream_t stream);
+
+size_t layer_norm_difference_workspace(const LayerNormDifference& p, int arch);
+cudaError_t launch_layer_norm_difference(const LayerNormDifference& p, void* workspace, int arch, cudaStream_t stream);
+
+size_t gelu_difference_workspace(const GeluDifference& p, int arch);
+cudaError_t launch_gelu_difference(const GeluDifference& p, void* workspace, int arch, cudaStream_t stream);
 #endif
 
 }  // namespace icl

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         PositionLoss,
         cross_entropy_difference,
         frozen_attention,
+        gelu_difference,
         head_ablation_cross_entropy,
+        layer_norm_difference,
         linear_cross_entropy,
         smeared_attention,
     )
@@ -33,7 +35,9 @@ __all__ = [
     "ablate",
     "cross_entropy_difference",
     "frozen_attention",
+    "gelu_difference",
     "head_ablation_cross_entropy",
+    "layer_norm_difference",
     "linear_cross_entropy",
     "smeared_attention",
 ]
@@ -46,7 +50,9 @@ _HOME = {
     "ablate": "measure",
     "cross_entropy_difference": "ops",
     "frozen_attention": "ops",
+    "gelu_difference": "ops",
     "head_ablation_cross_entropy": "ops",
+    "layer_norm_difference": "ops",
     "linear_cross_entropy": "ops",
     "smeared_attention": "ops",
 }

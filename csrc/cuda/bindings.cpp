@@ -70,6 +70,9 @@ void bind_cuda(py::module_& m) {
                                   launch_linear_cross_entropy_bwd);
   def_cuda<HeadAblation>(m, "head_ablation_cross_entropy", head_ablation_cross_entropy_workspace,
                          launch_head_ablation_cross_entropy);
+  def_cuda<LayerNormDifference>(m, "layer_norm_difference", layer_norm_difference_workspace,
+                                launch_layer_norm_difference);
+  def_cuda<GeluDifference>(m, "gelu_difference", gelu_difference_workspace, launch_gelu_difference);
 }
 
 }  // namespace icl

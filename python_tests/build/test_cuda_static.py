@@ -42,6 +42,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
     "frozen_attention: attention_forward<(Keys)2, ForwardShape<float, ": {"sm_80": 168, "sm_90a": 168},
     "frozen_attention_sm90: frozen_attention_kernel": {"sm_90a": 168},
+    "gelu_difference: gelu_difference_kernel": {"sm_80": 64, "sm_90a": 64},
     "head_ablation_cross_entropy: combine_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: deviation_kernel": {"sm_80": 128, "sm_90a": 128},
     "head_ablation_cross_entropy: heads_kernel": {"sm_80": 32, "sm_90a": 32},
@@ -50,6 +51,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "head_ablation_cross_entropy: product_kernel<Gemm<float, ": {"sm_80": 168, "sm_90a": 168},
     "head_ablation_cross_entropy: rows_kernel": {"sm_80": 40, "sm_90a": 40},
     "head_ablation_cross_entropy: weight_kernel": {"sm_80": 32, "sm_90a": 32},
+    "layer_norm_difference: layer_norm_difference_kernel": {"sm_80": 48, "sm_90a": 48},
     "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
@@ -68,6 +70,8 @@ CEILINGS: dict[str, dict[str, int]] = {
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {
+    "gelu_difference_kernel": "subtracts activations, element by element",
+    "layer_norm_difference_kernel": "subtracts normed rows",
     "heads_kernel": "centres the rows of W_O",
     "rows_kernel": "centres the rows of the stream",
     "weight_kernel": "multiplies the unembedding by the gain of the norm",

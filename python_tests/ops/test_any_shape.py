@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from icl_fast.ops import (
     cross_entropy_difference,
     frozen_attention,
+    gelu_difference,
     head_ablation_cross_entropy,
+    layer_norm_difference,
     linear_cross_entropy,
     smeared_attention,
 )
@@ -84,6 +86,24 @@ def test_head_ablation_cross_entropy(n: int, h: int, d: int, c: int, v: int) -> 
     for actual, x in zip([base, *losses], [resid, *(resid - z @ w_o)], strict=True):
         logits = F.layer_norm(x, (c,), eps=1e-3) @ weight.T
         close(actual, F.cross_entropy(logits, targets, reduction="none"))
+
+
+@few
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.booleans())
+def test_layer_norm_difference(a: int, n: int, c: int, with_weight: bool) -> None:
+    x, removed, weight = randn(n, c), randn(a, n, c), randn(c) if with_weight else None
+    expected = removed
+    if removed.numel():
+        expected = F.layer_norm(x, (c,), weight, eps=1e-3) - F.layer_norm(x - removed, (c,), weight, eps=1e-3)
+    close(layer_norm_difference(x, removed, weight, eps=1e-3, impl="reference"), expected)
+
+
+@few
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.sampled_from(["none", "tanh"]))
+def test_gelu_difference(a: int, n: int, m: int, approximate: str) -> None:
+    u, removed = 3 * randn(n, m), randn(a, n, m)
+    expected = F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
+    close(gelu_difference(u, removed, approximate=approximate, impl="reference"), expected)
 
 
 @few

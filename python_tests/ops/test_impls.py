@@ -21,8 +21,12 @@ CALLS: dict[str, Callable[[str], Any]] = {
         torch.zeros(3, 4), torch.zeros(2, 3, 4), W, TARGETS, impl=impl
     ),
     "frozen_attention": lambda impl: ops.frozen_attention(Q, Q, Q[None], scale=1.0, impl=impl),
+    "gelu_difference": lambda impl: ops.gelu_difference(torch.zeros(3, 4), torch.zeros(2, 3, 4), impl=impl),
     "head_ablation_cross_entropy": lambda impl: ops.head_ablation_cross_entropy(
         torch.zeros(3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4, 4), W, TARGETS, **NORM, impl=impl
+    ),
+    "layer_norm_difference": lambda impl: ops.layer_norm_difference(
+        torch.zeros(3, 4), torch.zeros(2, 3, 4), None, eps=1e-5, impl=impl
     ),
     "linear_cross_entropy": lambda impl: ops.linear_cross_entropy(torch.zeros(3, 4), W, TARGETS, impl=impl),
     "smeared_attention": lambda impl: ops.smeared_attention(Q, Q, Q, torch.zeros(2), scale=1.0, impl=impl),

@@ -1,0 +1,124 @@
+"""layer_norm_difference: how much the output of a LayerNorm changes when something is removed from its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from icl_fast.ops import _backend
+from icl_fast.ops._registry import Kernel, Kernels
+from icl_fast.ops._validate import accumulate_dtype, check_floating, check_no_gradient, check_shapes
+
+OP = "layer_norm_difference"
+
+
+def layer_norm_difference(
+    x: Tensor, removed: Tensor, weight: Tensor | None, *, eps: float, impl: str = "auto"
+) -> Tensor:
+    """What a LayerNorm loses when each of A variants is taken from its input.
+
+    `out[a] = LayerNorm(x) - LayerNorm(x - removed[a])`, but never as a difference of two results: with xc, dc and lc
+    the centred x, removed[a] and x - removed[a], sd and sd' the standard deviations (with eps) of x and of what is
+    left, and var' - var = -mean(dc (xc + lc)), it is `weight * (dc / S + y (var' - var) / (sd sd' (sd + sd')))`. S is
+    the larger of sd and sd', y the row, xc or lc, of the smaller. Neither term is larger than dc beside S, so rounding
+    errors are relative to what is removed, whether that is 1e-7 of x, all of it, or far more; and nothing depends on
+    how far from zero a row lies. The bias of a LayerNorm cancels: there is none here.
+
+    The delta form of an ablation: what the heads after a norm no longer read. Equivalent to, but for rounding:
+
+        F.layer_norm(x, [C], weight, None, eps) - F.layer_norm(x - removed, [C], weight, None, eps)
+
+    Autocast does not touch this op: all sums are float32 (float64 for float64 inputs) in any case.
+
+    Args:
+        x: [N, C]; float32, bfloat16, float16, float64.
+        removed: [A, N, C], what each variant takes from it.
+        weight: [C], the gain; None: 1.
+        eps: added to the variances.
+        impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
+
+    Returns:
+        [A, N, C], in the dtype of x. A row that holds a value that is not finite is NaN.
+
+    Raises:
+        ValueError: shapes or devices that disagree; an unknown impl.
+        TypeError: dtypes that disagree or are not taken.
+        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+    """
+    optional = {} if weight is None else {"weight": (weight, "C")}
+    check_shapes(OP, x=(x, "N C"), removed=(removed, "A N C"), **optional)
+    check_floating(OP, x=x, removed=removed, weight=weight)
+    check_no_gradient(OP, x, removed, weight)
+    result: Tensor = _forward_op(x, removed, weight, float(eps), KERNELS.choose(impl, x))
+    return result
+
+
+def reference_forward(
+    x: Tensor,  # [N, C]
+    removed: Tensor,  # [A, N, C]
+    weight: Tensor | None,  # [C]
+    eps: float,
+) -> Tensor:
+    """[A, N, C], variant by variant."""
+    wide, out = accumulate_dtype(x.dtype), torch.empty_like(removed, memory_format=torch.contiguous_format)
+    gain = 1.0 if weight is None else weight.to(wide)
+    x = x.to(wide)
+    x_centred = _centred(x)
+    sd = _deviation(x_centred, eps)
+    for a in range(len(removed)):
+        d = removed[a].to(wide)
+        left = x - d
+        taken = left - x
+        rest = (x - (left - taken)) - (d + taken)  # what rounding took from x - d
+        d_centred, left_centred = _centred(d), _centred(left, rest)
+        sd_left = _deviation(left_centred, eps)
+        grown = -(d_centred * (x_centred + left_centred)).mean(-1, keepdim=True)
+        narrower = torch.where(sd_left > sd, x_centred, left_centred)
+        scaled = grown / (sd + sd_left) / sd / sd_left
+        out[a] = gain * (d_centred / torch.maximum(sd, sd_left) + narrower * scaled)
+    return out
+
+
+def _centred(row: Tensor, rest: Tensor | None = None) -> Tensor:
+    """row + rest without its mean: the first mean is rounded at the size of the row, the second is of what it left."""
+    row = row - row.mean(-1, keepdim=True)
+    if rest is not None:
+        row = row + rest
+    return row - row.mean(-1, keepdim=True)
+
+
+def _deviation(centred: Tensor, eps: float) -> Tensor:
+    return (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def compiled_forward(
+    place: str,
+    x: Tensor,  # [N, C]
+    removed: Tensor,  # [A, N, C]
+    weight: Tensor | None,  # [C]
+    eps: float,
+) -> Tensor:
+    """`reference_forward` by a kernel of csrc."""
+    (a, n, c), out = removed.shape, torch.empty_like(removed, memory_format=torch.contiguous_format)
+    tensors = {"out": out, "x": x, "removed": removed, "weight": weight}
+    _backend.run(OP, place, tensors, x.dtype, a=a, n=n, c=c, eps=eps)
+    return out
+
+
+KERNELS = Kernels(OP, reference=Kernel(reference_forward))
+KERNELS.add_compiled(compiled_forward)
+
+
+@torch.library.custom_op(
+    "icl_fast::layer_norm_difference",
+    mutates_args=(),
+    schema="(Tensor x, Tensor removed, Tensor? weight, float eps, str impl) -> Tensor",
+)
+def _forward_op(x: Tensor, removed: Tensor, weight: Tensor | None, eps: float, impl: str) -> Tensor:
+    result: Tensor = KERNELS[impl].forward(x, removed, weight, eps)
+    return result
+
+
+@_forward_op.register_fake
+def _(x: Tensor, removed: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(removed, memory_format=torch.contiguous_format)
