@@ -6,7 +6,7 @@
 #pragma once
 
 #ifdef __CUDACC__
-#define ICL_EVERYWHERE __host__ __device__ __forceinline__
+#define ICL_EVERYWHERE __device__ __forceinline__
 #else
 #define ICL_EVERYWHERE inline __attribute__((always_inline))
 #endif

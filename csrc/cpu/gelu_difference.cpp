@@ -16,7 +16,8 @@ constexpr int64_t kChunk = 2048;  // elements of u
 struct VectorMath {
   ICL_INLINE vf exp(vf x) const { return exp_nonpositive(x); }
 
-  // e^x - 1 for x <= 0, with n = round(x / ln 2) and e^x = 2^n e^r: 2^n (e^r - 1) + (2^n - 1), both of one sign or small
+  // e^x - 1 for x <= 0, with e^x = 2^n e^r, n = round(x / ln 2): 2^n (e^r - 1) + (2^n - 1), where n = 0 near x = 0,
+  // and elsewhere the second part is at least twice the first
   ICL_INLINE vf expm1(vf x) const {
     x = at_least(splat(-87.0f), x);
     const vf shift = splat(12582912.0f + 127.0f);  // its low bits are 127, the bias of a float's exponent

@@ -1,7 +1,7 @@
 // layer_norm_difference: LN(x) - LN(x - d) for every variant d, for the instruction set in use.
 //
 // With xc, dc and lc the centred x, d and x - d, S the larger and y the row (xc or lc) of the smaller of the standard
-// deviations sd and sd', it is gain * (dc / S + y (var' - var) / ((sd + sd') sd sd')), var' - var = -mean(dc (xc + lc)).
+// deviations sd and sd', it is gain (dc / S + y (var' - var) / ((sd + sd') sd sd')), var' - var = -mean(dc (xc + lc)).
 // Neither term exceeds what d is beside S, so every rounding is relative to d, whether d is tiny, all of x, or far
 // larger. A row is read from memory once and goes through several passes in the cache. Each is centred twice: the first
 // mean is rounded at the size of the row, the second is of what it left.
