@@ -70,6 +70,8 @@ void bind_cuda(py::module_& m) {
                                   launch_linear_cross_entropy_bwd);
   def_cuda<HeadAblation>(m, "head_ablation_cross_entropy", head_ablation_cross_entropy_workspace,
                          launch_head_ablation_cross_entropy);
+  def_cuda<CrossEntropyDifference>(m, "cross_entropy_difference", cross_entropy_difference_workspace,
+                                   launch_cross_entropy_difference);
 }
 
 }  // namespace icl
