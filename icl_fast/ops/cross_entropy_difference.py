@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from icl_fast.ops import _backend
 from icl_fast.ops._registry import Kernel, Kernels, autocast_off
 from icl_fast.ops._validate import (
     accumulate_dtype,
@@ -32,8 +35,8 @@ def cross_entropy_difference(
 ) -> tuple[Tensor, Tensor]:
     """Token losses, and what they change by when each of A variants is taken from the hidden states.
 
-    `difference[a] = cross_entropy((hidden - removed[a]) W^T + bias, targets) - cross_entropy(hidden W^T + bias, targets)`
-    in nats, but never as a difference of two losses: with e = removed[a] W^T and p the softmax of the logits it is
+    `difference[a] = loss(hidden - removed[a]) - loss(hidden)` with `loss(x) = cross_entropy(x W^T + bias, targets)`, in
+    nats, but never as a difference of two losses: with e = removed[a] W^T and p the softmax of the logits it is
     `log1p(sum_v p_v expm1(-e_v)) + e_t`, whose rounding errors are relative to e, so that small effects are right in
     any dtype. Where the sum is not small the two losses are far apart and are subtracted after all.
 
@@ -60,7 +63,12 @@ def cross_entropy_difference(
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
     sizes = check_shapes(
-        OP, hidden=(hidden, "N C"), removed=(removed, "A N C"), weight=(weight, "V C"), targets=(targets, "N"), **optional
+        OP,
+        hidden=(hidden, "N C"),
+        removed=(removed, "A N C"),
+        weight=(weight, "V C"),
+        targets=(targets, "N"),
+        **optional,
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
@@ -97,7 +105,30 @@ def reference_forward(
     return base, difference
 
 
+def compiled_forward(
+    place: str,
+    hidden: Tensor,  # [N, C]
+    removed: Tensor,  # [A, N, C]
+    weight: Tensor,  # [V, C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+) -> tuple[Tensor, Tensor]:
+    """`reference_forward` by a kernel of csrc, the logits a tile at a time."""
+    (a, n, c), v = removed.shape, len(weight)
+    base, difference = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(a, n, dtype=torch.float32)
+    tensors = {
+        **{"base": base, "difference": difference, "hidden": hidden, "removed": removed},
+        **{"weight": weight, "targets": targets, "bias": bias},
+    }
+    _backend.run(OP, place, tensors, hidden.dtype, a=a, n=n, c=c, v=v)
+    return base, difference
+
+
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
+# add_compiled, once there are CUDA kernels too
+KERNELS.kernels |= {
+    k: Kernel(partial(compiled_forward, k), None, *x) for k, x in _backend.places().items() if k == "cpu"
+}
 
 
 @torch.library.custom_op(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from icl_fast.ops import (
+    cross_entropy_difference,
     frozen_attention,
     head_ablation_cross_entropy,
     linear_cross_entropy,
@@ -83,3 +84,13 @@ def test_head_ablation_cross_entropy(n: int, h: int, d: int, c: int, v: int) -> 
     for actual, x in zip([base, *losses], [resid, *(resid - z @ w_o)], strict=True):
         logits = F.layer_norm(x, (c,), eps=1e-3) @ weight.T
         close(actual, F.cross_entropy(logits, targets, reduction="none"))
+
+
+@few
+@hypothesis.given(st.integers(0, 9), st.integers(0, 4), size, size, st.booleans())
+def test_cross_entropy_difference(n: int, a: int, c: int, v: int, with_bias: bool) -> None:
+    hidden, removed, weight, bias = randn(n, c), randn(a, n, c), randn(v, c), randn(v) if with_bias else None
+    targets = torch.randint(v, (n,))
+    base, difference = cross_entropy_difference(hidden, removed, weight, targets, bias=bias, impl="reference")
+    for actual, x in zip([base, *(base + difference)], [hidden, *(hidden - removed)], strict=True):
+        close(actual, F.cross_entropy(F.linear(x, weight, bias), targets, reduction="none"))

@@ -17,6 +17,9 @@ from icl_fast.ops._registry import _OPS, Kernel, Kernels
 Q, TARGETS = torch.zeros(1, 2, 3, 4), torch.zeros(3, dtype=torch.int64)
 W, NORM = torch.zeros(5, 4), {"norm_weight": None, "norm_bias": None, "eps": 1e-5}
 CALLS: dict[str, Callable[[str], Any]] = {
+    "cross_entropy_difference": lambda impl: ops.cross_entropy_difference(
+        torch.zeros(3, 4), torch.zeros(2, 3, 4), W, TARGETS, impl=impl
+    ),
     "frozen_attention": lambda impl: ops.frozen_attention(Q, Q, Q[None], scale=1.0, impl=impl),
     "head_ablation_cross_entropy": lambda impl: ops.head_ablation_cross_entropy(
         torch.zeros(3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4, 4), W, TARGETS, **NORM, impl=impl
