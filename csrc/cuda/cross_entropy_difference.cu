@@ -153,9 +153,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, kResident<T>)
     Change own_change;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int half = r % 2, row = G::row(r / 2, half);
-      at_column<G>(tile, r / 2, half, targets[row] - column,
-                   [&](float less) { parts.at_target[a * p.n + first_row + row] = -less; });
+      const int half = r % 2;
       Change found;
 #pragma unroll
       for (int j = 0; j < G::kColumnBlocks; ++j)
@@ -163,6 +161,12 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, kResident<T>)
         for (int e = 0; e < 2; ++e) found.add(weights[r / 2][j][2 * half + e], -tile[r / 2][j][2 * half + e]);
       found = merge_lanes<4>(found);
       if (own == r) own_change = found;
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {  // apart, or nvcc brings all rows' exponentials forward: too many registers
+      const int half = r % 2, row = G::row(r / 2, half);
+      at_column<G>(tile, r / 2, half, targets[row] - column,
+                   [&](float less) { parts.at_target[a * p.n + first_row + row] = -less; });
     }
     if (own_row < p.n) *total = merge(before.scaled(own_scale), own_change);
   });
@@ -180,7 +184,8 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   const int64_t groups = ceil_div<int64_t>(p.n, kFinishRows), a = blockIdx.x / groups;
   const int64_t first_row = blockIdx.x % groups * kFinishRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t row = min(first_row + warp, p.n - 1);  // the last once more: the same is written twice
+  const bool there = first_row + warp < p.n;
+  const int64_t row = there ? first_row + warp : p.n - 1;
 
   MaxSum base;
   for (int64_t part = lane; part < parts.base.splits; part += 32)
@@ -188,7 +193,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) base = merge_with_lane(base, mask);
   const float loss = logf(base.sum) - (parts.base.at_target[row] - base.max);
-  if (a == 0 && lane == 0) p.base[row] = loss;
+  if (a == 0 && there && lane == 0) p.base[row] = loss;
   if (p.a == 0) return;
 
   Change change;
@@ -199,11 +204,12 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   change = merge_lanes<32>(change);
   float* difference = p.difference + a * p.n + row;
   const bool usable = change.most <= kMost && change.sum > kLeastLeft * base.sum;  // neither where there is a NaN
-  if (usable && lane == 0) {
+  const bool again = there && !usable;
+  if (there && usable && lane == 0) {
     const float ratio = change.grown / base.sum, y = parts.at_target[a * p.n + row];
     *difference = (fabsf(ratio) <= 0.5f ? log1pf(ratio) : logf(change.sum / base.sum)) - y;
   }
-  if (!__syncthreads_or(!usable)) return;
+  if (!__syncthreads_or(again)) return;
 
   const T *hidden = static_cast<const T*>(p.hidden), *removed = static_cast<const T*>(p.removed) + a * p.n * p.c;
   const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
@@ -243,7 +249,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   MaxSum without = merged[warp][lane % kFinishRows];
 #pragma unroll
   for (int mask = kFinishRows / 2; mask > 0; mask /= 2) without = merge_with_lane(without, mask);
-  if (!usable && lane == 0) *difference = logf(without.sum) - (at_target[warp] - without.max) - loss;
+  if (again && lane == 0) *difference = logf(without.sum) - (at_target[warp] - without.max) - loss;
 }
 
 template <typename T>
