@@ -21,9 +21,9 @@
 namespace icl {
 namespace {
 
-constexpr float kMost = 40;         // a larger change may take exp(l - m) exp(y) out of range
-constexpr float kLeastLeft = 1e-25f;  // of S: with less, exp(l - m) that were rounded to zero may be what counts
-constexpr int kFinishRows = 8;      // of a block that finishes: a warp a row
+constexpr float kMost = 40;           // a larger change may take exp(l - m) exp(y) out of range
+constexpr float kLeastLeft = 1e-25f;  // of S: with less, what exp(l - m) lost when it was rounded to zero may count
+constexpr int kFinishRows = 8;        // of a block that finishes: a warp a row
 
 // What a variant does to the partition function of a row, in some of the columns.
 struct Change {
@@ -203,7 +203,8 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   }
   change = merge_lanes<32>(change);
   float* difference = p.difference + a * p.n + row;
-  const bool usable = change.most <= kMost && change.sum > kLeastLeft * base.sum;  // neither where there is a NaN
+  const float least = kLeastLeft * base.sum * expf(fmaxf(change.most, 0));  // what was lost may grow as much as any
+  const bool usable = change.most <= kMost && change.sum > least;           // false where there is a NaN
   const bool again = there && !usable;
   if (there && usable && lane == 0) {
     const float ratio = change.grown / base.sum, y = parts.at_target[a * p.n + row];
