@@ -7,9 +7,10 @@
 //
 // A block takes a tile of rows and walks over its share of the vocabulary's tiles. Of each it first computes l, and
 // keeps exp(l - m) in registers, m being the largest so far; then every variant multiplies its rows with the same tile
-// of the weight and folds exp(y) and exp(y) - 1, which come of one evaluation, into its D and S'. These are carried from
-// tile to tile in the workspace, like those of head_ablation_cross_entropy. A second kernel merges them across the
-// blocks of a row, in a fixed order, and finishes.
+// of the weight and folds exp(y) and exp(y) - 1, which come of one evaluation, into its D and S'. These are carried
+// from tile to tile in the workspace, like those of head_ablation_cross_entropy. A second kernel merges them across the
+// blocks of a row, in a fixed order, and finishes; what it computes anew is streamed without tensor cores, and is meant
+// to be rare: y > 40 somewhere, or a change that takes nearly all probability from where it was.
 //
 // Roofline: 2 N V C (A + 1) operations. A tile of 128 x 128 reads 256 C numbers for 128 x 128 C multiply-adds: 32 bytes
 // a cycle and multiprocessor in halves at sm_80's 1024 multiply-adds a cycle, within what the second-level cache
@@ -31,8 +32,8 @@ struct Change {
   float sum = 0;           // S'
   float most = -INFINITY;  // of y
 
-  // Adds weight exp(y). exp(y) = s q + s and exp(y) - 1 = s q + (s - 1) with s = 2^n and q = exp(r) - 1, y = n log(2) + r:
-  // nothing cancels, and where n is 0 the error is q's.
+  // Adds weight exp(y). With y = n log(2) + r, s = 2^n and q = exp(r) - 1, exp(y) = s q + s and
+  // exp(y) - 1 = s q + (s - 1): nothing cancels, and where n is 0 the error is q's.
   __device__ __forceinline__ void add(float weight, float y) {
     constexpr float kRound = 12582912, kLog2 = 0.693147181f;  // 1.5 * 2^23: adding it rounds to a whole number
     const float n = fmaf(y, kLog2E, kRound) - kRound, r = fmaf(-n, kLog2, y), s = exp2_approx(n);
