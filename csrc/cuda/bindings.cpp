@@ -73,6 +73,8 @@ void bind_cuda(py::module_& m) {
   def_cuda<LayerNormDifference>(m, "layer_norm_difference", layer_norm_difference_workspace,
                                 launch_layer_norm_difference);
   def_cuda<GeluDifference>(m, "gelu_difference", gelu_difference_workspace, launch_gelu_difference);
+  def_cuda<CrossEntropyDifference>(m, "cross_entropy_difference", cross_entropy_difference_workspace,
+                                   launch_cross_entropy_difference);
 }
 
 }  // namespace icl

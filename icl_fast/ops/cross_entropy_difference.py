@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -125,10 +123,7 @@ def compiled_forward(
 
 
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
-# add_compiled, once there are CUDA kernels too
-KERNELS.kernels |= {
-    k: Kernel(partial(compiled_forward, k), None, *x) for k, x in _backend.places().items() if k == "cpu"
-}
+KERNELS.add_compiled(compiled_forward)
 
 
 @torch.library.custom_op(

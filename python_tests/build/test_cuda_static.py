@@ -37,6 +37,8 @@ ARCHS = ("sm_80", "sm_90a")
 # A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 3 with 168, 2 with 255.
 CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
+    "cross_entropy_difference: finish_kernel": {"sm_80": 128, "sm_90a": 128},
+    "cross_entropy_difference: main_kernel": {"sm_80": 255, "sm_90a": 255},
     "frozen_attention: attention_forward<(Keys)0, ": {"sm_80": 224, "sm_90a": 224},  # given keys
     "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 255, "sm_90a": 255},
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
@@ -72,6 +74,7 @@ CEILINGS: dict[str, dict[str, int]] = {
 NOT_PRODUCTS: dict[str, str] = {
     "gelu_difference_kernel": "subtracts activations, element by element",
     "layer_norm_difference_kernel": "subtracts normed rows",
+    "finish_kernel": "makes losses of sums; the few rows whose sums it cannot use it multiplies in float32",
     "heads_kernel": "centres the rows of W_O",
     "rows_kernel": "centres the rows of the stream",
     "weight_kernel": "multiplies the unembedding by the gain of the norm",
