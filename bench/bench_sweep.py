@@ -104,7 +104,7 @@ def case(
     def transformer_lens(sliced: bool) -> Callable[[Inputs], Any]:
         return lambda x: lens_sweep.sweep(x.lens, x.inputs, x.targets, x.rows, sliced=sliced, freeze=frozen)
 
-    planned = None if no_model else plan(size, rows, mode)
+    planned = None if no_model else plan(size, rows, mode, options.device)
     no_kernel = harness.not_built("frozen_attention", options.device)
     candidates = [
         Candidate("ours", lambda x: engine(x, size, mode), missing=no_model or no_kernel),
@@ -129,7 +129,7 @@ def missing() -> str:
     return "" if module_or_none("icl_fast.measure") else "icl_fast.measure needs packages that are not here"
 
 
-def plan(size: Size, rows: int, mode: str) -> Any:
+def plan(size: Size, rows: int, mode: str, device: str) -> Any:
     """The engine's schedule. Imported here: without the engine's packages the bench says so and goes on."""
     from icl_fast.measure.ablation import AblationMode
     from icl_fast.measure.schedule import make_schedule
@@ -144,6 +144,7 @@ def plan(size: Size, rows: int, mode: str) -> Any:
         ablations=parse_targets("all", config),
         mode=AblationMode.parse(mode),
         memory=MEMORY,
+        device=device,
     )
 
 
@@ -152,7 +153,7 @@ def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
     from icl_fast.measure.ablation import AblationMode
     from icl_fast.measure.engine import ablation_effects
 
-    schedule, parsed = plan(size, x.rows.shape[1], mode), AblationMode.parse(mode)
+    schedule, parsed = plan(size, x.rows.shape[1], mode, x.rows.device.type), AblationMode.parse(mode)
     whole = []
     for start in range(0, size.batch, schedule.examples):
         chunk = slice(start, start + schedule.examples)

@@ -10,7 +10,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: their bits are compared
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 with suppress(ImportError):  # the op tests do without

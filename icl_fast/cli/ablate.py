@@ -72,6 +72,7 @@ def ablate(
     """
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import open_results, plan_sweep, sweep
+    from icl_fast.training import resolve_device
 
     options: dict[str, Any] = {
         "snapshots": snapshots,
@@ -87,7 +88,7 @@ def ablate(
         "dtype": dtype,
     }
     if only_plan:
-        print_plan(plan_sweep(ckpt, **options), device)
+        print_plan(plan_sweep(ckpt, device=resolve_device(device).type, **options))
         return
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(ckpt.name) as update:
         target = sweep(ckpt, out=out, device=device, on_part=update, **options)

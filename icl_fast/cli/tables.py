@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import xarray as xr
 from rich import box
 from rich.console import Console
@@ -12,7 +13,6 @@ from rich.table import Column, Table
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.measure.plan import DTYPES
 from icl_fast.measure.rates import measure_rates
-from icl_fast.training import resolve_device
 
 if TYPE_CHECKING:
     from icl_fast.measure.sweep import PlannedSweep
@@ -45,7 +45,7 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         Console().print(f"… and {more} more in the results")
 
 
-def print_plan(planned: PlannedSweep, device: str) -> None:
+def print_plan(planned: PlannedSweep) -> None:
     """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
     plan, console = planned.plan, Console()
     chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.steps)
@@ -57,7 +57,7 @@ def print_plan(planned: PlannedSweep, device: str) -> None:
     if plan.engine == "definition":
         console.print(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
         return
-    on = resolve_device(device)
+    on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
     rates = measure_rates(on, DTYPES[plan.dtype])
     table = Table(

@@ -49,6 +49,7 @@ class SweepPlan:
     engine: Engine
     dtype: str
     memory: int
+    device: str
 
     @property
     def ablation_mode(self) -> AblationMode:
@@ -72,6 +73,7 @@ class SweepPlan:
             mode=self.ablation_mode,
             memory=self.memory,
             itemsize=DTYPES[self.dtype].itemsize,
+            device=self.device,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def make_plan(
     memory: str | int = "2GiB",
     engine: Engine = "fast",
     dtype: str = "float32",
+    device: str = "cpu",
 ) -> SweepPlan:
     """Check everything that a user may ask of a sweep and fix it.
 
@@ -137,6 +140,7 @@ def make_plan(
         engine=engine,
         dtype=dtype,
         memory=parse_memory(memory),
+        device=device,
     )
     if engine == "fast":
         return replace(plan, chunk=plan.schedule(config, context).examples)
@@ -367,6 +371,7 @@ def ablate(
         memory=memory,
         engine=engine,
         dtype=dtype or own,
+        device=model.embed.weight.device.type,
     )
     if plan.dtype != own:
         model = copy.deepcopy(model).to(DTYPES[plan.dtype])

@@ -20,8 +20,9 @@ from icl_fast.models import TransformerConfig
 
 Method = Literal["low rank", "source sums", "delta", "rerun"]
 METHODS: tuple[Method, ...] = ("low rank", "source sums", "delta", "rerun")
-# activations of one chunk beyond this gain nothing: its matrix products are large already
-ENOUGH_BYTES = 1 << 30
+# Activations of one chunk beyond this gain nothing on a CPU. At all positions the products of one example are large
+# already, and what is larger comes fresh from the system at every step; at few, more examples share the unembedding.
+ENOUGH_BYTES, ENOUGH_BYTES_AT_FEW = 192 << 20, 1 << 30
 LOSS_BYTES = 96 << 20  # most that a loss op asks for itself, weights and activations aside
 
 
@@ -90,6 +91,7 @@ def make_schedule(
     mode: AblationMode,
     memory: int,
     itemsize: int = 4,
+    device: str = "cpu",
 ) -> Schedule:
     """Choose methods and chunks.
 
@@ -102,30 +104,33 @@ def make_schedule(
         mode: what is preserved.
         memory: bytes for activations; the weights come on top.
         itemsize: bytes of a number (4 for float32).
+        device: "cpu" or "cuda".
 
     Raises:
         InputError: not even one example and one ablation fit the memory.
     """
     costs = _Costs(config, context, rows, itemsize)
     methods = [costs.method(target, mode) for target in ablations]
-    room = min(memory, ENOUGH_BYTES) - min(LOSS_BYTES, memory // 2)
+    enough = memory if device == "cuda" else ENOUGH_BYTES if rows == context else ENOUGH_BYTES_AT_FEW
+    room = min(memory - min(LOSS_BYTES, memory // 2), enough)
     if (heads := methods.count("low rank")) and not costs.low_rank_pays(
         heads, min(examples, room // costs.example_bytes(methods))
     ):
         dense = costs.last_layer_method(mode)
         methods = [dense if method == "low rank" else method for method in methods]
-    together, variants = room // costs.example_bytes(methods), len(methods) - methods.count("low rank")
-    if together < 1:  # not all ablations at once, then, and one example
+    alone = ["low rank" for method in methods if method == "low rank"]
+    together, variants = room // costs.example_bytes(methods), len(methods) - len(alone)
+    if together < 1:  # one example, then, and perhaps not all ablations at once
         room = memory - min(LOSS_BYTES, memory // 2)
-        most = max(map(costs.variant_bytes, methods))
-        together, variants = 1, (room - costs.example_bytes(["low rank"] * len(methods))) // most
-        if variants < 1:
-            needed = costs.example_bytes(["low rank"] * len(methods)) + most + LOSS_BYTES
+        shared, most = costs.example_bytes(alone), max(map(costs.variant_bytes, methods), default=0)
+        if room < shared + most:
             raise InputError(
-                f"memory: one example of {context} tokens needs about {needed / 2**20:.0f} MiB, "
+                f"memory: one example of {context} tokens needs about {(shared + most + LOSS_BYTES) / 2**20:.0f} MiB, "
                 f"the budget is {memory / 2**20:.0f} MiB"
             )
-    together, first_layers = min(together, examples), tuple(target.first_layer for target in ablations)
+        together, variants = 1, min(variants, (room - shared) // max(1, most))
+    together = -(-examples // -(-examples // min(together, examples)))  # chunks of like size
+    first_layers = tuple(target.first_layer for target in ablations)
     alive = sorted(methods, key=costs.variant_bytes, reverse=True)[:variants]
     return Schedule(
         methods=tuple(methods),

@@ -156,6 +156,7 @@ def sweep(
         memory=memory,
         engine=engine,
         dtype=dtype,
+        device=on.type,
     )
     folder, steps, plan, evaluation = planned.folder, planned.steps, planned.plan, planned.evaluation
     target = Path(out) if out is not None else folder.path / "results" / f"ablation_{mode}.zarr"

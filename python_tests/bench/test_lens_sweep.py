@@ -94,7 +94,9 @@ def test_operations_counted_by_hand() -> None:
     pairs = 8 * 9 // 2
     attention, logits = 4 * 2 * 8 * 4 * 4 + 2 * 2 * pairs * 4, 2 * 8 * 4 * 10
     low_rank = 2 * 10 * 4 * (4 + 8)  # W_O through the unembedding, then a product of rank 2 a head and row
-    assert bench_sweep.plan(size, 8, "pattern-preserving").flops == attention + logits + low_rank
+    assert bench_sweep.plan(size, 8, "pattern-preserving", "cpu").flops == attention + logits + low_rank
     with_mlp = bench_sweep.Size("tiny", 1, 4, 2, 8, 10, 1, mlp=True)
     mlp, written = 2 * 2 * 8 * 4 * 16, 2 * 8 * 4 * 4
-    assert bench_sweep.plan(with_mlp, 8, "pattern-preserving").flops == attention + 3 * mlp + written + 3 * logits
+    assert (
+        bench_sweep.plan(with_mlp, 8, "pattern-preserving", "cpu").flops == attention + 3 * mlp + written + 3 * logits
+    )
