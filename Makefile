@@ -14,7 +14,7 @@ demo: setup
 
 test: lint $(VENV)/emulator
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
+	@$(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
 test-slow: setup $(VENV)/emulator
 	@$(VENV)/bin/pytest -m slow

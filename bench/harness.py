@@ -57,6 +57,7 @@ class Options:
         compile: time torch.compile of the definition too.
         memory: measure peak memory too.
         seconds: how long the rounds of one case should take (at least five rounds all the same, or `Case.rounds`).
+        only: a text that the name of a case must hold.
     """
 
     device: str = "cpu"
@@ -66,6 +67,7 @@ class Options:
     compile: bool = True
     memory: bool = True
     seconds: float = 12.0
+    only: str = ""
 
 
 class Maker:
@@ -368,7 +370,7 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
         try:
             result = run_case(case, options, host_clock if case.host else clock, found)
             if options.memory and not on_cuda and not case.host:
-                add_cpu_peaks(result, case, index, options, file)
+                add_cpu_peaks(result, case, options, file)
         except Exception:
             result = {"name": case.name, "errors": [plain_traceback()], "metrics": {}, "candidates": []}
         done["cases"].append(result)
@@ -380,12 +382,12 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
     return done
 
 
-def add_cpu_peaks(result: dict[str, Any], case: Case, index: int, options: Options, file: str) -> None:
+def add_cpu_peaks(result: dict[str, Any], case: Case, options: Options, file: str) -> None:
     """Peak memory of each candidate, in a process of its own that runs nothing else."""
     for candidate, row in zip(case.candidates, result["candidates"], strict=True):
         if candidate.memory and not row["missing"]:
             flags = option_flags(options)
-            command = [sys.executable, file, *flags, "--peak", f"{index}:{candidate.name}"]
+            command = [sys.executable, file, *flags, "--peak", f"{candidate.name}: {case.name}"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 result["errors"].append(f"{candidate.name}: peak memory: {done.stderr[-2000:]}")
@@ -395,10 +397,11 @@ def add_cpu_peaks(result: dict[str, Any], case: Case, index: int, options: Optio
 
 def print_cpu_peak(cases: Callable[[Options], list[Case]], options: Options, which: str) -> None:
     """In the child: the peak memory of one candidate, after a tiny call that loads what is loaded once."""
-    index, _, name = which.partition(":")
+    name, _, wanted = which.partition(": ")
     torch.set_num_threads(options.threads)
+    index = [case.name for case in cases(options)].index(wanted)
     for chosen in dict.fromkeys((replace(options, quick=True), options)):
-        case = cases(chosen)[int(index)]
+        case = cases(chosen)[index]
         (candidate,) = (c for c in case.candidates if c.name == name)
         inputs = make_inputs(case, chosen)
         with torch.set_grad_enabled(case.direction != "forward"):
@@ -414,6 +417,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long the rounds of a case should take")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
     parser.add_argument("--json", metavar="FILE|-", help="write the results; - is standard output, without the table")
 
 
@@ -426,6 +430,7 @@ def parsed_options(arguments: argparse.Namespace) -> Options:
         compile=not (arguments.no_compile or arguments.quick),
         memory=not (arguments.no_memory or arguments.quick),
         seconds=arguments.seconds,
+        only=arguments.only,
     )
 
 
@@ -434,6 +439,7 @@ def option_flags(options: Options) -> list[str]:
     switches = {"quick": options.quick, "cold": options.cold}
     switches |= {"no-compile": not options.compile, "no-memory": not options.memory}
     values = {"device": options.device, "threads": options.threads, "seconds": options.seconds}
+    values |= {"only": options.only} if options.only else {}
     flags = [f"--{name}" for name, on in switches.items() if on]
     return flags + [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
@@ -464,7 +470,8 @@ def main(name: str, cases: Callable[[Options], list[Case]], file: str) -> int:
         if arguments.json and arguments.json != "-":
             write_json({**head, "benches": [done]}, arguments.json)
 
-    done = run_bench(name, cases(options), options, file, save)
+    chosen = [case for case in cases(options) if options.only in case.name]
+    done = run_bench(name, chosen, options, file, save)
     report = finish({**head, "benches": [done]})
     if arguments.json:
         write_json(report, arguments.json)

@@ -10,12 +10,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: their bits are compared
-
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: their bits are compared
 with suppress(ImportError):  # the op tests do without
     import hypothesis
 

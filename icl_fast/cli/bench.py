@@ -24,6 +24,7 @@ from icl_fast.errors import InputError
 @click.option(
     "--seconds", type=click.FloatRange(0), default=12.0, show_default=True, help="For the rounds of one case."
 )
+@click.option("--only", default="", metavar="TEXT", help="Cases whose name holds this text.")
 @click.option("--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, help="Seconds for one bench.")
 @click.option("--json", "where", metavar="FILE|-", help="Write the results; - is standard output, without the tables.")
 def bench(
@@ -36,6 +37,7 @@ def bench(
     memory: bool,
     seconds: float,
     timeout: float,
+    only: str,
     where: str | None,
 ) -> None:
     """Measure the fused ops and the sweep against plain torch and what else a user would write today.
@@ -54,6 +56,7 @@ def bench(
         compile=with_compile and not quick,
         memory=memory and not quick,
         seconds=seconds,
+        only=only,
     )
     show = None if where == "-" else benches.print_bench
     report = benches.run(names, options, where, timeout, show)

@@ -14,6 +14,8 @@ from icl_fast.models.transformer import Attention, Block
 from icl_fast.ops import frozen_attention
 from icl_fast.ops._attention import causal_scores
 
+CACHE_BYTES = 4 << 20
+
 
 @dataclass
 class BaseLayer:
@@ -104,6 +106,14 @@ def base_layers(model: Transformer, resid: Tensor, position: Tensor | None, rows
 def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
     """Values [A,n,H,T,D] of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D]."""
     return frozen_attention(q, k, values, scale=attention.scale, window=attention.windows, rows=rows)
+
+
+def slices(streams: Tensor, each: Tensor) -> tuple[Tensor, ...]:
+    """The streams [A,n,R,C] of ablations, as few at a time as it takes for what is computed of them, of the size of
+    `each`, to stay in a CPU's caches (a step on fresh memory takes a quarter longer)."""
+    if streams.device.type != "cpu":
+        return (streams,)
+    return streams.split(max(1, CACHE_BYTES // max(1, each.nbytes)))
 
 
 def merged(z: Tensor) -> Tensor:

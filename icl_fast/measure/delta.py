@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from icl_fast.measure.ablation import AblationMode
-from icl_fast.measure.base_pass import BaseLayer, attend, merged
+from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
 from icl_fast.measure.removal import Removal
 from icl_fast.measure.targets import Target
 from icl_fast.ops import gelu_difference, layer_norm_difference
@@ -42,13 +42,13 @@ class Delta:
             self.removed[self.alive] = self.removal.of_stream(base, self.targets[self.alive].heads_of(base.layer))
             self.alive += 1
         if base.block.mlp is not None and self.alive:
-            removed = self.removed[: self.alive]
             up, activation, down = base.block.mlp_parts
-            normed = norm_difference(base.mid, removed, base.block.norm2)
             hidden = base.hidden.flatten(0, 1)  # [n*R,M]
-            change = normed.flatten(1, 2) @ up.weight.T
-            change = gelu_difference(hidden, change, approximate=activation.approximate)
-            add_product(removed, change, down)
+            for removed in slices(self.removed[: self.alive], base.hidden):
+                normed = norm_difference(base.mid, removed, base.block.norm2)
+                change = normed.flatten(1, 2) @ up.weight.T
+                change = gelu_difference(hidden, change, approximate=activation.approximate)
+                add_product(removed, change, down)
 
 
 def attention_change(

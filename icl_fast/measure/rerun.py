@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icl_fast.measure.ablation import AblationMode
-from icl_fast.measure.base_pass import BaseLayer, attend, merged
+from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
 from icl_fast.measure.delta import preserved_heads
 from icl_fast.measure.removal import Removal
 from icl_fast.measure.targets import Target
@@ -42,8 +42,8 @@ class Rerun:
             self.resid[self.alive] = base.mid - self.removal.of_stream(base, heads)
             self.alive += 1
         if base.block.mlp is not None and self.alive:
-            alive = self.resid[: self.alive]
-            alive += base.block.mlp(base.block.norm2(alive))
+            for resid in slices(self.resid[: self.alive], base.hidden):
+                resid += base.block.mlp(base.block.norm2(resid))
 
     def _attention(self, base: BaseLayer) -> Tensor:
         """What attention writes in each run that is alive, [A,n,R,C]."""

@@ -118,7 +118,7 @@ def make_schedule(
     ):
         dense = costs.last_layer_method(mode)
         methods = [dense if method == "low rank" else method for method in methods]
-    alone = ["low rank" for method in methods if method == "low rank"]
+    alone = [method for method in methods if method == "low rank"]
     together, variants = room // costs.example_bytes(methods), len(methods) - len(alone)
     if together < 1:  # one example, then, and perhaps not all ablations at once
         room = memory - min(LOSS_BYTES, memory // 2)

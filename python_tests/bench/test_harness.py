@@ -299,7 +299,7 @@ def test_options_survive_the_command_line() -> None:
     harness.add_options(parser)
     for options in (
         Options(),
-        Options(device="cuda", threads=3, cold=True, compile=False, memory=False, seconds=1.5),
+        Options(device="cuda", threads=3, cold=True, compile=False, memory=False, seconds=1.5, only="T=512"),
         Options(quick=True, compile=False, memory=False),
     ):
         assert harness.parsed_options(parser.parse_args(harness.option_flags(options))) == options

@@ -1,0 +1,161 @@
+"""How exact the sweep's engine is: against the definition, for every architecture and mode, and in bfloat16.
+
+    python bench/exactness.py [--ckpt RUN] [--json FILE]
+
+First table: random models whose heads matter, every single head, two sets over layers and one complement, all positions
+and three. Differences are of per-token losses in nats, to the definition computed in float64 from the same weights;
+"relative" is the root mean square of the difference over that of the effect, of the ablation where it is worst. Beside
+the engine in float32 stands the definition in float32.
+
+Second table, with --ckpt: the last snapshot of a run, the mean effect of its ten weakest heads in bfloat16, by the
+engine and by the definition, relative to the mean effect in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import environment
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from icl_fast.data import load_text
+from icl_fast.measure.ablation import MODES, AblationMode, ablated_losses
+from icl_fast.measure.engine import ablation_effects
+from icl_fast.measure.schedule import make_schedule
+from icl_fast.measure.targets import Target, parse_targets
+from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.training import RunFolder
+
+N, T, V = 4, 64, 257
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "2 layers": {},
+    "2 layers, windows": {"windows": [[None, 8, 16, None], [5, None, None, 30]]},
+    "2 layers, smeared, rotary": {"key": "smeared", "position": "rotary"},
+    "3 layers": {"layers": 3, "position": "learned"},
+    "3 layers, MLP": {"layers": 3, "mlp": True, "position": "sinusoidal"},
+}
+MODELS_MODES = [*MODES, "q+k", "v+k"]
+
+
+def losses(
+    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Target], mode: AblationMode
+) -> Tensor:
+    """Effects [A,n,R] by the definition."""
+    base, *ablated = ablated_losses(model, *tokens, rows, ablations, mode)
+    return torch.stack(ablated) - base
+
+
+def engine(
+    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Target], mode: AblationMode
+) -> tuple[Tensor, str]:
+    """Effects [A,n,R] by the engine, and the methods it took."""
+    schedule = make_schedule(
+        model.config,
+        examples=len(rows),
+        context=tokens[0].shape[1],
+        rows=rows.shape[1],
+        ablations=ablations,
+        mode=mode,
+        memory=2 << 30,
+        itemsize=model.embed.weight.dtype.itemsize,
+    )
+    _, effects = ablation_effects(model, *tokens, rows, ablations, mode, schedule=schedule)
+    return effects, ", ".join(sorted(set(schedule.methods)))
+
+
+def worst(effects: Tensor, truth: Tensor) -> float:
+    """Of all ablations: rms of the difference over rms of the effect, 0 for an effect of nothing."""
+    error = (effects - truth).square().mean((1, 2)).sqrt()
+    size = truth.square().mean((1, 2)).sqrt()
+    return float((error / size).nan_to_num(0.0).max())
+
+
+def random_models() -> list[dict[str, Any]]:
+    found = []
+    every = torch.arange(T).expand(N, -1)
+    few = torch.stack([torch.tensor([3, 60, i]) for i in (0, 17, 33, 63)])
+    for (name, shape), mode_name in product(ARCHITECTURES.items(), MODELS_MODES):
+        torch.manual_seed(0)
+        config = TransformerConfig(**{"layers": 2, "width": 64, "heads": 4, "vocab": V, "context": T, **shape})
+        model = Transformer(config).double().requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(1.5)
+        tokens = torch.randint(V, (N, T)), torch.randint(V, (N, T))
+        last, mode = config.layers - 1, AblationMode.parse(mode_name)
+        ablations = parse_targets(f"all,0.0+{last}.1,0.*,~0.0", config)
+        for positions, rows in (("all", every), ("few", few)):
+            truth = losses(model, tokens, rows, ablations, mode)
+            double, methods = engine(model, tokens, rows, ablations, mode)
+            single = copy.deepcopy(model).float()
+            fast, _ = engine(single, tokens, rows, ablations, mode)
+            naive = losses(single, tokens, rows, ablations, mode)
+            row: dict[str, Any] = {"model": name, "mode": mode_name, "positions": positions, "methods": methods}
+            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", naive)):
+                difference = (effects - truth).abs()
+                row[kind] = [float(difference.max()), float(difference.mean()), worst(effects, truth)]
+            found.append(row)
+    return found
+
+
+def bfloat16(run: Path) -> list[dict[str, Any]]:
+    folder = RunFolder(run)
+    model = folder.load_snapshot(folder.snapshot_steps()[-1]).model.double().requires_grad_(False)
+    evaluation = load_text(folder.config().data).evaluation()
+    tokens = evaluation.inputs[:64], evaluation.targets[:64]
+    rows = torch.arange(tokens[0].shape[1]).expand(len(tokens[0]), -1)
+    ablations, mode = parse_targets("all", model.config), AblationMode.parse("pattern-preserving")
+    truth = losses(model, tokens, rows, ablations, mode).mean((1, 2))
+    narrow = copy.deepcopy(model).bfloat16()
+    fast = engine(narrow, tokens, rows, ablations, mode)[0].double().mean((1, 2))
+    naive = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
+    weakest = truth.abs().argsort()[:10].tolist()
+    return [
+        {
+            "head": ablations[index].name,
+            "mean effect": float(truth[index]),
+            "engine": float((fast[index] / truth[index] - 1).abs()),
+            "definition": float((naive[index] / truth[index] - 1).abs()),
+        }
+        for index in weakest
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", type=Path, help="a run folder, for the table in bfloat16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = {"environment": environment({"device": "cpu"}), "random models": random_models(), "bfloat16": []}
+    console = Console(width=170)
+    kinds = ("float64", "float32", "definition float32")
+    columns = [f"{kind}: {what}" for kind in kinds for what in ("max", "mean", "relative")]
+    table = Table("model", "mode", "positions", "methods", *columns, title="differences to the definition in float64")
+    for row in results["random models"]:
+        numbers = [f"{number:.0e}" for kind in kinds for number in row[kind]]
+        table.add_row(row["model"], row["mode"], row["positions"], row["methods"], *numbers)
+    console.print(table)
+    if options.ckpt is not None:
+        results["bfloat16"] = bfloat16(options.ckpt)
+        table = Table("head", "mean effect", "engine", "definition", title="bfloat16, relative error of mean effects")
+        for row in results["bfloat16"]:
+            numbers = [f"{row['mean effect']:+.2e}", f"{row['engine']:.2%}", f"{row['definition']:.2%}"]
+            table.add_row(row["head"], *numbers)
+        console.print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
