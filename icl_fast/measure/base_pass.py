@@ -113,7 +113,7 @@ def slices(streams: Tensor, each: Tensor) -> tuple[Tensor, ...]:
     `each`, to stay in a CPU's caches (a step on fresh memory takes a quarter longer)."""
     if streams.device.type != "cpu":
         return (streams,)
-    return streams.split(max(1, CACHE_BYTES // max(1, each.nbytes)))
+    return torch.split(streams, max(1, CACHE_BYTES // max(1, each.nbytes)))
 
 
 def merged(z: Tensor) -> Tensor:
