@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 from report import environment
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from icl_fast.data import load_text
@@ -44,7 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "3 layers": {"layers": 3, "position": "learned"},
     "3 layers, MLP": {"layers": 3, "mlp": True, "position": "sinusoidal"},
 }
-MODELS_MODES = [*MODES, "q+k", "v+k"]
+EVERY_MODE = [*MODES, "q+k", "v+k"]
 
 
 def losses(
@@ -84,7 +85,7 @@ def random_models() -> list[dict[str, Any]]:
     found = []
     every = torch.arange(T).expand(N, -1)
     few = torch.stack([torch.tensor([3, 60, i]) for i in (0, 17, 33, 63)])
-    for (name, shape), mode_name in product(ARCHITECTURES.items(), MODELS_MODES):
+    for (name, shape), mode_name in product(ARCHITECTURES.items(), EVERY_MODE):
         torch.manual_seed(0)
         config = TransformerConfig(**{"layers": 2, "width": 64, "heads": 4, "vocab": V, "context": T, **shape})
         model = Transformer(config).double().requires_grad_(False)
@@ -137,10 +138,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = {"environment": environment({"device": "cpu"}), "random models": random_models(), "bfloat16": []}
-    console = Console(width=170)
+    console = Console(width=190, soft_wrap=True)
     kinds = ("float64", "float32", "definition float32")
-    columns = [f"{kind}: {what}" for kind in kinds for what in ("max", "mean", "relative")]
-    table = Table("model", "mode", "positions", "methods", *columns, title="differences to the definition in float64")
+    columns = [Column(what, no_wrap=True) for kind in kinds for what in (f"{kind}: max", "mean", "rel")]
+    title = "differences to the definition in float64: largest, mean, and relative to the effect"
+    table = Table("model", "mode", "positions", "methods", *columns, title=title, box=box.SIMPLE, pad_edge=False)
     for row in results["random models"]:
         numbers = [f"{number:.0e}" for kind in kinds for number in row[kind]]
         table.add_row(row["model"], row["mode"], row["positions"], row["methods"], *numbers)

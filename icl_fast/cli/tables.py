@@ -74,8 +74,8 @@ def print_plan(planned: PlannedSweep) -> None:
     together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
     console.print(
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
-        f"on {on}, which multiplies {rates.flops / 1e9:.0f} GFLOP/s and copies {rates.bytes / 1e9:.1f} GB/s: about "
-        f"{seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all",
+        f"on {on}, which multiplies {rates.flops / 1e9:.0f} GFLOP/s and copies {rates.bytes / 1e9:.1f} GB/s: at "
+        f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all",
         highlight=False,
     )
 

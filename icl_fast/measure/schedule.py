@@ -20,9 +20,9 @@ from icl_fast.models import TransformerConfig
 
 Method = Literal["low rank", "source sums", "delta", "rerun"]
 METHODS: tuple[Method, ...] = ("low rank", "source sums", "delta", "rerun")
-# Activations of one chunk beyond this gain nothing on a CPU. At all positions the products of one example are large
-# already, and what is larger comes fresh from the system at every step; at few, more examples share the unembedding.
-ENOUGH_BYTES, ENOUGH_BYTES_AT_FEW = 192 << 20, 1 << 30
+# On a CPU more activations at a time than this gain nothing: products are large already, and what is larger comes fresh
+# from the system at every step. But all rows of a chunk share one pass over the unembedding, so there should be some.
+ENOUGH_BYTES, ENOUGH_ROWS = 192 << 20, 32
 LOSS_BYTES = 96 << 20  # most that a loss op asks for itself, weights and activations aside
 
 
@@ -111,8 +111,9 @@ def make_schedule(
     """
     costs = _Costs(config, context, rows, itemsize)
     methods = [costs.method(target, mode) for target in ablations]
-    enough = memory if device == "cuda" else ENOUGH_BYTES if rows == context else ENOUGH_BYTES_AT_FEW
-    room = min(memory - min(LOSS_BYTES, memory // 2), enough)
+    room = memory - min(LOSS_BYTES, memory // 2)
+    if device == "cpu":
+        room = min(room, max(ENOUGH_BYTES, -(-ENOUGH_ROWS // rows) * costs.example_bytes(methods)))
     if (heads := methods.count("low rank")) and not costs.low_rank_pays(
         heads, min(examples, room // costs.example_bytes(methods))
     ):
