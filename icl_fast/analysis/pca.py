@@ -62,7 +62,10 @@ def joint_pca(runs: Mapping[str, Values | xr.Dataset], *, components: int = 2) -
         )
     if (stacked == stacked[0]).all():
         raise InputError("runs: all snapshots have equal losses; there is no direction in which they differ")
-    fit = PCA(components, svd_solver="full").fit(stacked)
+    # a full decomposition finds thousands of components to keep two; the seed makes equal input give equal output
+    solver = "arpack" if components < min(stacked.shape) else "full"
+    fit = PCA(components, svd_solver=solver, random_state=0).fit(stacked)
+    # newer versions of scikit-learn choose the same sign, older ones another
     largest = np.abs(fit.components_).argmax(axis=1)
     signs = np.sign(fit.components_[np.arange(components), largest])
     directions = fit.components_ * signs[:, None]

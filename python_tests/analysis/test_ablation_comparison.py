@@ -78,6 +78,15 @@ def test_a_real_run_swept_both_ways(tiny_run: Path, tmp_path: Path) -> None:
         compare_ablations(other, sweeps["pattern-preserving"])
 
 
+def test_sweeps_that_say_nothing_of_themselves_are_compared_by_what_they_hold(
+    made_sweep: MadeSweep, token_losses: np.ndarray, other_losses: np.ndarray
+) -> None:
+    named = made_sweep(token_losses, STEPS, mode="full"), made_sweep(other_losses, STEPS)
+    xr.testing.assert_identical(
+        compare_ablations(*(x.drop_attrs(deep=False) for x in named)), compare_ablations(*named)
+    )
+
+
 def test_one_example_has_no_standard_error(made_sweep: MadeSweep, token_losses: np.ndarray) -> None:
     full, pattern = (made_sweep(token_losses[:, :, :1], STEPS, mode=mode) for mode in ("full", "pattern"))
     result = compare_ablations(full, pattern)

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 
 from icl_fast import InputError
 from icl_fast.analysis import joint_pca
@@ -67,12 +68,39 @@ def test_a_constant_added_to_all_snapshots_changes_nothing(seed: int, by: float)
     )
 
 
+def test_the_sign_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Turned(PCA):  # as another version of the library may choose them
+        def fit(self, losses: np.ndarray) -> Turned:
+            super().fit(losses)
+            self.components_ = self.components_ * np.array([[-1.0], [1.0]])
+            return self
+
+    runs = runs_of(3, [4, 5], 9)
+    pca = joint_pca(runs)
+    monkeypatch.setattr("icl_fast.analysis.pca.PCA", Turned)
+    turned = joint_pca(runs)
+    np.testing.assert_array_equal(turned.components, pca.components)
+    np.testing.assert_array_equal(turned.coordinates["run 1"], pca.coordinates["run 1"])
+
+
+def test_as_many_components_as_examples() -> None:
+    runs = runs_of(2, [4, 5], 3)
+    pca = joint_pca(runs, components=3)
+    np.testing.assert_allclose(pca.components @ pca.components.T, np.eye(3), atol=1e-12)
+    assert pca.explained_variance_ratio.sum() == pytest.approx(1)
+    for name, losses in runs.items():
+        np.testing.assert_allclose(pca.coordinates[name] @ pca.components + pca.mean, losses)
+
+
 def test_a_straight_line_is_one_component() -> None:
     direction = np.array([3.0, 0.0, -4.0]) / 5
     pca = joint_pca({"a": np.outer([0.0, 1, 2], direction), "b": np.outer([5.0, 7], direction)}, components=1)
     assert pca.explained_variance_ratio[0] == pytest.approx(1)
     np.testing.assert_allclose(pca.components[0], -direction, atol=1e-12)  # the largest entry, -0.8, becomes positive
     np.testing.assert_allclose(pca.coordinates["b"][:, 0], [-2, -4], atol=1e-12)
+    two = joint_pca({"a": np.outer([0.0, 1, 2], direction), "b": np.outer([5.0, 7], direction)})
+    np.testing.assert_allclose(two.explained_variance_ratio, [1, 0], atol=1e-12)
+    np.testing.assert_allclose(two.coordinates["b"], [[-2, 0], [-4, 0]], atol=1e-7)
 
 
 def test_sweeps_give_the_losses_of_the_whole_model(
