@@ -1,5 +1,51 @@
 """Everything computed from measurements of many snapshots."""
 
+from icl_fast.analysis.ablation_comparison import compare_ablations
+from icl_fast.analysis.before_after import attribute_heads, before_after_attribution, before_after_vector
+from icl_fast.analysis.heads import (
+    Correlation,
+    HeadTypes,
+    JointScores,
+    Thresholds,
+    correlate,
+    head_formation,
+    head_types,
+    joint_scores,
+    opaque_heads,
+)
+from icl_fast.analysis.icl_score import (
+    compare_by_position,
+    icl_score,
+    icl_score_variants,
+    loss_by_log_position,
+    loss_by_log_tokens,
+    loss_heatmap,
+)
+from icl_fast.analysis.pca import JointPCA, joint_pca
 from icl_fast.analysis.phase_change import PhaseChange, find_phase_change
 
-__all__ = ["PhaseChange", "find_phase_change"]
+__all__ = [
+    "Correlation",
+    "HeadTypes",
+    "JointPCA",
+    "JointScores",
+    "PhaseChange",
+    "Thresholds",
+    "attribute_heads",
+    "before_after_attribution",
+    "before_after_vector",
+    "compare_ablations",
+    "compare_by_position",
+    "correlate",
+    "find_phase_change",
+    "head_formation",
+    "head_types",
+    "icl_score",
+    "icl_score_variants",
+    "joint_pca",
+    "joint_scores",
+    "loss_by_log_position",
+    "loss_by_log_tokens",
+    "loss_heatmap",
+    "opaque_heads",
+]
