@@ -1,4 +1,4 @@
-"""Everything read off one model: head scores, circuits, attributions, ablations and their sweep over a run's snapshots."""
+"""Everything read off one model: head scores, circuits, attributions, ablations, their sweep over a run's snapshots."""
 
 from icl_fast.measure.ablation import AblationMode
 from icl_fast.measure.attribution import Attribution, logit_attribution

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models import Intervention, Transformer, site
+from icl_fast.models.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     if model.config.norm_affine:
         directions = directions * model.final_norm.weight.double()
     return directions - directions.mean(-1, keepdim=True)  # a centring of what it meets, moved over here
+
+
+def head_outputs(model: Transformer, layer: int) -> Tensor:
+    """What the heads of a layer write into the residual stream for their results: [H,D,C] float64."""
+    block = model.blocks[layer]
+    assert isinstance(block, Block)
+    return block.attention.w_o.double()
 
 
 def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer: int, head: int) -> Attribution:
@@ -94,7 +102,7 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
         variance = sites[last].double().var(-1, correction=0)  # [B,T]
         wanted = targets.to(device).view(*inputs.shape, -1)  # [B,T,K]
         directions = logit_directions(model, wanted) / (variance + config.norm_eps).sqrt()[..., None, None]
-        w_o = model.blocks[layer].attention.w_o[head].double()  # [D,C]
-        logits = torch.einsum("bikd,bjd->bijk", directions @ w_o.T, sites[values][:, head].double())
+        reads = directions @ head_outputs(model, layer)[head].T  # [B,T,K,D]
+        logits = torch.einsum("bikd,bjd->bijk", reads, sites[values][:, head].double())
         logits *= pattern[..., None]
     return Attribution(pattern, logits if targets.ndim == 3 else logits[..., 0])

@@ -2,8 +2,8 @@
 Collection (4) and Appendix; Elhage et al. 2021 for the circuits).
 
 Tokens are rows: `W_E [V,C]`, of each head `W_Q, W_K, W_V [C,D]` and `W_O [D,C]`, `W_U [V,C]`. Folded in is what is
-linear in a LayerNorm: it centres what it reads over the width C, and multiplies by its gain. Left out is what depends on
-the text or adds a constant (the norm's scale and bias, biases of attention), and the scores' factor 1 / sqrt(D).
+linear in a LayerNorm: it centres what it reads over the width C, and multiplies by its gain. Left out is what depends
+on the text or adds a constant (the norm's scale and bias, biases of attention), and the scores' factor 1 / sqrt(D).
 Positions are ignored wherever they enter (vectors, rotation, smeared keys, windows), and so are MLPs.
 
 Circuits over tokens are V x V; their traces and eigenvalues are taken from C x C and D x D matrices, in float64.

@@ -1,5 +1,5 @@
-"""Scores of attention heads from their activations (DESIGN section 6; Olsson et al. 2022, Data Collection (3)): copying,
-prefix matching, previous token. Each is a mean over 10 seeded sequences, for all heads of a model at once.
+"""Scores of attention heads from their activations (DESIGN section 6; Olsson et al. 2022, Data Collection (3)):
+copying, prefix matching, previous token. Each is a mean over 10 seeded sequences, for all heads of a model at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.measure.attribution import logit_directions
+from icl_fast.measure.attribution import head_outputs, logit_directions
 from icl_fast.models import Intervention, Transformer, TransformerConfig, site
 
 PERIOD, REPEATS, EXAMPLES = 25, 4, 10
@@ -75,10 +75,11 @@ def copying(pattern: Tensor, raised: Tensor) -> Tensor:
 def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
     """Copying score of every head of a model, [layers, heads]: does it raise the logit of the token it attends to?
 
-    On 25 distinct random tokens without BOS (the paper regrets its omission, but its numbers are made so; that tokens be
-    distinct it does not say). Source j raises the logits by its value's way through OV, final norm's gain and
-    unembedding, mean over the vocabulary subtracted, through a ReLU. The final norm's scale is left out: it differs by
-    destination only. Where the model's position table is shorter, so are the sequences.
+    On 25 distinct random tokens without BOS (the paper regrets its omission, but its numbers are made so; that tokens
+    be distinct it does not say). Source j raises the logits by its value's way through OV, final norm's gain and
+    unembedding, mean over the vocabulary subtracted, through a ReLU. The final norm's scale, one number a destination,
+    is left out, so that every destination weighs the same. Where the model's position table is shorter, so are the
+    sequences.
 
     Raises:
         InputError: a context under 2, or a vocabulary too small.
@@ -91,8 +92,7 @@ def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
     directions = logit_directions(model, tokens)  # [B,T,C]
 
     def look(layer: int, v: Tensor, pattern: Tensor) -> Tensor:
-        w_o = model.blocks[layer].attention.w_o.double()
-        raised = torch.einsum("bhjd,hdc,bkc->bhjk", v.double(), w_o, directions).relu()
+        raised = torch.einsum("bhjd,hdc,bkc->bhjk", v.double(), head_outputs(model, layer), directions).relu()
         return copying(pattern, raised)
 
     return _by_layer(model, tokens, look)
@@ -176,12 +176,8 @@ def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = E
     if not 1 <= examples <= len(text):
         raise InputError(f"examples: {examples} asked for, text has {len(text)}; give more text or ask for 1 or more")
     chosen = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))[:examples]
-    scores = [
-        _by_layer(
-            model, window[None].to(model.embed.weight.device), lambda _layer, _v, pattern: previous_token(pattern)
-        )
-        for window in text[chosen.to(text.device)]
-    ]
+    windows = text[chosen.to(text.device)].to(model.embed.weight.device)
+    scores = [_by_layer(model, window[None], lambda _layer, _v, pattern: previous_token(pattern)) for window in windows]
     return torch.stack(scores).mean(0)
 
 
