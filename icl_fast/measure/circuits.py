@@ -49,13 +49,12 @@ def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
         [layers,H] float64; NaN in layer 0, before which there are no heads.
 
     Raises:
-        InputError: scores of another shape or not finite.
+        InputError: scores of another shape.
     """
     config = model.config
-    if previous_token.shape != (config.layers, config.heads) or not previous_token.isfinite().all():
+    if previous_token.shape != (config.layers, config.heads):
         raise InputError(
-            f"previous_token must be finite and [layers,heads], {[config.layers, config.heads]}, "
-            f"got {list(previous_token.shape)}"
+            f"previous_token must be [layers,heads], {[config.layers, config.heads]}, got {list(previous_token.shape)}"
         )
     with torch.no_grad():
         embed = model.embed.weight
@@ -78,16 +77,18 @@ def copying_eigenvalues(model: Transformer) -> Tensor:
     vocabulary is subtracted, unlike in the copying score.
 
     Returns:
-        [layers,H,D] complex128.
+        [layers,H,D] complex128; NaN where weights are not finite.
     """
     with torch.no_grad():
         through = _product(model.unembed.weight, model.embed.weight)  # [C,C], from the embedding to the left
         if model.config.norm_affine:
             through = model.final_norm.weight.double()[:, None] * through
         circuits = torch.stack([heads.o @ through @ heads.v for heads in _layers(model)])
+    # LAPACK refuses what is not finite, but a model that diverged has a place in a run's table
+    finite = circuits.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # [layers,H,1,1]
     # on the CPU: not every build of torch can do this on a GPU
-    eigenvalues: Tensor = torch.linalg.eigvals(circuits.cpu())
-    return eigenvalues.to(through.device)
+    eigenvalues: Tensor = torch.linalg.eigvals(circuits.where(finite, 0).cpu()).to(through.device)
+    return eigenvalues.masked_fill(~finite[..., 0], torch.nan)
 
 
 def copying_eigenvalue_score(eigenvalues: Tensor) -> Tensor:

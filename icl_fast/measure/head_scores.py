@@ -69,7 +69,7 @@ def copying(pattern: Tensor, raised: Tensor) -> Tensor:
     own = (attended * raised.diagonal(dim1=2, dim2=3)).sum(-1)
     everything = (attended * raised.sum(-1)).sum(-1)
     ratio = own / (own + everything)
-    return torch.where(everything > 0, 4 * ratio - 1, -1.0).mean(0)
+    return torch.where(everything == 0, -1.0, 4 * ratio - 1).mean(0)
 
 
 def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:

@@ -8,8 +8,29 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from icl_fast import Transformer, TransformerConfig
+
+
+class Sizes(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.fixture
+def sizes() -> Sizes:
+    """`with sizes: ...`, then `sizes.largest`."""
+    return Sizes()
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,24 @@ def test_a_head_of_known_strength(noisy: Build) -> None:
     torch.testing.assert_close(other.logits[0, ..., 1], rows * (2 * 3 / scale) * (-1 / 17))
 
 
+def test_nothing_is_as_large_as_the_text_squared_times_the_vocabulary(noisy: Build, sizes: Any) -> None:
+    model = noisy(vocab=503, context=20)
+    inputs = torch.zeros(1, 20, dtype=torch.int64)
+    with sizes:
+        logit_attribution(model, inputs, inputs, 0, 0)
+    assert sizes.largest <= 503 * 7  # the weights; logits would be 20 x 503 for one source
+
+
+def test_other_dtypes(noisy: Build) -> None:
+    model = noisy()
+    inputs, targets = text()
+    expected = logit_attribution(model, inputs, targets, 1, 1).logits
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        found = logit_attribution(model.to(dtype), inputs, targets, 1, 1)
+        assert found.pattern.dtype == dtype
+        assert (found.logits - expected).norm() < tolerance * expected.norm()
+
+
 def test_bad_input(noisy: Build) -> None:
     model = noisy()
     inputs, targets = text()

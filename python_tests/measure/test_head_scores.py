@@ -210,6 +210,13 @@ def test_copying_of_known_patterns() -> None:
     assert both.item() == pytest.approx((4 * own / (own + everything) - 1 - 1) / 2)
 
 
+def test_a_model_that_diverged(noisy: Build) -> None:
+    model = noisy()
+    with torch.no_grad():
+        model.blocks[1].attention.out.weight.fill_(float("nan"))
+    assert copying_scores(model).isnan().tolist() == [[False, False], [True, True]]
+
+
 def test_distinct_tokens() -> None:
     tokens = distinct_random_tokens(512)
     assert tokens.shape == (10, 25)
