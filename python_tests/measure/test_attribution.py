@@ -130,7 +130,7 @@ def test_other_dtypes(noisy: Build) -> None:
     model = noisy()
     inputs, targets = text()
     expected = logit_attribution(model, inputs, targets, 1, 1).logits
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 0.03)):
         found = logit_attribution(model.to(dtype), inputs, targets, 1, 1)
         assert found.pattern.dtype == dtype
         assert (found.logits - expected).norm() < tolerance * expected.norm()
