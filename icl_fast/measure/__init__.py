@@ -1,22 +1,44 @@
-"""Everything read off one model: token losses, head scores, ablations and their sweep over a run's snapshots."""
+"""Everything read off one model: head scores, circuits, attributions, ablations, their sweep over a run's snapshots."""
 
 from icl_fast.measure.ablation import AblationMode
-from icl_fast.measure.head_scores import prefix_matching, prefix_matching_scores, repeated_random_tokens
+from icl_fast.measure.attribution import Attribution, logit_attribution
+from icl_fast.measure.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
+from icl_fast.measure.head_scores import (
+    copying,
+    copying_scores,
+    distinct_random_tokens,
+    prefix_matching,
+    prefix_matching_scores,
+    previous_token,
+    previous_token_scores,
+    repeated_random_tokens,
+)
 from icl_fast.measure.parts import ablate
 from icl_fast.measure.sweep import SweepProgress, find_snapshots, open_results, plan_sweep, sweep
 from icl_fast.measure.targets import Target, parse_targets
 
 __all__ = [
     "AblationMode",
+    "Attribution",
     "SweepProgress",
     "Target",
     "ablate",
+    "composition_scores",
+    "copying",
+    "copying_eigenvalue_score",
+    "copying_eigenvalues",
+    "copying_scores",
+    "distinct_random_tokens",
     "find_snapshots",
+    "logit_attribution",
     "open_results",
     "parse_targets",
     "plan_sweep",
     "prefix_matching",
     "prefix_matching_scores",
+    "previous_token",
+    "previous_token_scores",
+    "qk_trace",
     "repeated_random_tokens",
     "sweep",
 ]
