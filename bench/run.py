@@ -32,6 +32,9 @@ NAMES = (
     "head_ablation_cross_entropy",
     "frozen_attention",
     "smeared_attention",
+    "cross_entropy_difference",
+    "layer_norm_difference",
+    "gelu_difference",
     "call_overhead",
     "sweep",
 )

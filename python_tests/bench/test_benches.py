@@ -75,7 +75,9 @@ def test_every_target_is_of_a_case_and_a_candidate(name: str, device: str) -> No
         known |= {f"{what} vs {c.name}" for c in case.candidates for what in ("speed", "time", "peak")}
         known |= {f"speed vs fastest {c.family}" for c in case.candidates if c.family}
         assert target["metric"] in known
-    assert targets or (name, device) == ("head_ablation_cross_entropy", "cuda")
+    # nobody has set one for these
+    without = name.endswith("_difference") or (name, device) == ("head_ablation_cross_entropy", "cuda")
+    assert bool(targets) != without
 
 
 @pytest.mark.parametrize("name", run.NAMES)
