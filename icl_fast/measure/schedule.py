@@ -109,7 +109,7 @@ def make_schedule(
     Raises:
         InputError: not even one example and one ablation fit the memory.
     """
-    costs = _Costs(config, context, rows, itemsize)
+    costs = _Costs(config, context, rows, itemsize, mode)
     methods = [costs.method(target, mode) for target in ablations]
     room = memory - min(LOSS_BYTES, memory // 2)
     if device == "cpu":
@@ -148,9 +148,10 @@ def make_schedule(
 class _Costs:
     """Work and memory of one model at one set of positions."""
 
-    def __init__(self, config: TransformerConfig, context: int, rows: int, itemsize: int) -> None:
+    def __init__(self, config: TransformerConfig, context: int, rows: int, itemsize: int, mode: AblationMode) -> None:
         self.config, self.context, self.rows, self.itemsize = config, context, rows, itemsize
         self.few = rows < context
+        self.values_change = mode_values(mode) != "preserved"
         self.inner = config.heads * config.d_head
         mlp = config.mlp_ratio * config.width if config.mlp else 0
         self.hidden = mlp
@@ -230,7 +231,7 @@ class _Costs:
         else:
             summed = 2.0 * t * c * inner + self._attention_flops(t)
         mlp = 4.0 * t * config.mlp_ratio * c * c if config.mlp else 0.0
-        return summed + 2.0 * t * inner * c + mlp
+        return (summed + 2.0 * t * inner * c if self.values_change else 0.0) + mlp
 
     def _rerun_layer_flops(self) -> float:
         c, inner, t = self.config.width, self.inner, self.context
