@@ -283,11 +283,11 @@ def test_the_sanitizer_runs_over_every_op_and_dtype(tmp_path: Path, monkeypatch:
     )
     found = gpu_check.sanitizer("memcheck")(job(tmp_path))
     assert found.verdict == "failed"
-    assert found.summary == "11 of 12 clean; smeared_attention float16: Invalid read"
+    assert found.summary == "20 of 21 clean; smeared_attention float16: Invalid read"
     assert found.details == {"smeared_attention float16": ["Invalid read"]}
     hopper = job(tmp_path)
     hopper.report["device"]["capability"] = [9, 0]
-    assert gpu_check.sanitizer("memcheck")(hopper).summary.startswith("15 of 16 clean")
+    assert gpu_check.sanitizer("memcheck")(hopper).summary.startswith("24 of 25 clean")
     assert "op frozen_attention bfloat16" in (tmp_path / "stage.log").read_text()
 
 

@@ -62,8 +62,8 @@ def test_options_and_exit_code(error: str, code: int, monkeypatch: pytest.Monkey
         print_summary=lambda targets: print(f"{len(targets)} targets"),
     )
     monkeypatch.setattr(command, "_benches", lambda: benches)
-    options = "a --device cuda --cold --no-compile --no-memory --seconds 3 --timeout 9 --json file.json"
+    options = "a --device cuda --cold --no-compile --no-memory --seconds 3 --only T=8 --timeout 9 --json file.json"
     result = call(*options.split())
     assert (result.exit_code, result.output) == (code, "table of a\n1 targets\n")
     expected = {"device": "cuda", "threads": 2, "quick": False, "cold": True, "compile": False, "memory": False}
-    assert seen == [(("a",), {**expected, "seconds": 3.0}, "file.json", 9.0)]
+    assert seen == [(("a",), {**expected, "seconds": 3.0, "only": "T=8"}, "file.json", 9.0)]
