@@ -1,0 +1,90 @@
+"""What a figure shows, as data. The page (Plotly) and the static twins (matplotlib) draw the same panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from icl_fast.analysis.arrays import Floats
+
+Kind = Literal["lines", "path", "points", "heatmap"]
+Scale = Literal["sequential", "diverging"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, path or cloud of points.
+
+    Attributes:
+        label: its name in a legend and on hover, such as `head 1.0` or `two_layer`.
+        x, y: [n].
+        error: [n] one standard error of y (or what it is at most, if the panel's caption says so); None: not known.
+        model: the model that it belongs to; None: to none alone.
+        head: (layer, head), for what belongs to one head: it lights up with that head everywhere.
+        names: [n] what each point is called on hover (of `points`, such as the heads of a model); empty: the label.
+        opaque: False for heads outside the sample that is drawn opaque.
+    """
+
+    label: str
+    x: Floats
+    y: Floats
+    error: Floats | None = None
+    model: str | None = None
+    head: tuple[int, int] | None = None
+    names: tuple[str, ...] = ()
+    opaque: bool = True
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Values over two axes.
+
+    Attributes:
+        x: [n] tokens seen; y: [m] context positions.
+        z: [m,n].
+        scale: `sequential`, or `diverging` about 0.
+        low, high: values at the ends of the colours; what lies outside has the colour of the end.
+        unit: of z.
+    """
+
+    x: Floats
+    y: Floats
+    z: Floats
+    scale: Scale
+    low: float
+    high: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure.
+
+    Attributes:
+        key: unique in a report, `[a-z0-9_.-]+`; the name of the static twins' files.
+        kind: `lines` (y over x, in order), `path` (a trajectory in the plane), `points`, `heatmap`.
+        title: a few words; caption: what is shown, of what, by which definition and source (plain text).
+        x_label, y_label: with units.
+        over_training: x is tokens seen: the axis can be linear or logarithmic, the phase-change band is drawn.
+        log_x, log_y: the axis is logarithmic to begin with (`over_training` ones follow the page's switch).
+        series: of `lines`, `path`, `points`.
+        heatmap: of `heatmap`.
+        band: (start, end) of the phase change in tokens; None: there was none, or the panel is not over training.
+        y_range: (low, high) of the y axis, such as that of all models of a row; None: that of the values.
+        absent: why there is nothing to show, such as "N/A: ..."; then there are no series.
+    """
+
+    key: str
+    kind: Kind
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    over_training: bool = False
+    log_x: bool = False
+    log_y: bool = False
+    series: tuple[Series, ...] = ()
+    heatmap: Heatmap | None = None
+    band: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    absent: str | None = None

@@ -1,0 +1,78 @@
+"""What a report is about: some models, everything measured of them, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import xarray as xr
+
+from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
+from icl_fast.models import TransformerConfig
+
+
+@dataclass(frozen=True)
+class ModelStudy:
+    """One run: a column of the Model Analysis Table.
+
+    All Datasets have the same `snapshot` coord (optimizer steps, rising) and `tokens` (seen by then).
+
+    Attributes:
+        name: unique in a report.
+        config: of the model.
+        parameters: how many it has.
+        corpus: what it was trained on.
+        left_out: snapshots that could not be used: step -> why (missing, truncated, not finite, ...).
+        losses: a sweep of no heads at all positions (`icl_fast.measure.sweep`): `position_loss` [snapshot, ablation,
+            position], `loss` [snapshot, ablation, example], `icl_score` ..., ablation "none" alone.
+        heads: what `icl_fast.measure.evaluate` wrote: `prefix_matching`, `copying`, `previous_token`, `qk_trace`,
+            `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head,
+            layer, head].
+        ablations: by mode ("pattern-preserving", "full"), a sweep of all heads.
+        change: the verdict on the phase change.
+        interval: (start, end) steps of the phase change, found or set by hand; None: there was none.
+        attributions: over (snapshot, ablation): `icl`, `icl_sem` and, where there is an interval, `before_after`,
+            `before_after_sem` (see `icl_fast.analysis.attribute_heads`). Ablations have coords `layer` and `head`.
+        types: of the heads at the last snapshot.
+        texts: by name of a text, what the model makes of it (see `icl_fast.measure.read_text`).
+    """
+
+    name: str
+    config: TransformerConfig
+    parameters: int
+    corpus: str
+    left_out: dict[int, str]
+    losses: xr.Dataset
+    heads: xr.Dataset
+    ablations: dict[str, xr.Dataset]
+    change: PhaseChange
+    interval: tuple[int, int] | None
+    attributions: xr.Dataset
+    types: HeadTypes
+    texts: dict[str, xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the claims table: what a paper claims, and what was found here."""
+
+    claim: str
+    source: str
+    verdict: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """All models of a report.
+
+    Attributes:
+        title: of the report.
+        models: by name, in the order of the columns.
+        pca: of all snapshots of all models together; None: they were not evaluated on the same examples, or too few.
+        claims: empty: there is no claims table.
+    """
+
+    title: str
+    models: dict[str, ModelStudy]
+    pca: JointPCA | None
+    claims: tuple[Claim, ...] = ()
