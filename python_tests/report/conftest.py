@@ -1,0 +1,175 @@
+"""A study of made-up models: right shapes, coords and attributes, values from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from icl_fast.analysis import attribute_heads, find_phase_change, head_types, joint_pca
+from icl_fast.models import TransformerConfig
+from icl_fast.report.study import Claim, ModelStudy, Study
+
+MadeStudy = Callable[..., Study]
+SENTENCE = ("The", " cat", " sat", "\n", " <script>alert(1)</script>", " & “Ж", "\\xe2", "\t", "</style>", " sat")
+
+
+@pytest.fixture(scope="session")
+def made_study() -> MadeStudy:
+    def make(
+        layers: Sequence[int] = (1, 2),
+        *,
+        heads: int = 2,
+        snapshots: int = 6,
+        context: int = 32,
+        examples: int = 20,
+        length: int = 12,
+        texts: Sequence[tuple[str, str]] = (("passage", "passage"), ("template", "template")),
+        seed: int = 0,
+    ) -> Study:
+        random = np.random.default_rng(seed)
+        models = {}
+        for index, depth in enumerate(layers):
+            name = f"{('one', 'two', 'three', 'four')[depth - 1]}_layer{'_mlp' * (index >= 3)}"
+            models[name] = _model(name, depth, heads, snapshots, context, examples, length, texts, random)
+        pca = joint_pca({name: model.losses for name, model in models.items()})
+        claims = (Claim("Heads <b>form</b>", "Argument 1", "holds", "two_layer: yes"),)
+        return Study("A made-up study", models, pca, claims)
+
+    return make
+
+
+def _model(
+    name: str,
+    layers: int,
+    heads: int,
+    snapshots: int,
+    context: int,
+    examples: int,
+    length: int,
+    texts: Sequence[tuple[str, str]],
+    random: np.random.Generator,
+) -> ModelStudy:
+    steps = np.arange(snapshots) * 10
+    time = {
+        "snapshot": ("snapshot", steps),
+        "tokens": ("snapshot", steps * 2048),
+    }
+    learned = 1 / (1 + np.exp(6 - 12 * np.arange(snapshots) / snapshots))  # [snapshot], from 0 to 1
+    drop = 0.5 * (layers > 1)
+
+    def sweep(names: Sequence[str], of: Sequence[tuple[int, int]], whole: np.ndarray) -> xr.Dataset:
+        dims, count = ("snapshot", "ablation"), len(names)
+        effects = np.concatenate([np.zeros((snapshots, 1)), random.normal(0.1, 0.1, (snapshots, count - 1))], axis=1)
+        by_position = whole[:, None] + effects[..., None]  # [snapshot, ablation, position]
+        noise = random.normal(size=(1, 1, examples))
+        loss = by_position.mean(-1)[..., None] + noise + random.normal(0, 0.05, (snapshots, count, examples))
+        score = by_position[..., -2] - by_position[..., context // 10] + effects
+        small = np.full(by_position.shape, 0.01)
+        return xr.Dataset(
+            {
+                "position_loss": ((*dims, "position"), by_position),
+                "position_loss_sem": ((*dims, "position"), small),
+                "loss": ((*dims, "example"), loss.astype(np.float32)),
+                "icl_score": (dims, score, {"long_name": "mean loss at positions 31 minus at 4"}),
+                "icl_score_sem": (dims, small[..., 0]),
+                "icl_effect_sem": (dims, small[..., 0]),
+            },
+            coords={
+                **time,
+                "ablation": list(names),
+                "layer": ("ablation", [layer for layer, _ in of]),
+                "head": ("ablation", [head for _, head in of]),
+                "position": np.arange(1, context + 1),
+            },
+        )
+
+    positions = np.log(np.arange(1, context + 1))
+    whole = 6 - 2 * learned[:, None] - drop * learned[:, None] * positions / positions[-1]
+    all_heads = [(layer, head) for layer in range(layers) for head in range(heads)]
+    ablated = ["none", *(f"{layer}.{head}" for layer, head in all_heads)]
+    losses = sweep(["none"], [(-1, -1)], whole)
+    modes = {mode: sweep(ablated, [(-1, -1), *all_heads], whole) for mode in ("pattern-preserving", "full")}
+
+    def scores(low: float) -> tuple[tuple[str, str, str], np.ndarray]:
+        start = random.uniform(low, 1, (layers, heads))
+        return ("snapshot", "layer", "head"), learned[:, None, None] * start
+
+    trace = scores(0)[1] * 10
+    trace[:, 0] = np.nan
+    pairs = ("snapshot", "writer_layer", "writer_head", "layer", "head")
+    composition = {}
+    for what in "qkv":
+        values = random.uniform(0, 0.3, (snapshots, layers, heads, layers, heads))
+        for reader in range(layers):
+            values[:, reader:, :, reader] = np.nan
+        composition[f"composition_{what}"] = (pairs, values)
+    measured = xr.Dataset(
+        {
+            "prefix_matching": scores(0),
+            "copying": scores(-1),
+            "previous_token": scores(0),
+            "qk_trace": (("snapshot", "layer", "head"), trace),
+            "ov_copying": scores(-1),
+            **composition,
+        },
+        coords=time,
+    )
+    change = find_phase_change(
+        steps.tolist(),
+        losses["icl_score"].values[:, 0].tolist(),
+        measured["prefix_matching"].max(("layer", "head")).values.tolist(),
+    )
+    interval = None
+    if layers > 1 and change.start is not None and change.end is not None:
+        interval = (int(steps[change.start]), int(steps[change.end]))
+    attributions = attribute_heads(modes["pattern-preserving"], *(interval or (int(steps[0]), int(steps[-1]))))
+    last = measured.isel(snapshot=-1)
+    return ModelStudy(
+        name=name,
+        config=TransformerConfig(vocab=50, context=context, layers=layers, width=4 * heads, heads=heads),
+        parameters=1234 * layers,
+        corpus="made up",
+        left_out={10: "truncated: <i>step 10</i>"} if layers == 2 else {},
+        losses=losses,
+        heads=measured,
+        ablations=modes,
+        change=change,
+        interval=interval,
+        attributions=attributions if interval else attributions[["icl", "icl_sem"]],
+        types=head_types(last["previous_token"].values, last["prefix_matching"].values, last["copying"].values),
+        texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
+    )
+
+
+def _text(
+    name: str,
+    kind: str,
+    layers: int,
+    heads: int,
+    length: int,
+    time: dict[str, tuple[str, np.ndarray]],
+    random: np.random.Generator,
+) -> xr.Dataset:
+    pieces = [SENTENCE[index % len(SENTENCE)] for index in range(length)]
+    pattern = np.tril(random.gamma(0.3, 1, (layers, heads, length, length)) + 1e-6)
+    pattern /= pattern.sum(-1, keepdims=True)
+    logits = np.tril(random.normal(size=pattern.shape)) * pattern
+    dims = ("layer", "head", "position", "source")
+    steps = time["snapshot"][1]
+    return xr.Dataset(
+        {
+            "loss": (("snapshot", "position"), random.gamma(3, 1, (len(steps), length)).astype(np.float32)),
+            "pattern": (dims, pattern.astype(np.float32)),
+            "logits": (dims, logits.astype(np.float32)),
+        },
+        coords={
+            **time,
+            "position": np.arange(1, length + 1),
+            "input": ("position", ["<bos>", *pieces[:-1]]),
+            "target": ("position", pieces),
+        },
+        attrs={"name": name, "title": f"A {kind}", "kind": kind, "source": "made up"},
+    )
