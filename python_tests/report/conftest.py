@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_fast.analysis import attribute_heads, find_phase_change, head_types, joint_pca
+from icl_fast.analysis import attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
 from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, ModelStudy, Study
 
@@ -125,7 +125,7 @@ def _model(
     interval = None
     if layers > 1 and change.start is not None and change.end is not None:
         interval = (int(steps[change.start]), int(steps[change.end]))
-    attributions = attribute_heads(modes["pattern-preserving"], *(interval or (int(steps[0]), int(steps[-1]))))
+    sweep_of_heads = modes["pattern-preserving"]
     last = measured.isel(snapshot=-1)
     return ModelStudy(
         name=name,
@@ -138,7 +138,7 @@ def _model(
         ablations=modes,
         change=change,
         interval=interval,
-        attributions=attributions if interval else attributions[["icl", "icl_sem"]],
+        attributions=attribute_heads(sweep_of_heads, *interval) if interval else attribute_icl(sweep_of_heads),
         types=head_types(last["previous_token"].values, last["prefix_matching"].values, last["copying"].values),
         texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
     )
