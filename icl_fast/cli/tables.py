@@ -15,8 +15,10 @@ from icl_fast.measure.plan import DTYPES
 from icl_fast.measure.rates import measure_rates
 
 if TYPE_CHECKING:
+    from icl_fast.analysis import PhaseChange
     from icl_fast.measure.sweep import PlannedSweep
     from icl_fast.report.demo import DemoResult
+    from icl_fast.report.study import Study
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
@@ -80,38 +82,64 @@ def print_plan(planned: PlannedSweep) -> None:
     )
 
 
+_VERDICT = ("loss", "ICL score", "drop", "best head", "change")
+_RULE = (
+    f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
+    f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens"
+)
+
+
+def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> tuple[str, ...]:
+    """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
+    last, best = sweep.isel(snapshot=-1).sel(ablation="none"), matching.argmax(("layer", "head"))
+    verdict = "yes" if change.happened else "no"
+    if change.happened and change.start is not None and change.end is not None:
+        tokens = sweep["tokens"].values / 1e6
+        verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
+    return (
+        f"{float(last['loss'].mean()):.3f}",
+        f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
+        f"{change.drop:.3f}",
+        f"{int(best['layer'])}.{int(best['head'])} ({float(matching.max()):.2f})",
+        verdict,
+    )
+
+
+def print_study(study: Study) -> None:
+    """What a report found: a row a model, how evaluators agree with weights, what was left out."""
+    table = Table(
+        Column("model", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
+        box=box.SIMPLE,
+        pad_edge=False,
+        title="what was found (losses in nats per token)",
+    )
+    for name, model in study.models.items():
+        matching = model.heads["prefix_matching"].isel(snapshot=-1)
+        table.add_row(name, *_verdict(model.losses, matching, model.change))
+    console = Console()
+    console.print(table)
+    console.print(_RULE, highlight=False)
+    for name, model in study.models.items():
+        for step, reason in model.left_out.items():
+            console.print(f"{name}: step {step} left out: {reason}", highlight=False, markup=False)
+
+
 def print_demo(result: DemoResult) -> None:
     """What the demo found: a row a model, the rule, and the heads that carry the ICL score."""
     table = Table(
         Column("model", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in ("loss", "ICL score", "drop", "best head", "change")),
+        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
         box=box.SIMPLE,
         pad_edge=False,
         title=f"seed {result.seed}: what was found (losses in nats per token)",
     )
     for name, data in result.models.items():
-        last, change = data.isel(snapshot=-1).sel(ablation="none"), result.changes[name]
-        matching = last["prefix_matching"]
-        best = matching.argmax(("layer_", "head_"))
-        verdict = "yes" if change.happened else "no"
-        if change.happened and change.start is not None and change.end is not None:
-            tokens = data["tokens"].values / 1e6
-            verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
-        table.add_row(
-            name,
-            f"{float(last['loss'].mean()):.3f}",
-            f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
-            f"{change.drop:.3f}",
-            f"{int(best['layer_'])}.{int(best['head_'])} ({float(matching.max()):.2f})",
-            verdict,
-        )
+        matching = data["prefix_matching"].isel(snapshot=-1).rename(layer_="layer", head_="head")
+        table.add_row(name, *_verdict(data, matching, result.changes[name]))
     console = Console()
     console.print(table)
-    console.print(
-        f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
-        f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens",
-        highlight=False,
-    )
+    console.print(_RULE, highlight=False)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
             last = data.isel(snapshot=-1)
