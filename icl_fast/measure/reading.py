@@ -139,9 +139,10 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
         )
         directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
         for layer in layers:
-            of_layer = pattern[layer].to(device)[None]
-            added = direct_logits(head_outputs(model, layer), directions, sites[site("v", layer)], of_layer)
-            logits[layer] = added[0, ..., 0]
+            # no name for what is computed: it would be held while the next layer's is
+            logits[layer] = direct_logits(
+                head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
+            )[0, ..., 0]
     return pattern, logits
 
 
