@@ -18,7 +18,7 @@ from icl_fast.measure.parts import ablate
 from icl_fast.measure.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
 from icl_fast.measure.sweep import SweepProgress, plan_sweep, sweep
 from icl_fast.measure.targets import Target, parse_targets
-from icl_fast.measure.workspace import OtherResults, open_results
+from icl_fast.measure.workspace import OtherResults, open_results, save_results
 
 __all__ = [
     "AblationMode",
@@ -50,5 +50,6 @@ __all__ = [
     "qk_trace",
     "readable_snapshots",
     "repeated_random_tokens",
+    "save_results",
     "sweep",
 ]

@@ -23,11 +23,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class OtherResults(InputError):
-    """What lies at `where` was made with other settings or of other snapshots than what is asked for now."""
+    """What lies at a place was made with other settings or of other snapshots than what is asked for now.
 
-    def __init__(self, message: str, where: Path) -> None:
-        super().__init__(message)
-        self.where = where
+    Attributes:
+        where: a store, or the parts of one.
+        what: it belongs to, such as "a sweep with other positions".
+    """
+
+    def __init__(self, where: Path, what: str) -> None:
+        super().__init__(f"out: {where} belongs to {what}; choose another --out or remove it")
+        self.where, self.what = where, what
 
 
 def open_results(path: str | Path) -> xr.Dataset:
@@ -45,6 +50,16 @@ def open_results(path: str | Path) -> xr.Dataset:
             return dataset
     except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
         raise InputError(f"results {path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def save_results(dataset: xr.Dataset, path: Path) -> None:
+    """Write a zarr store, whole or not at all; a folder at `path` is replaced.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    with atomic_write(path) as temporary:
+        dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
 
 
 class Workspace:
@@ -120,9 +135,7 @@ class Workspace:
         Raises:
             InputError: the disk is full.
         """
-        dataset = dataset.assign_attrs({self.kind: json.dumps(self.identity)})
-        with atomic_write(self.out) as temporary:
-            dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        save_results(dataset.assign_attrs({self.kind: json.dumps(self.identity)}), self.out)
         shutil.rmtree(self.partial)
 
     def _readable(self, step: int, part: int | None = None) -> bool:
@@ -139,8 +152,4 @@ class Workspace:
         if differing := sorted(
             k for k in self.identity.keys() | theirs.keys() if self.identity.get(k) != theirs.get(k)
         ):
-            raise OtherResults(
-                f"out: {where} belongs to a {self.kind} with other {', '.join(differing)}; "
-                "choose another --out or remove it",
-                where,
-            )
+            raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")
