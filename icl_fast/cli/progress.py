@@ -23,7 +23,7 @@ def advice_on_interrupt(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{error or 'stopped'}; {advice}") from None
+        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; {advice}") from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
@@ -103,7 +104,7 @@ def print_pca(pca: JointPCA) -> None:
         title="coordinates, nats",
     )
     for name, path in pca.coordinates.items():
-        table.add_row(name, str(len(path)), point(path[0]), point(path[-1]))
+        table.add_row(escape(name), str(len(path)), point(path[0]), point(path[-1]))
     console.print(table)
 
 

@@ -93,7 +93,7 @@ def _names(runs: Sequence[str | Path]) -> dict[str, Path]:
 def _check_out(out: Path) -> None:
     if out.suffix != ".zarr":
         raise InputError(f"out: {out} must be NAME.zarr; NAME.png and NAME.svg are written beside it")
-    if out.exists() and "explained_variance_ratio" not in open_results(out):
+    if out.exists() and not (out.is_dir() and "explained_variance_ratio" in open_results(out)):
         raise InputError(f"out: {out} holds something else than a PCA; choose another --out or remove it")
 
 
