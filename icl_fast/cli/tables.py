@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xarray as xr
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
+from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.measure.plan import DTYPES
 from icl_fast.measure.rates import measure_rates
@@ -45,6 +49,65 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     Console().print(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
         Console().print(f"… and {more} more in the results")
+
+
+def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
+    """The heads of the last snapshot that `evaluate` measured, best prefix matching first, and what was left out."""
+    titles = {
+        "prefix matching": "prefix_matching",
+        "copying": "copying",
+        "previous token": "previous_token",
+        "QK trace": "qk_trace",
+        "OV copying": "ov_copying",
+    }
+    last, console = results.isel(snapshot=-1), Console()
+    columns = {name: last[name].values for name in titles.values()}
+    types = head_types(columns["previous_token"], columns["prefix_matching"], columns["copying"])
+    table = Table(
+        "head",
+        Column("type", no_wrap=True),
+        *(Column(title, justify="right") for title in titles),
+        box=box.SIMPLE,
+        title=f"step {int(last['snapshot'])}",
+    )
+    order = np.argsort(-columns["prefix_matching"], axis=None, kind="stable")
+    for layer, head in zip(*np.unravel_index(order[:most], types.types.shape), strict=True):
+        values = [of_all[layer, head] for of_all in columns.values()]
+        numbers = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
+        table.add_row(f"{layer}.{head}", str(types.types[layer, head]), *numbers)
+    console.print(table)
+    if (more := types.types.size - most) > 0:
+        console.print(f"… and {more} more in the results")
+    least = types.thresholds
+    console.print(
+        f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
+        f"token if that score > {least.previous_token}",
+        highlight=False,
+    )
+    for step, why in json.loads(results.attrs["left_out"]).items():
+        console.print(f"left out: step {step}, {why}", highlight=False, markup=False)
+
+
+def print_pca(pca: JointPCA) -> None:
+    """How much of the variance the components explain, and where each run begins and ends."""
+
+    def point(of_one: np.ndarray) -> str:
+        return ", ".join(f"{value:+.2f}" for value in of_one)
+
+    console = Console()
+    for number, (variance, part) in enumerate(
+        zip(pca.explained_variance, pca.explained_variance_ratio, strict=True), start=1
+    ):
+        console.print(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)", highlight=False)
+    table = Table(
+        "run",
+        *(Column(name, justify="right") for name in ("snapshots", "first", "last")),
+        box=box.SIMPLE,
+        title="coordinates, nats",
+    )
+    for name, path in pca.coordinates.items():
+        table.add_row(escape(name), str(len(path)), point(path[0]), point(path[-1]))
+    console.print(table)
 
 
 def print_plan(planned: PlannedSweep) -> None:
