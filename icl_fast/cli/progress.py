@@ -41,15 +41,22 @@ def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgr
 @contextmanager
 def sweep_progress(name: str, doing: str = "ablating") -> Iterator[Callable[[SweepProgress], None]]:
     """Shows how many parts of a sweep are done and the time left."""
-    with _bar(f"{doing} {name}", None) as show:
-        yield lambda at: show(at.done, f"snapshot {at.step}", at.parts)
+    with counting(f"{doing} {name}") as show:
+        yield lambda at: show(at.done, at.parts, f"snapshot {at.step}")
 
 
 @contextmanager
 def snapshot_progress(name: str) -> Iterator[Callable[[SnapshotProgress], None]]:
     """Shows how many snapshots are measured and the time left."""
-    with _bar(f"measuring {name}", None) as show:
-        yield lambda at: show(at.done, f"snapshot {at.step}", at.snapshots)
+    with counting(f"measuring {name}") as show:
+        yield lambda at: show(at.done, at.snapshots, f"snapshot {at.step}")
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how much is done, of how much, at what, and the time left."""
+    with _bar(title, None) as show:
+        yield lambda done, of, text: show(done, text, of)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = E
         for window in windows:
             resid, position = model.embedded(window[None])
             for base in base_layers(model, resid, position, None):
-                for rows in later.split(max(1, SCORES_AT_A_TIME // (model.config.heads * length))):
+                for rows in torch.split(later, max(1, SCORES_AT_A_TIME // (model.config.heads * length))):
                     pattern = base.pattern_at(rows[None])  # [1,H,R,T]
                     before = (rows - 1)[None, None, :, None].expand(1, model.config.heads, -1, 1)
                     total[base.layer] += pattern.gather(3, before).double().sum((0, 2, 3))

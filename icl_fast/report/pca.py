@@ -14,6 +14,7 @@ from icl_fast.analysis import JointPCA, joint_pca
 from icl_fast.errors import InputError
 from icl_fast.measure import OtherResults, SweepProgress, open_results, save_results, sweep
 from icl_fast.report.figures import pca_figure, save_figure
+from icl_fast.report.runs import run_names
 
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
 
@@ -53,7 +54,7 @@ def pca_of_runs(
         raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
     _check_out(out)
     losses = {}
-    for name, run in _names(runs).items():
+    for name, run in run_names(runs).items():
         with show_sweep(name) as on_part:
             try:
                 store = sweep(
@@ -75,19 +76,6 @@ def pca_of_runs(
     found = joint_pca(losses, components=components)
     save_results(_dataset(found, losses), out)
     return found, save_figure(pca_figure(found), out)
-
-
-def _names(runs: Sequence[str | Path]) -> dict[str, Path]:
-    """Run folders by a name of their own."""
-    paths = [Path(run) for run in runs]
-    places = [path.resolve() for path in paths]
-    for place, path in zip(places, paths, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"runs: {path} is given twice")
-        if path.is_file():
-            raise InputError(f"runs: {path} is a file; give run folders, and --snapshots for some of their snapshots")
-    short = [place.name for place in places]
-    return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
 
 
 def _check_out(out: Path) -> None:
