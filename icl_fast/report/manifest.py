@@ -11,9 +11,11 @@ import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, ablated, unablated
 from icl_fast.errors import InputError
+from icl_fast.report import colours
 from icl_fast.report.panel import Panel
 from icl_fast.report.payload import Blob
 from icl_fast.report.study import ModelStudy, Study
+from icl_fast.report.table import Row
 
 # of what `icl_fast.measure.evaluate` wrote: what each score is called on the page
 SCORES = {
@@ -29,7 +31,7 @@ COMPOSITIONS = ("composition_q", "composition_k", "composition_v")
 def manifest(
     study: Study,
     table: dict[str, list[Panel]],
-    rows: Sequence[tuple[str, str]],
+    rows: Sequence[Row],
     family: Sequence[tuple[str, list[Panel]]],
     blob: Blob,
 ) -> dict[str, Any]:
@@ -47,19 +49,26 @@ def manifest(
         raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
     return {
         "title": study.title,
-        "models": [_model(model, blob) for model in study.models.values()],
+        "models": [_model(study, model, blob) for model in study.models.values()],
         "scores": SCORES,
-        "rows": [{"title": title, "explanation": explanation} for title, explanation in rows],
-        "table": [[_panel(panel, blob) for panel in panels] for panels in table.values()],
+        "colours": {
+            "series": colours.MODELS,
+            "types": colours.TYPES,
+            "depth": colours.DEPTH,
+            "sequential": colours.SEQUENTIAL,
+            "diverging": colours.DIVERGING,
+        },
+        "rows": [{field.name: getattr(row, field.name) for field in fields(row)} for row in rows],
+        "table": [[_panel(study, panel, blob) for panel in panels] for panels in table.values()],
         "family": [
-            {"heading": heading, "panels": [_panel(panel, blob) for panel in panels]} for heading, panels in family
+            {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]} for heading, panels in family
         ],
         "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
         "explained": None if study.pca is None else [float(ratio) for ratio in study.pca.explained_variance_ratio],
     }
 
 
-def _panel(panel: Panel, blob: Blob) -> dict[str, Any]:
+def _panel(study: Study, panel: Panel, blob: Blob) -> dict[str, Any]:
     simple = {field.name: getattr(panel, field.name) for field in fields(panel)}
     heatmap = panel.heatmap and {
         **{field.name: getattr(panel.heatmap, field.name) for field in fields(panel.heatmap)},
@@ -74,10 +83,16 @@ def _panel(panel: Panel, blob: Blob) -> dict[str, Any]:
         }
         for one in panel.series
     ]
-    return {**simple, "heatmap": heatmap, "series": series}
+    return {
+        **simple,
+        "heatmap": heatmap,
+        "series": series,
+        "colours": colours.series_colours(study, panel),
+        "by": colours.default_by(panel),
+    }
 
 
-def _model(model: ModelStudy, blob: Blob) -> dict[str, Any]:
+def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
     config = model.config
     steps, tokens = model.losses["snapshot"].values, model.losses["tokens"].values
     interval = None
@@ -86,6 +101,8 @@ def _model(model: ModelStudy, blob: Blob) -> dict[str, Any]:
     last = model.heads.isel(snapshot=-1)
     return {
         "name": model.name,
+        "colour": colours.model_colours(study)[model.name],
+        "depth_colours": [colours.depth_colour(layer, config.layers) for layer in range(config.layers)],
         "layers": config.layers,
         "heads": config.heads,
         "width": config.width,
@@ -113,6 +130,7 @@ def _model(model: ModelStudy, blob: Blob) -> dict[str, Any]:
             if name in model.heads
         },
         "ablations": {mode: _effects(mode, sweep, config.layers, config.heads, blob) for mode, sweep in model.ablations.items()},
+        "before_after": _before_after(model, blob),
         "composition": {
             name[-1]: blob.add(last[name].transpose("writer_layer", "writer_head", "layer", "head").values)
             for name in COMPOSITIONS
@@ -134,6 +152,17 @@ def _effects(mode: str, sweep: xr.Dataset, layers: int, heads: int, blob: Blob) 
         "icl_sem": ablated(mode, sweep["icl_effect_sem"]),
     }
     return {name: blob.add(_by_head(value, layers, heads)) for name, value in values.items()}
+
+
+def _before_after(model: ModelStudy, blob: Blob) -> dict[str, int] | None:
+    """Each head's attribution to the phase change, [snapshot, layer, head], and its standard error."""
+    if "before_after" not in model.attributions:
+        return None
+    layers, heads = model.config.layers, model.config.heads
+    return {
+        name: blob.add(_by_head(model.attributions[variable], layers, heads))
+        for name, variable in {"value": "before_after", "error": "before_after_sem"}.items()
+    }
 
 
 def _by_head(values: xr.DataArray, layers: int, heads: int) -> Floats:

@@ -19,6 +19,7 @@ from icl_fast.report.manifest import manifest
 from icl_fast.report.panel import Panel
 from icl_fast.report.payload import Blob, to_json
 from icl_fast.report.study import Study
+from icl_fast.report.table import Row
 
 _FIRST, _LAST = "icl.js", "main.js"
 
@@ -26,7 +27,7 @@ _FIRST, _LAST = "icl.js", "main.js"
 def write_page(
     study: Study,
     table: dict[str, list[Panel]],
-    rows: Sequence[tuple[str, str]],
+    rows: Sequence[Row],
     family: Sequence[tuple[str, list[Panel]]],
     path: str | Path,
 ) -> Path:
@@ -35,7 +36,7 @@ def write_page(
     Args:
         study: what is reported on.
         table: by model, one panel for each row of the Model Analysis Table.
-        rows: (title, explanation) of each row.
+        rows: what each row shows and how to read it.
         family: (heading, panels) of each group of further figures.
         path: of the HTML file.
 

@@ -39,12 +39,11 @@
   // ---- axes: `to` maps a value to a position from 0 (start) to 1 (end), `from` maps back.
 
   function steps(low, high, most) {
-    const raw = (high - low) / most;
-    const power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
-    const ticks = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
-    return ticks;
+    const power = 10 ** Math.floor(Math.log10((high - low) / most));
+    const from = (step) => Math.ceil(low / step - 1e-9);
+    const count = (step) => Math.floor(high / step + 1e-9) - from(step) + 1;
+    const step = [1, 2, 5, 10, 20].map((m) => m * power).find((s) => count(s) <= most + 1);
+    return Array.from({ length: count(step) }, (_, i) => (from(step) + i) * step);
   }
 
   function decades(low, high, most) {

@@ -108,5 +108,8 @@ const ICL = { data: null, texts: {}, panels: { all: [] } };
       requestAnimationFrame(() => channel.port2.postMessage(null));
     }
   };
-  ICL.idle = () => !running;
+  /** Resolves when nothing is waiting to be done; what is scrolled to by then is drawn. */
+  ICL.settled = async () => {
+    for (let quiet = 0; quiet < 3; quiet = running ? 0 : quiet + 1) await new Promise((done) => requestAnimationFrame(done));
+  };
 })();

@@ -44,7 +44,7 @@
     const band = ICL.el("div", { class: "band", hidden: true });
     const graph = ICL.el("div", { class: "graph" });
     const overlay = ICL.el("div", { class: "overlay", "aria-hidden": "true" });
-    const plot = ICL.el("div", { class: "plot", style: `height:${height}px` }, band, graph, overlay);
+    const plot = ICL.el("div", { class: "plot", style: `height:${height}px;--height:${height}px` }, band, graph, overlay);
     const figure = ICL.el("figure", { class: `panel ${spec.kind}${bare ? " bare" : ""}` });
     const panel = {
       spec, model, bare, figure, plot, graph, overlay, bandElement: band, height, width: 0, near: false, stale: true,

@@ -1,7 +1,7 @@
 "use strict";
 // The Model Analysis Table: a column a model, a row a measurement.
 (() => {
-  const HEIGHT = 150;
+  const HEIGHT = 190;
 
   ICL.table = (section) => {
     const { models, rows, table } = ICL.data;
@@ -36,7 +36,7 @@
     });
     return ICL.el("div", { class: "column-head", role: "columnheader" },
       ICL.el("b", { text: model.name, title: model.name }),
-      ICL.el("span", { class: model.interval ? "verdict yes" : "verdict", text: ICL.verdict(model) }),
+      ICL.el("span", { class: model.interval ? "verdict yes" : "verdict", text: ICL.verdict(model).replace(/ tokens$/, ""), title: ICL.verdict(model) }),
       when);
   }
 
@@ -44,7 +44,7 @@
   ICL.verdict = (model) => {
     const seen = ICL.array(model.tokens).data;
     const interval = model.interval && model.interval.map((at) => ICL.format.count(seen[at])).join("–");
-    if (model.change.happened && interval) return `phase change at ${interval} tokens`;
+    if (model.change.happened && interval) return `phase change ${interval} tokens`;
     if (interval) return `interval marked: ${interval} tokens`;
     return model.change.happened ? "phase change" : "no phase change";
   };
@@ -52,12 +52,12 @@
   function rowHead(row, r, specs) {
     const shown = specs.filter((spec) => !spec.absent);
     const spec = shown[0] || specs[0];
-    const units = spec.kind === "path" ? `${spec.y_label} over ${spec.x_label}` : `${spec.y_label} over ${spec.x_label}`;
     const head = ICL.el("div", { class: "row-head", role: "rowheader" },
       ICL.el("h3", {}, ICL.el("span", { class: "number", text: `${r + 1}` }), row.title),
       ICL.el("p", { text: row.explanation }));
     if (row.reading) head.append(ICL.el("p", { class: "reading", text: row.reading }));
-    head.append(ICL.el("p", { class: "units", text: units }));
+    head.append(ICL.el("p", { class: "units", text: `↑ ${spec.y_label}  → ${spec.x_label}` }));
+    if (spec.kind === "path") head.append(pathLegend());
     const map = spec.heatmap;
     if (map) head.append(ICL.heatBar(map));
     if (shown.some((one) => one.series.some((series) => series.head))) {
@@ -66,4 +66,8 @@
     }
     return head;
   }
+
+  const pathLegend = () => ICL.el("p", { class: "legend" },
+    ...[["ring", "untrained"], ["disc", "trained"], ["swatch changing", "phase change"]].map(([look, text]) =>
+      ICL.el("span", { class: "key" }, ICL.el("i", { class: look, "aria-hidden": "true" }), text)));
 })();
