@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, ModelStudy, Study
 
 MadeStudy = Callable[..., Study]
+OpenPage = Callable[..., Any]
 SENTENCE = ("The", " cat", " sat", "\n", " <script>alert(1)</script>", " & “Ж", "\\xe2", "\t", "</style>", " sat")
 
 
@@ -173,3 +177,50 @@ def _text(
         },
         attrs={"name": name, "title": f"A {kind}", "kind": kind, "source": "made up"},
     )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium: the system's own."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine: the page cannot be tried")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install -e .[dev]")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_page(chromium: Any) -> Iterator[OpenPage]:
+    """`open(path, width=1600, height=1000, hash="", **context)`: a Playwright page with that file, when it is ready.
+
+    After the test: nothing went to the console as an error or warning, no script failed, and nothing but the file
+    itself was asked for.
+    """
+    contexts, wrong = [], []
+
+    def open_page(path: Path, width: int = 1600, height: int = 1000, hash: str = "", **options: Any) -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        url = path.resolve().as_uri()
+        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(f"console: {said.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on(
+            "request",
+            lambda asked: (
+                asked.url.split("#")[0] == url
+                or asked.url.startswith(("data:", "blob:"))
+                or wrong.append(f"request: {asked.url}")
+            ),
+        )
+        page.goto(url + (f"#{hash}" if hash else ""))
+        page.evaluate("ICL.ready")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
