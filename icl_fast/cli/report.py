@@ -80,8 +80,8 @@ def report(
         reading = [*read_texts(texts), *default_texts()]
         study = collect(runs, reading, options, counting, title=title, claims=found)
         measured = time.monotonic()
-        with counting("drawing") as on_figure:
-            page = write_report(study, out, static=static, on_figure=on_figure)
+        with counting("drawing") as show:
+            page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
     click.echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - begun:.0f} s, "

@@ -13,7 +13,7 @@ from icl_fast.report.table import ROWS, table_panels
 
 
 def write_report(
-    study: Study, out: str | Path, *, static: bool = True, on_figure: Callable[[int, int, int], None] | None = None
+    study: Study, out: str | Path, *, static: bool = True, on_figure: Callable[[int, int], None] | None = None
 ) -> Path:
     """Write `out/index.html`, one file that needs nothing else, and every figure's static twins in `out/figures/`.
 
@@ -21,7 +21,7 @@ def write_report(
         study: what is shown.
         out: a folder; made if it is not there.
         static: whether to draw the twins.
-        on_figure: called with (done, of how many, 0) after each figure.
+        on_figure: called with (done, of how many) after each figure.
 
     Returns:
         The page's path.
@@ -31,5 +31,5 @@ def write_report(
     """
     table, family = table_panels(study), family_panels(study)
     if static:
-        write_static(study, table, family, Path(out) / "figures", on_figure)
+        write_static(study, Path(out) / "figures", on_figure)
     return write_page(study, table, ROWS, family, Path(out) / "index.html")
