@@ -27,6 +27,7 @@ from icl_fast.analysis import (
 from icl_fast.data import Text, load_tokenizer
 from icl_fast.errors import InputError
 from icl_fast.measure import (
+    AblationMode,
     OtherResults,
     evaluate,
     evaluation_tokens,
@@ -106,7 +107,11 @@ def collect(
         raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(named)}")
     if "pattern-preserving" not in options.modes:
         raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
-    models = {name: _study(name, run, texts, options, show) for name, run in named.items()}
+    for mode in options.modes:
+        AblationMode.parse(mode)
+    # all runs are looked at before the first is measured, which may take long
+    usable = {name: _usable(name, run, options) for name, run in named.items()}
+    models = {name: _study(name, run, texts, options, show) for name, run in usable.items()}
     return Study(title, models, _joint_pca(models), tuple(claims))
 
 
@@ -129,7 +134,16 @@ def read_claims(path: str | Path) -> list[Claim]:
         ) from None
 
 
-def _study(name: str, run: Path, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
+@dataclass(frozen=True)
+class _Usable:
+    """A run's snapshots that can be used, and why each other cannot."""
+
+    folder: RunFolder
+    steps: list[int]
+    left_out: dict[int, str]
+
+
+def _usable(name: str, run: Path, options: Options) -> _Usable:
     folder, asked = find_snapshots(run, options.snapshots)
     steps, left_out = readable_snapshots(folder, asked)
     if sum(step > 0 for step in steps) < 3:
@@ -138,6 +152,13 @@ def _study(name: str, run: Path, texts: Sequence[Text], options: Options, show: 
             f"run {run}: 3 usable snapshots after step 0 or more are needed, it has {sum(step > 0 for step in steps)}"
             + (f" ({why})" if why else "")
         )
+    if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
+        raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
+    return _Usable(folder, steps, left_out)
+
+
+def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
+    folder, steps = run.folder, run.steps
     chosen, results = ",".join(map(str, steps)), folder.path / "results" / "report"
     examples = min(options.examples, len(evaluation_tokens(folder).inputs))
 
@@ -179,7 +200,7 @@ def _study(name: str, run: Path, texts: Sequence[Text], options: Options, show: 
         config=model.config,
         parameters=sum(weights.numel() for weights in model.parameters()),
         corpus=folder.config().data.corpus,
-        left_out=left_out,
+        left_out=run.left_out,
         losses=losses,
         heads=heads,
         ablations=ablations,

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-
 from icl_fast.report.page import write_page
 from icl_fast.report.study import Study
 
