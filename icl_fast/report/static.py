@@ -196,18 +196,22 @@ def _fill(axis: Axes, panel: Panel, colours: Sequence[str], *, detailed: bool) -
         axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9 if detailed else 8, color="#666666")
         return
     _scales(axis, panel)
-    if panel.band is not None and (panel.band[0] > 0 or not panel.log_x):
-        axis.axvspan(*panel.band, color=BAND, alpha=0.18, lw=0, zorder=0)
     if panel.heatmap is not None:
         _heatmap(axis, panel.heatmap, panel.log_x)
-        if panel.band is not None:
-            for end in panel.band:
-                axis.axvline(end, color=BAND, lw=1.2)
     {"lines": _lines, "path": _path, "points": _points, "heatmap": lambda *_: None}[panel.kind](axis, panel, colours)
     if panel.y_range is not None:
         axis.set_ylim(*panel.y_range)
     if panel.kind == "lines" and axis.get_ylim()[0] < 0 < axis.get_ylim()[1]:
         axis.axhline(0, color="#999999", lw=0.7, zorder=0.5)
+    if panel.band is not None:
+        # a change that begins before any training begins at the edge of a logarithmic axis
+        limits = axis.get_xlim()
+        start, end = (max(at, limits[0]) for at in panel.band) if panel.log_x else panel.band
+        if panel.heatmap is None:
+            axis.axvspan(start, end, color=BAND, alpha=0.18, lw=0, zorder=0)
+        else:
+            axis.vlines((start, end), 0, 1, transform=axis.get_xaxis_transform(), color=BAND, lw=1.2)
+        axis.set_xlim(limits)
     axis.set_xlabel(panel.x_label if detailed else "")
     axis.set_ylabel(panel.y_label)
 

@@ -116,6 +116,9 @@ def test_band_is_drawn_where_there_is_one(study: Study, panels: dict[str, Panel]
         assert len(bands) == count
         if panel.band is not None:
             assert (bands[0].get_x(), bands[0].get_x() + bands[0].get_width()) == panel.band
+    early = replace(panels["table-2-loss-two_layer"], log_x=True, band=(0.0, 40960.0))
+    axis = draw(early, study).axes[0]
+    assert axis.patches[0].get_x() == axis.get_xlim()[0] > 0
 
 
 def test_absent_panels_say_why(study: Study, panels: dict[str, Panel]) -> None:
