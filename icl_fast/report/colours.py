@@ -23,10 +23,10 @@ MODELS = (  # none near the orange of the band
     "#2A7FC1",
     "#C4427F",
     "#16946B",
-    "#4B9AA8",
     "#A88200",
     "#7C6FD6",
     "#8A7460",
+    "#4B9AA8",
     "#C0504A",
 )
 TYPES = {PREVIOUS_TOKEN: "#D8507F", INDUCTION: "#4F74E3", OTHER: "#B58B10"}

@@ -289,10 +289,11 @@ def _formation(study: Study) -> Panel:
         kind="points",
         title="When each layer's first prefix-matching head forms",
         caption=f"A point a layer: tokens seen at the first snapshot at which a head's prefix-matching score is over "
-        f"{threshold}, against relative depth. Layers without such a head have no point. {_APPENDIX}, Where induction "
-        "heads form; the time is ours.",
+        f"{threshold}, against relative depth, 1 being the last layer. Layers without such a head have no "
+        f"point. {_APPENDIX}, Where induction heads form; the time is ours.",
         x_label="depth (layer / layers)",
         y_label=TOKENS,
+        log_y=bool(_axes_over_training(study)["log_x"]),
     )
 
     def formed(model: ModelStudy) -> Series | None:

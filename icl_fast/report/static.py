@@ -76,8 +76,8 @@ def draw(panel: Panel, study: Study) -> Figure:
         study: that the panel is of: it says how models and heads are coloured.
     """
     width, left, wide, high = 7.4, 0.95, 4.55, 3.1  # inches
-    caption = textwrap.wrap(panel.caption, 125)
-    title = textwrap.wrap(panel.title, 78)
+    caption = _wrap(panel.caption, 125)
+    title = _wrap(panel.title, 78)
     below, above = 0.62 + 0.145 * len(caption), 0.12 + 0.2 * len(title)
     height = below + high + above
     figure = Figure(figsize=(width, height))
@@ -138,7 +138,7 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
         "x axis of rows 2 to 9: training tokens seen. A faint band around a line: one standard error over examples. "
         "Rows 8 and 9: pattern-preserving ablation. After Olsson et al. 2022, Model Analysis Table."
     )
-    wrapped = "\n".join(textwrap.wrap(note, int(15 * width)))
+    wrapped = "\n".join(_wrap(note, int(15 * width)))
     figure.text(0.2 / width, 0.15 / height, wrapped, fontsize=8, color="#444444")
     return figure
 
@@ -167,43 +167,51 @@ def write_static(study: Study, folder: str | Path, on_figure: Callable[[int, int
     return written
 
 
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def _column_title(study: Study, name: str) -> str:
     model = study.models[name]
     layers = "1 layer" if model.config.layers == 1 else f"{model.config.layers} layers"
-    return "\n".join([*textwrap.wrap(name, 30), f"{layers}, {model.parameters:,} parameters"])
+    return "\n".join([*_wrap(name, 30), f"{layers}, {model.parameters:,} parameters"])
 
 
 def _row_text(figure: Figure, x: float, y: float, title: str, explanation: str, reading: str) -> None:
-    lines = textwrap.wrap(title, 34)
+    lines = _wrap(title, 34)
     figure.text(x, y, "\n".join(lines), fontsize=10, fontweight="bold", va="top")
     height = figure.get_figheight()
     y -= (0.17 * len(lines) + 0.05) / height
-    lines = textwrap.wrap(explanation, 50)
+    lines = _wrap(explanation, 50)
     figure.text(x, y, "\n".join(lines), fontsize=7.5, va="top")
     y -= (0.128 * len(lines) + 0.06) / height
-    figure.text(x, y, "\n".join(textwrap.wrap(reading, 50)), fontsize=7.5, color="#555555", style="italic", va="top")
+    figure.text(x, y, "\n".join(_wrap(reading, 50)), fontsize=7.5, color="#555555", style="italic", va="top")
 
 
 def _fill(axis: Axes, panel: Panel, colours: Sequence[str], *, detailed: bool) -> None:
     """Draw a panel's content into axes."""
     if panel.absent is not None:
         axis.set_axis_off()
-        text = "\n".join(textwrap.wrap(panel.absent, 62 if detailed else 36))
+        text = "\n".join(_wrap(panel.absent, 62 if detailed else 36))
         axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9 if detailed else 8, color="#666666")
         return
     _scales(axis, panel)
-    if panel.band is not None and (panel.band[0] > 0 or not panel.log_x):
-        axis.axvspan(*panel.band, color=BAND, alpha=0.18, lw=0, zorder=0)
     if panel.heatmap is not None:
         _heatmap(axis, panel.heatmap, panel.log_x)
-        if panel.band is not None:
-            for end in panel.band:
-                axis.axvline(end, color=BAND, lw=1.2)
     {"lines": _lines, "path": _path, "points": _points, "heatmap": lambda *_: None}[panel.kind](axis, panel, colours)
     if panel.y_range is not None:
         axis.set_ylim(*panel.y_range)
     if panel.kind == "lines" and axis.get_ylim()[0] < 0 < axis.get_ylim()[1]:
         axis.axhline(0, color="#999999", lw=0.7, zorder=0.5)
+    if panel.band is not None:
+        # a change that begins before any training begins at the edge of a logarithmic axis
+        limits = axis.get_xlim()
+        start, end = (max(at, limits[0]) for at in panel.band) if panel.log_x else panel.band
+        if panel.heatmap is None:
+            axis.axvspan(start, end, color=BAND, alpha=0.18, lw=0, zorder=0)
+        else:
+            axis.vlines((start, end), 0, 1, transform=axis.get_xaxis_transform(), color=BAND, lw=1.2)
+        axis.set_xlim(limits)
     axis.set_xlabel(panel.x_label if detailed else "")
     axis.set_ylabel(panel.y_label)
 
@@ -347,7 +355,7 @@ def _legend(panel: Panel, study: Study) -> list[Artist]:
         for index, (series, dashes) in enumerate(zip(panel.series, _dashes(panel, colours), strict=True)):
             if series.opaque:
                 shape = _MARKERS[index % len(_MARKERS)] if marker else ""
-                handles.append(_handle("\n".join(textwrap.wrap(series.label, 24)), colours[index], shape, dashes))
+                handles.append(_handle("\n".join(_wrap(series.label, 24)), colours[index], shape, dashes))
     if panel.kind == "path":
         handles += _path_ends()
     return handles + _common(panel)
@@ -393,6 +401,4 @@ def _handle(label: str, colour: str, marker: str, dashes: str = "-") -> Line2D:
 
 
 def _ring(label: str) -> Line2D:
-    return Line2D(
-        [], [], ls="", marker="o", mfc="none", mec=MARK, mew=1.4, ms=9, label="\n".join(textwrap.wrap(label, 24))
-    )
+    return Line2D([], [], ls="", marker="o", mfc="none", mec=MARK, mew=1.4, ms=9, label="\n".join(_wrap(label, 24)))
