@@ -27,7 +27,7 @@ from icl_fast.errors import InputError
 )
 @click.option("--interval", "intervals", multiple=True, metavar="RUN=START:END", help="Phase change by hand, in steps.")
 @click.option("--prefix-matching", type=float, default=0.2, show_default=True, help="Induction heads score more, …")
-@click.option("--copying", type=float, default=0.0, show_default=True, help="… and more than this on copying.")
+@click.option("--copying", type=float, default=-0.6, show_default=True, help="… and more than this on copying.")
 @click.option("--previous-token", type=float, default=0.5, show_default=True, help="Previous-token heads score more.")
 @click.option("--claims", type=click.Path(path_type=Path), help="JSON list of claim, source, verdict, evidence.")
 @click.option("--title", default="In-context learning over training", show_default=True)

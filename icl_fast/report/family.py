@@ -48,7 +48,7 @@ from icl_fast.report.panel import Panel, Series
 from icl_fast.report.study import ModelStudy, Study
 from icl_fast.report.table import component_labels, pca_path
 
-ANTI_COPYING = "anti-copying prefix-matching heads"
+ANTI_COPYING = "prefix-matching heads that do not copy"
 FIRST_TOKENS = 10
 _APPENDIX = "Olsson et al. 2022, Appendix"
 _CURIOSITIES = "Olsson et al. 2022, Unexplained Curiosities"
@@ -325,12 +325,14 @@ def _joint_scores(model: ModelStudy) -> Panel:
 
     def content() -> dict[str, object]:
         copying, matching = final_scores(model, "copying"), final_scores(model, "prefix_matching")
-        joint = joint_scores(copying, matching, threshold=model.types.thresholds.prefix_matching)
+        limits = model.types.thresholds
+        joint = joint_scores(copying, matching, threshold=limits.prefix_matching, copying_under=limits.copying)
         anti = joint.anti_copying
         names = tuple(f"head {layer}.{head}" for layer, head in np.argwhere(anti))
         marked = line(ANTI_COPYING, copying[anti], matching[anti], model=model.name, names=names)
         there_are = (
-            f" Marked: heads with a prefix-matching score over {joint.threshold:g} that score under 0 on copying"
+            f" Marked: heads with a prefix-matching score over {joint.threshold:g} that score under "
+            f"{joint.copying_under:g} on copying, where the others are induction heads"
         )
         heads = head_points(model, copying, matching)
         return {

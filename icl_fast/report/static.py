@@ -34,11 +34,10 @@ from icl_fast.report.colours import (
     depth_colour,
     series_colours,
 )
-from icl_fast.report.family import family_panels
 from icl_fast.report.figures import save_figure
 from icl_fast.report.panel import Heatmap, Panel
 from icl_fast.report.study import Study
-from icl_fast.report.table import ROWS, table_panels
+from icl_fast.report.table import ROWS
 
 Drawn = TypeVar("Drawn", bound=Callable[..., Any])
 _FAINT = 0.2
@@ -143,20 +142,29 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
     return figure
 
 
-def write_static(study: Study, folder: str | Path, on_figure: Callable[[int, int], None] | None = None) -> list[Path]:
+def write_static(
+    study: Study,
+    table: dict[str, list[Panel]],
+    family: Sequence[tuple[str, list[Panel]]],
+    folder: str | Path,
+    on_figure: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Write every panel of a report, and the whole table, as PNG and SVG; returns the files' paths.
 
     Files are named after the panels' keys, and `table` is the whole table.
 
     Args:
+        study: what is reported on.
+        table: by model, the rows of the Model Analysis Table.
+        family: (heading, panels) of each group of further figures.
+        folder: where the files go.
         on_figure: called after every figure with how many are done and how many there are.
 
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    table = table_panels(study)
     panels = [panel for of_model in table.values() for panel in of_model]
-    panels += [panel for _, of_group in family_panels(study) for panel in of_group]
+    panels += [panel for _, of_group in family for panel in of_group]
     figures: dict[str, Callable[[], Figure]] = {panel.key: functools.partial(draw, panel, study) for panel in panels}
     figures["table"] = functools.partial(draw_table, study, table)
     written = []

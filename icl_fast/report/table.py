@@ -39,6 +39,9 @@ PATTERN_PRESERVING = (
 )
 
 
+SLOPE_BINS = 16  # between neighbouring positions a mean over some hundred examples is noise
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the table.
@@ -243,14 +246,19 @@ def _loss_by_position(study: Study, model: ModelStudy) -> Panel:
 
 def _slope_by_position(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "Derivative of the mean loss by position along ln(position), by finite differences. "
+        f"Derivative of the mean loss along ln(position), by finite differences between {SLOPE_BINS} bins of "
+        "positions, equally wide in ln(position). "
         + _CLIPPED.format("98th percentile of the sizes")
         + f" {ANALYSES}, 2D loss derivative plot."
     )
     panel = _panel(model, "heatmap", caption, "context position")
     return filled(
         panel,
-        lambda: {"heatmap": heatmap(model, loss_by_log_position(model.losses), "diverging", "nats per unit of ln")},
+        lambda: {
+            "heatmap": heatmap(
+                model, loss_by_log_position(model.losses, bins=SLOPE_BINS), "diverging", "nats per unit of ln"
+            )
+        },
     )
 
 

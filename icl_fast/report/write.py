@@ -31,5 +31,5 @@ def write_report(
     """
     table, family = table_panels(study), family_panels(study)
     if static:
-        write_static(study, Path(out) / "figures", on_figure)
+        write_static(study, table, family, Path(out) / "figures", on_figure)
     return write_page(study, table, ROWS, family, Path(out) / "index.html")

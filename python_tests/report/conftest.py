@@ -63,13 +63,13 @@ def _model(
     }
     learned = 1 / (1 + np.exp(6 - 12 * np.arange(snapshots) / snapshots))  # [snapshot], from 0 to 1
     drop = 0.5 * (layers > 1)
+    noise = random.normal(size=(1, 1, examples)) + random.normal(0, 0.05, (snapshots, 1, examples))
 
     def sweep(names: Sequence[str], of: Sequence[tuple[int, int]], whole: np.ndarray) -> xr.Dataset:
         dims, count = ("snapshot", "ablation"), len(names)
         effects = np.concatenate([np.zeros((snapshots, 1)), random.normal(0.1, 0.1, (snapshots, count - 1))], axis=1)
         by_position = whole[:, None] + effects[..., None]  # [snapshot, ablation, position]
-        noise = random.normal(size=(1, 1, examples))
-        loss = by_position.mean(-1)[..., None] + noise + random.normal(0, 0.05, (snapshots, count, examples))
+        loss = whole.mean(-1)[:, None, None] + noise + effects[..., None] * random.normal(1, 0.2, (1, 1, examples))
         score = by_position[..., -2] - by_position[..., context // 10] + effects
         small = np.full(by_position.shape, 0.01)
         return xr.Dataset(

@@ -19,18 +19,6 @@ from icl_fast.report.table import table_panels
 MadeStudy = Callable[..., Study]
 
 
-def comparable(study: Study) -> Study:
-    """The same, its two sweeps of one model: the whole model's losses are alike, as made-up ones are not."""
-
-    def of_one(model: ModelStudy) -> ModelStudy:
-        full, pattern = model.ablations["full"], model.ablations["pattern-preserving"]
-        whole = (sweep["loss"].sel(ablation="none", drop=True) for sweep in (full, pattern))
-        shift = -next(whole) + next(whole)
-        return replace(model, ablations={"full": full.assign(loss=full["loss"] + shift), "pattern-preserving": pattern})
-
-    return replace(study, models={name: of_one(model) for name, model in study.models.items()})
-
-
 def changed(study: Study, name: str, **values: object) -> Study:
     return replace(study, models=study.models | {name: replace(study.models[name], **values)})
 
@@ -44,7 +32,7 @@ def by_key(study: Study) -> dict[str, Panel]:
 
 @pytest.fixture(scope="module")
 def study(made_study: MadeStudy) -> Study:
-    return comparable(made_study((1, 2, 3)))
+    return made_study((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -153,19 +141,19 @@ def _quiet(model: ModelStudy) -> ModelStudy:
 def test_joint_scores_with_the_anti_copying_heads_marked(study: Study) -> None:
     model = study.models["two_layer"]
     heads = model.heads.copy(deep=True)
-    heads["copying"].values[-1] = [[0.9, -0.1], [-0.5, 0.3]]
+    heads["copying"].values[-1] = [[0.9, -0.1], [-0.7, 0.3]]
     heads["prefix_matching"].values[-1] = [[0.9, 0.1], [0.7, 0.8]]
     panel = by_key(changed(study, "two_layer", heads=heads))["joint-scores-two_layer"]
     *points, marked = panel.series
     assert {series.head: (*series.x, *series.y) for series in points} == {
         (0, 0): (0.9, 0.9),
         (0, 1): (-0.1, 0.1),
-        (1, 0): (-0.5, 0.7),
+        (1, 0): (-0.7, 0.7),
         (1, 1): (0.3, 0.8),
     }
     assert (marked.label, marked.head, marked.names) == (ANTI_COPYING, None, ("head 1.0",))
-    assert (*marked.x, *marked.y) == (-0.5, 0.7)
-    assert "(1 of 4)" in panel.caption
+    assert (*marked.x, *marked.y) == (-0.7, 0.7)
+    assert "under -0.6 on copying, where the others are induction heads (1 of 4)" in panel.caption
 
 
 def test_evaluators_against_weights(study: Study, panels: dict[str, Panel]) -> None:
@@ -243,12 +231,15 @@ def test_no_full_sweep(study: Study) -> None:
 
 
 def test_sweeps_of_other_text_are_refused_in_words(made_study: MadeStudy) -> None:
-    panels = by_key(made_study((2,)))
+    study = made_study((2,))
+    sweeps = study.models["two_layer"].ablations
+    other = sweeps["full"].assign(loss=sweeps["full"]["loss"] + 0.5)
+    panels = by_key(changed(study, "two_layer", ablations=sweeps | {"full": other}))
     assert "the whole model's losses differ" in (panels["ablation-loss-two_layer"].absent or "")
 
 
 def test_one_model_of_one_layer(made_study: MadeStudy) -> None:
-    panels = by_key(comparable(made_study((1,))))
+    panels = by_key(made_study((1,)))
     assert panels["loss-by-position-compared"].absent == "N/A: one model; there is none to compare it with"
     assert "all models have one layer" in (panels["prefix-weights"].absent or "")
     assert panels["pca"].absent is None
@@ -271,7 +262,7 @@ def test_models_of_other_contexts_are_not_compared_by_position(made_study: MadeS
 
 
 def test_over_100_heads_a_sample_is_opaque(made_study: MadeStudy) -> None:
-    study = comparable(made_study((3,), heads=40, examples=5))
+    study = made_study((3,), heads=40, examples=5)
     expected = opaque_heads(study.models["three_layer"].heads["prefix_matching"].isel(snapshot=-1))
     panels = by_key(study)
     for key in ("depth", "joint-scores", "ablation-loss", "ablation-icl-difference"):

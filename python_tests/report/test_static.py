@@ -52,10 +52,11 @@ def texts(figure: Figure) -> str:
 
 def test_every_panel_and_the_table_is_written(made_study: MadeStudy, tmp_path: Path) -> None:
     study = made_study((1,))
+    table, family = table_panels(study), family_panels(study)
     seen = []
-    written = write_static(study, tmp_path / "static", lambda done, of: seen.append((done, of)))
-    keys = [panel.key for of_model in table_panels(study).values() for panel in of_model]
-    keys += [panel.key for _, group in family_panels(study) for panel in group]
+    written = write_static(study, table, family, tmp_path / "static", lambda done, of: seen.append((done, of)))
+    keys = [panel.key for of_model in table.values() for panel in of_model]
+    keys += [panel.key for _, group in family for panel in group]
     expected = {f"{key}.{ending}" for key in [*keys, "table"] for ending in ("png", "svg")}
     assert {path.name for path in written} == expected == {path.name for path in (tmp_path / "static").iterdir()}
     for path in written:
@@ -177,8 +178,10 @@ def test_names_are_no_formulas(study: Study, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_input_error(made_study: MadeStudy) -> None:
+    study = made_study((1,))
+    table = table_panels(study)
     with pytest.raises(InputError, match="cannot be written"):
-        write_static(made_study((1,)), "/proc/nowhere")
+        write_static(study, table, [], "/proc/nowhere")
 
 
 def test_cells_meet_half_way() -> None:
