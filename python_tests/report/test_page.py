@@ -179,7 +179,7 @@ def test_pointing_at_a_head_lights_it_up_in_every_row(
           p.model, p.graph.querySelectorAll('.line.lit').length,
           getComputedStyle(p.graph.querySelector('.line.head:not(.lit) path')).opacity])"""
     )
-    assert all((count, opacity) == ((1, "0.14") if model == 2 else (0, "1")) for model, count, opacity in lit)
+    assert all((count, opacity) == ((1, "0.18") if model == 2 else (0, "1")) for model, count, opacity in lit)
     assert sum(model == 2 for model, _, _ in lit) >= 3
     tip = page.locator(".tip").inner_text()
     assert f"head {layer}.{head}" in tip
