@@ -167,8 +167,8 @@ def test_pointing_at_a_head_lights_it_up_in_every_row(
     # of the lines at the fifth snapshot the lowest: no other is as near to the point
     number = int(np.argmin([one.y[5] for one in series]))
     points = vertices(page, cell(PREFIX, 2), number)
-    fifth = points[0, 0] + 5 / 8 * np.ptp(points[:, 0])  # nine snapshots, equally far apart
-    x, y = points[np.abs(points[:, 0] - fifth).argmin()]
+    x = float(points[0, 0] + 5 / 8 * np.ptp(points[:, 0]))  # nine snapshots, equally far apart
+    y = float(np.interp(x, points[:, 0], points[:, 1]))
     page.mouse.move(x, y + 3)
     page.wait_for_timeout(100)
     layer, head = series[number].head
