@@ -63,7 +63,7 @@
     const { previous_token: previous, prefix_matching: prefix, copying } = model.thresholds;
     const type = model.types[layer][head];
     const why = {
-      induction: `prefix matching over ${prefix} and copying over ${copying} at the last snapshot`,
+      induction: `prefix matching over ${prefix} and copying over ${ICL.format.tick(copying)} at the last snapshot`,
       "previous token": `previous-token score over ${previous}, not an induction head`,
       other: "neither an induction head nor a previous-token head at the last snapshot",
     };
