@@ -72,7 +72,7 @@
     box.append(groups);
     for (const { heading, panels } of ICL.data.family) {
       const grid = el("div", { class: "figures" });
-      groups.append(el("section", { class: "group", style: `--panels:${Math.min(panels.length, 3)}` }, el("h3", { text: heading }), grid));
+      groups.append(el("section", { class: panels.length > 2 ? "group many" : "group", style: `--panels:${panels.length}` }, el("h3", { text: heading }), grid));
       for (const spec of panels) {
         const panel = ICL.panels.mount(grid, spec, { height: 260 });
         panel.figure.dataset.by = spec.by;
