@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba_array
+from matplotlib.image import imread
 
 from icl_fast import InputError
+from icl_fast.report.colours import SEQUENTIAL
 from icl_fast.report.family import family_panels
 from icl_fast.report.page import write_page
 from icl_fast.report.panel import Panel
@@ -148,6 +153,13 @@ def test_lines_are_drawn_where_their_numbers_are(
             where,
         )
         slope, offset = np.polyfit(*np.array(ticks).T, 1)
+        marks = page.evaluate(
+            """(where) => Array.from(document.querySelectorAll(`${where} .xtick text`), (t) => {
+              const box = t.getBoundingClientRect();
+              return [parseFloat(t.textContent) * (t.textContent.endsWith('k') ? 1000 : 1), box.left + box.width / 2];
+            })""",
+            where,
+        )
         for number, series in enumerate(panel.series):
             drawn = vertices(page, where, number)
             at = scale(series.x[first:])
@@ -156,6 +168,8 @@ def test_lines_are_drawn_where_their_numbers_are(
             heights = np.interp(drawn[:, 0], xs, series.y[first:] * slope + offset)
             np.testing.assert_allclose(heights, drawn[:, 1], atol=1.2)
             assert all(np.abs(xs - x).min() < 0.6 for x in drawn[:, 0])
+            tokens, places = np.array(marks).T
+            np.testing.assert_allclose(np.interp(scale(tokens), at, xs), places, atol=1.2)
 
 
 def test_pointing_at_a_head_lights_it_up_in_every_row(
@@ -216,6 +230,29 @@ def test_heatmaps_read_out_their_value(file: Path, table: dict[str, list[Panel]]
     assert page.locator(f"{cell(2, 1)} .readout").inner_text() == f"position {position:.0f}: {value:.3f}"
     inner = (120 - 40) / (box["width"] - 50)  # the plot's part of the panel: margins of 40 and 10
     assert at == round(inner * 8)
+
+
+def test_heatmaps_are_painted_where_their_numbers_are(
+    file: Path, table: dict[str, list[Panel]], browser_page: OpenPage
+) -> None:
+    page = browser_page(file)
+    scroll_to(page, cell(2, 1))
+    picture = imread(BytesIO(page.locator(cell(2, 1)).screenshot()))[..., :3]
+    heatmap = table["two_layer"][2].heatmap
+    assert heatmap is not None
+    height, width = picture.shape[:2]
+    left, right, top, bottom = 40, width - 10, 8, height - 22  # the plot's part of the panel
+    scale = to_rgba_array(SEQUENTIAL)[:, :3]
+    fine = np.linspace(0, 1, 500)
+    colours = np.stack([np.interp(fine, np.linspace(0, 1, len(scale)), channel) for channel in scale.T], axis=1)
+    # near both edges of a snapshot's cell, which reaches half way to the next
+    for snapshot, aside, row in product(range(1, 8), (-0.42, 0.42), (3, 10, 20, 28)):
+        x = left + (snapshot + aside) / 8 * (right - left)
+        y = bottom - row / (len(heatmap.y) - 1) * (bottom - top)
+        part = fine[np.abs(colours - picture[round(y), round(x)]).sum(-1).argmin()]
+        value = heatmap.low + part * (heatmap.high - heatmap.low)
+        expected = np.clip(heatmap.z[row, snapshot], heatmap.low, heatmap.high)
+        assert abs(value - expected) < 0.01 * (heatmap.high - heatmap.low), (snapshot, aside, row)
 
 
 def test_a_click_opens_the_sheet_and_escape_closes_it(file: Path, browser_page: OpenPage) -> None:
