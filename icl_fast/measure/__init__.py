@@ -14,6 +14,14 @@ from icl_fast.measure.head_scores import (
     repeated_random_tokens,
 )
 from icl_fast.measure.parts import ablate
+from icl_fast.measure.reading import (
+    TokenisedText,
+    head_views,
+    template_attention,
+    text_dataset,
+    token_losses,
+    tokenise,
+)
 from icl_fast.measure.sweep import SweepProgress, find_snapshots, open_results, plan_sweep, sweep
 from icl_fast.measure.targets import Target, parse_targets
 
@@ -22,6 +30,7 @@ __all__ = [
     "Attribution",
     "SweepProgress",
     "Target",
+    "TokenisedText",
     "ablate",
     "composition_scores",
     "copying",
@@ -30,6 +39,7 @@ __all__ = [
     "copying_scores",
     "distinct_random_tokens",
     "find_snapshots",
+    "head_views",
     "logit_attribution",
     "open_results",
     "parse_targets",
@@ -41,4 +51,8 @@ __all__ = [
     "qk_trace",
     "repeated_random_tokens",
     "sweep",
+    "template_attention",
+    "text_dataset",
+    "token_losses",
+    "tokenise",
 ]

@@ -52,6 +52,37 @@ def head_outputs(model: Transformer, layer: int) -> Tensor:
     return block.attention.w_o.double()
 
 
+def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tensor:
+    """As `logit_directions`, over the final norm's scale in one run: what a head's result is multiplied by there.
+
+    Args:
+        tokens: [B,T,K] ids, K at each destination.
+        last: [B,T,C] the final residual stream.
+
+    Returns:
+        [B,T,K,C] float64.
+    """
+    variance = last.double().var(-1, correction=0)  # [B,T]
+    return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
+
+
+def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: Tensor) -> Tensor:
+    """What heads add along the direct path to the logits of K tokens at each destination, source by source.
+
+    Args:
+        outputs: [H,D,C] float64, of `head_outputs`, of some heads.
+        directions: [B,T,K,C] of `scaled_directions`.
+        values: [B,H,T,D] and
+        pattern: [B,H,T,T], of the same heads in the same run.
+
+    Returns:
+        [B,H,T,T,K] float64: destinations, sources, tokens.
+    """
+    reads = torch.einsum("bikc,hdc->bhikd", directions, outputs)
+    logits = torch.einsum("bhikd,bhjd->bhijk", reads, values.double())
+    return logits.mul_(pattern[..., None])
+
+
 def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer: int, head: int) -> Attribution:
     """Direct-path logit attribution of one head on a text (DESIGN section 6, "One text").
 
@@ -99,10 +130,9 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
         watched = [Intervention.apply(site("pattern", layer), keep)]
         _, sites = model.hidden(inputs.to(device), record=[values, last], interventions=watched)
         (pattern,) = kept
-        variance = sites[last].double().var(-1, correction=0)  # [B,T]
-        wanted = targets.to(device).view(*inputs.shape, -1)  # [B,T,K]
-        directions = logit_directions(model, wanted) / (variance + config.norm_eps).sqrt()[..., None, None]
-        reads = directions @ head_outputs(model, layer)[head].T  # [B,T,K,D]
-        logits = torch.einsum("bikd,bjd->bijk", reads, sites[values][:, head].double())
-        logits *= pattern[..., None]
+        directions = scaled_directions(model, targets.to(device).view(*inputs.shape, -1), sites[last])
+        one = slice(head, head + 1)
+        logits = direct_logits(
+            head_outputs(model, layer)[one], directions, sites[values][:, one], pattern[:, None]
+        ).squeeze(1)  # [B,T,T,K]
     return Attribution(pattern, logits if targets.ndim == 3 else logits[..., 0])
