@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from icl_fast.analysis.arrays import Floats, finite
+from icl_fast.measure import template_attention
 from icl_fast.report.study import ModelStudy, Study
 
 STEP = 0.01  # of what is kept of attention, logits and losses over training; before and after are float32
@@ -77,12 +79,13 @@ def _text(
     before, after = losses[ends[0]], losses[ends[1]]
     over_training = np.diff(_steps(losses[kept].T), prepend=0)  # [position, snapshot]
     inputs, targets = (list(map(str, text[which].values)) for which in ("input", "target"))
-    category = text["category"].values if "category" in text.coords else None
+    category = text["category"].values if "category" in text.coords else np.full(len(targets), -1)
     described = {
         **{key: str(text.attrs.get(key, "")) for key in ("name", "title", "kind", "source")},
         "start": inputs[0],
         "target": targets,
-        "category": None if category is None else [int(value) for value in category],
+        "labels": [int(value) for value in np.flatnonzero(category >= 0)],
+        "left_out": int(text.attrs.get("left_out_tokens", 0)),
     }
     if described not in texts:
         texts.append(described)
@@ -100,7 +103,7 @@ def _text(
             for kind in ("repeated", "changed", "new")
             for where in [groups == kind]
         },
-        "labels": None if category is None else _labels(pattern, category, add),
+        "labels": _labels(pattern, category, add),
     }
 
 
@@ -128,38 +131,15 @@ def continuations(inputs: Sequence[str], targets: Sequence[str]) -> NDArray[np.s
     return np.array(kinds)
 
 
-def label_attention(pattern: Floats, category: NDArray[Any]) -> tuple[Floats, Floats, float, int]:
-    """How much attention heads pay to labels of the right category when they predict a label of the template task.
-
-    A destination counts if its target is a label whose category had a label before. The right labels are the earlier
-    ones of that category, the wrong ones those of others (Olsson et al. 2022, Argument 4, Behavior 3).
-
-    Args:
-        pattern: [layer, head, position, source].
-        category: [position], of the target where it is a label, else -1.
-
-    Returns:
-        Attention on right and on wrong labels, the mean over destinations [layer, head] (NaN: no destination counts);
-        the mean share of right ones among the earlier labels, which is what a head blind to the category would pay
-        them of its attention on labels; how many destinations count.
-    """
-    of_source = np.concatenate([[-1], category[:-1]])  # the input at a position is the target of the one before
-    is_label = of_source >= 0
-    earlier = np.tri(len(category), dtype=bool)
-    right = earlier & is_label & (of_source == category[:, None])
-    wrong = earlier & is_label & ~right
-    counts = np.flatnonzero((category >= 0) & right.any(1))
-    if not len(counts):
-        nothing = np.full(pattern.shape[:2], np.nan)
-        return nothing, nothing, float("nan"), 0
-    rows = pattern[:, :, counts]
-    blind = (right[counts].sum(1) / (right | wrong)[counts].sum(1)).mean()
-    return (rows * right[counts]).sum(-1).mean(-1), (rows * wrong[counts]).sum(-1).mean(-1), float(blind), len(counts)
-
-
 def _labels(pattern: Floats, category: NDArray[Any], add: Add) -> dict[str, Any] | None:
-    right, wrong, blind, count = label_attention(pattern, category)
-    return {"right": add(right), "wrong": add(wrong), "blind": blind, "count": count} if count else None
+    """Attention on labels of the right and of wrong categories where a label is predicted, and what is had blindly."""
+    categories = torch.from_numpy(category.astype(np.int64))
+    right, wrong = template_attention(torch.from_numpy(pattern), categories)
+    read = np.concatenate([[-1], category[:-1]]) >= 0  # a label is read one position after it was predicted
+    alike = np.tri(len(category)) * read  # every earlier label alike
+    alike /= np.maximum(alike.sum(-1, keepdims=True), 1)
+    blind = float(template_attention(torch.from_numpy(alike), categories)[0])
+    return None if np.isnan(blind) else {"right": add(right.numpy()), "wrong": add(wrong.numpy()), "blind": blind}
 
 
 def _kept(snapshots: int, *also: int) -> NDArray[np.intp]:
