@@ -10,14 +10,16 @@ from html import escape
 from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from icl_fast import __version__
 from icl_fast.files import atomic_write
+from icl_fast.report.manifest import manifest
 from icl_fast.report.panel import Panel
 from icl_fast.report.payload import Blob, to_json
 from icl_fast.report.study import Study
+from icl_fast.report.table import Row
 
 _FIRST, _LAST = "icl.js", "main.js"
 
@@ -25,7 +27,7 @@ _FIRST, _LAST = "icl.js", "main.js"
 def write_page(
     study: Study,
     table: dict[str, list[Panel]],
-    rows: Sequence[tuple[str, str]],
+    rows: Sequence[Row],
     family: Sequence[tuple[str, list[Panel]]],
     path: str | Path,
 ) -> Path:
@@ -34,7 +36,7 @@ def write_page(
     Args:
         study: what is reported on.
         table: by model, one panel for each row of the Model Analysis Table.
-        rows: (title, explanation) of each row.
+        rows: what each row shows and how to read it.
         family: (heading, panels) of each group of further figures.
         path: of the HTML file.
 
@@ -42,13 +44,15 @@ def write_page(
         InputError: a model without its panels, the disk full or the folder not writable.
     """
     blob = Blob()
-    manifest = _manifest(study, table, rows, family, blob)
+    data = manifest(study, table, rows, family, blob)
+    if find_spec("icl_fast.report.texts") is not None:
+        data["texts"] = import_module("icl_fast.report.texts").texts_payload(study, blob.add)
     scripts = [get_plotlyjs(), *_scripts()]
     parts = {
         "policy": _policy(scripts),
         "title": escape(study.title),
         "style": "\n".join(_styles()),
-        "manifest": to_json({**manifest, "arrays": blob.index}),
+        "manifest": to_json({**data, "version": __version__, "arrays": blob.index}),
         "arrays": blob.encode(),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
@@ -57,19 +61,6 @@ def write_page(
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
-
-
-def _manifest(
-    study: Study,
-    table: dict[str, list[Panel]],
-    rows: Sequence[tuple[str, str]],
-    family: Sequence[tuple[str, list[Panel]]],
-    blob: Blob,
-) -> dict[str, Any]:
-    texts = None
-    if find_spec("icl_fast.report.texts") is not None:
-        texts = import_module("icl_fast.report.texts").texts_payload(study, blob.add)
-    return {"title": study.title, "texts": texts}
 
 
 def _policy(scripts: Sequence[str]) -> str:

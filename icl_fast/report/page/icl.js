@@ -1,6 +1,6 @@
 "use strict";
 // The page's one global: its data, what is chosen on it, and small helpers. Loaded first; main.js, loaded last, starts.
-const ICL = { data: null, texts: {} };
+const ICL = { data: null, texts: {}, panels: { all: [] } };
 
 (() => {
   const DTYPES = {
@@ -66,6 +66,25 @@ const ICL = { data: null, texts: {} };
   ICL.on = (event, call) => listeners.set(event, [...(listeners.get(event) || []), call]);
   ICL.emit = (event, ...values) => (listeners.get(event) || []).forEach((call) => call(...values));
 
+  // What is chosen on the page; the address keeps it: #axis=log&colour=depth&theme=dark.
+  ICL.choices = {
+    axis: [["linear", "linear"], ["log", "log"]],
+    colour: [["paper", "as in the paper"], ["depth", "depth"], ["type", "type"]],
+    theme: [["auto", "auto"], ["light", "light"], ["dark", "dark"]],
+  };
+  ICL.state = { axis: "linear", colour: "paper", theme: "auto" };
+  ICL.choose = (name, value) => {
+    if (!ICL.choices[name].some(([known]) => known === value)) return;
+    ICL.state[name] = value;
+    document.documentElement.dataset[name] = value;
+    ICL.emit(name, value);
+  };
+  ICL.remember = () => history.replaceState(null, "", `#${new URLSearchParams(ICL.state)}`);
+  ICL.recall = () => {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    for (const name of Object.keys(ICL.choices)) ICL.choose(name, kept.get(name) || ICL.state[name]);
+  };
+
   // Work in small pieces, each a task of its own, so that none of it holds up a hover or a scroll.
   const queue = [];
   let running = false;
@@ -89,5 +108,8 @@ const ICL = { data: null, texts: {} };
       requestAnimationFrame(() => channel.port2.postMessage(null));
     }
   };
-  ICL.idle = () => !running;
+  /** Resolves when nothing is waiting to be done; what is scrolled to by then is drawn. */
+  ICL.settled = async () => {
+    for (let quiet = 0; quiet < 3; quiet = running ? 0 : quiet + 1) await new Promise((done) => requestAnimationFrame(done));
+  };
 })();
