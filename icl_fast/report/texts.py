@@ -80,16 +80,17 @@ def _text(
     over_training = np.diff(_steps(losses[kept].T), prepend=0)  # [position, snapshot]
     inputs, targets = (list(map(str, text[which].values)) for which in ("input", "target"))
     category = text["category"].values if "category" in text.coords else np.full(len(targets), -1)
+    groups = continuations(inputs, targets)
     described = {
         **{key: str(text.attrs.get(key, "")) for key in ("name", "title", "kind", "source")},
         "start": inputs[0],
         "target": targets,
+        "continues": "".join(kind[0] for kind in groups),  # r(epeated), c(hanged), n(ew)
         "labels": [int(value) for value in np.flatnonzero(category >= 0)],
         "left_out": int(text.attrs.get("left_out_tokens", 0)),
     }
     if described not in texts:
         texts.append(described)
-    groups = continuations(inputs, targets)
     return {
         "text": texts.index(described),
         "before": add(before),

@@ -67,12 +67,6 @@
   }
   const percent = (value) => (value < 0.005 ? "<\u202f0.5%" : `${Math.round(value * 100)}%`);
   const scored = (value) => (Number.isFinite(value) ? fixed(value) : "n/a");
-  function count(value) {
-    for (const [size, letter] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
-      if (value >= size) return `${Number((value / size).toPrecision(3))}${letter}`;
-    }
-    return String(value);
-  }
 
   // What cannot be seen gets a sign of its own; everything else is set as text, never as HTML.
   const SIGNS = { " ": "\u00b7", "\t": "\u2192", "\n": "\u23ce", "\r": "\u240d" };
@@ -210,7 +204,7 @@
   ICL.texts = Object.assign(ICL.texts || {}, {
     shared: {
       models, findModel, textOf, headsOf, score, nameOf, bestHead, headOn, lossCurve,
-      fixed, signed, percent, scored, count, shown, quoted, select, choice, strip, tint, nothing,
+      fixed, signed, percent, scored, shown, quoted, select, choice, strip, tint, nothing,
     },
   });
 })();
