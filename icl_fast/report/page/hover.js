@@ -6,8 +6,6 @@
   const NEAR = 16; // px within which a line or point counts as pointed at
   ICL.cursor = null; // {model, at, head, position, panel}
 
-  const lit = new CSSStyleSheet();
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, lit];
   const tip = ICL.el("div", { class: "tip", hidden: true, "aria-hidden": "true" });
   const live = ICL.el("div", { class: "unseen", "aria-live": "polite", role: "status" });
   document.body.append(tip, live);
@@ -88,22 +86,27 @@
   // ---- showing it
 
   hover.show = (cursor, where = null, aloud = false) => {
-    const before = ICL.cursor;
+    if (!cursor && !ICL.cursor) return;
+    const box = cursor && !where ? cursor.panel.plot.getBoundingClientRect() : null; // before anything is written
     ICL.cursor = cursor;
-    light(cursor);
     for (const panel of panels.all) if (panel.near && panel.drawn) hover.refresh(panel);
-    ICL.emit("cursor", cursor, before);
-    describe(cursor, where, aloud);
+    ICL.emit("cursor", cursor);
+    describe(cursor, where || (box && [box.left + cursor.panel.margin.l, box.bottom]), aloud);
   };
 
-  function light(cursor) {
-    const head = cursor && cursor.head;
-    const rule = head && cursor.model !== null
-      ? [`.m${cursor.model}.head{opacity:.14}.m${cursor.model}.head.ribbon{opacity:0}`,
-        `.m${cursor.model}.head.h${head[0]}-${head[1]}{opacity:1}`,
-        `.m${cursor.model}.line.h${head[0]}-${head[1]} .js-line{stroke-width:2.8px!important}`].join("")
-      : "";
-    if (light.rule !== rule) lit.replaceSync((light.rule = rule));
+  // A head's lines and points carry the class `lit`, and the drawing `lighting`, which dims the others.
+  function light(panel) {
+    const { cursor } = ICL;
+    const head = cursor && cursor.model !== null && cursor.head;
+    const key = head ? `${cursor.model}:${ICL.format.head(head)}` : null;
+    const nodes = (key && panel.heads.get(key)) || [];
+    const dim = Boolean(key) && (nodes.length > 0 || (panel.model === cursor.model && panel.heads.size > 0));
+    if (panel.lit === nodes && panel.dim === dim) return;
+    for (const node of panel.lit || []) node.classList.remove("lit");
+    for (const node of nodes) node.classList.add("lit");
+    panel.lit = nodes;
+    if (panel.dim !== dim) panel.graph.classList.toggle("lighting", dim);
+    panel.dim = dim;
   }
 
   /** Where the cursor is in a model's snapshots: its own, or the nearest by tokens to another model's. */
@@ -114,28 +117,32 @@
   };
 
   hover.refresh = (panel) => {
-    const { overlay, model } = panel;
+    light(panel);
+    const { model } = panel;
     const at = model === null ? null : hover.at(model);
     const local = model === null && ICL.cursor && ICL.cursor.panel === panel;
-    if (at === null && !local) {
-      if (panel.marked) overlay.replaceChildren();
-      panel.marked = false;
+    const marks = local ? localMarks(panel) : at === null ? {} : columnMarks(panel, model, at);
+    for (const name of ["cursor", "dot", "cross", "readout"]) put(panel, name, marks[name]);
+  };
+
+  // The four marks of a panel are made once, then moved: nothing that lies beside them is laid out or painted anew.
+  function put(panel, name, mark) {
+    const known = panel.marks[name];
+    if (!mark) {
+      if (known && !known.hidden) known.hidden = true;
       return;
     }
-    panel.marked = true;
-    overlay.replaceChildren(...(local ? localMarks(panel) : columnMarks(panel, model, at)));
-  };
-
-  const place = (name, x, y, text) => {
-    const style = [x === null ? "" : `left:${x.toFixed(1)}px`, y === null ? "" : `top:${y.toFixed(1)}px`].join(";");
-    return ICL.el("div", { class: name, style, text });
-  };
-
-  function dot(panel, series, i) {
-    const node = place("dot", panels.px(panel, series.x[i]), panels.py(panel, series.y[i]));
-    node.style.setProperty("--own", colourOf(panel, series));
-    return node;
+    const node = known || (panel.marks[name] = ICL.el("div", { class: name }));
+    if (!known) panel.overlay.append(node);
+    if (node.hidden) node.hidden = false;
+    if (mark.text !== undefined) node.textContent = mark.text;
+    else node.style.transform = `translate(${mark.x.toFixed(1)}px, ${(mark.y || 0).toFixed(1)}px)`;
+    if (mark.colour) node.style.setProperty("--own", mark.colour);
   }
+
+  const dot = (panel, series, i) => ({
+    x: panels.px(panel, series.x[i]), y: panels.py(panel, series.y[i]) + panel.shift, colour: colourOf(panel, series),
+  });
 
   function colourOf(panel, series) {
     if (!series.head) return series.colour;
@@ -154,40 +161,43 @@
     const seen = tokens(model)[at];
     if (spec.kind === "path") {
       const own = panel.series.find((s) => panels.modelOf(panel, s) === model && s.x.length === steps(model).length);
-      return own ? [dot(panel, own, at)] : [];
+      return own ? { dot: dot(panel, own, at) } : {};
     }
-    if (!spec.over_training || (panel.x.log && seen <= 0)) return [];
+    if (!spec.over_training || (panel.x.log && seen <= 0)) return {};
     const x = Math.max(panel.margin.l, Math.min(panel.width - panel.margin.r, panels.px(panel, seen)));
-    const marks = [place("cursor", x, null)];
+    const marks = { cursor: { x } };
     if (panel.heatmap) {
       if (cursor.position === null) return marks;
       const { heatmap: map } = panel;
       const row = ICL.nearest(map.y, cursor.position);
-      const column = ICL.nearest(map.x, seen);
-      const value = map.z[row * map.x.length + column];
-      marks.push(place("cross", x, panels.py(panel, map.y[row])));
-      marks.push(place("readout", null, null, `position ${ICL.format.whole(map.y[row])}: ${ICL.format.value(value)}`));
+      const value = map.z[row * map.x.length + ICL.nearest(map.x, seen)];
+      marks.cross = { x, y: panels.py(panel, map.y[row]) + panel.shift };
+      marks.readout = { text: `position ${ICL.format.whole(map.y[row])}: ${ICL.format.value(value)}` };
       return marks;
     }
-    const heads = panel.series.some((s) => s.head);
-    const own = heads && cursor.head && cursor.model === model
-      ? panel.series.find((s) => s.head && s.head[0] === cursor.head[0] && s.head[1] === cursor.head[1])
-      : heads ? null : panel.series.length === 1 ? panel.series[0] : null;
+    const own = chosenLine(panel, model);
     if (own) {
       const i = ICL.nearest(own.x, seen);
-      marks.push(dot(panel, own, i));
-      const label = own.head ? `${ICL.format.head(own.head)}: ` : "";
-      marks.push(place("readout", null, null, label + withError(own, i)));
+      marks.dot = dot(panel, own, i);
+      marks.readout = { text: (own.head ? `${ICL.format.head(own.head)}: ` : "") + withError(own, i) };
     }
     return marks;
   }
 
+  /** The line whose value is read out: the panel's only one, or that of the head that is pointed at. */
+  function chosenLine(panel, model) {
+    const { head, model: of } = ICL.cursor;
+    if (!panel.heads.size) return panel.series.length === 1 ? panel.series[0] : null;
+    if (!head || of !== model) return null;
+    return panel.series.find((s) => s.head && s.head[0] === head[0] && s.head[1] === head[1]);
+  }
+
   function localMarks(panel) {
     const { series, point, position } = ICL.cursor;
-    if (panel.heatmap) return [place("cross", panels.px(panel, panel.heatmap.x[point]), panels.py(panel, position))];
-    if (!series) return [];
-    const marks = [dot(panel, series, point)];
-    if (panel.spec.over_training) marks.unshift(place("cursor", panels.px(panel, series.x[point]), null));
+    if (panel.heatmap) return { cross: { x: panels.px(panel, panel.heatmap.x[point]), y: panels.py(panel, position) + panel.shift } };
+    if (!series) return {};
+    const marks = { dot: dot(panel, series, point) };
+    if (panel.spec.over_training) marks.cursor = { x: marks.dot.x };
     return marks;
   }
 
@@ -238,12 +248,12 @@
       ...lines.map(([name, value]) => ICL.el("div", {}, ICL.el("span", { text: name }), ICL.el("span", { text: value }))));
     if (aloud) live.textContent = [title, ...lines.map((pair) => pair.join(" "))].join(", ");
     tip.hidden = false;
-    const box = panel.plot.getBoundingClientRect();
-    const [x, y] = where || [box.left + panel.margin.l, box.bottom];
-    const width = tip.offsetWidth;
-    const left = x + 18 + width > innerWidth - 8 ? Math.max(8, x - width - 18) : x + 18;
-    const top = Math.min(y + 14, innerHeight - tip.offsetHeight - 8);
-    tip.style.transform = `translate(${left}px, ${Math.max(8, top)}px)`;
+    // right and below, or left and above where there is no room: without measuring, which would lay out the page
+    const [x, y] = where;
+    const left = x > innerWidth - 380;
+    const above = y > innerHeight - 240;
+    tip.style.inset = `${above ? "auto" : `${y + 14}px`} ${left ? `${Math.max(8, innerWidth - x + 18)}px` : "auto"} `
+      + `${above ? `${Math.max(8, innerHeight - y + 14)}px` : "auto"} ${left ? "auto" : `${x + 18}px`}`;
   }
 
   // ---- mouse and keys

@@ -14,6 +14,7 @@
       const panel = byPlot.get(entry.target);
       panel.near = entry.isIntersecting;
       if (panel.near && panel.stale) redraw(panel);
+      else if (panel.near && panel.drawn) ICL.hover.refresh(panel); // the cursor may have moved since it was last near
     }
   }, { rootMargin: "300px" });
 
@@ -47,8 +48,9 @@
     const plot = ICL.el("div", { class: "plot", style: `height:${height}px;--height:${height}px` }, band, graph, overlay);
     const figure = ICL.el("figure", { class: `panel ${spec.kind}${bare ? " bare" : ""}` });
     const panel = {
-      spec, model, bare, figure, plot, graph, overlay, bandElement: band, height, width: 0, near: false, stale: true,
+      spec, model, bare, figure, plot, graph, overlay, bandElement: band, height, width: 0, shift: 0, near: false, stale: true,
       margin: { l: bare ? 40 : 52, r: 10, t: 8, b: bare ? 22 : 40 }, series: [], x: null, y: null,
+      heads: new Map(), marks: {}, lit: null, dim: false,
     };
     if (!bare) {
       figure.append(ICL.el("figcaption", { class: "title", text: spec.title }), legend(spec));
@@ -68,7 +70,7 @@
     byPlot.set(plot, panel);
     panels.all.push(panel);
     prepare(panel);
-    if (ICL.hover) ICL.hover.attach(panel);
+    ICL.hover.attach(panel);
     watcher.observe(plot);
     widths.observe(plot);
     return panel;
@@ -80,7 +82,6 @@
       if (!container.contains(panel.plot)) return true;
       watcher.unobserve(panel.plot);
       widths.unobserve(panel.plot);
-      Plotly.purge(panel.graph);
       return false;
     });
   };
@@ -135,6 +136,7 @@
     const x = extent(xs, log);
     const [left, right] = flush && x[0] < x[1] ? x : padded(x, log);
     panel.x = ICL.axis(left, right, log, most);
+    panel.x.ticks = apart(panel.x, 44 / inner);
     const ticks = panel.height < 180 ? 3 : 4;
     let range;
     if (heatmap) range = extent([heatmap.y], spec.log_y);
@@ -149,12 +151,24 @@
     panel.y = ICL.axis(range[0], range[1], Boolean(spec.log_y), ticks);
   }
 
+  /** The axis' ticks but those whose labels would touch: 0 and powers of ten stay before others. */
+  function apart(axis, least) {
+    const rank = (v) => (v === 0 || Math.log10(Math.abs(v)) % 1 === 0 ? 0 : 1);
+    const kept = [];
+    for (const tick of [...axis.ticks].sort((a, b) => rank(a) - rank(b))) {
+      if (kept.every((other) => Math.abs(axis.to(other) - axis.to(tick)) >= least)) kept.push(tick);
+    }
+    return kept.sort((a, b) => a - b);
+  }
+
   const clamp = (axis, v) => (axis.log && v <= 0 ? NaN : axis.to(v));
 
   function draw(panel) {
     const width = panel.plot.clientWidth;
     if (!width) return;
     panel.width = width;
+    // a cell of the table is as high as its row; its cursor runs through all of it, its drawing lies in the middle
+    panel.shift = panel.bare ? (panel.figure.clientHeight - panel.height) / 2 : 0;
     panel.stale = false;
     setAxes(panel);
     const traces = panel.heatmap ? [ICL.heatTrace(panel)] : lineTraces(panel);
@@ -180,17 +194,23 @@
     mark(panel, traces);
     placeBand(panel);
     panel.drawn = true;
-    if (ICL.hover) ICL.hover.refresh(panel);
+    ICL.hover.refresh(panel);
   }
 
   // Plotly puts a trace's uid into its class; ours carry what the style sheet needs: which head, which colour.
   function mark(panel, traces) {
+    panel.heads.clear();
+    panel.lit = null;
     for (const trace of traces) {
       const node = trace.uid && panel.graph.getElementsByClassName(`trace${trace.uid}`)[0];
       if (!node) continue;
       const { of, role } = trace.meta;
       const classes = [role];
-      if (of.head) classes.push("head", `h${of.head[0]}-${of.head[1]}`, `m${modelOf(panel, of)}`);
+      if (of.head) {
+        classes.push("head");
+        const key = `${modelOf(panel, of)}:${ICL.format.head(of.head)}`;
+        panel.heads.set(key, [...(panel.heads.get(key) || []), node]);
+      }
       if (!of.opaque) classes.push("faded");
       if (of.label === "phase change") classes.push("changing");
       node.classList.add(...classes);
@@ -239,7 +259,7 @@
         add(of, "points", { mode: "markers", marker: { size: of.head ? 7 : 6 }, x: px, y: py, ...bars });
       } else {
         const dash = of.head ? "solid" : ["solid", "dash", "dot", "dashdot"][Math.floor(of.index / 8) % 4];
-        const few = px.length <= 40 && !of.head && spec.kind === "lines";
+        const few = px.length <= 24 && !of.head && spec.kind === "lines";
         add(of, "line", { mode: few ? "lines+markers" : "lines", line: { width: 1.4, dash }, marker: { size: 3.5 }, x: px, y: py });
         const own = spec.kind === "path" && of.opaque && of.label !== "phase change";
         if (own) {
@@ -277,6 +297,7 @@
       return box;
     }
     const series = spec.series || [];
+    if (spec.kind === "path") box.append(...panels.pathKeys());
     if (series.some((one) => one.head)) box.append(ICL.headLegend());
     const rest = series.map((one, index) => ({ one, index })).filter(({ one }) => !one.head);
     if (rest.length > 1 || (rest.length && rest.length < series.length)) {
@@ -288,6 +309,10 @@
     }
     return box;
   }
+
+  /** What the marks on a path mean. */
+  panels.pathKeys = () => [["ring", "untrained"], ["disc", "trained"]].map(([look, text]) =>
+    ICL.el("span", { class: "key" }, ICL.el("i", { class: look, "aria-hidden": "true" }), text));
 
   panels.restale = () => {
     const near = panels.all.filter((panel) => panel.near);

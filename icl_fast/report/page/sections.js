@@ -68,9 +68,11 @@
   };
 
   sections.family = (box) => {
+    const groups = el("div", { class: "groups" });
+    box.append(groups);
     for (const { heading, panels } of ICL.data.family) {
       const grid = el("div", { class: "figures" });
-      box.append(el("section", { class: "group" }, el("h3", { text: heading }), grid));
+      groups.append(el("section", { class: "group", style: `--panels:${Math.min(panels.length, 3)}` }, el("h3", { text: heading }), grid));
       for (const spec of panels) {
         const panel = ICL.panels.mount(grid, spec, { height: 260 });
         panel.figure.dataset.by = spec.by;

@@ -10,9 +10,8 @@
     if (!dialog) make();
     if (!dialog.open) {
       back = document.activeElement;
-      if (ICL.hover) ICL.hover.show(null);
+      ICL.hover.show(null);
       dialog.showModal();
-      document.documentElement.classList.add("behind");
     }
     fill(m, head);
   };
@@ -22,7 +21,6 @@
     dialog.addEventListener("close", () => {
       ICL.panels.unmount(dialog);
       dialog.replaceChildren();
-      document.documentElement.classList.remove("behind");
       if (back && back.isConnected) back.focus({ preventScroll: true });
     });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -38,7 +36,7 @@
     const go = (by) => {
       const next = (number + by + count) % count;
       ICL.openHead(m, [Math.floor(next / model.heads), next % model.heads]);
-      dialog.querySelector(by < 0 ? ".previous" : ".next").focus();
+      dialog.querySelector(by < 0 ? ".previous" : ".next").focus({ preventScroll: true });
     };
     const step = (name, by, text) =>
       ICL.el("button", { type: "button", class: name, "aria-label": `${name} head`, text, disabled: count === 1, on: { click: () => go(by) } });
@@ -50,16 +48,15 @@
           ICL.el("p", { class: "muted", text: kind(model, head) })),
         ICL.el("div", { class: "buttons" }, step("previous", -1, "‹"), step("next", 1, "›"), close)),
       body);
-    close.focus();
-    dialog.scrollTop = 0;
+    dialog.scroll(0, 0);
+    close.focus({ preventScroll: true });
     dialog.dataset.head = `${model.name}:${ICL.format.head(head)}`;
     const parts = [
       () => facts(body, m, head), () => charts(body, m, head), () => composition(body, m, head), () => texts(body, model, head),
     ];
     const opened = dialog.dataset.head;
-    parts[0]();
     // each in a task of its own: the sheet opens at once
-    parts.slice(1).forEach((part, i) => ICL.later(`sheet${i}`, () => dialog.open && dialog.dataset.head === opened && part()));
+    parts.forEach((part, i) => ICL.later(`sheet${i}`, () => dialog.open && dialog.dataset.head === opened && part()));
   }
 
   function kind(model, [layer, head]) {
@@ -144,7 +141,7 @@
     for (const name of names) for (const v of ICL.array(model.composition[name]).data) if (v > most) most = v;
     const box = group(body, "Composition at the last snapshot",
       "How much of what one head writes another reads through its queries (Q), keys (K) and values (V): "
-      + "‖W_O W‖ / (‖W_O‖ ‖W‖). The darker, the more.");
+      + "‖W_O W‖ / (‖W_O‖ ‖W‖). The stronger the colour, the more.");
     const table = (caption, others, value) => {
       if (!others.length) return;
       const rows = others.map((other) => ICL.el("tr", {}, ICL.el("th", { scope: "row" },

@@ -7,7 +7,7 @@
     const { models, rows, table } = ICL.data;
     section.style.setProperty("--columns", models.length);
     const strip = ICL.el("div", { class: "strip", role: "row" },
-      ICL.el("div", { class: "corner", role: "columnheader" }, ICL.el("span", { class: "unseen", text: "measurement" })),
+      ICL.el("div", { class: "corner", role: "columnheader" }, ICL.el("span", { text: "→ training tokens seen, in all rows but the first" })),
       ...models.map(columnHead));
     const body = ICL.el("div", { class: "scroll", role: "presentation" });
     const box = ICL.el("div", { class: "table", role: "table", "aria-label": "Model Analysis Table" }, strip, body);
@@ -56,7 +56,8 @@
       ICL.el("h3", {}, ICL.el("span", { class: "number", text: `${r + 1}` }), row.title),
       ICL.el("p", { text: row.explanation }));
     if (row.reading) head.append(ICL.el("p", { class: "reading", text: row.reading }));
-    head.append(ICL.el("p", { class: "units", text: `↑ ${spec.y_label}  → ${spec.x_label}` }));
+    head.append(ICL.el("p", { class: "units", text: `↑ ${spec.y_label}` }));
+    if (!spec.over_training) head.append(ICL.el("p", { class: "units", text: `→ ${spec.x_label}` }));
     if (spec.kind === "path") head.append(pathLegend());
     const map = spec.heatmap;
     if (map) head.append(ICL.heatBar(map));
@@ -67,7 +68,6 @@
     return head;
   }
 
-  const pathLegend = () => ICL.el("p", { class: "legend" },
-    ...[["ring", "untrained"], ["disc", "trained"], ["swatch changing", "phase change"]].map(([look, text]) =>
-      ICL.el("span", { class: "key" }, ICL.el("i", { class: look, "aria-hidden": "true" }), text)));
+  const pathLegend = () => ICL.el("p", { class: "legend" }, ...ICL.panels.pathKeys(),
+    ICL.el("span", { class: "key" }, ICL.el("i", { class: "swatch changing", "aria-hidden": "true" }), "phase change"));
 })();
