@@ -137,6 +137,8 @@
       return token;
     });
     node.append(...tokens);
+    const end = tokens[tokens.length - 1].lastChild;
+    if (end && end.nodeValue === "\n") end.remove(); // nothing follows, so that no line has to begin
     let home = Math.min(1, pieces.length - 1);
     tokens[home].tabIndex = 0;
 

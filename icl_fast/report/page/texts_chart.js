@@ -4,8 +4,8 @@
   const { el } = ICL;
   const { fixed } = ICL.texts.shared;
   const SVG = "http://www.w3.org/2000/svg";
-  const WIDTH = 460, HEIGHT = 250;
-  const BOX = { left: 44, right: WIDTH - 12, top: 12, bottom: HEIGHT - 40 };
+  const WIDTH = 460, HEIGHT = 260;
+  const BOX = { left: 44, right: WIDTH - 12, top: 22, bottom: HEIGHT - 40 };
 
   function svg(tag, attributes = {}, text = null) {
     const node = document.createElementNS(SVG, tag);
@@ -40,7 +40,7 @@
         picture.append(svg("rect", {
           x: left, y: BOX.top, width: Math.max(1, px(band[1]) - left), height: BOX.bottom - BOX.top, class: "texts-band",
         }));
-        picture.append(svg("text", { x: left + 4, y: BOX.top + 12, class: "texts-tick" }, "phase change"));
+        picture.append(svg("text", { x: left, y: BOX.top - 7, class: "texts-tick" }, "phase change"));
       }
       for (const v of vertical.ticks) {
         picture.append(svg("line", { x1: BOX.left, x2: BOX.right, y1: py(v), y2: py(v), class: "texts-grid" }));

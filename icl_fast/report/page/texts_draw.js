@@ -18,16 +18,16 @@
   }
 
   /**
-   * Draw on a canvas of `size` pixels. of: headOn's result; what: "attention" or "logits"; rows: destinations shown;
-   * full: the logit of full colour. Where several values meet in a pixel, the one farthest from 0 is shown.
+   * Draw on a canvas of `size` pixels. of: headOn's result; what: "attention" or "logits"; rows: the destinations shown,
+   * which share the height; full: the logit of full colour. Of values that meet in a pixel, the farthest from 0 is shown.
    */
   function paint(canvas, of, what, rows, full, size) {
     canvas.width = canvas.height = size;
     const cell = new Float32Array(size * size);
     const value = what === "attention" ? of.attention : of.logit;
     const scale = size / of.length;
-    for (const i of rows) {
-      const top = Math.floor(i * scale), bottom = Math.max(top + 1, Math.floor((i + 1) * scale));
+    rows.forEach((i, r) => {
+      const top = Math.floor((r * size) / rows.length), bottom = Math.max(top + 1, Math.floor(((r + 1) * size) / rows.length));
       for (let j = 0; j <= i; j++) {
         const v = value(i, j);
         if (!v) continue;
@@ -36,7 +36,7 @@
           for (let x = left; x < right; x++) if (Math.abs(v) > Math.abs(cell[y * size + x])) cell[y * size + x] = v;
         }
       }
-    }
+    });
     const image = new ImageData(size, size);
     cell.forEach((v, k) => {
       if (!v) return;
@@ -55,11 +55,12 @@
     const node = el("figure", { class: "texts-figure" },
       el("span", { class: "texts-axis-y", text: "token predicted \u2193" }), frame,
       el("span", { class: "texts-axis-x", text: "token attended to \u2192" }));
-    let length = 1;
+    let length = 1, shown = [0];
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect();
-      const at = (v, low, size) => Math.min(length - 1, Math.max(0, Math.floor(((v - low) / size) * length)));
-      const i = at(event.clientY, box.top, box.height), j = at(event.clientX, box.left, box.width);
+      const at = (part, count) => Math.min(count - 1, Math.max(0, Math.floor(part * count)));
+      const i = shown[at((event.clientY - box.top) / box.height, shown.length)];
+      const j = at((event.clientX - box.left) / box.width, length);
       if (j <= i) on.point(i, j);
     });
     canvas.addEventListener("pointerleave", () => on.leave());
@@ -67,15 +68,17 @@
       node,
       draw(of, what, rows, full, label) {
         length = of.length;
+        shown = rows;
         canvas.setAttribute("aria-label", label);
         paint(canvas, of, what, rows, full, Math.max(length, length * Math.ceil(256 / length)));
       },
       mark(i, j) {
-        row.hidden = i === null;
+        const r = shown.indexOf(i);
+        row.hidden = r < 0;
         column.hidden = j === null;
-        if (i !== null) row.style.top = `${(100 * i) / length}%`;
-        row.style.height = `${100 / length}%`;
-        if (j !== null) column.style.left = `${(100 * j) / length}%`;
+        row.style.top = `${(100 * r) / shown.length}%`;
+        row.style.height = `${100 / shown.length}%`;
+        column.style.left = `${(100 * j) / length}%`;
         column.style.width = `${100 / length}%`;
       },
     };

@@ -34,7 +34,7 @@
     const key = el("div", { class: "texts-legend" });
     const readout = el("div", { class: "texts-readout", "aria-live": "polite" });
     const big = pattern({
-      point: (i, j) => { if (what.value() !== null && rows.includes(i)) point(side.value() === "destination" ? i + 1 : j, [i, j]); },
+      point: (i, j) => { point(side.value() === "destination" ? i + 1 : j, [i, j]); },
       leave: () => point(null),
     });
     const pickModel = select("Model", models().map((one) => [one.name, one.name]), (name) => setModel(findModel(name)));
@@ -138,7 +138,7 @@
 
     function drawHead() {
       const name = nameOf(shownHead);
-      const preview = shownHead !== locked && nameOf(shownHead) !== nameOf(locked);
+      const preview = nameOf(shownHead) !== nameOf(locked);
       title.replaceChildren(`${model.name}, head ${name}`, el("span", { class: "texts-dim",
         text: ` prefix matching ${scored(score(model, "prefix", shownHead))}, copying ${scored(score(model, "copying", shownHead))}${preview ? " (click to lock)" : ""}` }));
       labels.hidden = !entry.labels;
@@ -164,6 +164,11 @@
 
     // ---- tokens ----
 
+    /** Where only labels are predicted, a line's tokens stand for its label. */
+    const labelFrom = (s) => {
+      const row = rows.find((i) => i + 1 >= s);
+      return row === undefined ? s : row + 1;
+    };
     function point(s, cell = null) {
       pointed = s;
       color(cell);
@@ -177,8 +182,9 @@
 
     /** Tokens coloured for the one that is selected, or, with none, by what each gets at most or in all. */
     function color(cell = null) {
-      const s = pointed !== null ? pointed : chosen;
       const destination = side.value() === "destination";
+      let s = pointed !== null ? pointed : chosen;
+      if (s !== null && destination && masked()) s = labelFrom(s);
       const attention = what.value() === "attention";
       const values = new Float64Array(tokens.tokens.length);
       if (s === null) {
@@ -210,7 +216,7 @@
       }
       const heading = el("h3", {}, ...naming(s));
       if (destination && !s) return [heading, el("p", { text: "The model reads it, but does not predict it." })];
-      if (destination && !rows.includes(s - 1)) return [heading, el("p", { text: "Not a label: hidden while only labels are shown." })];
+      if (destination && !rows.includes(s - 1)) return [heading, el("p", { text: "No label follows in this text." })];
       if (!destination && s >= of.length) return [heading, el("p", { text: "The last token is predicted, but not read: nothing can attend to it." })];
       const pairs = destination ? Array.from({ length: s }, (_, j) => [s - 1, j]) : rows.filter((i) => i >= s).map((i) => [i, s]);
       const value = ([i, j]) => (attention ? of.attention(i, j) : Math.abs(of.logit(i, j)));
@@ -237,7 +243,7 @@
   }
 
   const DEFINITIONS = "Prefix: prefix-matching score, the attention on the token after an earlier copy of the present one, on repeated random tokens (1 at most). "
-    + "Copying: how much the head raises the logit of what it attends to (from \u22121 to 1). Induction heads have both high. "
+    + "Copying: how much the head raises the logit of what it attends to (from \u22121 to 1). A perfect induction head has 1 in both. "
     + "Logit attribution: what an attended token adds, through the head's output alone, to the logit of the token that does come next, above the mean logit. "
     + "All at the last snapshot; attention to 1%, logits to 0.01.";
 

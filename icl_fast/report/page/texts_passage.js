@@ -42,11 +42,10 @@
       el("div", { class: "texts-controls" }, pickModel.node, pickText.node, pickHead.node),
       compared,
       el("div", { class: "texts-columns" },
-        el("div", { class: "texts-main" }, legend(), page, about),
+        el("div", { class: "texts-main" }, legend(), page, about, el("h3", { text: "Does it depend on repetition?" }), found),
         el("div", { class: "texts-side" }, readout,
           el("h3", { text: "Loss of single tokens over training" }), plot.node, pins)),
-      el("div", { class: "texts-below" },
-        el("div", {}, el("h3", { text: "Does it depend on repetition?" }), found), lists));
+      lists);
     ICL.on("axis", plot.redraw);
 
     function setModel(next) {
