@@ -160,7 +160,8 @@
         const box = tokens[s].getClientRects()[0];
         const away = down ? box.top - here.top : here.top - box.top;
         if (away < here.height / 2) continue;
-        const distance = away * 1000 + Math.abs(box.left - here.left); // the nearest line first, then the nearest in it
+        // the nearest line first, then the nearest in it; tops differ a little within a line
+        const distance = Math.round(away / here.height) * 1e5 + Math.abs(box.left - here.left);
         if (!best || distance < best.distance) best = { s, distance };
       }
       return best ? best.s : from;
