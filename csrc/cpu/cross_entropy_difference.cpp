@@ -68,54 +68,13 @@ ICL_INLINE void multiply_group(const float* rows /* [C][MR] */, const float* pan
   }
 }
 
-// max_and_sum() that keeps its terms.
-MaxSum weigh(const float* logits, int64_t panels, float* weights) {
-  vf m[NV];
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) m[v] = load(logits + v * W);
-  for (int64_t p = 1; p < panels; ++p)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) m[v] = max(m[v], load(logits + p * NR + v * W));
-#pragma GCC unroll 8
-  for (int v = 1; v < NV; ++v) m[0] = max(m[0], m[v]);
-  const float top = largest_lane(m[0]);
-  const vf reference = splat(top == -INFINITY ? 0.0f : top);
-  vf s[NV] = {};
-  for (int64_t p = 0; p < panels; ++p)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      const vf w = exp_of_difference(load(logits + p * NR + v * W) - reference);
-      store(weights + p * NR + v * W, w);
-      s[v] += w;
-    }
-#pragma GCC unroll 8
-  for (int v = 1; v < NV; ++v) s[0] += s[v];
-  return {top, sum_of_lanes(s[0])};
-}
-
 // growth += w expm1(y) and sum += w exp(y). expm1 is right to 2 ulp of itself, also where y is small; beyond 88, where
 // 2^n is none, both may be anything. NaN for NaN.
 ICL_INLINE void add_change(vf y, vf w, vf& growth, vf& sum) {
-  y = max(splat(-87.0f), y);
-  const vf shift = splat(12582912.0f + 127.0f);  // as in exp_of_difference()
-  const vf shifted = y * splat(1.44269504f) + shift;
-  const vf n = shifted - shift;
-#ifdef __FMA__
-  const vf r = y - n * splat(0.693147181f);
-#else
-  vf r = y - n * splat(0.693359375f);
-  r = r + n * splat(2.12194440e-4f);
-#endif
-  vf p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  const vf q = p * (r * r) + r;  // expm1(r): no 1 that a small r would be rounded to
-  const vf two_n = (vf)((vi)shifted << 23);
-  growth += w * (two_n * q + (two_n - splat(1.0f)));
-  sum += w * (two_n * q + two_n);
+  const Reduced of = reduce(y);
+  const vf q = of.tail * (of.r * of.r) + of.r;  // expm1(r): no 1 that a small r would be rounded to
+  growth += w * (of.power * q + (of.power - splat(1.0f)));
+  sum += w * (of.power * q + of.power);
 }
 
 // A row whose logits a variant moves too far for the weights to follow.
@@ -202,7 +161,7 @@ void run_strip(const CrossEntropyDifference& p, const Columns& columns, const Bl
       multiply_group(block.hidden + row * p.c, panels, p.c, count, 1, offsets, g.logits);
       keep_target(0, g.logits);
       for (int r = 0; r < MR; ++r) {
-        const MaxSum found = weigh(g.logits[r], count, g.weights[r]);
+        const MaxSum found = max_and_sum<true>(g.logits[r], count, g.weights[r]);
         g.peak[r] = found.max;
         g.sum[r] = found.sum;
       }

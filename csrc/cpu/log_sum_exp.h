@@ -8,11 +8,16 @@
 
 namespace icl::ICL_ISA {
 
-// exp(x) for x <= 0 (or a rounding above), error below 2 ulp; below -87 it is exp(-87), 1.6e-38, which adds nothing to
-// a sum that has a 1 in it; NaN for NaN. Half the work of exp().
-ICL_INLINE vf exp_of_difference(vf x) {
+// x = n ln 2 + r with n whole and |r| <= ln 2 / 2; below -87 as of -87, NaN for NaN.
+struct Reduced {
+  vf r;
+  vf power;  // 2^n
+  vf tail;   // (e^r - 1 - r) / r^2
+};
+
+ICL_INLINE Reduced reduce(vf x) {
   x = max(splat(-87.0f), x);
-  // the low bits of `shifted` are n + 127, n = round(x / ln 2): moved up they are the bits of the float 2^n
+  // the low bits of `shifted` are n + 127: moved up they are the bits of the float 2^n
   const vf shift = splat(12582912.0f + 127.0f);
   const vf shifted = x * splat(1.44269504f) + shift;
   const vf n = shifted - shift;
@@ -28,9 +33,14 @@ ICL_INLINE vf exp_of_difference(vf x) {
   p = p * r + splat(4.1665795894e-2f);
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
-  p = p * r + splat(1.0f);
-  p = p * r + splat(1.0f);
-  return p * (vf)((vi)shifted << 23);
+  return {r, (vf)((vi)shifted << 23), p};
+}
+
+// exp(x) for x <= 0 (or a rounding above), error below 2 ulp; below -87 it is exp(-87), 1.6e-38, which adds nothing to
+// a sum that has a 1 in it; NaN for NaN. Half the work of exp().
+ICL_INLINE vf exp_of_difference(vf x) {
+  const Reduced of = reduce(x);
+  return ((of.tail * of.r + splat(1.0f)) * of.r + splat(1.0f)) * of.power;
 }
 
 template <int Step, int... I>
@@ -58,8 +68,9 @@ struct MaxSum {
   float sum;  // of exp(x - max)
 };
 
-// Of `panels` x NR logits. A NaN among them makes the sum NaN.
-ICL_INLINE MaxSum max_and_sum(const float* logits, int64_t panels) {
+// Of `panels` x NR logits. A NaN among them makes the sum NaN. The terms of the sum are kept where `keep` says so.
+template <bool keep = false>
+ICL_INLINE MaxSum max_and_sum(const float* logits, int64_t panels, float* terms = nullptr) {
   vf m[NV];
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) m[v] = load(logits + v * W);
@@ -73,7 +84,11 @@ ICL_INLINE MaxSum max_and_sum(const float* logits, int64_t panels) {
   vf s[NV] = {};
   for (int64_t p = 0; p < panels; ++p)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) s[v] += exp_of_difference(load(logits + p * NR + v * W) - reference);
+    for (int v = 0; v < NV; ++v) {
+      const vf term = exp_of_difference(load(logits + p * NR + v * W) - reference);
+      if constexpr (keep) store(terms + p * NR + v * W, term);
+      s[v] += term;
+    }
 #pragma GCC unroll 8
   for (int v = 1; v < NV; ++v) s[0] += s[v];
   return {top, sum_of_lanes(s[0])};

@@ -1,7 +1,7 @@
 """Everything computed from measurements of many snapshots."""
 
 from icl_fast.analysis.ablation_comparison import compare_ablations
-from icl_fast.analysis.before_after import attribute_heads, before_after_attribution, before_after_vector
+from icl_fast.analysis.before_after import attribute_heads, attribute_icl, before_after_attribution, before_after_vector
 from icl_fast.analysis.heads import (
     Correlation,
     HeadTypes,
@@ -32,6 +32,7 @@ __all__ = [
     "PhaseChange",
     "Thresholds",
     "attribute_heads",
+    "attribute_icl",
     "before_after_attribution",
     "before_after_vector",
     "compare_ablations",

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import xarray as xr
 
-from icl_fast.analysis.arrays import Floats, ablated, finite, plan_of, unablated, variable
+from icl_fast.analysis.arrays import Floats, ablated, finite, icl_effects, plan_of, unablated, variable
 from icl_fast.errors import InputError
 
 _DIMS = ("snapshot", "ablation")
@@ -43,7 +43,7 @@ def compare_ablations(full: xr.Dataset, pattern_preserving: xr.Dataset) -> xr.Da
     _check_modes(named)
     _check_same_run(full, pattern_preserving)
     effects = {name: _loss_effects(name, dataset) for name, dataset in named.items()}
-    icl = {name: _icl_effects(name, dataset) for name, dataset in named.items()}
+    icl = {name: icl_effects(name, dataset) for name, dataset in named.items()}
     icl_errors = {
         name: ablated(name, variable(name, dataset, "icl_effect_sem")).transpose(*_DIMS).values
         for name, dataset in named.items()
@@ -75,12 +75,6 @@ def _loss_effects(name: str, dataset: xr.Dataset) -> Floats:
     dims = (*_DIMS, "example")
     whole = finite(f"{name}: loss of the whole model", unablated(name, dataset, "loss"), ("snapshot", "example"))
     return finite(f"{name}: loss", ablated(name, variable(name, dataset, "loss")), dims) - whole[:, None]
-
-
-def _icl_effects(name: str, dataset: xr.Dataset) -> Floats:
-    """The same of the ICL score, [snapshot, ablation]."""
-    whole = finite(f"{name}: icl_score of the whole model", unablated(name, dataset, "icl_score"), ["snapshot"])
-    return finite(f"{name}: icl_score", ablated(name, variable(name, dataset, "icl_score")), _DIMS) - whole[:, None]
 
 
 def _standard_error(effects: Floats) -> Floats:

@@ -79,6 +79,17 @@ def ablated(name: str, values: xr.DataArray) -> xr.DataArray:
     return rest
 
 
+def icl_effects(name: str, dataset: xr.Dataset) -> Floats:
+    """What each ablation does to the ICL score: ablated minus un-ablated, [snapshot, ablation], nats.
+
+    Raises:
+        InputError: the score or the whole model is not there, nothing was ablated, or a value is not finite.
+    """
+    whole = finite(f"{name}: icl_score of the whole model", unablated(name, dataset, "icl_score"), ["snapshot"])
+    removed = ablated(name, variable(name, dataset, "icl_score"))
+    return finite(f"{name}: icl_score", removed, ("snapshot", "ablation")) - whole[:, None]
+
+
 def at_step(name: str, values: xr.DataArray, step: int) -> xr.DataArray:
     """The snapshot at an optimizer step.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from icl_fast.analysis.arrays import Floats, Values, ablated, at_step, finite, unablated, variable
+from icl_fast.analysis.arrays import Floats, Values, ablated, at_step, finite, icl_effects, unablated, variable
 from icl_fast.errors import InputError
 
 
@@ -65,14 +65,42 @@ def before_after_attribution(vector: Values, whole: Values, without: Values) -> 
     return along.sum(-1), error
 
 
-def attribute_heads(dataset: xr.Dataset, start: int, end: int) -> xr.Dataset:
-    """Both attributions of the Model Analysis Table's last two rows, from what a sweep wrote.
+def attribute_icl(dataset: xr.Dataset) -> xr.Dataset:
+    """The Model Analysis Table's last row, from what a sweep wrote: the change of the in-context-learning score.
 
-    Olsson et al. 2022, Analyses: the "before-and-after" vector (see `before_after_attribution`), and the in-context
-    learning score, ablated minus un-ablated: positive for induction heads, without which the model gains less from
-    its context. (The paper is of two minds about the score's sign: Argument 1 has "the 50th token loss minus the
-    500th", the table's captions "how much better the model is at predicting the 500th token than the 50th", both
+    Olsson et al. 2022, Analyses: ablated minus un-ablated, positive for induction heads, without which the model gains
+    less from its context. (The paper is of two minds about the score's sign: Argument 1 has "the 50th token loss minus
+    the 500th", the table's captions "how much better the model is at predicting the 500th token than the 50th", both
     positive for a model that uses its context. Key Concepts and Analyses have 500th minus 50th, followed here.)
+
+    Args:
+        dataset: of one run, swept with positions `all` or `paper`.
+
+    Returns:
+        Dataset with dims (snapshot, ablation), and the sweep's coords, without ablation "none": `icl` and its standard
+        error paired by example, `icl_sem`, in nats.
+
+    Raises:
+        InputError: a variable that is not there, or a value that is not finite.
+    """
+    error = ablated("sweep", variable("sweep", dataset, "icl_effect_sem"))
+    dims, nats = ("snapshot", "ablation"), {"units": "nats"}
+    return xr.Dataset(
+        {
+            "icl": (
+                dims,
+                icl_effects("sweep", dataset),
+                nats | {"long_name": "change of the in-context-learning score"},
+            ),
+            "icl_sem": (dims, error.transpose(*dims).values, nats),
+        },
+        coords=error.coords,
+        attrs={"source": "Olsson et al. 2022, Analyses"},
+    )
+
+
+def attribute_heads(dataset: xr.Dataset, start: int, end: int) -> xr.Dataset:
+    """Both attributions of the Model Analysis Table's last two rows (see `before_after_attribution`, `attribute_icl`).
 
     Args:
         dataset: of one run, swept with positions `all` or `paper`.
@@ -81,37 +109,21 @@ def attribute_heads(dataset: xr.Dataset, start: int, end: int) -> xr.Dataset:
         end: of that at which it ends.
 
     Returns:
-        Dataset with dims (snapshot, ablation), and the sweep's coords, without ablation "none": `before_after`, `icl`
-        and their standard errors paired by example, `before_after_sem`, `icl_sem`, all in nats; and `vector`
-        [example].
+        What `attribute_icl` gives, with `before_after` and its standard error paired by example, `before_after_sem`,
+        in nats; and `vector` [example].
 
     Raises:
         InputError: a snapshot or variable that is not there, or a value that is not finite.
     """
     if start == end:
         raise InputError(f"start and end are both step {start}: the phase change must take some time")
-    loss = variable("sweep", dataset, "loss")
     whole = unablated("sweep", dataset, "loss")
     vector = before_after_vector(at_step("sweep", whole, start), at_step("sweep", whole, end))
-    value, error = before_after_attribution(vector, whole, ablated("sweep", loss))
-    score = variable("sweep", dataset, "icl_score")
-    removed = ablated("sweep", score)
-    # [snapshot, ablation]
-    icl = (
-        finite("icl_score", removed, ("snapshot", "ablation"))
-        - finite("icl_score of the whole model", unablated("sweep", dataset, "icl_score"), ["snapshot"])[:, None]
+    value, error = before_after_attribution(vector, whole, ablated("sweep", dataset["loss"]))
+    dims, nats = ("snapshot", "ablation"), {"units": "nats"}
+    result = attribute_icl(dataset).assign(
+        before_after=(dims, value, nats | {"long_name": "dot product with the before-and-after vector"}),
+        before_after_sem=(dims, error, nats),
+        vector=("example", vector, {"long_name": f"losses at step {end} minus at step {start}, unit length"}),
     )
-    icl_error = ablated("sweep", variable("sweep", dataset, "icl_effect_sem")).transpose("snapshot", "ablation").values
-    dims = ("snapshot", "ablation")
-    nats = {"units": "nats"}
-    return xr.Dataset(
-        {
-            "before_after": (dims, value, nats | {"long_name": "dot product with the before-and-after vector"}),
-            "before_after_sem": (dims, error, nats),
-            "icl": (dims, icl, nats | {"long_name": "change of the in-context-learning score"}),
-            "icl_sem": (dims, icl_error, nats),
-            "vector": ("example", vector, {"long_name": f"losses at step {end} minus at step {start}, unit length"}),
-        },
-        coords=removed.coords,
-        attrs={"source": "Olsson et al. 2022, Analyses", "start": start, "end": end},
-    )
+    return result.assign_attrs(start=start, end=end)

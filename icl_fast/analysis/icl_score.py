@@ -72,7 +72,7 @@ def icl_score_variants(losses: Losses, pairs: Sequence[tuple[int, int]]) -> Floa
     return np.stack([_mean_at(by_position, late) - _mean_at(by_position, early) for early, late in pairs], axis=1)
 
 
-def loss_by_log_position(losses: Losses) -> xr.DataArray:
+def loss_by_log_position(losses: Losses, *, bins: int | None = None) -> xr.DataArray:
     """d loss / d ln(position): [snapshot, position], nats; how much the loss falls "by seeing e% more context".
 
     Olsson et al. 2022, Analyses, "2D loss derivative plot". The paper does not say which differences it takes. Here:
@@ -80,14 +80,34 @@ def loss_by_log_position(losses: Losses) -> xr.DataArray:
     one-sided of first order at the first and last position. Exact for a loss linear in ln(position); inside, for a
     quadratic one.
 
+    Neighbours at position i lie 1/i apart, and so the noise of a mean over few examples grows with i. With `bins`,
+    positions are put together first, in bins equally wide in ln(position), whose mean losses lie at their mean
+    ln(position): still exact for a loss linear in it.
+
     Args:
         losses: as in `loss_heatmap`.
+        bins: how many at most (those that hold no position are left out); None: every position for itself. The coord
+            `position` is then exp of the mean ln(position) of each bin.
 
     Raises:
-        InputError: as `loss_heatmap`, or fewer than 2 positions.
+        InputError: as `loss_heatmap`, fewer than 2 positions, or bins.
     """
     by_position = loss_heatmap(losses)
-    return _log_derivative(by_position, "position", by_position["position"].values)
+    if bins is None:
+        return _log_derivative(by_position, "position", by_position["position"].values)
+    if bins < 2:
+        raise InputError(f"bins: a derivative needs 2 or more, got {bins}")
+    at = np.log(by_position["position"].values)
+    edges = np.linspace(at[0], at[-1], bins + 1)
+    _, bin_of, count = np.unique(np.digitize(at, edges[1:-1]), return_inverse=True, return_counts=True)
+    member = (bin_of == np.arange(len(count))[:, None]) / count[:, None]  # [bin, position], rows that take means
+    centres = np.exp(member @ at)
+    binned = xr.DataArray(
+        by_position.transpose("snapshot", "position").values @ member.T,
+        dims=("snapshot", "position"),
+        coords=by_position.drop_vars("position").coords | {"position": centres},
+    )
+    return _log_derivative(binned, "position", centres)
 
 
 def loss_by_log_tokens(losses: Losses, tokens: Sequence[int] | None = None) -> xr.DataArray:

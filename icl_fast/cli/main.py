@@ -21,6 +21,9 @@ class _Command(NamedTuple):
 COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
     "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
+    "evaluate": _Command("icl_fast.cli.evaluate:evaluate", "Scores and circuits of every head of a run's snapshots."),
+    "pca": _Command("icl_fast.cli.pca:pca", "Paths of runs in the plane in which their losses differ most."),
+    "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from icl_fast.measure import SweepProgress
+    from icl_fast.measure import SnapshotProgress, SweepProgress
     from icl_fast.training import TrainingProgress
 
 _SECONDS_BETWEEN_LINES = 20.0
@@ -23,7 +23,7 @@ def advice_on_interrupt(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{error or 'stopped'}; {advice}") from None
+        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; {advice}") from None
 
 
 @contextmanager
@@ -39,10 +39,24 @@ def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgr
 
 
 @contextmanager
-def sweep_progress(name: str) -> Iterator[Callable[[SweepProgress], None]]:
+def sweep_progress(name: str, doing: str = "ablating") -> Iterator[Callable[[SweepProgress], None]]:
     """Shows how many parts of a sweep are done and the time left."""
-    with _bar(f"ablating {name}", None) as show:
-        yield lambda at: show(at.done, f"snapshot {at.step}", at.parts)
+    with counting(f"{doing} {name}") as show:
+        yield lambda at: show(at.done, at.parts, f"snapshot {at.step}")
+
+
+@contextmanager
+def snapshot_progress(name: str) -> Iterator[Callable[[SnapshotProgress], None]]:
+    """Shows how many snapshots are measured and the time left."""
+    with counting(f"measuring {name}") as show:
+        yield lambda at: show(at.done, at.snapshots, f"snapshot {at.step}")
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how much is done, of how much, at what, and the time left."""
+    with _bar(title, None) as show:
+        yield lambda done, of, text: show(done, text, of)
 
 
 @contextmanager

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xarray as xr
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
+from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.measure.plan import DTYPES
 from icl_fast.measure.rates import measure_rates
 
 if TYPE_CHECKING:
+    from icl_fast.analysis import PhaseChange
     from icl_fast.measure.sweep import PlannedSweep
     from icl_fast.report.demo import DemoResult
+    from icl_fast.report.study import Study
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
@@ -43,6 +49,65 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     Console().print(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
         Console().print(f"… and {more} more in the results")
+
+
+def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
+    """The heads of the last snapshot that `evaluate` measured, best prefix matching first, and what was left out."""
+    titles = {
+        "prefix matching": "prefix_matching",
+        "copying": "copying",
+        "previous token": "previous_token",
+        "QK trace": "qk_trace",
+        "OV copying": "ov_copying",
+    }
+    last, console = results.isel(snapshot=-1), Console()
+    columns = {name: last[name].values for name in titles.values()}
+    types = head_types(columns["previous_token"], columns["prefix_matching"], columns["copying"])
+    table = Table(
+        "head",
+        Column("type", no_wrap=True),
+        *(Column(title, justify="right") for title in titles),
+        box=box.SIMPLE,
+        title=f"step {int(last['snapshot'])}",
+    )
+    order = np.argsort(-columns["prefix_matching"], axis=None, kind="stable")
+    for layer, head in zip(*np.unravel_index(order[:most], types.types.shape), strict=True):
+        values = [of_all[layer, head] for of_all in columns.values()]
+        numbers = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
+        table.add_row(f"{layer}.{head}", str(types.types[layer, head]), *numbers)
+    console.print(table)
+    if (more := types.types.size - most) > 0:
+        console.print(f"… and {more} more in the results")
+    least = types.thresholds
+    console.print(
+        f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
+        f"token if that score > {least.previous_token}",
+        highlight=False,
+    )
+    for step, why in json.loads(results.attrs["left_out"]).items():
+        console.print(f"left out: step {step}, {why}", highlight=False, markup=False)
+
+
+def print_pca(pca: JointPCA) -> None:
+    """How much of the variance the components explain, and where each run begins and ends."""
+
+    def point(of_one: np.ndarray) -> str:
+        return ", ".join(f"{value:+.2f}" for value in of_one)
+
+    console = Console()
+    for number, (variance, part) in enumerate(
+        zip(pca.explained_variance, pca.explained_variance_ratio, strict=True), start=1
+    ):
+        console.print(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)", highlight=False)
+    table = Table(
+        "run",
+        *(Column(name, justify="right") for name in ("snapshots", "first", "last")),
+        box=box.SIMPLE,
+        title="coordinates, nats",
+    )
+    for name, path in pca.coordinates.items():
+        table.add_row(escape(name), str(len(path)), point(path[0]), point(path[-1]))
+    console.print(table)
 
 
 def print_plan(planned: PlannedSweep) -> None:
@@ -80,38 +145,64 @@ def print_plan(planned: PlannedSweep) -> None:
     )
 
 
+_VERDICT = ("loss", "ICL score", "drop", "best head", "change")
+_RULE = (
+    f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
+    f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens"
+)
+
+
+def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> tuple[str, ...]:
+    """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
+    last, best = sweep.isel(snapshot=-1).sel(ablation="none"), matching.argmax(("layer", "head"))
+    verdict = "yes" if change.happened else "no"
+    if change.happened and change.start is not None and change.end is not None:
+        tokens = sweep["tokens"].values / 1e6
+        verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
+    return (
+        f"{float(last['loss'].mean()):.3f}",
+        f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
+        f"{change.drop:.3f}",
+        f"{int(best['layer'])}.{int(best['head'])} ({float(matching.max()):.2f})",
+        verdict,
+    )
+
+
+def print_study(study: Study) -> None:
+    """What a report found: a row a model, how evaluators agree with weights, what was left out."""
+    table = Table(
+        Column("model", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
+        box=box.SIMPLE,
+        pad_edge=False,
+        title="what was found (losses in nats per token)",
+    )
+    for name, model in study.models.items():
+        matching = model.heads["prefix_matching"].isel(snapshot=-1)
+        table.add_row(name, *_verdict(model.losses, matching, model.change))
+    console = Console()
+    console.print(table)
+    console.print(_RULE, highlight=False)
+    for name, model in study.models.items():
+        for step, reason in model.left_out.items():
+            console.print(f"{name}: step {step} left out: {reason}", highlight=False, markup=False)
+
+
 def print_demo(result: DemoResult) -> None:
     """What the demo found: a row a model, the rule, and the heads that carry the ICL score."""
     table = Table(
         Column("model", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in ("loss", "ICL score", "drop", "best head", "change")),
+        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
         box=box.SIMPLE,
         pad_edge=False,
         title=f"seed {result.seed}: what was found (losses in nats per token)",
     )
     for name, data in result.models.items():
-        last, change = data.isel(snapshot=-1).sel(ablation="none"), result.changes[name]
-        matching = last["prefix_matching"]
-        best = matching.argmax(("layer_", "head_"))
-        verdict = "yes" if change.happened else "no"
-        if change.happened and change.start is not None and change.end is not None:
-            tokens = data["tokens"].values / 1e6
-            verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
-        table.add_row(
-            name,
-            f"{float(last['loss'].mean()):.3f}",
-            f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
-            f"{change.drop:.3f}",
-            f"{int(best['layer_'])}.{int(best['head_'])} ({float(matching.max()):.2f})",
-            verdict,
-        )
+        matching = data["prefix_matching"].isel(snapshot=-1).rename(layer_="layer", head_="head")
+        table.add_row(name, *_verdict(data, matching, result.changes[name]))
     console = Console()
     console.print(table)
-    console.print(
-        f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
-        f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens",
-        highlight=False,
-    )
+    console.print(_RULE, highlight=False)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
             last = data.isel(snapshot=-1)

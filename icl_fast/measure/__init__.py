@@ -3,6 +3,7 @@
 from icl_fast.measure.ablation import AblationMode
 from icl_fast.measure.attribution import Attribution, logit_attribution
 from icl_fast.measure.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
+from icl_fast.measure.evaluate import SnapshotProgress, evaluate, measure_snapshots
 from icl_fast.measure.head_scores import (
     copying,
     copying_scores,
@@ -22,12 +23,16 @@ from icl_fast.measure.reading import (
     token_losses,
     tokenise,
 )
-from icl_fast.measure.sweep import SweepProgress, find_snapshots, open_results, plan_sweep, sweep
+from icl_fast.measure.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
+from icl_fast.measure.sweep import SweepProgress, plan_sweep, sweep
 from icl_fast.measure.targets import Target, parse_targets
+from icl_fast.measure.workspace import OtherResults, open_results, save_results
 
 __all__ = [
     "AblationMode",
     "Attribution",
+    "OtherResults",
+    "SnapshotProgress",
     "SweepProgress",
     "Target",
     "TokenisedText",
@@ -38,9 +43,13 @@ __all__ = [
     "copying_eigenvalues",
     "copying_scores",
     "distinct_random_tokens",
+    "evaluate",
+    "evaluation_tokens",
     "find_snapshots",
     "head_views",
     "logit_attribution",
+    "measure_snapshots",
+    "missing_snapshots",
     "open_results",
     "parse_targets",
     "plan_sweep",
@@ -49,7 +58,9 @@ __all__ = [
     "previous_token",
     "previous_token_scores",
     "qk_trace",
+    "readable_snapshots",
     "repeated_random_tokens",
+    "save_results",
     "sweep",
     "template_attention",
     "text_dataset",

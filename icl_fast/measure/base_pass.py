@@ -53,9 +53,12 @@ class BaseLayer:
     @cached_property
     def pattern(self) -> Tensor:
         """Attention patterns of the rows, [n,H,R,T]. For few rows only: it is held in memory."""
+        assert self.rows is not None
+        return self.pattern_at(self.rows)
+
+    def pattern_at(self, rows: Tensor) -> Tensor:
+        """Attention patterns of 0-based positions [n,R]: [n,H,R,T]."""
         q, k, _ = self.qkv
-        rows = self.rows
-        assert rows is not None
         queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
         window = None
         if self.attention.windows is not None:

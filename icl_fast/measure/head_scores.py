@@ -11,7 +11,9 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.measure.attribution import head_outputs, logit_directions
+from icl_fast.measure.base_pass import base_layers
 from icl_fast.models import Intervention, Transformer, TransformerConfig, site
+from icl_fast.ops._attention import SCORES_AT_A_TIME
 
 PERIOD, REPEATS, EXAMPLES = 25, 4, 10
 
@@ -165,8 +167,8 @@ def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = E
 
     Args:
         text: int64 [N,T] windows of text as the model was trained on, N of `examples` or more.
-        examples: how many of them, drawn without replacement, are run; one after the other, so that there is but one
-            layer's patterns of one example at a time.
+        examples: how many of them, drawn without replacement, are run; one after the other, and of one layer's patterns
+            a tile of rows at a time.
 
     Raises:
         InputError: too few windows or positions, or tokens that the model refuses.
@@ -177,8 +179,18 @@ def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = E
         raise InputError(f"examples: {examples} asked for, text has {len(text)}; give more text or ask for 1 or more")
     chosen = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))[:examples]
     windows = text[chosen.to(text.device)].to(model.embed.weight.device)
-    scores = [_by_layer(model, window[None], lambda _layer, _v, pattern: previous_token(pattern)) for window in windows]
-    return torch.stack(scores).mean(0)
+    length = text.shape[1]
+    later = torch.arange(1, length, device=windows.device)  # the positions that have one before them
+    total = torch.zeros(model.config.layers, model.config.heads, dtype=torch.float64, device=windows.device)
+    with torch.no_grad():
+        for window in windows:
+            resid, position = model.embedded(window[None])
+            for base in base_layers(model, resid, position, None):
+                for rows in torch.split(later, max(1, SCORES_AT_A_TIME // (model.config.heads * length))):
+                    pattern = base.pattern_at(rows[None])  # [1,H,R,T]
+                    before = (rows - 1)[None, None, :, None].expand(1, model.config.heads, -1, 1)
+                    total[base.layer] += pattern.gather(3, before).double().sum((0, 2, 3))
+    return total / (examples * (length - 1))
 
 
 def _by_layer(model: Transformer, tokens: Tensor, look: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:

@@ -176,11 +176,10 @@ def snapshot_parts(
         pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
         with torch.no_grad():
             means = mean_activations(model, pieces, replacement_sites(plan.ablations))
+    schedule = plan.schedule(model.config, evaluation.inputs.shape[1]) if plan.engine == "fast" else None
     for index in wanted:
-        yield (
-            index,
-            total([_part(model, evaluation, plan, chunk, means) for chunk in _chunks(parts[index], plan.chunk)]),
-        )
+        chunks = _chunks(parts[index], plan.chunk)
+        yield index, total([_part(model, evaluation, plan, chunk, means, schedule) for chunk in chunks])
 
 
 def _chunks(examples: slice, size: int) -> list[slice]:
@@ -193,13 +192,13 @@ def _part(
     plan: SweepPlan,
     chunk: slice,
     means: dict[str, Tensor] | None,
+    schedule: Schedule | None,
 ) -> Part:
-    """The sums of one chunk."""
+    """The sums of one chunk, by the fast engine's schedule or by definition."""
     device = model.embed.weight.device
     inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
     rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
-    if plan.engine == "fast":
-        schedule = plan.schedule(model.config, inputs.shape[1])
+    if schedule is not None:
         base, effects = ablation_effects(
             model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means, schedule=schedule
         )

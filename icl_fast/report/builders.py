@@ -231,16 +231,17 @@ def icl_curve(model: ModelStudy) -> tuple[Floats, Floats]:
 
 def icl_definition(model: ModelStudy) -> str:
     """Which positions the ICL score compares."""
-    return str(model.losses["icl_score"].attrs.get("long_name", "a late position minus an early one"))
+    attributes = model.losses["icl_score"].attrs if "icl_score" in model.losses else {}
+    return str(attributes.get("long_name", "mean loss at a late position minus at an early one"))
 
 
 def no_phase_change(model: ModelStudy) -> str:
     """Why a model has no before-and-after vector."""
     change = model.change
     return (
-        f"no phase change: the ICL score fell by {change.drop:.2f} nats and the best head's prefix-matching score ended "
-        f"at {change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g} and {MIN_PREFIX_MATCHING:g}, so there is no "
-        "before and after"
+        f"no phase change: the ICL score fell by {change.drop:.2f} nats and the best head's prefix-matching score "
+        f"ended at {change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g} and {MIN_PREFIX_MATCHING:g}, so "
+        "there is no before and after"
     )
 
 

@@ -19,7 +19,16 @@ PHASE_CHANGE = "phase change"  # the label of a series that marks it in another 
 BAND = "#E8871E"
 MARK = "#808080"
 OTHERS = "#8C8C8C"  # behind a model's own path
-MODELS = ("#2A7FC1", "#D2601A", "#16946B", "#C062A0", "#A88200", "#7C6FD6", "#4B9AA8", "#8A7460")
+MODELS = (  # none near the orange of the band
+    "#2A7FC1",
+    "#C4427F",
+    "#16946B",
+    "#A88200",
+    "#7C6FD6",
+    "#8A7460",
+    "#4B9AA8",
+    "#C0504A",
+)
 TYPES = {PREVIOUS_TOKEN: "#D8507F", INDUCTION: "#4F74E3", OTHER: "#B58B10"}
 DEPTH = ("#E0651B", "#C9577E", "#9468C4", "#3F82D8")  # from early to late
 # low to high; the second from negative through 0 to positive

@@ -48,7 +48,7 @@ from icl_fast.report.panel import Panel, Series
 from icl_fast.report.study import ModelStudy, Study
 from icl_fast.report.table import component_labels, pca_path
 
-ANTI_COPYING = "anti-copying prefix-matching heads"
+ANTI_COPYING = "prefix-matching heads that do not copy"
 FIRST_TOKENS = 10
 _APPENDIX = "Olsson et al. 2022, Appendix"
 _CURIOSITIES = "Olsson et al. 2022, Unexplained Curiosities"
@@ -138,7 +138,8 @@ def _losses(study: Study) -> Panel:
     panel = Panel(
         key="family-loss",
         title="Loss over training, all models",
-        caption="Mean loss on one random token of each evaluation example, with one standard error.",
+        caption="Mean loss on one random token of each evaluation example, with one standard error. Olsson et al. "
+        "2022, Analyses, Loss curve.",
         y_label=f"loss ({NATS})",
         **_axes_over_training(study),
     )
@@ -231,8 +232,9 @@ def _compared_by_position(study: Study) -> Panel:
         key="family-loss-by-position-compared",
         kind="lines",
         title=f"Loss by context position, compared with {baseline.name}",
-        caption=f"Loss at each position minus that of the smallest model, {baseline.name}, last snapshot. The error is at "
-        "most the one drawn: the sum of the two models' standard errors, which that of the difference cannot exceed. "
+        caption=f"Loss at each position minus that of the smallest model, {baseline.name}, last snapshot. The error "
+        "drawn is the most that it can be: the sum of the two models' standard errors, which that of the difference "
+        "cannot exceed. "
         f"{_CURIOSITIES}, Seemingly Constant In-Context Learning Score.",
         x_label="context position",
         y_label=f"difference of losses ({NATS})",
@@ -248,8 +250,9 @@ def _compared_by_position(study: Study) -> Panel:
         pair = {of.name: of.losses.isel(snapshot=-1) for of in (baseline, model)}
         found = compare_by_position(pair, baseline.name, first=FIRST_TOKENS).isel(model=0)
         shares.append(
-            f"{model.name}: the difference at position {FIRST_TOKENS} is {float(found['formed']):.0%} of that at the last "
-            f"(formed), the first {FIRST_TOKENS} positions hold {float(found['summed']):.0%} of the sum over all (summed)."
+            f"{model.name}: the difference at position {FIRST_TOKENS} is {float(found['formed']):.0%} of that at the "
+            f"last (formed); the first {FIRST_TOKENS} positions hold {float(found['summed']):.0%} of the sum over all "
+            "(summed)."
         )
         error = found["difference_sem_at_most"].values
         position = found["position"].values.astype(np.float64)
@@ -264,15 +267,15 @@ def _by_depth(model: ModelStudy) -> Panel:
         key="",
         kind="points",
         title=f"Prefix matching by depth: {model.name}",
-        caption="A point a head: prefix-matching score at the last snapshot against depth, 1 being the first layer. "
+        caption="A point a head: prefix-matching score at the last snapshot against its layer, 0 being the first. "
         f"{_APPENDIX}, Where induction heads form.",
-        x_label=f"layer, of {model.config.layers}",
+        x_label=f"layer (0 to {model.config.layers - 1})",
         y_label="prefix-matching score",
     )
 
     def content() -> dict[str, object]:
         matching = final_scores(model, "prefix_matching")
-        depth = np.broadcast_to(np.arange(1.0, len(matching) + 1)[:, None], matching.shape)
+        depth = np.broadcast_to(np.arange(len(matching), dtype=np.float64)[:, None], matching.shape)
         return {"series": head_points(model, depth, matching), "caption": panel.caption + sampled(model)}
 
     return filled(panel, content)
@@ -286,10 +289,11 @@ def _formation(study: Study) -> Panel:
         kind="points",
         title="When each layer's first prefix-matching head forms",
         caption=f"A point a layer: tokens seen at the first snapshot at which a head's prefix-matching score is over "
-        f"{threshold}, against relative depth. Layers without such a head have no point. {_APPENDIX}, Where induction "
-        "heads form; the time is ours.",
+        f"{threshold}, against relative depth, 1 being the last layer. Layers without such a head have no "
+        f"point. {_APPENDIX}, Where induction heads form; the time is ours.",
         x_label="depth (layer / layers)",
         y_label=TOKENS,
+        log_y=bool(_axes_over_training(study)["log_x"]),
     )
 
     def formed(model: ModelStudy) -> Series | None:
@@ -321,12 +325,14 @@ def _joint_scores(model: ModelStudy) -> Panel:
 
     def content() -> dict[str, object]:
         copying, matching = final_scores(model, "copying"), final_scores(model, "prefix_matching")
-        joint = joint_scores(copying, matching, threshold=model.types.thresholds.prefix_matching)
+        limits = model.types.thresholds
+        joint = joint_scores(copying, matching, threshold=limits.prefix_matching, copying_under=limits.copying)
         anti = joint.anti_copying
         names = tuple(f"head {layer}.{head}" for layer, head in np.argwhere(anti))
         marked = line(ANTI_COPYING, copying[anti], matching[anti], model=model.name, names=names)
         there_are = (
-            f" Marked: heads with a prefix-matching score over {joint.threshold:g} that score under 0 on copying"
+            f" Marked: heads with a prefix-matching score over {joint.threshold:g} that score under "
+            f"{joint.copying_under:g} on copying, where the others are induction heads"
         )
         heads = head_points(model, copying, matching)
         return {
@@ -342,8 +348,8 @@ def _copying_weights(study: Study) -> Panel:
         key="family-copying-weights",
         kind="points",
         title="Copying score against the OV circuit's eigenvalues",
-        caption="A point a head, last snapshot. From weights: sum of the OV circuit's eigenvalues over the sum of their "
-        f"sizes, from -1 to 1. {_APPENDIX}, Validating head activation evaluators.",
+        caption="A point a head, last snapshot. From weights: sum of the OV circuit's eigenvalues over the sum of "
+        f"their sizes, from -1 to 1. {_APPENDIX}, Validating head activation evaluators.",
         x_label="OV eigenvalue score (weights)",
         y_label="copying score (activations)",
     )
@@ -416,8 +422,8 @@ def _both_ablations(model: ModelStudy, of: str) -> Panel:
         key="",
         kind="points",
         title=f"Full and pattern-preserving, {what}: {model.name}",
-        caption=f"A point a head, last snapshot: change of the {what} when the head is removed (ablated minus whole). Full "
-        "ablation lets later attention patterns change, pattern-preserving ablation keeps them. The two are equal "
+        caption=f"A point a head, last snapshot: change of the {what} when the head is removed (ablated minus whole). "
+        "Full ablation lets later attention patterns change, pattern-preserving ablation keeps them. The two are equal "
         "(y = x) for heads that matter through values alone, and for all heads of the last layer. Olsson et al. 2022, "
         "Data Collection (2).",
         x_label=f"pattern-preserving: change of {what} (nats)",
@@ -444,8 +450,8 @@ def _ablation_difference(model: ModelStudy, of: str) -> Panel:
     panel = Panel(
         key="",
         title=f"What heads do through later patterns, {what}: {model.name}",
-        caption=f"A line a head: change of the {what} under full ablation minus that under pattern-preserving ablation, "
-        f"{bound}. 0 for heads of the last layer. Olsson et al. 2022, Data Collection (2).",
+        caption=f"A line a head: change of the {what} under full ablation minus that under pattern-preserving "
+        f"ablation, {bound}. 0 for heads of the last layer. Olsson et al. 2022, Data Collection (2).",
         y_label="full minus pattern-preserving (nats)",
         **over_training(model),
     )
@@ -466,8 +472,8 @@ def _full_attribution(model: ModelStudy, of: str) -> Panel:
         key="",
         title=f"Full ablation, {titles[of]}: {model.name}",
         caption="As in the table, but later attention patterns change with what the head no longer writes; with one "
-        f"standard error. {'Negative' if of == 'before_after' else 'Positive'} for induction heads. Olsson et al. 2022, "
-        "Data Collection (2).",
+        f"standard error. {'Negative' if of == 'before_after' else 'Positive'} for induction heads. Olsson "
+        "et al. 2022, Data Collection (2).",
         y_label="projection (nats)" if of == "before_after" else "change of ICL score (nats)",
         **over_training(model),
     )

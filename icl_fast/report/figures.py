@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl_fast.analysis import PhaseChange
+from icl_fast.analysis import JointPCA, PhaseChange
 from icl_fast.files import atomic_write
 
 # Okabe and Ito's colours, told apart with any colour vision
@@ -78,6 +78,30 @@ def _panel(axis: Axes, title: str, unit: str) -> None:
     axis.set_ylabel(unit)
     axis.axhline(0, color="0.7", lw=0.8, zorder=0) if "score" in title else None
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def pca_figure(pca: JointPCA) -> Figure:
+    """Each run's path over training in the plane of the first two principal components (Olsson et al. 2022, Analyses).
+
+    Args:
+        pca: of 2 components or more.
+    """
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, path) in enumerate(pca.coordinates.items()):
+        colour, style = COLOURS[number % len(COLOURS)], ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, marker=".", markersize=4, label=name)
+        for (x, y), marker, fill in ((path[0, :2], "o", "white"), (path[-1, :2], "s", colour)):
+            axis.plot(x, y, marker, color=colour, markerfacecolor=fill, markersize=8)
+    labels = [
+        f"component {k + 1} (nats), {part:.1%} of variance" for k, part in enumerate(pca.explained_variance_ratio)
+    ]
+    axis.set_title("Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", fontsize=10)
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:

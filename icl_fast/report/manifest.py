@@ -61,7 +61,8 @@ def manifest(
         "rows": [{field.name: getattr(row, field.name) for field in fields(row)} for row in rows],
         "table": [[_panel(study, panel, blob) for panel in panels] for panels in table.values()],
         "family": [
-            {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]} for heading, panels in family
+            {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]}
+            for heading, panels in family
         ],
         "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
         "explained": None if study.pca is None else [float(ratio) for ratio in study.pca.explained_variance_ratio],
@@ -123,13 +124,17 @@ def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
             "prefix_matching": _number(model.change.prefix_matching),
         },
         "types": model.types.types.tolist(),
-        "thresholds": {field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)},
+        "thresholds": {
+            field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)
+        },
         "scores": {
             name: blob.add(model.heads[name].transpose("snapshot", "layer", "head").values)
             for name in SCORES
             if name in model.heads
         },
-        "ablations": {mode: _effects(mode, sweep, config.layers, config.heads, blob) for mode, sweep in model.ablations.items()},
+        "ablations": {
+            mode: _effects(mode, sweep, config.layers, config.heads, blob) for mode, sweep in model.ablations.items()
+        },
         "before_after": _before_after(model, blob),
         "composition": {
             name[-1]: blob.add(last[name].transpose("writer_layer", "writer_head", "layer", "head").values)
@@ -147,7 +152,9 @@ def _effects(mode: str, sweep: xr.Dataset, layers: int, heads: int, blob: Blob) 
     values = {
         "loss": losses.mean("example"),
         # paired by example; of a single one it is not known
-        "loss_sem": losses.std("example", ddof=1) / np.sqrt(examples) if examples > 1 else losses.mean("example") * np.nan,
+        "loss_sem": losses.std("example", ddof=1) / np.sqrt(examples)
+        if examples > 1
+        else losses.mean("example") * np.nan,
         "icl": scores,
         "icl_sem": ablated(mode, sweep["icl_effect_sem"]),
     }

@@ -78,7 +78,7 @@ def _narrow(values: NDArray[Any]) -> NDArray[Any]:
         for dtype in _INTEGERS:
             if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
                 return values.astype(dtype)
-        if -_LARGEST_WHOLE <= low and high <= _LARGEST_WHOLE:
+        if max(-low, high) <= _LARGEST_WHOLE:
             return values.astype(np.float64)
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)

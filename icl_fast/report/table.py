@@ -39,6 +39,9 @@ PATTERN_PRESERVING = (
 )
 
 
+SLOPE_BINS = 16  # between neighbouring positions a mean over some hundred examples is noise
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the table.
@@ -102,8 +105,8 @@ ROWS = (
     Row(
         "qk_trace",
         "Trace of QK eigenvalues, each head",
-        "From the weights alone: the trace of the QK-circuit term through which a head finds tokens like the present one "
-        "by way of earlier heads, each weighted by its previous-token score.",
+        "From the weights alone: the trace of the QK-circuit term through which a head finds tokens like the present "
+        "one by way of earlier heads, each weighted by its previous-token score.",
         "Positive: the head looks for tokens that come after one like the present one. Heads of the first layer have "
         "none.",
     ),
@@ -144,7 +147,7 @@ def table_panels(study: Study) -> dict[str, list[Panel]]:
     table: dict[str, list[Panel]] = {name: [] for name in study.models}
     for number, (row, build) in enumerate(zip(ROWS, builders, strict=True), start=1):
         panels = [
-            replace(build(study, model), key=f"table-{number}-{row.key}-{keys[name]}", title=row.title)
+            replace(build(study, model), key=f"table-{number}-{row.key}-{keys[name]}", title=f"{row.title}: {name}")
             for name, model in study.models.items()
         ]
         if build is _prefix_matching:
@@ -158,7 +161,7 @@ def table_panels(study: Study) -> dict[str, list[Panel]]:
 
 def _panel(model: ModelStudy, kind: str, caption: str, y_label: str) -> Panel:
     frame = over_training(model, kind)
-    return Panel(key="", title="", caption=f"{model.name}: {caption}", y_label=y_label, **frame)
+    return Panel(key="", title="", caption=caption, y_label=y_label, **frame)
 
 
 def _pca(study: Study, model: ModelStudy) -> Panel:
@@ -166,7 +169,7 @@ def _pca(study: Study, model: ModelStudy) -> Panel:
         key="",
         kind="path",
         title="",
-        caption=f"{model.name}: losses on one random token of each evaluation example, the same for all models and "
+        caption="Losses on one random token of each evaluation example, the same for all models and "
         "snapshots, projected onto the first two principal components of all snapshots of all models. The other "
         f"models' paths are behind it. {ANALYSES}, PCA.",
         x_label="component 1",
@@ -219,7 +222,7 @@ def _changing(study: Study, model: ModelStudy) -> Series | None:
 def _loss(study: Study, model: ModelStudy) -> Panel:
     count = model.losses.sizes.get("example", 0)
     panel = _panel(
-        model, "lines", f"mean of {count:,} examples, one random token each, with one standard error.", f"loss ({NATS})"
+        model, "lines", f"Mean of {count:,} examples, one random token each, with one standard error.", f"loss ({NATS})"
     )
 
     def content() -> dict[str, object]:
@@ -230,27 +233,32 @@ def _loss(study: Study, model: ModelStudy) -> Panel:
 
 
 _CLIPPED = (
-    "Colours are the same for all models and end at the {} of all values after training began; what lies beyond has the "
-    "colour of the end."
+    "Colours are the same for all models and end at the {} of all values after training began; what lies beyond has "
+    "the colour of the end."
 )
 
 
 def _loss_by_position(study: Study, model: ModelStudy) -> Panel:
-    caption = f"mean loss at each position of the context. {_CLIPPED.format('2nd and 98th percentiles')}"
+    caption = f"Mean loss at each position of the context. {_CLIPPED.format('2nd and 98th percentiles')}"
     panel = _panel(model, "heatmap", f"{caption} {ANALYSES}, 2D in-context learning plot.", "context position")
     return filled(panel, lambda: {"heatmap": heatmap(model, loss_heatmap(model.losses), "sequential", NATS)})
 
 
 def _slope_by_position(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "derivative of the mean loss by position along ln(position), by finite differences. "
+        f"Derivative of the mean loss along ln(position), by finite differences between {SLOPE_BINS} bins of "
+        "positions, equally wide in ln(position). "
         + _CLIPPED.format("98th percentile of the sizes")
         + f" {ANALYSES}, 2D loss derivative plot."
     )
     panel = _panel(model, "heatmap", caption, "context position")
     return filled(
         panel,
-        lambda: {"heatmap": heatmap(model, loss_by_log_position(model.losses), "diverging", "nats per unit of ln")},
+        lambda: {
+            "heatmap": heatmap(
+                model, loss_by_log_position(model.losses, bins=SLOPE_BINS), "diverging", "nats per unit of ln"
+            )
+        },
     )
 
 
@@ -258,8 +266,8 @@ def _icl_score(study: Study, model: ModelStudy) -> Panel:
     panel = _panel(
         model,
         "lines",
-        f"{icl_definition(model)}, with one standard error over examples; negative: later tokens are predicted better. "
-        f"{ANALYSES}, In-context learning score.",
+        f"{icl_definition(model).capitalize()}, with one standard error over examples; negative: later "
+        f"tokens are predicted better. {ANALYSES}, In-context learning score.",
         f"ICL score ({NATS})",
     )
 
@@ -271,7 +279,7 @@ def _icl_score(study: Study, model: ModelStudy) -> Panel:
 
 def _prefix_matching(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "a line a head. 25 random tokens, repeated four times: mean share of attention on the tokens that followed the "
+        "A line a head. 25 random tokens, repeated four times: mean share of attention on the tokens that followed the "
         "present token in earlier repeats; 1 is perfect. Olsson et al. 2022, Data Collection (3)."
     )
     panel = _panel(model, "lines", caption, "share of attention")
@@ -283,9 +291,9 @@ def _prefix_matching(study: Study, model: ModelStudy) -> Panel:
 
 def _qk_trace(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "a line a head from the second layer on. Trace of the W of the QK circuit's term Id x h_prev x W (keys through "
-        "earlier heads, each scaled by how well it matches an ideal previous-token head); positive: matches what is the "
-        "same. Olsson et al. 2022, Data Collection (4)."
+        "A line a head from the second layer on. Trace of the W of the QK circuit's term Id x h_prev x W (keys through "
+        "earlier heads, each scaled by how well it matches an ideal previous-token head); positive: matches what is "
+        "the same. Olsson et al. 2022, Data Collection (4)."
     )
     panel = _panel(model, "lines", caption, "trace")
     if model.config.layers < 2:
@@ -295,8 +303,8 @@ def _qk_trace(study: Study, model: ModelStudy) -> Panel:
 
 def _before_after(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "a line a head, with one standard error over examples. Dot product of the change of token losses when the head is "
-        "removed (ablated minus whole) with the unit vector of their change in the phase change (end minus start); "
+        "A line a head, with one standard error over examples. Dot product of the change of token losses when the head "
+        "is removed (ablated minus whole) with the unit vector of their change in the phase change (end minus start); "
         f"negative for induction heads. {PATTERN_PRESERVING}. {ANALYSES}, Ablation attribution."
     )
     panel = _panel(model, "lines", caption, "projection (nats)")
@@ -307,7 +315,7 @@ def _before_after(study: Study, model: ModelStudy) -> Panel:
 
 def _icl_ablation(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "a line a head, with one standard error over examples, paired. ICL score without the head minus that of the "
+        "A line a head, with one standard error over examples, paired. ICL score without the head minus that of the "
         f"whole model ({icl_definition(model)}); positive for induction heads. {PATTERN_PRESERVING}. "
         f"{ANALYSES}, Ablation attribution."
     )

@@ -22,14 +22,14 @@ from icl_fast.analysis import (
 
 PREVIOUS = np.array([[0.9, 0.1], [0.0, 0.6]])
 PREFIX = np.array([[0.0, 0.3], [0.8, 0.7]])
-COPYING = np.array([[0.5, -0.4], [0.9, 0.2]])
+COPYING = np.array([[0.5, -0.7], [0.9, 0.2]])
 
 
 def test_types() -> None:
     found = head_types(PREVIOUS, PREFIX, COPYING)
     # 0.1 matches prefixes but copies the opposite; 1.1 is both, and an induction head first
     assert found.types.tolist() == [["previous token", "other"], ["induction", "induction"]]
-    assert found.thresholds == Thresholds(0.5, 0.2, 0.0)
+    assert found.thresholds == Thresholds(0.5, 0.2, -0.6)
     strict = head_types(PREVIOUS, PREFIX, COPYING, Thresholds(previous_token=0.95, prefix_matching=0.75, copying=0.5))
     assert strict.types.tolist() == [["other", "other"], ["induction", "other"]]
     assert strict.thresholds.prefix_matching == 0.75
@@ -64,11 +64,12 @@ def test_joint_scores() -> None:
     assert joint.anti_copying.tolist() == [[False, True], [False, False]]
     assert joint.copying_edges.tolist() == [-1, -0.5, 0, 0.5, 1]
     expected = np.zeros((4, 4), dtype=int)
-    expected[3, 0] = expected[1, 1] = expected[3, 3] = expected[2, 2] = (
-        1  # (0.5, 0), (-0.4, 0.3), (0.9, 0.8), (0.2, 0.7)
+    expected[3, 0] = expected[0, 1] = expected[3, 3] = expected[2, 2] = (
+        1  # (0.5, 0), (-0.7, 0.3), (0.9, 0.8), (0.2, 0.7)
     )
     np.testing.assert_array_equal(joint.counts, expected)
     assert not joint_scores(COPYING, PREFIX, threshold=0.3).anti_copying.any()
+    assert not joint_scores(COPYING, PREFIX, copying_under=-0.7).anti_copying.any()
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 9), st.integers(1, 30))

@@ -73,6 +73,25 @@ def test_a_loss_quadratic_in_log_position() -> None:
     assert float(slopes[0, -1]) == pytest.approx(3 * (logs[-2] + logs[-1]))
 
 
+@given(st.floats(-3, 3), st.integers(2, 40), st.integers(3, 300))
+def test_bins_keep_a_loss_linear_in_log_position(slope: float, bins: int, length: int) -> None:
+    losses = (2 + slope * np.log(np.arange(1, length + 1)))[None]
+    slopes = loss_by_log_position(losses, bins=bins)
+    assert 2 <= slopes.sizes["position"] <= min(bins, length)
+    np.testing.assert_allclose(slopes, slope, atol=1e-9)
+
+
+def test_bins_against_loops() -> None:
+    losses = np.random.default_rng(0).normal(size=(2, 512))
+    slopes = loss_by_log_position(losses, bins=8)
+    members = [[i for i in range(1, 513) if min(int(8 * np.log(i) / np.log(512) + 1e-9), 7) == b] for b in range(8)]
+    at = [np.mean([np.log(i) for i in of_bin]) for of_bin in members if of_bin]
+    means = np.array([np.mean([losses[:, i - 1] for i in of_bin], axis=0) for of_bin in members if of_bin])
+    np.testing.assert_allclose(slopes["position"], np.exp(at))
+    np.testing.assert_allclose(slopes.values.T, np.gradient(means, at, axis=0))
+    assert np.abs(slopes[:, -1]).max() < np.abs(loss_by_log_position(losses)[:, -1]).min() / 10
+
+
 @given(st.floats(-3, 3), st.integers(2, 9))
 def test_a_loss_linear_in_log_tokens(slope: float, count: int) -> None:
     tokens = [0, *(7 * 3**k for k in range(count))]
@@ -150,6 +169,10 @@ def test_bad_input(made_sweep: Callable[..., xr.Dataset], token_losses: np.ndarr
         loss_heatmap(sweep.isel(position=slice(None, None, -1)))
     with pytest.raises(InputError, match="needs 2 or more, got 1 by position"):
         loss_by_log_position(FALLING[:, :1])
+    with pytest.raises(InputError, match="bins: a derivative needs 2 or more, got 1"):
+        loss_by_log_position(FALLING, bins=1)
+    with pytest.raises(InputError, match="needs 2 or more, got 1 by position"):
+        loss_by_log_position(FALLING[:, :1], bins=4)
     with pytest.raises(InputError, match="needs 2 or more, got 1 by snapshot"):
         loss_by_log_tokens(np.ones(2), [0, 5])
     with pytest.raises(InputError, match="do not say how many"):

@@ -239,13 +239,24 @@ def test_one_layers_patterns_at_a_time(noisy: Build, monkeypatch: pytest.MonkeyP
 
         return watch
 
-    for name in ("copying", "prefix_matching", "previous_token"):
+    for name in ("copying", "prefix_matching"):
         monkeypatch.setattr(head_scores, name, watching(getattr(head_scores, name)))
     model = noisy(layers=3)
     copying_scores(model)
     prefix_matching_scores(model)
-    previous_token_scores(model, torch.randint(0, 17, (10, 9)))
-    assert len(seen) == 3 + 3 + 30
+    assert len(seen) == 3 + 3
+
+
+def test_previous_token_by_tiles(noisy: Build, monkeypatch: pytest.MonkeyPatch, sizes: Any) -> None:
+    """No whole pattern is ever there, and the score does not depend on the tiles."""
+    model = noisy(layers=2, heads=2, position="rotary", windows=[[None, 3], [5, None]])
+    text = torch.randint(0, 17, (3, 200))
+    whole = previous_token_scores(model, text, examples=3)
+    monkeypatch.setattr(head_scores, "SCORES_AT_A_TIME", 2 * 200 * 7)
+    with sizes:
+        tiled = previous_token_scores(model, text, examples=3)
+    torch.testing.assert_close(tiled, whole)
+    assert sizes.largest < 2 * 200 * 200
 
 
 def test_bad_input() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_fast.analysis import attribute_heads, find_phase_change, head_types, joint_pca
+from icl_fast.analysis import attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
 from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, ModelStudy, Study
 
@@ -63,13 +63,13 @@ def _model(
     }
     learned = 1 / (1 + np.exp(6 - 12 * np.arange(snapshots) / snapshots))  # [snapshot], from 0 to 1
     drop = 0.5 * (layers > 1)
+    noise = random.normal(size=(1, 1, examples)) + random.normal(0, 0.05, (snapshots, 1, examples))
 
     def sweep(names: Sequence[str], of: Sequence[tuple[int, int]], whole: np.ndarray) -> xr.Dataset:
         dims, count = ("snapshot", "ablation"), len(names)
         effects = np.concatenate([np.zeros((snapshots, 1)), random.normal(0.1, 0.1, (snapshots, count - 1))], axis=1)
         by_position = whole[:, None] + effects[..., None]  # [snapshot, ablation, position]
-        noise = random.normal(size=(1, 1, examples))
-        loss = by_position.mean(-1)[..., None] + noise + random.normal(0, 0.05, (snapshots, count, examples))
+        loss = whole.mean(-1)[:, None, None] + noise + effects[..., None] * random.normal(1, 0.2, (1, 1, examples))
         score = by_position[..., -2] - by_position[..., context // 10] + effects
         small = np.full(by_position.shape, 0.01)
         return xr.Dataset(
@@ -129,7 +129,7 @@ def _model(
     interval = None
     if layers > 1 and change.start is not None and change.end is not None:
         interval = (int(steps[change.start]), int(steps[change.end]))
-    attributions = attribute_heads(modes["pattern-preserving"], *(interval or (int(steps[0]), int(steps[-1]))))
+    sweep_of_heads = modes["pattern-preserving"]
     last = measured.isel(snapshot=-1)
     return ModelStudy(
         name=name,
@@ -142,7 +142,7 @@ def _model(
         ablations=modes,
         change=change,
         interval=interval,
-        attributions=attributions if interval else attributions[["icl", "icl_sem"]],
+        attributions=attribute_heads(sweep_of_heads, *interval) if interval else attribute_icl(sweep_of_heads),
         types=head_types(last["previous_token"].values, last["prefix_matching"].values, last["copying"].values),
         texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
     )

@@ -87,12 +87,19 @@
 
   hover.show = (cursor, where = null, aloud = false) => {
     if (!cursor && !ICL.cursor) return;
-    const box = cursor && !where ? cursor.panel.plot.getBoundingClientRect() : null; // before anything is written
+    const beside = cursor && besideOf(cursor.panel, where); // before anything is written
     ICL.cursor = cursor;
     for (const panel of panels.all) if (panel.near && panel.drawn) hover.refresh(panel);
     ICL.emit("cursor", cursor);
-    describe(cursor, where || (box && [box.left + cursor.panel.margin.l, box.bottom]), aloud);
+    describe(cursor, beside, aloud);
   };
+
+  /** Where the tip may stand: beside a column of the table, all of which is to be seen, or beside the pointer. */
+  function besideOf(panel, where) {
+    const box = panel.plot.getBoundingClientRect();
+    const [x, y] = where || [box.left + panel.margin.l, box.bottom];
+    return panel.bare ? { left: box.left - 6, right: box.right + 6, y } : { left: x - 18, right: x + 18, y };
+  }
 
   // A head's lines and points carry the class `lit`, and the drawing `lighting`, which dims the others.
   function light(panel) {
@@ -214,7 +221,7 @@
       if (name in of.scores) facts.push([label, ICL.format.value(read(of.scores[name]))]);
     }
     for (const [mode, effects] of Object.entries(of.ablations)) {
-      facts.push([`ICL score without it, ${mode}`, `${read(effects.icl) > 0 ? "+" : ""}${ICL.format.value(read(effects.icl))}`]);
+      facts.push([`Δ ICL score, ${mode}`, `${read(effects.icl) > 0 ? "+" : ""}${ICL.format.value(read(effects.icl))}`]);
     }
     return facts;
   };
@@ -249,11 +256,11 @@
     if (aloud) live.textContent = [title, ...lines.map((pair) => pair.join(" "))].join(", ");
     tip.hidden = false;
     // right and below, or left and above where there is no room: without measuring, which would lay out the page
-    const [x, y] = where;
-    const left = x > innerWidth - 380;
-    const above = y > innerHeight - 240;
-    tip.style.inset = `${above ? "auto" : `${y + 14}px`} ${left ? `${Math.max(8, innerWidth - x + 18)}px` : "auto"} `
-      + `${above ? `${Math.max(8, innerHeight - y + 14)}px` : "auto"} ${left ? "auto" : `${x + 18}px`}`;
+    const left = where.right > innerWidth - 330;
+    const above = where.y > innerHeight - 240;
+    const nowhere = left && where.left < 330; // no room on either side: above or below it then
+    tip.style.inset = `${above ? "auto" : `${where.y + 14}px`} ${left && !nowhere ? `${innerWidth - where.left}px` : "auto"} `
+      + `${above ? `${Math.max(8, innerHeight - where.y + 14)}px` : "auto"} ${nowhere ? "8px" : left ? "auto" : `${where.right}px`}`;
   }
 
   // ---- mouse and keys

@@ -18,6 +18,24 @@
     }
   }, { rootMargin: "300px" });
 
+  // What is far away is taken down again: the browser has less to go through when the theme changes or a sheet opens.
+  const keeper = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const panel = byPlot.get(entry.target);
+      if (!entry.isIntersecting && panel.drawn) {
+        ICL.later(panel, () => {
+          if (panel.near) return;
+          Plotly.purge(panel.graph);
+          panel.graph.replaceChildren();
+          panel.heads.clear();
+          panel.lit = null;
+          panel.drawn = false;
+          panel.stale = true;
+        });
+      }
+    }
+  }, { rootMargin: "1500px" });
+
   const widths = new ResizeObserver((entries) => {
     for (const entry of entries) {
       const panel = byPlot.get(entry.target);
@@ -72,6 +90,7 @@
     prepare(panel);
     ICL.hover.attach(panel);
     watcher.observe(plot);
+    keeper.observe(plot);
     widths.observe(plot);
     return panel;
   };
@@ -81,6 +100,7 @@
     panels.all = panels.all.filter((panel) => {
       if (!container.contains(panel.plot)) return true;
       watcher.unobserve(panel.plot);
+      keeper.unobserve(panel.plot);
       widths.unobserve(panel.plot);
       return false;
     });

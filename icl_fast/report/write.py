@@ -1,0 +1,35 @@
+"""A report's files: the page and, beside it, its figures as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from icl_fast.report.family import family_panels
+from icl_fast.report.page import write_page
+from icl_fast.report.static import write_static
+from icl_fast.report.study import Study
+from icl_fast.report.table import ROWS, table_panels
+
+
+def write_report(
+    study: Study, out: str | Path, *, static: bool = True, on_figure: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write `out/index.html`, one file that needs nothing else, and every figure's static twins in `out/figures/`.
+
+    Args:
+        study: what is shown.
+        out: a folder; made if it is not there.
+        static: whether to draw the twins.
+        on_figure: called with (done, of how many) after each figure.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    table, family = table_panels(study), family_panels(study)
+    if static:
+        write_static(study, table, family, Path(out) / "figures", on_figure)
+    return write_page(study, table, ROWS, family, Path(out) / "index.html")
