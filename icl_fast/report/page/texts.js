@@ -124,7 +124,7 @@
   /**
    * A text as tokens that can be hovered, focused (arrows, Home, End) and chosen (click, Enter, Space).
    * Token 0 is the start of the text; token s > 0 is what is predicted at position s, from tokens 0 to s - 1.
-   * on: {hover(s or null), choose(s), leave()}; label(s) says what a screen reader reads.
+   * label: what a screen reader calls the text; on: {hover(s), choose(s), leave(), escape(): whether it did something}.
    */
   function strip(text, label, on) {
     const pieces = [text.start, ...text.target];
@@ -186,8 +186,7 @@
       if (to !== undefined) focus(to, true);
       else if (event.key === "ArrowDown" || event.key === "ArrowUp") focus(vertical(s, event.key === "ArrowDown"), true);
       else if (event.key === "Enter" || event.key === " ") on.choose(s);
-      else if (event.key === "Escape" && on.escape) on.escape();
-      else return;
+      else if (event.key !== "Escape" || !on.escape || !on.escape()) return; // with nothing to unlock it closes a sheet
       event.preventDefault();
     });
     return { node, tokens, pieces, focus };

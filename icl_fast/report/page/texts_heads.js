@@ -76,7 +76,11 @@
         + `${text.left_out ? ` Its last ${text.left_out} tokens do not fit the model's context and are left out.` : ""}`;
       mask.hidden = !text.labels.length;
       chosen = pointed = null;
-      tokens = strip(text, `${text.title}: tokens`, { hover: (s) => point(s), leave: () => point(null), choose: lock, escape: () => lock(null) });
+      tokens = strip(text, `${text.title}: tokens`, { hover: (s) => point(s), leave: () => point(null), choose: lock, escape: () => {
+        const was = chosen !== null;
+        lock(null);
+        return was;
+      } });
       tokens.tokens.forEach((token, s) => token.setAttribute("aria-label", s ? `token ${s}, ${shown(tokens.pieces[s])}` : "start of the text"));
       page.replaceChildren(tokens.node);
       setRows();
@@ -260,7 +264,7 @@
     container.append(el("h3", { text: "On text" }));
     if (!model) return nothing(container, "No text was measured for this model.");
     const box = el("div");
-    container.append(box);
+    container.append(box, el("p", { class: "texts-note", text: DEFINITIONS }));
     return explorer(box, { model, head });
   };
 })();
