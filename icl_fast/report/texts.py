@@ -51,7 +51,13 @@ def _model(model: ModelStudy, texts: list[dict[str, Any]], add: Add) -> dict[str
     tokens = model.losses["tokens"].values
     before, after = compared(steps, model.interval)
     kept = _kept(len(steps), before, after)
-    scores = model.heads.isel(snapshot=-1)
+    heads = (model.config.layers, model.config.heads)
+
+    def last(score: str) -> NDArray[Any]:
+        if score not in model.heads:
+            return np.full(heads, np.nan)
+        return model.heads[score].isel(snapshot=-1).transpose("layer", "head").values
+
     return {
         "name": model.name,
         "changed": model.interval is not None,
@@ -59,8 +65,8 @@ def _model(model: ModelStudy, texts: list[dict[str, Any]], add: Add) -> dict[str
         "after": {"step": int(steps[after]), "tokens": int(tokens[after])},
         "snapshots": len(steps),
         "tokens": add(tokens[kept]),
-        "prefix": add(scores["prefix_matching"].transpose("layer", "head").values),
-        "copying": add(scores["copying"].transpose("layer", "head").values),
+        "prefix": add(last("prefix_matching")),
+        "copying": add(last("copying")),
         "texts": [
             _text(f"{model.name}, text {name}", text, (before, after), kept, texts, add)
             for name, text in model.texts.items()

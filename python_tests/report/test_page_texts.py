@@ -251,16 +251,16 @@ def test_heads_focus_on_hover_and_lock_on_click(study: Study, file: Path, browse
     other = next(name for name in ("0.0", "1.1") if name != locked)
     which = section.locator(".texts-which")
     assert f"head {locked}" in which.inner_text()
-    section.locator(f"[data-head='{other}']").hover()
+    section.locator(f"[data-texts-head='{other}']").hover()
     assert f"head {other}" in which.inner_text()
     assert "click to lock" in which.inner_text()
     section.locator(".texts-strip").hover()
     assert f"head {locked}" in which.inner_text()
-    section.locator(f"[data-head='{other}']").focus()
+    section.locator(f"[data-texts-head='{other}']").focus()
     page.keyboard.press("Enter")
     section.locator(".texts-token").nth(1).focus()
     assert f"head {other}" in which.inner_text()
-    assert section.locator("[aria-pressed=true]").evaluate_all("all => all.map((one) => one.dataset.head)") == [other]
+    assert section.locator("[aria-pressed=true]").evaluate_all("all => all.map((one) => one.dataset.textsHead)") == [other]
 
 
 @pytest.mark.parametrize("what", ["attention", "logits"])

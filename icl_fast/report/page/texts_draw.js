@@ -53,8 +53,8 @@
     const column = el("i", { class: "texts-mark texts-mark-column", "aria-hidden": "true", hidden: true });
     const frame = el("div", { class: "texts-frame" }, canvas, row, column);
     const node = el("figure", { class: "texts-figure" },
-      el("span", { class: "texts-axis-y", text: "token predicted \u2193" }), frame,
-      el("span", { class: "texts-axis-x", text: "token attended to \u2192" }));
+      el("span", { class: "texts-axis-y", text: "token predicted" }), frame,
+      el("span", { class: "texts-axis-x", text: "token attended to" }));
     let length = 1, shown = [0];
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect();

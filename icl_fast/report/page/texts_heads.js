@@ -106,7 +106,7 @@
         paint(canvas, headOn(model, entry, head), what.value(), rows, full, THUMB);
         const line = (label, value) => el("span", { class: "texts-score" }, el("span", { class: "texts-dim", text: label }), el("span", { text: value }));
         const button = el("button", {
-          type: "button", class: "texts-head", "data-head": name, "aria-pressed": String(nameOf(locked) === name),
+          type: "button", class: "texts-head", "data-texts-head": name, "aria-pressed": String(nameOf(locked) === name),
           on: {
             pointerenter: () => focusHead(head), focus: () => focusHead(head),
             click: () => { locked = head; focusHead(head); },
@@ -117,10 +117,10 @@
         if (!byLayer.has(head[0])) byLayer.set(head[0], []);
         byLayer.get(head[0]).push(button);
       }
-      const pressed = grid.contains(document.activeElement) ? document.activeElement.dataset.head : null;
+      const pressed = grid.contains(document.activeElement) ? document.activeElement.dataset.textsHead : null;
       grid.replaceChildren(...[...byLayer].map(([layer, buttons]) =>
         el("div", { class: "texts-layer" }, el("span", { class: "texts-dim", text: `layer ${layer}` }), ...buttons)));
-      if (pressed) grid.querySelector(`[data-head="${pressed}"]`).focus();
+      if (pressed) grid.querySelector(`[data-texts-head="${pressed}"]`).focus();
     }
     grid.addEventListener("pointerleave", () => focusHead(locked));
     grid.addEventListener("focusout", (event) => { if (!grid.contains(event.relatedTarget)) focusHead(locked); });
@@ -133,8 +133,8 @@
     function focusHead(head) {
       shownHead = head;
       for (const button of grid.querySelectorAll(".texts-head")) {
-        button.setAttribute("aria-pressed", String(button.dataset.head === nameOf(locked)));
-        button.classList.toggle("texts-shown", button.dataset.head === nameOf(head));
+        button.setAttribute("aria-pressed", String(button.dataset.textsHead === nameOf(locked)));
+        button.classList.toggle("texts-shown", button.dataset.textsHead === nameOf(head));
       }
       of = headOn(model, entry, head);
       drawHead();
