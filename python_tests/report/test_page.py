@@ -167,8 +167,8 @@ def test_pointing_at_a_head_lights_it_up_in_every_row(
     # of the lines at the fifth snapshot the lowest: no other is as near to the point
     number = int(np.argmin([one.y[5] for one in series]))
     points = vertices(page, cell(PREFIX, 2), number)
-    fifth = points[0, 0] + 5 / 8 * np.ptp(points[:, 0])  # nine snapshots, equally far apart
-    x, y = points[np.abs(points[:, 0] - fifth).argmin()]
+    x = float(points[0, 0] + 5 / 8 * np.ptp(points[:, 0]))  # nine snapshots, equally far apart
+    y = float(np.interp(x, points[:, 0], points[:, 1]))
     page.mouse.move(x, y + 3)
     page.wait_for_timeout(100)
     layer, head = series[number].head
@@ -237,6 +237,17 @@ def test_a_click_opens_the_sheet_and_escape_closes_it(file: Path, browser_page: 
     assert page.locator("dialog").is_hidden()
 
 
+def test_a_finger_shows_then_opens(file: Path, browser_page: OpenPage) -> None:
+    page = browser_page(file, has_touch=True)
+    scroll_to(page, cell(PREFIX, 1))
+    x, y = vertices(page, cell(PREFIX, 1), 0)[-1]
+    for opened in (False, True):
+        page.touchscreen.tap(x - 1, y)
+        page.evaluate("ICL.settled()")
+        assert page.locator(".lit").count() > 0 or opened
+        assert page.locator("dialog[open]").count() == int(opened)
+
+
 def test_composition_of_a_middle_head(file: Path, study: Study, browser_page: OpenPage) -> None:
     page = browser_page(file)
     page.evaluate("ICL.openHead('three_layer', [1, 0])")
@@ -263,7 +274,7 @@ def test_keys_reach_everything(file: Path, study: Study, browser_page: OpenPage)
     assert page.evaluate("ICL.cursor.head") == [0, 1]
     page.keyboard.press("Home")
     assert page.evaluate("ICL.cursor.at") == 0
-    said = page.locator("[aria-live]").text_content()
+    said = page.locator(".unseen[aria-live]").text_content()
     assert "head 0.1" in said
     assert "step 0" in said
     page.keyboard.press("Enter")
@@ -422,7 +433,7 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
     name, model = next(iter(study.models.items()))
     bare = replace(
         study,
-        models={name: replace(model, ablations={}, heads=model.heads[["prefix_matching"]], left_out={}, texts={})},
+        models={name: replace(model, ablations={}, left_out={}, texts={})},
         pca=None,
         claims=(),
     )
@@ -431,7 +442,10 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
     assert page.locator(".absent").first.inner_text().startswith("N/A")
     page.evaluate(f"ICL.openHead('{name}', [0, 0])")
     page.evaluate("ICL.settled()")
-    assert page.locator("dialog .facts dt").all_inner_texts() == ["prefix matching"]
+    facts = page.locator("dialog .facts dt").all_inner_texts()
+    assert facts == ["prefix matching", "copying", "previous token", "QK trace", "OV copying eigenvalues"]
+    assert page.locator("dialog h3").all_inner_texts() == ["Scores over training"]
+    assert page.locator("dialog .absent").inner_text() == "N/A: not defined for this head"  # the QK trace of layer 0
 
 
 def test_bad_input(study: Study, table: dict[str, list[Panel]], tmp_path: Path) -> None:

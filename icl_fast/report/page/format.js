@@ -21,10 +21,10 @@
   format.value = (value) => {
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     const size = Math.abs(value);
-    if (size === 0) return "0";
+    if (size < 1e-9) return "0"; // what rounding leaves of nothing
     const text = size >= 1000 ? format.count(value) : size >= 100 ? value.toFixed(1)
       : size >= 0.001 ? value.toFixed(3) : value.toExponential(1);
-    return text.replace("-", "−");
+    return text.replaceAll("-", "−");
   };
 
   format.tick = (value) => {

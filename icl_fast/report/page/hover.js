@@ -269,6 +269,7 @@
     const { plot } = panel;
     let latest = null;
     plot.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "touch") return;
       if (!latest) requestAnimationFrame(() => {
         const moved = latest;
         latest = null;
@@ -276,8 +277,9 @@
       });
       latest = event;
     });
-    plot.addEventListener("pointerleave", () => {
+    plot.addEventListener("pointerleave", (event) => {
       latest = null;
+      if (event.pointerType === "touch") return; // a finger leaves after every tap
       hover.show(null);
     });
     plot.addEventListener("click", (event) => {

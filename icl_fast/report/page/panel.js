@@ -156,6 +156,8 @@
     const x = extent(xs, log);
     const [left, right] = flush && x[0] < x[1] ? x : padded(x, log);
     panel.x = ICL.axis(left, right, log, most);
+    // layers are whole numbers, and so are their ticks
+    if (!log && xs.every((of) => of.every(Number.isInteger))) panel.x.ticks = panel.x.ticks.filter(Number.isInteger);
     panel.x.ticks = apart(panel.x, 44 / inner);
     const ticks = panel.height < 180 ? 3 : 4;
     let range;

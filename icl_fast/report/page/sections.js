@@ -72,7 +72,7 @@
     box.append(groups);
     for (const { heading, panels } of ICL.data.family) {
       const grid = el("div", { class: "figures" });
-      groups.append(el("section", { class: "group", style: `--panels:${Math.min(panels.length, 3)}` }, el("h3", { text: heading }), grid));
+      groups.append(el("section", { class: panels.length > 2 ? "group many" : "group", style: `--panels:${panels.length}` }, el("h3", { text: heading }), grid));
       for (const spec of panels) {
         const panel = ICL.panels.mount(grid, spec, { height: 260 });
         panel.figure.dataset.by = spec.by;
@@ -98,7 +98,7 @@
       ["in-context-learning score", "mean loss at a late position minus that at an early one; row 5 says which."],
       ["phase change", "from the last snapshot before 10% of the in-context-learning score's fall to the first past 90%; there is none "
         + "where the fall is small or no head matches prefixes."],
-      ["induction head", `prefix-matching score over ${model.thresholds.prefix_matching} and copying score over ${model.thresholds.copying} at the last snapshot.`],
+      ["induction head", `prefix-matching score over ${model.thresholds.prefix_matching} and copying score over ${ICL.format.tick(model.thresholds.copying)} at the last snapshot.`],
       ["previous-token head", `any other with a previous-token score over ${model.thresholds.previous_token}.`],
       ["log axis", "begins at the first snapshot after 0 tokens, which it cannot show."],
     ];

@@ -63,7 +63,7 @@
     const { previous_token: previous, prefix_matching: prefix, copying } = model.thresholds;
     const type = model.types[layer][head];
     const why = {
-      induction: `prefix matching over ${prefix} and copying over ${copying} at the last snapshot`,
+      induction: `prefix matching over ${prefix} and copying over ${ICL.format.tick(copying)} at the last snapshot`,
       "previous token": `previous-token score over ${previous}, not an induction head`,
       other: "neither an induction head nor a previous-token head at the last snapshot",
     };
@@ -152,10 +152,10 @@
         cell.style.setProperty("--part", Number.isFinite(v) ? `${Math.round((80 * v) / (most || 1))}%` : "0%");
         return cell;
       })));
-      box.append(ICL.el("table", { class: "composition" }, ICL.el("caption", { text: caption }),
+      box.append(ICL.el("div", { class: "tall", tabindex: rows.length > 12 ? 0 : null }, ICL.el("table", { class: "composition" }, ICL.el("caption", { text: caption }),
         ICL.el("thead", {}, ICL.el("tr", {}, ICL.el("th", { scope: "col", text: "head" }),
           ...names.map((name) => ICL.el("th", { scope: "col", text: name.toUpperCase() })))),
-        ICL.el("tbody", {}, ...rows)));
+        ICL.el("tbody", {}, ...rows))));
     };
     const all = Array.from({ length: model.layers * model.heads }, (_, i) => [Math.floor(i / model.heads), i % model.heads]);
     table("It reads from earlier heads", all.filter((one) => one[0] < layer), (name, one) => read(name, one, [layer, head]));
