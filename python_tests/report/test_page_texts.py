@@ -260,7 +260,9 @@ def test_heads_focus_on_hover_and_lock_on_click(study: Study, file: Path, browse
     page.keyboard.press("Enter")
     section.locator(".texts-token").nth(1).focus()
     assert f"head {other}" in which.inner_text()
-    assert section.locator("[aria-pressed=true]").evaluate_all("all => all.map((one) => one.dataset.textsHead)") == [other]
+    assert section.locator("[aria-pressed=true]").evaluate_all("all => all.map((one) => one.dataset.textsHead)") == [
+        other
+    ]
 
 
 @pytest.mark.parametrize("what", ["attention", "logits"])

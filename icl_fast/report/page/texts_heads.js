@@ -252,19 +252,21 @@
     + "All at the last snapshot; attention to 1%, logits to 0.01.";
 
   ICL.texts.abstract = (container) => {
-    if (!models().length) return nothing(container, "No text was measured.");
+    if (!models().length) {
+      nothing(container, "No text was measured.");
+      return;
+    }
     const box = el("div");
     container.append(el("p", { class: "texts-lead texts", text: "Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that "
       + "match patterns. The same texts, for every head of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
     box, el("p", { class: "texts-note", text: DEFINITIONS }));
-    return explorer(box, null);
+    explorer(box, null);
   };
   ICL.texts.headView = (container, modelName, head) => {
     const model = findModel(modelName);
-    container.append(el("h3", { text: "On text" }));
-    if (!model) return nothing(container, "No text was measured for this model.");
+    if (!model) return;
     const box = el("div");
-    container.append(box, el("p", { class: "texts-note", text: DEFINITIONS }));
-    return explorer(box, { model, head });
+    container.append(el("h3", { text: "On text" }), box, el("p", { class: "texts-note", text: DEFINITIONS }));
+    explorer(box, { model, head });
   };
 })();
