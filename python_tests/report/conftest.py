@@ -163,6 +163,9 @@ def _text(
     logits = np.tril(random.normal(size=pattern.shape)) * pattern
     dims = ("layer", "head", "position", "source")
     steps = time["snapshot"][1]
+    category = np.full(length, -1)
+    if kind == "template":  # every third token is a label
+        category[2::3] = np.resize([0, 1, 0, 0], len(category[2::3]))
     return xr.Dataset(
         {
             "loss": (("snapshot", "position"), random.gamma(3, 1, (len(steps), length)).astype(np.float32)),
@@ -174,6 +177,7 @@ def _text(
             "position": np.arange(1, length + 1),
             "input": ("position", ["<bos>", *pieces[:-1]]),
             "target": ("position", pieces),
+            "category": ("position", category),
         },
         attrs={"name": name, "title": f"A {kind}", "kind": kind, "source": "made up"},
     )
