@@ -7,8 +7,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from html import escape
-from importlib import import_module, resources
-from importlib.util import find_spec
+from importlib import resources
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
@@ -20,6 +19,7 @@ from icl_fast.report.panel import Panel
 from icl_fast.report.payload import Blob, to_json
 from icl_fast.report.study import Study
 from icl_fast.report.table import Row
+from icl_fast.report.texts import texts_payload
 
 _FIRST, _LAST = "icl.js", "main.js"
 
@@ -45,8 +45,7 @@ def write_page(
     """
     blob = Blob()
     data = manifest(study, table, rows, family, blob)
-    if find_spec("icl_fast.report.texts") is not None:
-        data["texts"] = import_module("icl_fast.report.texts").texts_payload(study, blob.add)
+    data["texts"] = texts_payload(study, blob.add)
     scripts = [get_plotlyjs(), *_scripts()]
     parts = {
         "policy": _policy(scripts),
