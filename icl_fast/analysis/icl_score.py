@@ -95,13 +95,8 @@ def loss_by_log_position(losses: Losses, *, bins: int | None = None) -> xr.DataA
     by_position = loss_heatmap(losses)
     if bins is None:
         return _log_derivative(by_position, "position", by_position["position"].values)
-    if bins < 2:
-        raise InputError(f"bins: a derivative needs 2 or more, got {bins}")
-    at = np.log(by_position["position"].values)
-    edges = np.linspace(at[0], at[-1], bins + 1)
-    _, bin_of, count = np.unique(np.digitize(at, edges[1:-1]), return_inverse=True, return_counts=True)
-    member = (bin_of == np.arange(len(count))[:, None]) / count[:, None]  # [bin, position], rows that take means
-    centres = np.exp(member @ at)
+    member = _bins(np.log(by_position["position"].values), bins)
+    centres = np.exp(member @ np.log(by_position["position"].values))
     binned = xr.DataArray(
         by_position.transpose("snapshot", "position").values @ member.T,
         dims=("snapshot", "position"),
@@ -110,7 +105,7 @@ def loss_by_log_position(losses: Losses, *, bins: int | None = None) -> xr.DataA
     return _log_derivative(binned, "position", centres)
 
 
-def loss_by_log_tokens(losses: Losses, tokens: Sequence[int] | None = None) -> xr.DataArray:
+def loss_by_log_tokens(losses: Losses, tokens: Sequence[int] | None = None, *, bins: int | None = None) -> xr.DataArray:
     """d loss / d ln(training tokens): [snapshot, ...], nats, by the differences of `loss_by_log_position`.
 
     Olsson et al. 2022, Unexplained Curiosities, "Phase Change Effect on Loss Derivatives": "the derivative of loss with
@@ -120,12 +115,14 @@ def loss_by_log_tokens(losses: Losses, tokens: Sequence[int] | None = None) -> x
         losses: [snapshot] a loss curve, [snapshot, position], or what a sweep wrote: then the mean over examples of the
             whole model's `loss`, which is the paper's loss curve.
         tokens: seen at each snapshot, rising; default the coord `tokens` of `losses`.
+        bins: as in `loss_by_log_position`, of snapshots: equally spaced ones lie ever closer in ln(tokens).
 
     Returns:
-        DataArray of the snapshots after 0 tokens, with a coord `tokens`.
+        DataArray of the snapshots after 0 tokens, or of their bins, with a coord `tokens`.
 
     Raises:
-        InputError: no tokens, or not one a snapshot, not rising; a loss that is not finite; fewer than 2 snapshots.
+        InputError: no tokens, or not one a snapshot, not rising; a loss that is not finite; fewer than 2 snapshots, or
+            bins.
     """
     if isinstance(losses, xr.Dataset):
         whole = unablated("losses", losses, "loss")
@@ -144,8 +141,17 @@ def loss_by_log_tokens(losses: Losses, tokens: Sequence[int] | None = None) -> x
             f"tokens must rise from 0 or more, one number a snapshot: got {len(seen)} for {curve.sizes['snapshot']}"
         )
     trained = seen > 0
-    curve = curve.assign_coords(tokens=("snapshot", np.asarray(tokens))).isel(snapshot=trained)
-    return _log_derivative(curve, "snapshot", seen[trained])
+    curve, seen = curve.assign_coords(tokens=("snapshot", np.asarray(tokens))).isel(snapshot=trained), seen[trained]
+    if bins is not None:
+        member = _bins(np.log(seen), bins)
+        seen = np.exp(member @ np.log(seen))
+        curve = xr.DataArray(
+            np.tensordot(member, curve.transpose("snapshot", ...).values, 1),
+            dims=("snapshot", *(dim for dim in curve.dims if dim != "snapshot")),
+            coords={name: of for name, of in curve.coords.items() if "snapshot" not in of.dims}
+            | {"tokens": ("snapshot", seen)},
+        )
+    return _log_derivative(curve, "snapshot", seen)
 
 
 def compare_by_position(models: Mapping[str, Losses], baseline: str, *, first: int = 10) -> xr.Dataset:
@@ -238,6 +244,16 @@ def _mean_at(by_position: xr.DataArray, at: int | Sequence[int]) -> Floats:
         )
     mean: Floats = by_position.sel(position=wanted).mean("position").values
     return mean
+
+
+def _bins(at: Floats, count: int) -> Floats:
+    """[bin, point] that takes the mean over the points in each of the equally wide bins that hold any; `at` rises."""
+    if count < 2:
+        raise InputError(f"bins: a derivative needs 2 or more, got {count}")
+    edges = np.linspace(at[0], at[-1], count + 1) if len(at) else np.zeros(count + 1)
+    _, bin_of, points = np.unique(np.digitize(at, edges[1:-1]), return_inverse=True, return_counts=True)
+    member: Floats = (bin_of == np.arange(len(points))[:, None]) / points[:, None]
+    return member
 
 
 def _log_derivative(values: xr.DataArray, dim: str, at: Floats) -> xr.DataArray:

@@ -260,30 +260,27 @@ def _extent(series: Series) -> tuple[float, float]:
     return float((series.y - error).min()), float((series.y + error).max())
 
 
-def share_colours(panels: Sequence[Panel], percentile: float = 98) -> list[Panel]:
-    """The panels' heatmaps with the same colours: up to a percentile of all trained snapshots' values.
+def share_colours(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels' sequential heatmaps with the same colours: between two percentiles of all trained snapshots' values.
 
     A few values are far out (the first positions, an untrained model), and would leave one colour to the rest.
     """
     maps = [panel.heatmap for panel in panels if panel.heatmap is not None]
-    if not maps:
+    if not maps or maps[0].scale == "diverging":
         return list(panels)
     values = np.concatenate([(of.z[:, of.x > 0] if (of.x > 0).any() else of.z).ravel() for of in maps])
-    if maps[0].scale == "diverging":
-        high = float(np.percentile(np.abs(values), percentile)) or 1.0
-        low = -high
-    else:
-        low, high = (float(end) for end in np.percentile(values, (100 - percentile, percentile)))
-        high = high if high > low else low + 1.0
+    low, high = (float(end) for end in np.percentile(values, (2, 98)))
+    high = high if high > low else low + 1.0
     return [
         panel if panel.heatmap is None else replace(panel, heatmap=replace(panel.heatmap, low=low, high=high))
         for panel in panels
     ]
 
 
-def heatmap(model: ModelStudy, values: xr.DataArray, scale: Any, unit: str) -> Heatmap:
-    """Values [snapshot, position] over tokens seen; the ends of the colours are set by `share_colours`."""
-    z = values.transpose("position", "snapshot").values
-    return Heatmap(
-        tokens_seen(model), values["position"].values.astype(np.float64), z, scale, float(z.min()), float(z.max()), unit
-    )
+def heatmap(model: ModelStudy, values: xr.DataArray, unit: str, most: float | None = None) -> Heatmap:
+    """Values [snapshot, position] over tokens seen: about 0 up to `most` either way, or, if there is none, sequential
+    with colours whose ends `share_colours` sets."""
+    z, y = values.transpose("position", "snapshot").values, values["position"].values.astype(np.float64)
+    if most is not None:
+        return Heatmap(tokens_seen(model), y, z, "diverging", -most, most, unit)
+    return Heatmap(tokens_seen(model), y, z, "sequential", float(z.min()), float(z.max()), unit)

@@ -48,6 +48,7 @@ from icl_fast.report.panel import Panel, Series
 from icl_fast.report.study import ModelStudy, Study
 from icl_fast.report.table import component_labels, pca_path
 
+SLOPE_BINS = 12  # between neighbouring snapshots late in training a derivative is noise
 ANTI_COPYING = "prefix-matching heads that do not copy"
 FIRST_TOKENS = 10
 _APPENDIX = "Olsson et al. 2022, Appendix"
@@ -163,15 +164,17 @@ def _loss_slopes(study: Study) -> Panel:
     panel = Panel(
         key="family-loss-slope",
         title="d loss / d ln(training tokens), all models",
-        caption="How fast the loss falls for e times more training: derivative of the loss curve along ln(tokens), by "
-        "finite differences. In the paper the order of small and large models inverts at the phase change. "
+        caption="How fast the loss falls for e times more training: derivative of the mean loss over all positions "
+        f"along ln(tokens), by finite differences between {SLOPE_BINS} bins of snapshots, equally wide in ln(tokens). "
+        "In the paper the order of small and large models inverts at the phase change. "
         f"{_CURIOSITIES}, Phase Change Effect on Loss Derivatives.",
         y_label="nats per unit of ln(tokens)",
         **_axes_over_training(study) | {"log_x": True},
     )
 
     def slope(model: ModelStudy) -> Series | None:
-        slopes = loss_by_log_tokens(model.losses)
+        curve = unablated(model.name, model.losses, "position_loss").mean("position", skipna=False)
+        slopes = loss_by_log_tokens(curve, bins=SLOPE_BINS)
         return line(model.name, slopes["tokens"].values.astype(np.float64), slopes.values, model=model.name)
 
     return _all_models(study, panel, slope)

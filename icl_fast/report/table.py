@@ -39,6 +39,7 @@ PATTERN_PRESERVING = (
 )
 
 
+MOST_SLOPE = 0.3  # nats; the paper's colours end at 0.3 and -0.2 or -0.3
 SLOPE_BINS = 16  # between neighbouring positions a mean over some hundred examples is noise
 
 
@@ -90,8 +91,8 @@ ROWS = (
     Row(
         "icl_score",
         "In-context-learning score",
-        "Loss at a late position minus loss at an early one: the 500th and the 50th token of 512, "
-        "Loss(n_train, 500) - Loss(n_train, 50).",
+        "Loss at a late position minus loss at an early one: the 500th and the 50th token of 512 in the paper, "
+        "as far along in a shorter context.",
         "More negative is more in-context learning. A sudden fall is the phase change.",
     ),
     Row(
@@ -232,23 +233,23 @@ def _loss(study: Study, model: ModelStudy) -> Panel:
     return filled(replace(panel, caption=f"{panel.caption} {ANALYSES}, Loss curve."), content)
 
 
-_CLIPPED = (
-    "Colours are the same for all models and end at the {} of all values after training began; what lies beyond has "
-    "the colour of the end."
-)
+_CLIPPED = "Colours are the same for all models and end at {}; what lies beyond has the colour of the end."
+
+
+_PERCENTILES = "the 2nd and 98th percentiles of all values after training began"
 
 
 def _loss_by_position(study: Study, model: ModelStudy) -> Panel:
-    caption = f"Mean loss at each position of the context. {_CLIPPED.format('2nd and 98th percentiles')}"
+    caption = f"Mean loss at each position of the context. {_CLIPPED.format(_PERCENTILES)}"
     panel = _panel(model, "heatmap", f"{caption} {ANALYSES}, 2D in-context learning plot.", "context position")
-    return filled(panel, lambda: {"heatmap": heatmap(model, loss_heatmap(model.losses), "sequential", NATS)})
+    return filled(panel, lambda: {"heatmap": heatmap(model, loss_heatmap(model.losses), NATS)})
 
 
 def _slope_by_position(study: Study, model: ModelStudy) -> Panel:
     caption = (
         f"Derivative of the mean loss along ln(position), by finite differences between {SLOPE_BINS} bins of "
         "positions, equally wide in ln(position). "
-        + _CLIPPED.format("98th percentile of the sizes")
+        + _CLIPPED.format(f"{MOST_SLOPE:g} nats, about as in the paper")
         + f" {ANALYSES}, 2D loss derivative plot."
     )
     panel = _panel(model, "heatmap", caption, "context position")
@@ -256,7 +257,7 @@ def _slope_by_position(study: Study, model: ModelStudy) -> Panel:
         panel,
         lambda: {
             "heatmap": heatmap(
-                model, loss_by_log_position(model.losses, bins=SLOPE_BINS), "diverging", "nats per unit of ln"
+                model, loss_by_log_position(model.losses, bins=SLOPE_BINS), "nats per unit of ln", MOST_SLOPE
             )
         },
     )

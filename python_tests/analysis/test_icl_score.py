@@ -104,6 +104,21 @@ def test_a_loss_linear_in_log_tokens(slope: float, count: int) -> None:
     np.testing.assert_allclose(both[:, 1], 2 * slope, atol=1e-9)
 
 
+@given(st.floats(-3, 3), st.integers(2, 30), st.integers(3, 60))
+def test_bins_of_snapshots(slope: float, bins: int, count: int) -> None:
+    """Exact for a loss linear in ln(tokens), of one curve or of one a position."""
+    tokens = [0, *(1000 * k for k in range(1, count))]
+    curve = np.array([9.0, *(slope * np.log(tokens[1:]))])
+    slopes = loss_by_log_tokens(curve, tokens, bins=bins)
+    assert 2 <= slopes.sizes["snapshot"] <= min(bins, count - 1)
+    np.testing.assert_allclose(slopes, slope, atol=1e-9)
+    both = loss_by_log_tokens(np.stack([curve, 2 * curve], axis=1), tokens, bins=bins)
+    np.testing.assert_allclose(both[:, 1], 2 * slope, atol=1e-9)
+    np.testing.assert_array_equal(both["tokens"], slopes["tokens"])
+    first = [t for t in tokens[1:] if np.log(t) < np.log(1000) + (np.log(tokens[-1]) - np.log(1000)) / bins - 1e-9]
+    assert float(slopes["tokens"][0]) == pytest.approx(np.exp(np.log(first).mean()))
+
+
 def test_a_sweeps_loss_curve_by_log_tokens(made_sweep: Callable[..., xr.Dataset], token_losses: np.ndarray) -> None:
     sweep = made_sweep(token_losses, [0, 5, 9])
     curve = sweep["loss"].values[:, 0].astype(np.float64).mean(1)
