@@ -33,7 +33,8 @@ def philox(
         c0, c1 = ((second >> 32) & _LOW) ^ c1 ^ k0, second & _LOW
         c2, c3 = ((first >> 32) & _LOW) ^ c3 ^ k1, first & _LOW
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
+    # after so many rounds each word depends on all six arguments, and has their common shape
+    return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
 def random_words(seed: torch.Tensor, index: torch.Tensor, lanes: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def below_finely(high: torch.Tensor, low: torch.Tensor, limit: torch.Tensor) -> 
 
 def normal(words: torch.Tensor) -> torch.Tensor:
     """Standard normal numbers, float32, as many as words (an even number in the last dimension): Box and Muller."""
-    radius_word, angle_word = words.unflatten(-1, (-1, 2)).unbind(-1)
+    radius_word, angle_word = words[..., 0::2], words[..., 1::2]
     radius = ((radius_word + 1).to(torch.float64) * 2.0**-32).log_().mul_(-2).sqrt_()
     angle = angle_word.to(torch.float64) * (2 * math.pi * 2.0**-32)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2).to(torch.float32)

@@ -1,7 +1,8 @@
 """Fixed sets of sequences that tell strategies apart: which answers are correct, and which are within context.
 
 Each differs from the training sequences in what it asks, and in nothing else: exemplars, noise, matching and the
-frequencies of classes are those of training. The sets follow from `split_seed`, so runs with other data seeds share them.
+frequencies of classes are those of training. The sets follow from `split_seed`, so that runs with other data seeds
+share them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import CIWL, FLIP, ICL, IWL, KINDS, Recipe, Sequences, SequenceSampler, training_recipe
@@ -51,11 +53,11 @@ def _iwl(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
 
 
 def _iwl_common(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
-    return replace(_iwl(recipe, config, parts), query_weights=1.0 * _is_common(recipe, config))
+    return replace(_iwl(recipe, config, parts), query_weights=_is_common(recipe, config).astype(np.float64))
 
 
 def _iwl_rare(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
-    return replace(_iwl(recipe, config, parts), query_weights=1.0 * ~_is_common(recipe, config))
+    return replace(_iwl(recipe, config, parts), query_weights=(~_is_common(recipe, config)).astype(np.float64))
 
 
 def _ciwl(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
@@ -103,6 +105,7 @@ _RECIPES: dict[str, Callable[[Recipe, SequenceConfig, Split], Recipe]] = {
     "held-out-label-pairs": _held_out_label_pairs,
 }
 
+# in this order: the place of a name is the random stream of its set, so new ones go last
 EVALUATORS = {
     "train": "sequences as in training",
     "icl": "two classes equally often, their labels re-assigned to 0 and 1",
@@ -188,9 +191,10 @@ def _check_fixed(config: SequenceConfig) -> None:
         raise InputError("sequences.p_icl 1: classes have no labels of their own")
 
 
-def _is_common(recipe: Recipe, config: SequenceConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _is_common(recipe: Recipe, config: SequenceConfig) -> NDArray[np.bool_]:
     if not config.zipf:
         raise InputError("sequences.zipf 0: all classes are as common as each other")
     if len(recipe.classes) <= COMMON_CLASSES:
         raise InputError(f"sequences.classes {len(recipe.classes)}: must be more than {COMMON_CLASSES}")
-    return np.arange(len(recipe.classes)) < COMMON_CLASSES
+    is_common: NDArray[np.bool_] = np.arange(len(recipe.classes)) < COMMON_CLASSES
+    return is_common

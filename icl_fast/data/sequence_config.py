@@ -30,9 +30,9 @@ class SequenceConfig(BaseModel):
         default=1, ge=1, description="times that the query's class, and a second class, appear in a bursty context"
     )
     p_icl: float = Field(default=0.0, ge=0, le=1, description="share of bursty sequences with labels drawn anew")
-    p_iwl: float = Field(default=0.0, ge=0, le=1, description="share of sequences whose context lacks the query's class")
+    p_iwl: float = Field(default=0.0, ge=0, le=1, description="share of sequences without the query's class in context")
     p_ciwl: float = Field(
-        default=0.0, ge=0, le=1, description="share of sequences with the query's label, not its class, in context"
+        default=0.0, ge=0, le=1, description="share of sequences with the query's label, but not its class, in context"
     )
     classes: int | None = Field(default=None, ge=1, description="C: classes trained on; all that are not held out")
     exemplars: int | None = Field(
@@ -43,9 +43,7 @@ class SequenceConfig(BaseModel):
     )
     labels_per_class: int = Field(default=1, ge=1, description="labels of a class, one of them drawn per sequence")
     label_pool: int = Field(default=2, ge=2, le=2**20, description="L: labels that p_icl sequences draw from")
-    zipf: float = Field(
-        default=0.0, ge=0, le=10, description="exponent: class of rank x has frequency x^-zipf"
-    )
+    zipf: float = Field(default=0.0, ge=0, le=10, description="exponent: class of rank x has frequency x^-zipf")
     matched: bool = Field(default=False, description="context exemplars of the query's class are the query's exemplar")
     held_out_classes: int = Field(
         default=0, ge=0, description="classes held out, with every other class of the same base characters"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +22,6 @@ KINDS = ("bursty", "iid", "icl", "iwl", "ciwl", "flip")
 BURSTY, IID, ICL, IWL, CIWL, FLIP = range(len(KINDS))
 # purposes of the random words of a sequence; none takes words of another
 _KIND, _CLASSES, _OWN_LABELS, _NEW_LABELS, _PAIR, _POSITIONS, _EXEMPLARS = range(7)
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Recipe:
         exemplars: `[K, E]`: which exemplars of each class may be drawn.
         weights: `[C]`: relative frequency of each rank.
         query_weights: `[C]`: the same for the query's class.
-        label_pairs: `[M, 2]`: the unordered pairs that "icl" sequences take their labels from; None for any of the pool.
+        label_pairs: `[M, 2]`: unordered pairs that "icl" sequences take their labels from; None for any of the pool.
     """
 
     seed: int
@@ -154,6 +151,25 @@ def output_labels(config: SequenceConfig, exemplars: ExemplarTable) -> int:
     return max(own, config.label_pool)
 
 
+def describe(sequences: Sequences, names: Sequence[str] | None = None) -> str:
+    """Each sequence as a line of text: its kind, every pair as exemplar:label, then the query and its label.
+
+    An exemplar is class/exemplar, the class by its name in `names` if given; `*` marks the query's class in context
+    and, behind a label, the query's label.
+    """
+    lines = []
+    last = sequences.target.ndim - 1
+    columns = [getattr(sequences, field.name).flatten(0, last).tolist() for field in fields(sequences)]
+    for classes, exemplars, labels, target, kind in zip(*columns, strict=True):
+        shown = [f"{names[k] if names else k}/{e}" for k, e in zip(classes, exemplars, strict=True)]
+        pairs = [
+            f"{'*' * (k == classes[-1])}{text}:{label}{'*' * (label == target)}"
+            for k, text, label in zip(classes, shown, labels, strict=False)
+        ]
+        lines.append(f"{KINDS[kind]:6}  {'  '.join(pairs)}  ? {shown[-1]}:{target}")
+    return "\n".join(lines)
+
+
 class SequenceSampler:
     """Draws of one recipe, or of P recipes as one batch, on a device.
 
@@ -206,7 +222,7 @@ class SequenceSampler:
         wanted = (self.pairs + 1) * features
         lanes = torch.arange(-(-wanted // 4), device=self.device)
         words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream + 1)
-        drawn = normal(words)[..., :wanted].unflatten(-1, (self.pairs + 1, features)) * self._noise
+        drawn = normal(words)[..., :wanted].reshape(*words.shape[:2], self.pairs + 1, features) * self._noise
         return drawn if self.members is not None else drawn[0]
 
     def _index(self, start: int, count: int) -> torch.Tensor:
@@ -216,10 +232,9 @@ class SequenceSampler:
         """By purpose, `[P, B, words]`. Purposes that no member has a use for are left out; no other word shifts."""
         lanes = torch.cat([self._lanes[purpose] for purpose in self._lanes])
         words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream)
-        parts = words.split([4 * len(lane) for lane in self._lanes.values()], dim=-1)
+        parts = torch.split(words, [4 * len(lane) for lane in self._lanes.values()], dim=-1)
         return {
-            purpose: part[..., : self._word_counts[purpose]]
-            for purpose, part in zip(self._lanes, parts, strict=True)
+            purpose: part[..., : self._word_counts[purpose]] for purpose, part in zip(self._lanes, parts, strict=True)
         }
 
     def _ranks(self, words: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
@@ -230,9 +245,7 @@ class SequenceSampler:
         alone = self._find(below_finely(high, low, self._total[self._table]), self._table)
         return torch.where(kind == IID, alone, _pad(distinct, self.pairs + 1))
 
-    def _distinct(
-        self, words: torch.Tensor, count: int, first: torch.Tensor, rest: torch.Tensor
-    ) -> torch.Tensor:
+    def _distinct(self, words: torch.Tensor, count: int, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """`count` different ranks, `[P, B, count]`, each by its weight among those left; the first by another table.
 
         A rank owns an interval of the integers below the table's total. The next draw is a point of what the ranks
@@ -260,9 +273,7 @@ class SequenceSampler:
         # where fewer classes are left than the most demanding member needs, the draw is not used but must exist
         return torch.minimum(rank, self._size[table] - 1)
 
-    def _labels_by_role(
-        self, words: dict[int, torch.Tensor], ranks: torch.Tensor, kind: torch.Tensor
-    ) -> torch.Tensor:
+    def _labels_by_role(self, words: dict[int, torch.Tensor], ranks: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
         """The labels shown with the class of each role, `[P, B, n + 1]`; that of the query's class is the target."""
         own = ranks * self._labels_per_class
         if _OWN_LABELS in words:
@@ -285,7 +296,7 @@ class SequenceSampler:
         pair = words[_PAIR]
         drawn = self._label_pairs[self._pair_offset + below(pair[..., :1], self._pair_count)[..., 0]]
         drawn = torch.where(pair[..., 1:] & 1 == 0, drawn, drawn.flip(-1))
-        labels[..., :2] = torch.where(self._pair_count > 0, drawn, labels[..., :2])
+        labels[..., :2] = torch.where(self._has_pairs, drawn, labels[..., :2])
         return labels
 
     def _roles(self, kind: torch.Tensor) -> torch.Tensor:
@@ -323,24 +334,24 @@ class SequenceSampler:
         self._start, self._weight, self._offset, self._base, self._total, self._size = intervals.tensors(self.device)
 
         classes, exemplars, pairs = _Tables(np.int64), _Tables(np.int32), _Tables(np.int64)
-        no_pairs = np.zeros((0, 2), np.int64)
-        given = [no_pairs if recipe.label_pairs is None else recipe.label_pairs for recipe in recipes]
+        any_pair = np.zeros((1, 2), np.int64)  # never used, but looked up beside those of other members
+        given = [any_pair if recipe.label_pairs is None else recipe.label_pairs for recipe in recipes]
         self._class_offset = knob([classes.add(recipe.classes) for recipe in recipes])
         self._exemplar_offset = knob([exemplars.add(recipe.exemplars) for recipe in recipes])
         self._exemplar_count = knob([recipe.exemplars.shape[1] for recipe in recipes])
         self._pair_offset = knob([pairs.add(pair) // 2 for pair in given])[..., 0]
         self._pair_count = knob([len(pair) for pair in given])
+        self._has_pairs = knob([recipe.label_pairs is not None for recipe in recipes])
         self._class_of = classes.tensor(self.device)
         self._exemplar_of = exemplars.tensor(self.device)
-        self._label_pairs = torch.cat([pairs.tensor(self.device), torch.zeros(2, dtype=torch.int64, device=self.device)])
-        self._label_pairs = self._label_pairs.view(-1, 2)
+        self._label_pairs = pairs.tensor(self.device).view(-1, 2)
 
         self._word_counts = {_KIND: 1, _CLASSES: 2 * (n + 1), _POSITIONS: n, _EXEMPLARS: n + 1}
         if any(recipe.labels_per_class > 1 for recipe in recipes):
             self._word_counts[_OWN_LABELS] = n + 1
         if relabelling:
             self._word_counts[_NEW_LABELS] = 2 * self._most_labels
-        if any(len(pair) for pair in given):
+        if self._has_pairs.any():
             self._word_counts[_PAIR] = 2
         self._lanes = {
             purpose: torch.arange(-(-count // 4), device=self.device) + (purpose << 16)

@@ -62,16 +62,14 @@ def split(config: SequenceConfig, exemplars: ExemplarTable) -> Split:
         InputError: there are not as many classes or exemplars, or the pairs left lack a label.
     """
     total, per_class = exemplars.features.shape[:2]
-    base = np.asarray(exemplars.base)
+    base = torch.as_tensor(exemplars.base).numpy(force=True)
     if base.shape != (total,):
         raise InputError(f"exemplars.base: must give the character of each of {total} classes, got {base.shape}")
     classes, held_out_classes = _split_classes(config, base)
-    train, held = _counts("exemplars", config.exemplars, config.held_out_exemplars, per_class)
+    train, held = _count_exemplars(config, per_class)
     order = _random(config, _EXEMPLARS).permuted(np.tile(np.arange(per_class), (total, 1)), axis=1)
     pairs, held_out_pairs = _split_label_pairs(config)
-    return Split(
-        classes, held_out_classes, order[:, :train], order[:, per_class - held :], pairs, held_out_pairs
-    )
+    return Split(classes, held_out_classes, order[:, :train], order[:, per_class - held :], pairs, held_out_pairs)
 
 
 def _split_classes(config: SequenceConfig, base: Integers) -> tuple[Integers, Integers]:
@@ -84,7 +82,7 @@ def _split_classes(config: SequenceConfig, base: Integers) -> tuple[Integers, In
     is_held = np.isin(character[order], held_characters)
     held, free = order[is_held], order[~is_held]
     if len(held) < config.held_out_classes:
-        raise InputError(f"sequences.held_out_classes {config.held_out_classes}: the exemplars have {len(base)} classes")
+        raise InputError(f"sequences.held_out_classes {config.held_out_classes}: there are {len(base)} classes in all")
     wanted = config.classes or len(free)
     if not 0 < wanted <= len(free):
         kept = f" of characters that are not held out (held_out_classes {config.held_out_classes})" if len(held) else ""
@@ -92,11 +90,12 @@ def _split_classes(config: SequenceConfig, base: Integers) -> tuple[Integers, In
     return free[:wanted], held[: config.held_out_classes]
 
 
-def _counts(name: str, wanted: int | None, held: int, available: int) -> tuple[int, int]:
-    train = wanted or available - held
+def _count_exemplars(config: SequenceConfig, available: int) -> tuple[int, int]:
+    held = config.held_out_exemplars
+    train = config.exemplars or available - held
     if train < 1 or train + held > available:
         raise InputError(
-            f"sequences.{name} {train} and held_out_{name} {held}: every class has {available} {name}; lower one of them"
+            f"sequences.exemplars {train} and held_out_exemplars {held}: a class has {available}; lower one of them"
         )
     return train, held
 
