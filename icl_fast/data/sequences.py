@@ -200,8 +200,6 @@ class SequenceSampler:
         Raises:
             InputError: a negative start or count.
         """
-        if start < 0 or count < 0:
-            raise InputError(f"start {start}, count {count}: neither may be negative")
         words = self._words(start, count)
         kind = (words[_KIND] >= self._kind_limits).sum(-1, keepdim=True)  # [P, B, 1]
         ranks = self._ranks(words[_CLASSES], kind)  # [P, B, n + 1] by role: the query's class has role 0
@@ -218,7 +216,11 @@ class SequenceSampler:
         return drawn if self.members is not None else drawn[0]
 
     def noise(self, start: int, count: int, features: int) -> torch.Tensor:
-        """What to add to the features of sequences `start` to `start + count - 1`: `[*, n + 1, features]` float32."""
+        """What to add to the features of sequences `start` to `start + count - 1`: `[*, n + 1, features]` float32.
+
+        Raises:
+            InputError: a negative start or count.
+        """
         wanted = (self.pairs + 1) * features
         lanes = torch.arange(-(-wanted // 4), device=self.device)
         words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream + 1)
@@ -226,6 +228,8 @@ class SequenceSampler:
         return drawn if self.members is not None else drawn[0]
 
     def _index(self, start: int, count: int) -> torch.Tensor:
+        if start < 0 or count < 0:
+            raise InputError(f"start {start}, count {count}: neither may be negative")
         return torch.arange(start, start + count, device=self.device)
 
     def _words(self, start: int, count: int) -> dict[int, torch.Tensor]:
