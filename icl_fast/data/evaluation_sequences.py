@@ -82,6 +82,11 @@ def _held_out_classes(recipe: Recipe, config: SequenceConfig, parts: Split) -> R
     if not config.held_out_classes:
         raise InputError("sequences.held_out_classes 0: none are held out; set it")
     asked = _only(recipe, ICL) if config.p_icl else _icl(recipe, config, parts)
+    if config.held_out_classes < asked.distinct_classes:
+        raise InputError(
+            f"sequences.held_out_classes {config.held_out_classes}: a sequence needs {asked.distinct_classes} "
+            "different classes; hold out more"
+        )
     weights = np.ones(config.held_out_classes)
     return replace(asked, classes=parts.held_out_classes, weights=weights, query_weights=weights)
 

@@ -57,16 +57,18 @@ def test_philox_is_its_definition(counter: list[int], key: list[int]) -> None:
     st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3),
     st.lists(word, min_size=1, max_size=3),
 )
-def test_words_are_a_function_of_seed_index_lane_and_stream(seeds: list[int], index: list[int], lanes: list[int]) -> None:
+def test_words_are_a_function_of_seed_index_lane_and_stream(
+    seeds: list[int], index: list[int], lanes: list[int]
+) -> None:
     streams = list(range(len(seeds)))
     words = random_words(*(torch.tensor(values) for values in (seeds, index, lanes, streams)))
     assert words.shape == (len(seeds), len(index), 4 * len(lanes))
     for member, seed in enumerate(seeds):
         for row, i in enumerate(index):
-            expected = [
+            blocks = [
                 reference([i % 2**32, i >> 32, lane, streams[member]], [seed % 2**32, seed >> 32]) for lane in lanes
             ]
-            assert words[member, row].tolist() == sum(expected, [])
+            assert words[member, row].tolist() == [word for block in blocks for word in block]
 
 
 @given(word, word, st.integers(1, 2**31 - 1))
