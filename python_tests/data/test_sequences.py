@@ -15,8 +15,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
+from icl_fast.data.counter_random import normal, random_words
 from icl_fast.data.sequence_config import SequenceConfig
-from icl_fast.data.sequences import KINDS, Sequences, describe, output_labels, training_sequences, zipf_weights
+from icl_fast.data.sequences import (
+    KINDS,
+    Sequences,
+    _kind_limits,
+    describe,
+    output_labels,
+    training_sequences,
+    zipf_weights,
+)
 from icl_fast.data.splits import ExemplarTable, split
 from icl_fast.errors import InputError
 
@@ -267,6 +276,15 @@ def test_shares_of_the_kinds() -> None:
     assert stats.chisquare(counts[:5], np.array(expected) * 50_000).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    "mix", [(0.1, 0.2, 0.7, 0.0, 0.0, 0.0), (0.3, 0.3, 0.3, 0.1 - 1e-12, 0.0, 0.0), (0, 0, 0, 1, 0, 0)]
+)
+def test_no_word_draws_a_kind_of_probability_0(mix: tuple[float, ...]) -> None:
+    limits = _kind_limits(mix)
+    for word in (0, 2**31, 2**32 - 1):
+        assert mix[sum(word >= limit for limit in limits)] > 0
+
+
 @pytest.mark.parametrize(("kind", "times"), [({}, 3), ({"p_ciwl": 1.0}, 3), ({"p_icl": 1.0, "label_pool": 9}, 3)])
 def test_every_arrangement_of_the_pairs_is_as_likely(kind: dict[str, Any], times: int) -> None:
     sequences = draw(SequenceConfig(pairs=7, burstiness=times, **kind), table(40), 35_000)
@@ -357,6 +375,8 @@ def test_noise() -> None:
     assert torch.equal(noise[0], noise[2])
     assert not noise[1].any()
     assert noise[0].unique().numel() > 40_000
+    drawn_from = random_words(torch.tensor([0]), torch.arange(2000), torch.arange(6), torch.tensor([0]))
+    assert not torch.equal(noise[0].flatten(1), 0.5 * normal(drawn_from)[0, :, :21]), "no word of the draws is used"
 
 
 def test_describe() -> None:

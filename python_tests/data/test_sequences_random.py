@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from icl_fast.data.counter_random import below, below_finely, normal, philox, random_words
@@ -72,6 +72,7 @@ def test_words_are_a_function_of_seed_index_lane_and_stream(
 
 
 @given(word, word, st.integers(1, 2**31 - 1))
+@example(2, 2**32 - 1, 2**31 - 1)  # the low word carries
 def test_below_is_the_product_with_a_fraction(high: int, low: int, limit: int) -> None:
     assert below(torch.tensor(high), limit) == high * limit // 2**32
     finely = below_finely(*(torch.tensor(value) for value in (high, low, limit)))
