@@ -1,0 +1,235 @@
+"""Images of characters, rendered from the fonts of this machine: real images without a download.
+
+They stand in for Omniglot's 1,623 handwritten characters of 20 exemplars (Singh 2025, 2.2.1): an exemplar is the
+character in one typeface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFont, features
+
+from icl_fast.data.cache import cache_folder, cached, save_array
+from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.fonts import Font, Typeface, find_fonts, install_advice, read_typefaces
+from icl_fast.data.image_folder import pixel_features
+from icl_fast.data.transforms import transform
+from icl_fast.errors import InputError
+
+CLASSES, TYPEFACES, SIZE = 1623, 20, 28  # Omniglot's numbers; the pixels that the field reduces it to
+# Two images are alike where |a - b|^2 / (|a|^2 + |b|^2), at a width of 14 pixels, is below this
+ALIKE, SAME_DRAWING = 0.06, 0.005
+_FORMAT = 1  # of a cache entry: raise it when what is stored changes
+_COARSE = 14
+_SUPERSAMPLING = 5
+_NOWHERE = "\U0010ffff"  # no font has this one, so it shows .notdef
+_KINDS = re.compile(r" (CAPITAL|SMALL|LETTER|SYLLABLE|SYLLABICS|UNIFIED|IDEOGRAPH|LIGATURE|CHARACTER|SIGN|HIEROGLYPH)")
+
+Pixels = NDArray[np.uint8]
+Progress = Callable[[int, int, str], None]
+
+
+def glyphs(
+    classes: int = CLASSES,
+    typefaces: int = TYPEFACES,
+    size: int = SIZE,
+    *,
+    fonts: Sequence[str | Path] | None = None,
+    progress: Progress | None = None,
+) -> Exemplars:
+    """Render characters in several typefaces each; the same for the same font files, and cached by their contents.
+
+    A class is a letter, syllable or ideograph without a diacritic (a Unicode letter that does not decompose); scripts
+    take turns. Its exemplars are the first `typefaces` typefaces that have it and draw it differently; so two classes
+    may have different typefaces. Every image is scaled alike: the longer side of the ink is the image's less a twelfth
+    at each border, the middle of the ink is the middle of the image; ink is 1.
+
+    Left out are characters that a typeface draws blank or as .notdef; that look like another class in a typeface of
+    both, also turned or mirrored (A and Α, o and O, b and q); and that look like themselves turned or mirrored (o, H),
+    so that all eight `transformed` classes differ. "Looks like" is `ALIKE`.
+
+    Args:
+        classes: how many characters.
+        typefaces: E, how many exemplars of each.
+        size: pixels of a side.
+        fonts: folders to search instead of the machine's.
+        progress: called with (classes so far, classes, character).
+
+    Raises:
+        InputError: a size out of range, fonts that give too few characters (it says how many, and what to install), or
+            a cache that cannot be written.
+    """
+    if classes < 2 or typefaces < 1:
+        raise InputError(f"classes {classes}, typefaces {typefaces}: must be 2 or more, and 1 or more")
+    if not 8 <= size <= 256:
+        raise InputError(f"size: must be 8 to 256 pixels, got {size}")
+    found = find_fonts(fonts)
+
+    def build(folder: Path) -> None:
+        pixels, characters = _select(read_typefaces(found), classes, typefaces, size, progress)
+        if len(characters) < classes:
+            raise InputError(
+                f"classes: the {len(found)} font files found give {len(characters):,} of {classes:,} characters in "
+                f"{typefaces} typefaces; {install_advice()}, or ask for fewer classes or typefaces"
+            )
+        save_array(folder / "pixels.npy", pixels)
+        (folder / "characters.json").write_text(json.dumps(characters), encoding="utf-8")
+
+    entry = cached(cache_folder() / "glyphs" / _key(found, classes, typefaces, size), build)
+    pixels = np.load(entry / "pixels.npy", allow_pickle=False)
+    characters = json.loads((entry / "characters.json").read_text(encoding="utf-8"))
+    return Exemplars(
+        pixel_features(pixels.reshape(classes, typefaces, size * size)),
+        torch.arange(classes),
+        tuple(f"U+{ord(character):04X} {unicodedata.name(character)}" for character in characters),
+        (size, size),
+        f"{classes} glyphs in {typefaces} typefaces, {size} pixels",
+    )
+
+
+def script(character: str) -> str:
+    """The writing system, from the character's Unicode name: `LATIN`, `CJK`, `CANADIAN`."""
+    return _KINDS.split(unicodedata.name(character), maxsplit=1)[0]
+
+
+def _select(
+    typefaces: Sequence[Typeface], classes: int, count: int, size: int, progress: Progress | None
+) -> tuple[Pixels, list[str]]:
+    """Pixels `[up to classes, count, size, size]` of the first characters that pass, and these characters."""
+    drawn_by: dict[int, list[int]] = defaultdict(list)  # code point -> its typefaces
+    for number, typeface in enumerate(typefaces):
+        for code in typeface.characters:
+            drawn_by[code].append(number)
+    pens = [_Pen(typeface, size) for typeface in typefaces]
+    seen = [np.empty((classes, _COARSE**2), np.float32) for _ in typefaces]  # the classes that a typeface drew
+    used = [0] * len(typefaces)
+    pixels = np.empty((classes, count, size, size), np.uint8)
+    characters: list[str] = []
+    for character in _in_turns([code for code, faces in drawn_by.items() if len(faces) >= count and _is_plain(code)]):
+        faces: list[int] = []
+        coarse = np.empty((count, _COARSE, _COARSE), np.float32)
+        for number in drawn_by[ord(character)]:
+            image = pens[number].draw(character)
+            if image is None:
+                continue
+            small = _reduced(image)
+            if not _alike(small.reshape(1, -1), coarse.reshape(count, -1)[: len(faces)], SAME_DRAWING):
+                pixels[len(characters), len(faces)], coarse[len(faces)] = image, small
+                faces.append(number)
+                if len(faces) == count:
+                    break
+        if len(faces) < count:
+            continue
+        # [8, count, P]
+        turned = np.stack([transform(torch.from_numpy(coarse), how).flatten(1).numpy() for how in range(8)])
+        if any(
+            _alike(turned[:, at], seen[number][: used[number]], ALIKE)
+            or _alike(turned[1:, at], turned[:1, at], ALIKE)
+            for at, number in enumerate(faces)
+        ):
+            continue
+        for at, number in enumerate(faces):
+            seen[number][used[number]] = turned[0, at]
+            used[number] += 1
+        characters.append(character)
+        if progress:
+            progress(len(characters), classes, character)
+        if len(characters) == classes:
+            break
+    return pixels[: len(characters)], characters
+
+
+def _is_plain(code: int) -> bool:
+    character = chr(code)
+    return (
+        unicodedata.category(character) in ("Lu", "Ll", "Lo")
+        and not unicodedata.decomposition(character)
+        and bool(unicodedata.name(character, ""))
+    )
+
+
+def _in_turns(codes: list[int]) -> Iterator[str]:
+    """One character of each script, then the next of each; shuffled within a script, whose neighbours look alike."""
+    scripts: dict[str, list[str]] = defaultdict(list)
+    for code in sorted(codes):
+        scripts[script(chr(code))].append(chr(code))
+    waiting = [scripts[name] for name in sorted(scripts)]
+    for members in waiting:
+        random.Random(0).shuffle(members)
+    while waiting:
+        yield from (members.pop() for members in waiting)
+        waiting = [members for members in waiting if members]
+
+
+class _Pen:
+    """Draws characters in one typeface; the font is opened when first needed."""
+
+    def __init__(self, typeface: Typeface, size: int) -> None:
+        self._typeface = typeface
+        self._size = size
+        self._font: ImageFont.FreeTypeFont | None = None
+        self._missing: Pixels | None = None
+
+    def draw(self, character: str) -> Pixels | None:
+        """Grey `[size, size]`, 255 is ink; None if it is blank, too small to be drawn well, or .notdef."""
+        if self._font is None:
+            height = self._size * _SUPERSAMPLING
+            # BASIC: what raqm makes of a character depends on its version
+            self._font = ImageFont.truetype(
+                self._typeface.path, height, self._typeface.index, layout_engine=ImageFont.Layout.BASIC
+            )
+            self._missing = self._image(_NOWHERE)
+        image = self._image(character)
+        if image is None or (self._missing is not None and np.array_equal(image, self._missing)):
+            return None
+        return image
+
+    def _image(self, character: str) -> Pixels | None:
+        assert self._font is not None
+        try:
+            mask = self._font.getmask(character, mode="L")
+        except (OSError, ValueError):  # an outline that FreeType cannot draw
+            return None
+        ink = np.array(mask, np.uint8).reshape(mask.size[1], mask.size[0])
+        rows, columns = np.flatnonzero(ink.max(1, initial=0)), np.flatnonzero(ink.max(0, initial=0))
+        if not len(rows) or max(len(rows), len(columns)) < self._size:
+            return None
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        side = max(ink.shape) * 6 / 5  # a twelfth of it at each border
+        margin = int(side) + 1
+        canvas = Image.fromarray(np.pad(ink, margin))
+        middle = [margin + extent / 2 for extent in (ink.shape[1], ink.shape[0])]
+        box = (middle[0] - side / 2, middle[1] - side / 2, middle[0] + side / 2, middle[1] + side / 2)
+        return np.asarray(canvas.resize((self._size, self._size), Image.Resampling.BOX, box))
+
+
+def _reduced(image: Pixels) -> NDArray[np.float32]:
+    small = Image.fromarray(image).resize((_COARSE, _COARSE), Image.Resampling.BOX)
+    return np.asarray(small, np.float32) / 255
+
+
+def _alike(images: NDArray[np.float32], others: NDArray[np.float32], least: float) -> bool:
+    """Whether any of `images [n, P]` and any of `others [m, P]` differ by less than `least`."""
+    if not len(others):
+        return False
+    energy = np.square(images).sum(1)[:, None] + np.square(others).sum(1)
+    return bool((1 - 2 * (images @ others.T) / energy < least).any())
+
+
+def _key(fonts: Sequence[Font], classes: int, count: int, size: int) -> str:
+    """Everything that decides what is drawn."""
+    drawn_with = (PIL.__version__, features.version("freetype2"), unicodedata.unidata_version)
+    settings = (_FORMAT, *drawn_with, classes, count, size, ALIKE, SAME_DRAWING)
+    return hashlib.sha256(repr((settings, [font.digest for font in fonts])).encode()).hexdigest()[:32]
