@@ -114,7 +114,7 @@ def spherical_kmeans(
 
 
 def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [(part @ centroids.T).max(1) for part in points.split(_CHUNK)]
+    parts = [(part @ centroids.T).max(1) for part in torch.split(points, _CHUNK)]
     return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
 
 

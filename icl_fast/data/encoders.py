@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -59,7 +60,7 @@ def encode(
         raise InputError(f"encoder {name}: all exemplars become the same vector; check the exemplars")
     encoded /= scale
     return Exemplars(
-        encoded.unflatten(0, exemplars.features.shape[:2]),
+        encoded.view(*exemplars.features.shape[:2], -1),
         exemplars.base,
         exemplars.names,
         source=f"{exemplars.source}, {name}",
@@ -68,7 +69,8 @@ def encode(
 
 def _root_mean_square(values: Tensor) -> float:
     # in float64 by chunks: a copy of all of it would be twice as large as the features
-    return float(sum(float(part.double().square().sum()) for part in values.split(_CHUNK)) / values.numel()) ** 0.5
+    total = sum(float(part.double().square().sum()) for part in torch.split(values, _CHUNK))
+    return math.sqrt(total / values.numel())
 
 
 def _principal_directions(flat: Tensor, mean: Tensor, width: int) -> Tensor:
@@ -76,19 +78,20 @@ def _principal_directions(flat: Tensor, mean: Tensor, width: int) -> Tensor:
     if width > most:
         raise InputError(f"width: PCA of {len(flat)} exemplars of {flat.shape[1]} features gives at most {most}")
     covariance = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device)
-    for part in flat.split(_CHUNK):
+    for part in torch.split(flat, _CHUNK):
         centred = (part - mean).double()
         covariance += centred.T @ centred
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [F, F']
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return (directions * largest.sign()).to(flat)
+    signed: Tensor = (directions * largest.sign()).to(flat)
+    return signed
 
 
 @torch.no_grad()
 def _through(encoder: Callable[[Tensor], Tensor], exemplars: Exemplars) -> Tensor:
     images = exemplars.features if exemplars.image is None else exemplars.pixels
     parts: list[Tensor] = []
-    for part in images.flatten(0, 1).split(_CHUNK):
+    for part in torch.split(images.flatten(0, 1), _CHUNK):
         try:
             encoded = encoder(part)
         except Exception as error:  # whatever a network of the user's own raises
@@ -96,5 +99,7 @@ def _through(encoder: Callable[[Tensor], Tensor], exemplars: Exemplars) -> Tenso
         if not isinstance(encoded, Tensor) or encoded.ndim != 2 or len(encoded) != len(part):
             got = list(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
             raise InputError(f"encoder: must return a tensor [{len(part)}, F] for {list(part.shape)}, got {got}")
+        if not bool(torch.isfinite(encoded).all()):
+            raise InputError(f"encoder: returns NaN or infinity for images {list(part.shape)}; check its weights")
         parts.append(encoded.to(images))
     return torch.cat(parts)

@@ -39,7 +39,7 @@ class Exemplars:
         classes, exemplars, width = features.shape
         if classes < 2 or exemplars < 1 or width < 1:
             raise InputError(
-                f"features: are [{classes}, {exemplars}, {width}]; give 2 classes or more, with an exemplar or more each"
+                f"features: are [{classes}, {exemplars}, {width}]; needs 2 classes, an exemplar of each, a feature"
             )
         for number, one in enumerate(features):  # by class: a mask of all of them would be large
             if not bool(torch.isfinite(one).all()):
@@ -57,14 +57,14 @@ class Exemplars:
 
     @property
     def pixels(self) -> Tensor:
-        """The features as images `[K, E, height, width]`, a view.
+        """The features as images `[K, E, height, width]`, a view where that can be.
 
         Raises:
             InputError: they are no images.
         """
         if self.image is None:
             raise InputError(f"exemplars ({self.source or 'no source'}): are vectors, not images, so have no pixels")
-        return self.features.unflatten(2, self.image)
+        return self.features.reshape(*self.features.shape[:2], *self.image)
 
 
 def _described(value: object) -> str:

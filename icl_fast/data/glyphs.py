@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, features
 
 from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.exemplars import Exemplars
@@ -29,11 +29,15 @@ from icl_fast.data.transforms import transform
 from icl_fast.errors import InputError
 
 CLASSES, TYPEFACES, SIZE = 1623, 20, 28  # Omniglot's numbers; the pixels that the field reduces it to
-# Two images are alike where |a - b|^2 / (|a|^2 + |b|^2), at a width of 14 pixels, is below this
-ALIKE, SAME_DRAWING = 0.06, 0.005
+# Two images are alike where 1 - the correlation of their pixels is below this
+ALIKE, SAME_DRAWING = 0.05, 0.005
 _FORMAT = 1  # of a cache entry: raise it when what is stored changes
-_COARSE = 14
-_SUPERSAMPLING = 5
+_COMPARED = 28  # pixels of a side at which images are compared
+# [8, P]: where the pixels of a transformed image come from; one look-up is faster than eight rotations
+_TURNED = np.stack(
+    [transform(torch.arange(_COMPARED**2).view(_COMPARED, _COMPARED), how).flatten().numpy() for how in range(8)]
+)
+_SUPERSAMPLING = 4
 _NOWHERE = "\U0010ffff"  # no font has this one, so it shows .notdef
 _KINDS = re.compile(r" (CAPITAL|SMALL|LETTER|SYLLABLE|SYLLABICS|UNIFIED|IDEOGRAPH|LIGATURE|CHARACTER|SIGN|HIEROGLYPH)")
 
@@ -41,7 +45,7 @@ Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int, str], None]
 
 
-def glyphs(
+def render_glyphs(
     classes: int = CLASSES,
     typefaces: int = TYPEFACES,
     size: int = SIZE,
@@ -56,9 +60,10 @@ def glyphs(
     may have different typefaces. Every image is scaled alike: the longer side of the ink is the image's less a twelfth
     at each border, the middle of the ink is the middle of the image; ink is 1.
 
-    Left out are characters that a typeface draws blank or as .notdef; that look like another class in a typeface of
-    both, also turned or mirrored (A and Α, o and O, b and q); and that look like themselves turned or mirrored (o, H),
-    so that all eight `transformed` classes differ. "Looks like" is `ALIKE`.
+    A typeface is passed over for a character that it draws blank or as .notdef, that looks there like another class
+    (also turned or mirrored: A and Α, b and q), or like itself turned or mirrored (o, H), so that all eight
+    `transformed` classes differ. "Looks like" is `ALIKE`. A character that is so in more than a tenth of `typefaces` is
+    left out.
 
     Args:
         classes: how many characters.
@@ -113,35 +118,32 @@ def _select(
         for code in typeface.characters:
             drawn_by[code].append(number)
     pens = [_Pen(typeface, size) for typeface in typefaces]
-    seen = [np.empty((classes, _COARSE**2), np.float32) for _ in typefaces]  # the classes that a typeface drew
+    seen = [np.empty((classes, _COMPARED**2), np.float32) for _ in typefaces]  # the classes that a typeface drew
     used = [0] * len(typefaces)
     pixels = np.empty((classes, count, size, size), np.uint8)
+    compared = np.empty((count, _COMPARED**2), np.float32)
     characters: list[str] = []
     for character in _in_turns([code for code, faces in drawn_by.items() if len(faces) >= count and _is_plain(code)]):
         faces: list[int] = []
-        coarse = np.empty((count, _COARSE, _COARSE), np.float32)
+        doubtful = 0
         for number in drawn_by[ord(character)]:
             image = pens[number].draw(character)
             if image is None:
                 continue
-            small = _reduced(image)
-            if not _alike(small.reshape(1, -1), coarse.reshape(count, -1)[: len(faces)], SAME_DRAWING):
-                pixels[len(characters), len(faces)], coarse[len(faces)] = image, small
+            turned = _compared(image)
+            if _alike(turned, seen[number][: used[number]], ALIKE) or _alike(turned[1:], turned[:1], ALIKE):
+                doubtful += 1
+                if doubtful > count // 10:
+                    break
+            elif not _alike(turned[:1], compared[: len(faces)], SAME_DRAWING):
+                pixels[len(characters), len(faces)], compared[len(faces)] = image, turned[0]
                 faces.append(number)
                 if len(faces) == count:
                     break
         if len(faces) < count:
             continue
-        # [8, count, P]
-        turned = np.stack([transform(torch.from_numpy(coarse), how).flatten(1).numpy() for how in range(8)])
-        if any(
-            _alike(turned[:, at], seen[number][: used[number]], ALIKE)
-            or _alike(turned[1:, at], turned[:1, at], ALIKE)
-            for at, number in enumerate(faces)
-        ):
-            continue
-        for at, number in enumerate(faces):
-            seen[number][used[number]] = turned[0, at]
+        for number, drawing in zip(faces, compared, strict=True):
+            seen[number][used[number]] = drawing
             used[number] += 1
         characters.append(character)
         if progress:
@@ -198,34 +200,37 @@ class _Pen:
 
     def _image(self, character: str) -> Pixels | None:
         assert self._font is not None
+        side = 4 * self._size * _SUPERSAMPLING  # a glyph reaches beyond its em square, rarely by more than this
+        canvas = Image.new("L", (side, side))
         try:
-            mask = self._font.getmask(character, mode="L")
+            ImageDraw.Draw(canvas).text((side // 4, side // 2), character, 255, self._font, anchor="ls")
         except (OSError, ValueError):  # an outline that FreeType cannot draw
             return None
-        ink = np.array(mask, np.uint8).reshape(mask.size[1], mask.size[0])
-        rows, columns = np.flatnonzero(ink.max(1, initial=0)), np.flatnonzero(ink.max(0, initial=0))
-        if not len(rows) or max(len(rows), len(columns)) < self._size:
+        ink = canvas.getbbox()
+        if ink is None or min(ink) == 0 or max(ink) == side:
             return None
-        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        side = max(ink.shape) * 6 / 5  # a twelfth of it at each border
-        margin = int(side) + 1
-        canvas = Image.fromarray(np.pad(ink, margin))
-        middle = [margin + extent / 2 for extent in (ink.shape[1], ink.shape[0])]
-        box = (middle[0] - side / 2, middle[1] - side / 2, middle[0] + side / 2, middle[1] + side / 2)
+        left, top, right, bottom = ink
+        longer = max(right - left, bottom - top)
+        reach = longer * 3 / 5  # half of it, and a twelfth of the image at each border
+        x, y = (left + right) / 2, (top + bottom) / 2
+        if longer < self._size or min(x, y) < reach or max(x, y) + reach > side:
+            return None
+        box = (x - reach, y - reach, x + reach, y + reach)
         return np.asarray(canvas.resize((self._size, self._size), Image.Resampling.BOX, box))
 
 
-def _reduced(image: Pixels) -> NDArray[np.float32]:
-    small = Image.fromarray(image).resize((_COARSE, _COARSE), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+def _compared(image: Pixels) -> NDArray[np.float32]:
+    """The image under each of the 8 transforms `[8, P]`, at 28 pixels a side, of mean 0 and unit length."""
+    small = Image.fromarray(image).resize((_COMPARED, _COMPARED), Image.Resampling.BOX)
+    values = np.asarray(small, np.float32).ravel()
+    values = values - values.mean()
+    turned: NDArray[np.float32] = (values / np.linalg.norm(values))[_TURNED]
+    return turned
 
 
 def _alike(images: NDArray[np.float32], others: NDArray[np.float32], least: float) -> bool:
-    """Whether any of `images [n, P]` and any of `others [m, P]` differ by less than `least`."""
-    if not len(others):
-        return False
-    energy = np.square(images).sum(1)[:, None] + np.square(others).sum(1)
-    return bool((1 - 2 * (images @ others.T) / energy < least).any())
+    """Whether any of `images [n, P]` and any of `others [m, P]`, of unit length, differ by less than `least`."""
+    return len(others) > 0 and bool((images @ others.T).max() > 1 - least)
 
 
 def _key(fonts: Sequence[Font], classes: int, count: int, size: int) -> str:
