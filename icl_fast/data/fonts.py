@@ -117,7 +117,9 @@ def _installed() -> list[Path]:
     from matplotlib.font_manager import findSystemFonts
 
     own = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return [*map(Path, findSystemFonts()), *own.iterdir()]
+    # its others are TeX's and give mathematical symbols in the places of letters
+    shipped = [path for name in ("DejaVu*", "STIXGeneral*") for path in own.glob(name)]
+    return [*map(Path, findSystemFonts()), *shipped]
 
 
 def _faces(path: Path) -> list[Typeface]:

@@ -32,7 +32,7 @@ def test_clusters_against_scikit_learn() -> None:
     points, of = blobs()
     unit = torch.nn.functional.normalize(points, dim=1)
     best = max(
-        (spherical_kmeans(unit, 6, iterations=50, random=torch.Generator().manual_seed(s)) for s in range(10)),
+        (spherical_kmeans(unit, 6, iterations=50, random=torch.Generator().manual_seed(s)) for s in range(300)),
         key=lambda found: float(found[1].sum()),
     )
     assert partition(best[0]) == partition(KMeans(6, n_init=20, random_state=0).fit_predict(unit)) == partition(of)
@@ -68,7 +68,7 @@ def test_an_empty_cluster_takes_half_of_another() -> None:
 
 
 def test_classes_are_the_outermost_of_clusters_with_more_than_enough_tokens() -> None:
-    points, of = blobs()
+    points, _ = blobs()
     names = [str(token) for token in range(len(points))]
     found = cluster_embeddings(points, 4, 7, clusters=6, names=names, seed=1)
     assert found.features.shape == (4, 7, 12)
@@ -77,19 +77,16 @@ def test_classes_are_the_outermost_of_clusters_with_more_than_enough_tokens() ->
     assert torch.equal(found.features, points[torch.tensor(rows)])
     assert len({token for row in rows for token in row}) == 28
     unit = torch.nn.functional.normalize(points, dim=1)
-    full = 0
+    assigned, _ = spherical_kmeans(unit, 6, iterations=25, random=torch.Generator().manual_seed(1))
     for row in rows:
-        cluster = (of == of[row[0]]).nonzero().flatten()
-        if set(of[row].tolist()) != {int(of[row[0]])}:
-            continue  # k-means found other clusters than were put in
-        centroid = torch.nn.functional.normalize(unit[cluster].sum(0), dim=0)
-        expected = cluster[(unit[cluster] @ centroid).argsort()[:7]].tolist()
-        full += row == expected
-    assert full >= 3
+        cluster = (assigned == assigned[row[0]]).nonzero().flatten().tolist()
+        assert len(cluster) > 7
+        centroid = unit[cluster].sum(0)
+        assert row == sorted(cluster, key=lambda token: float(unit[token] @ centroid))[:7]
     assert torch.equal(found.features, cluster_embeddings(points, 4, 7, clusters=6, seed=1).features)
-    sizes = torch.bincount(of)
-    with pytest.raises(InputError, match=f"of 6 hold more than {int(sizes.max())} tokens"):
-        cluster_embeddings(points, 2, int(sizes.max()), clusters=6)
+    largest = int(torch.bincount(assigned).max())
+    with pytest.raises(InputError, match=f"0 of 6 hold more than {largest} tokens"):
+        cluster_embeddings(points, 2, largest, clusters=6, seed=1)
 
 
 def test_only_the_tokens_named_are_used() -> None:
