@@ -11,7 +11,7 @@ import json
 import random
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,8 +62,8 @@ def render_glyphs(
 
     A typeface is passed over for a character that it draws blank or as .notdef, that looks there like another class
     (also turned or mirrored: A and Α, b and q), or like itself turned or mirrored (o, H), so that all eight
-    `transformed` classes differ. "Looks like" is `ALIKE`. A character that is so in more than a tenth of `typefaces` is
-    left out.
+    `transformed` classes differ. "Looks like" is `ALIKE`. A character that is so in more than a tenth of `typefaces`,
+    or that looks like one other class in half of the typefaces they share, is left out.
 
     Args:
         classes: how many characters.
@@ -119,19 +119,25 @@ def _select(
             drawn_by[code].append(number)
     pens = [_Pen(typeface, size) for typeface in typefaces]
     seen = [np.empty((classes, _COMPARED**2), np.float32) for _ in typefaces]  # the classes that a typeface drew
-    used = [0] * len(typefaces)
+    drew: list[list[int]] = [[] for _ in typefaces]  # which classes these are
     pixels = np.empty((classes, count, size, size), np.uint8)
     compared = np.empty((count, _COMPARED**2), np.float32)
     characters: list[str] = []
+    drawn_in: list[set[int]] = []  # the typefaces of a class
     for character in _in_turns([code for code, faces in drawn_by.items() if len(faces) >= count and _is_plain(code)]):
         faces: list[int] = []
         doubtful = 0
+        tried: set[int] = set()
+        alike_in: Counter[int] = Counter()  # another class -> typefaces where they look alike
         for number in drawn_by[ord(character)]:
             image = pens[number].draw(character)
             if image is None:
                 continue
             turned = _compared(image)
-            if _alike(turned, seen[number][: used[number]], ALIKE) or _alike(turned[1:], turned[:1], ALIKE):
+            tried.add(number)
+            others = (turned @ seen[number][: len(drew[number])].T).max(0) > 1 - ALIKE
+            alike_in.update(drew[number][other] for other in np.flatnonzero(others))
+            if others.any() or _alike(turned[1:], turned[:1], ALIKE):
                 doubtful += 1
                 if doubtful > count // 10:
                     break
@@ -140,11 +146,12 @@ def _select(
                 faces.append(number)
                 if len(faces) == count:
                     break
-        if len(faces) < count:
+        if len(faces) < count or any(2 * n >= len(tried & drawn_in[other]) for other, n in alike_in.items()):
             continue
+        drawn_in.append(set(faces))
         for number, drawing in zip(faces, compared, strict=True):
-            seen[number][used[number]] = drawing
-            used[number] += 1
+            seen[number][len(drew[number])] = drawing
+            drew[number].append(len(characters))
         characters.append(character)
         if progress:
             progress(len(characters), classes, character)
