@@ -26,6 +26,7 @@ COMMANDS = {
     "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
+    "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),
     "info": _Command("icl_fast.cli.info:info", "What is installed, what was built, what this machine can run."),
 }

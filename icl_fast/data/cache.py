@@ -8,12 +8,17 @@ kernel drops when a process dies, however it dies).
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from icl_fast.errors import InputError
 from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
@@ -45,6 +50,17 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
                 hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
                 (temporary / _MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     return entry
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an .npy file.
+
+    Raises:
+        OSError: with its errno, where numpy's own writing reports a full disk without, and no one can tell the user.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _is_whole(entry: Path) -> bool:

@@ -8,7 +8,6 @@ the target; its input is the same shifted by one behind a BOS. So no token is ev
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from icl_fast.data.cache import cache_folder, cached
+from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.config import DataConfig
 from icl_fast.data.corpora import read_corpus
 from icl_fast.data.tokenizer import BOS_ID, Tokens, encode_stream, load_tokenizer, save_tokenizer, train_tokenizer
@@ -154,8 +153,8 @@ def load_text(config: DataConfig, *, progress: bool = False) -> TextData:
         message = f"tokenising {config.corpus}, vocabulary {config.vocab}"
         with Console(stderr=True, quiet=not progress).status(message):
             tokenizer = train_tokenizer(train, config.vocab)
-            _save(folder / "train.npy", encode_stream(tokenizer, train))
-            _save(folder / "held_out.npy", encode_stream(tokenizer, held_out))
+            save_array(folder / "train.npy", encode_stream(tokenizer, train))
+            save_array(folder / "held_out.npy", encode_stream(tokenizer, held_out))
             save_tokenizer(tokenizer, folder)
 
     entry = cached(cache_folder() / "text" / _key(train, held_out, config.vocab), build)
@@ -192,10 +191,3 @@ def _order(seed: int, purpose: int, epoch: int, count: int) -> NDArray[np.int64]
 
 def _random(seed: int, purpose: int, epoch: int = 0) -> np.random.Generator:
     return np.random.default_rng((purpose, epoch, seed))
-
-
-def _save(path: Path, tokens: Tokens) -> None:
-    # numpy's own writing to a file reports a full disk without its errno, and then no one can tell the user
-    buffer = io.BytesIO()
-    np.save(buffer, tokens)
-    path.write_bytes(buffer.getbuffer())

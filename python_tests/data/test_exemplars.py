@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_fast.data import TRANSFORMS, Exemplars, encode, gaussian_classes, transformed
+from icl_fast.errors import InputError
+
+GOOD: dict[str, Any] = {"features": torch.rand(3, 2, 4), "base": torch.arange(3), "names": ("a", "b", "c")}
+
+
+def images(classes: int = 4, count: int = 3, side: int = 5) -> Exemplars:
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.rand(classes, count, side * side, generator=random)
+    return Exemplars(pixels, torch.arange(classes), tuple("abcdefgh"[:classes]), (side, side), "noise")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.rand(3, 4)}, r"features: must be a float32 tensor \[K, E, F\], got torch.float32 \[3, 4\]"),
+        ({"features": torch.rand(3, 2, 4).double()}, "got torch.float64"),
+        ({"features": np.zeros((3, 2, 4))}, "got ndarray"),
+        ({"features": torch.rand(1, 2, 4), "base": torch.arange(1), "names": ()}, "needs 2 classes"),
+        ({"features": torch.rand(3, 0, 4)}, "needs 2 classes, an exemplar"),
+        ({"features": torch.full((3, 2, 4), float("nan"))}, "class 0 holds NaN"),
+        ({"features": torch.tensor([[[1.0]], [[2.0]], [[float("inf")]]])}, "class 2 holds NaN or infinity"),
+        ({"base": torch.arange(4)}, r"base: must be an int64 tensor \[3\]"),
+        ({"base": torch.arange(3).int()}, "base: must be an int64"),
+        ({"base": torch.tensor([0, -1, 2])}, "base: must be 0 or more, got -1"),
+        ({"names": ("a",)}, "names: must be 3"),
+        ({"image": (2, 3)}, r"image: \(2, 3\) is not \(height, width\) of 4 pixels"),
+    ],
+)
+def test_bad_exemplars(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Exemplars(**{**GOOD, **change})
+
+
+def test_pixels() -> None:
+    given_features = Exemplars(**GOOD, image=(1, 4))
+    assert torch.equal(given_features.pixels, GOOD["features"].view(3, 2, 1, 4))
+    with pytest.raises(InputError, match="are vectors"):
+        _ = Exemplars(**GOOD).pixels
+
+
+def test_a_transformed_class_is_its_base_class_turned_exemplar_by_exemplar() -> None:
+    before = images()
+    after = transformed(before)
+    assert after.features.shape == (32, 3, 25)
+    assert after.base.tolist() == [k for k in range(4) for _ in range(8)]
+    for k in range(4):
+        for t, how in enumerate(TRANSFORMS):
+            assert after.names[8 * k + t] == f"{before.names[k]}, {how}"
+            for e in range(3):
+                image = before.pixels[k, e]
+                expected = torch.rot90(image.fliplr() if how.startswith("mirrored") else image, t % 4)
+                assert torch.equal(after.pixels[8 * k + t, e], expected)
+    assert len(torch.unique(after.features.flatten(1), dim=0)) == 32
+
+
+def test_transforms_again_keep_the_base() -> None:
+    assert transformed(transformed(images(2))).base.tolist() == [0] * 64 + [1] * 64
+
+
+def test_only_square_images_are_turned() -> None:
+    with pytest.raises(InputError, match="not square"):
+        transformed(Exemplars(torch.rand(2, 1, 6), torch.arange(2), image=(2, 3)))
+    with pytest.raises(InputError, match="not images"):
+        transformed(gaussian_classes(3, 2, 4))
+
+
+@given(seed=st.integers(0, 2**31), noise=st.floats(0, 3))
+def test_gaussian_classes_have_unit_variance_of_which_the_noise_is_a_part(seed: int, noise: float) -> None:
+    made = gaussian_classes(200, 10, 20, noise=noise, seed=seed)
+    within = float(made.features.var(1).mean())
+    assert float(made.features.var()) == pytest.approx(1, abs=0.1)
+    assert within == pytest.approx(noise**2 / (1 + noise**2), abs=0.03)
+    assert torch.equal(made.features, gaussian_classes(200, 10, 20, noise=noise, seed=seed).features)
+
+
+@pytest.mark.parametrize("change", [{"classes": 1}, {"exemplars": 0}, {"width": 0}, {"noise": -1}, {"noise": np.nan}])
+def test_bad_gaussian_classes(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        gaussian_classes(**change)
+
+
+def test_encoded_features_are_centred_with_unit_variance_on_average() -> None:
+    for encoder in ("random-projection", "pca", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 6))):
+        after = encode(images(), encoder, width=6)  # type: ignore[arg-type]
+        flat = after.features.flatten(0, 1)
+        assert flat.shape == (12, 6)
+        assert after.image is None
+        assert after.names == images().names
+        assert not flat.requires_grad
+        assert float(flat.mean(0).abs().max()) < 1e-5
+        assert float(flat.var(0, correction=0).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_random_projection_is_linear_and_keeps_proportions() -> None:
+    before, after = images(8, 8, 20), encode(images(8, 8, 20), width=4000, seed=3)
+    ratio = torch.pdist(after.features.flatten(0, 1)) / torch.pdist(before.features.flatten(0, 1))
+    assert float(ratio.std() / ratio.mean()) < 0.03
+    assert torch.equal(after.features, encode(before, width=4000, seed=3).features)
+    assert not torch.equal(after.features, encode(before, width=4000, seed=4).features)
+
+
+def test_pca_against_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
+    before = images()
+    flat = before.features.flatten(0, 1).numpy()
+    expected = PCA(5, svd_solver="full").fit_transform(flat)
+    found = encode(before, "pca", width=5).features.flatten(0, 1).numpy()
+    expected = expected / np.sqrt(expected.var(0).mean())
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
+    with pytest.raises(InputError, match="gives at most 11"):
+        encode(before, "pca", width=12)
+
+
+def test_a_network_is_given_images_in_order() -> None:
+    before = images()
+    found = encode(before, lambda pixels: pixels[:, :, 0]).features
+    expected = before.pixels[..., 0]
+    expected = expected - expected.flatten(0, 1).mean(0)
+    torch.testing.assert_close(found, expected / expected.square().mean().sqrt())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("resnet", "'resnet' is not known"),
+        (lambda x: x[:3].flatten(1), r"must return a tensor \[12, F\]"),
+        (lambda x: None, "got NoneType"),
+        (lambda x: x @ torch.ones(7, 7), "fails on images"),
+        (lambda x: x.flatten(1) * float("nan"), "returns NaN or infinity"),
+        (lambda x: torch.ones(len(x), 3), "all exemplars become the same vector"),
+    ],
+)
+def test_bad_encoders(encoder: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encode(images(), encoder)
+
+
+def test_bad_width() -> None:
+    with pytest.raises(InputError, match="width: must be 1 or more"):
+        encode(images(), width=0)
