@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -11,16 +11,12 @@ import xarray as xr
 from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
 from icl_fast.toy.models import MECHANISMS, Coopetition
-from icl_fast.toy.runs import Runs, chunks, draw_runs, join_runs
-from icl_fast.toy.simulate import Trajectory, gradient_flow, simulate
+from icl_fast.toy.runs import Runs, draw_runs, join_runs
+from icl_fast.toy.simulate import MEMORY, OnDone, Trajectory, gradient_flow, record_at, simulate_parts
 from icl_fast.toy.summary import RULES, summarise
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MEMORY = 512 * 2**20
-_AT_ONCE = 4096  # runs; more are no faster
 _POINTS = 200  # of the quantile curves
-
-OnDone = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,13 @@ def simulate_settings(
     """
     if not settings:
         raise InputError("settings: one or more are needed")
-    points = np.unique(np.linspace(0, steps // every, _POINTS + 1).astype(int)) if steps > 0 < every else np.array([0])
+    at = record_at(steps, every)
+    points = np.unique(np.linspace(0, len(at) - 1, _POINTS + 1).astype(int))
     summaries: list[dict[str, np.ndarray]] = []
     coarse: list[np.ndarray] = []
-    curves = np.empty((len(settings), 4, max(steps // max(every, 1), 0) + 1, min(shown, len(seeds))))
+    curves = np.empty((len(settings), 4, len(at), min(shown, len(seeds))))
     first = 0
-    for part in _parts(settings, seeds, steps, every, memory, device, on_done):
+    for part in _parts(settings, seeds, at, memory, device, on_done):
         losses = part.losses()
         relative = losses[:, 1:3] / Coopetition().sizes(part.runs)
         summaries.append(summarise(part.steps, relative))
@@ -107,7 +104,6 @@ def simulate_settings(
     if np.concatenate([one["diverged"] for one in summaries]).all():
         raise InputError("lr: all runs diverged; lower it")
     of_all = np.concatenate(coarse, axis=-1).reshape(len(points), 2, *shape)
-    at = np.arange(0, steps + 1, every)
     dataset = xr.Dataset(
         {
             name: (("setting", "seed"), np.concatenate([one[name] for one in summaries]).reshape(shape))
@@ -160,10 +156,25 @@ def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:
     return xr.Dataset(found, coords={rows: y, columns: x}, attrs=results.attrs | {"seeds": results.sizes["seed"]})
 
 
-def flow(setting: Setting, seed: int, times: Floats) -> Floats:
-    """The gradient flow of one seed at the given times, in steps: [terms, T]; see `gradient_flow`."""
-    model = Coopetition(setting.mu, setting.alpha)
-    return gradient_flow(model, setting.runs([seed]), times).losses()[:, :, 0].T
+def add_flow(results: xr.Dataset, settings: Sequence[Setting]) -> xr.Dataset:
+    """What `simulate_settings` found, with the gradient flow of the seeds whose curves are kept.
+
+    Returns:
+        The same with `flow_loss` [setting, term, step, shown], and `flow_takeover`, `flow_final_1` and `flow_final_2`
+        [setting, shown], as `summarise` says of the flow.
+    """
+    curves, said = [], []
+    for setting in settings:
+        runs = setting.runs(results["shown"].values.tolist())
+        model = Coopetition(setting.mu, setting.alpha)
+        losses = gradient_flow(model, runs, results["step"].values.astype(float)).losses()
+        curves.append(losses.transpose(1, 0, 2))
+        said.append(summarise(results["step"].values, losses[:, 1:3] / model.sizes(runs)))
+    names = ("takeover", "final_1", "final_2")
+    return results.assign(
+        flow_loss=(("setting", "term", "step", "shown"), np.stack(curves), results["loss"].attrs),
+        **{f"flow_{name}": (("setting", "shown"), np.stack([one[name] for one in said])) for name in names},
+    )
 
 
 def _coordinates(settings: Sequence[Setting]) -> dict[str, tuple[str, list[object]]]:
@@ -178,30 +189,14 @@ def _coordinates(settings: Sequence[Setting]) -> dict[str, tuple[str, list[objec
 
 
 def _parts(
-    settings: Sequence[Setting],
-    seeds: Sequence[int],
-    steps: int,
-    every: int,
-    memory: int,
-    device: str,
-    on_done: OnDone,
+    settings: Sequence[Setting], seeds: Sequence[int], at: np.ndarray, memory: int, device: str, on_done: OnDone
 ) -> Iterator[Trajectory]:
     """All runs, setting after setting, as many at a time as the memory takes."""
     drawn: dict[Setting, Runs] = {}
-    for setting in settings:
-        plain = replace(setting, mu=0.0, alpha=0.0)  # neither decides the vectors
-        if plain not in drawn:
-            drawn[plain] = setting.runs(seeds)
-    runs = join_runs([drawn[replace(setting, mu=0.0, alpha=0.0)] for setting in settings])
+    plain = [replace(setting, mu=0.0, alpha=0.0) for setting in settings]  # neither decides the vectors
+    for setting in plain:
+        if setting not in drawn:
+            drawn[setting] = setting.runs(seeds)
+    runs = join_runs([drawn[setting] for setting in plain])
     mu, alpha = (np.repeat([getattr(s, name) for s in settings], len(seeds)) for name in ("mu", "alpha"))
-    each = 6 * 16 * len(runs.names) * (steps // max(every, 1) + 1)  # bytes: the record, and six times it to judge it
-    size = max(1, min(memory // each, _AT_ONCE))
-    slices = list(chunks(len(runs), size))
-    for index, at in enumerate(slices):
-        text = f"part {index + 1} of {len(slices)}" if len(slices) > 1 else ""
-
-        def on_steps(done: int, before: int = index * steps, text: str = text) -> None:
-            on_done(before + done, len(slices) * steps, text)
-
-        model = Coopetition(mu[at], alpha[at])
-        yield simulate(model, runs.part(at), steps, every=every, device=device, on_steps=on_steps)
+    return simulate_parts(Coopetition(mu, alpha), runs, at, memory=memory, device=device, on_done=on_done)

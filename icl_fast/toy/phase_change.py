@@ -9,15 +9,13 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.toy.coopetition import MEMORY, OnDone
 from icl_fast.toy.models import TensorProduct, explicit_loss
-from icl_fast.toy.runs import chunks, draw_runs, join_runs
-from icl_fast.toy.simulate import gradient_flow, simulate
+from icl_fast.toy.runs import draw_runs, join_runs
+from icl_fast.toy.simulate import MEMORY, OnDone, gradient_flow, record_at, simulate, simulate_parts
 from icl_fast.toy.summary import LEARNED, plateau_length
 
 ALPHABET = "abcdefghijklmnop"
 PLATEAU_RULE = f"plateau: the steps until the loss is under {LEARNED} of the loss at zero"
-SCALES = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 
 
 def vector_names(count: int) -> tuple[str, ...]:
@@ -50,13 +48,12 @@ def simulate_clamps(
         dims: of the vectors a, b, c, ...
         clamps: names of the clamped vectors; an empty one is standard training.
         seeds, steps, every, lr, scale, device: see `draw_runs` and `simulate`.
-        flow: follow the gradient flow of the first seed too.
+        flow: follow the gradient flow of every run too.
         on_done: see `simulate_settings`.
 
     Returns:
         `loss` [clamp, step, seed]; `loss_at_zero` [seed]; `squared_cosine` and `loss_others_true` (progress measures,
-        thesis 4.4.3) [clamp, vector, step, seed]; `plateau` [clamp, seed]; with `flow`, `flow_loss` [clamp, step], of
-        the first seed.
+        thesis 4.4.3) [clamp, vector, step, seed]; `plateau` [clamp, seed]; with `flow`, `flow_loss` [clamp, step, seed].
 
     Raises:
         InputError: what `draw_runs` and `simulate` refuse, a clamp of all vectors, or a run that diverged.
@@ -66,9 +63,8 @@ def simulate_clamps(
         raise InputError("clamps: one or more sets are needed, and each must leave a vector to learn")
     parts = [draw_runs(names, dims, seeds, lr=lr, scale=scale, clamped=clamp) for clamp in clamps]
     runs, model, shape = join_runs(parts), TensorProduct(names), (len(clamps), len(seeds))
-    found = simulate(
-        model, runs, steps, every=every, device=device, on_steps=lambda done: on_done(done, steps, "")
-    )
+    at = record_at(steps, every)
+    found = simulate(model, runs, at, device=device, on_steps=lambda done: on_done(done, int(at[-1]), ""))
     if found.diverged().any():
         raise InputError(f"lr: {found.diverged().sum()} of {len(runs)} runs diverged at {lr}; lower it")
     losses, zero = found.losses()[:, 0], 0.5 * np.prod(runs.power, axis=0)
@@ -86,9 +82,8 @@ def simulate_clamps(
         "plateau": (("clamp", "seed"), plateau_length(found.steps, losses, zero).reshape(shape), {"units": "steps"}),
     }
     if flow:
-        one = join_runs([part.part(slice(0, 1)) for part in parts])
-        smooth = gradient_flow(model, one, found.steps.astype(float)).losses()[:, 0]
-        data["flow_loss"] = (("clamp", "step"), smooth.T, mse)
+        smooth = gradient_flow(model, runs, found.steps.astype(float)).losses()[:, 0]
+        data["flow_loss"] = (("clamp", "step", "seed"), smooth.reshape(time, *shape).transpose(1, 0, 2), mse)
     return xr.Dataset(
         data,
         coords={
@@ -108,7 +103,6 @@ def plateaus(
     *,
     dim: int = 20,
     steps: int = 20_000,
-    every: int = 10,
     lr: float = 1.0,
     memory: int = MEMORY,
     device: str = "cpu",
@@ -123,24 +117,24 @@ def plateaus(
     Args:
         counts: numbers of vectors, each of `dim` elements.
         scales: see `draw_runs`.
-        seeds, steps, every, lr, memory, device, on_done: see `simulate_settings`.
+        seeds, steps, lr, memory, device, on_done: see `simulate_settings`.
 
     Returns:
         `plateau` [vectors, scale, seed], steps, by `plateau_length`; NaN where it outlasts the simulation.
+
+    Raises:
+        InputError: what `draw_runs` refuses, or steps below 2.
     """
+    if steps < 2:
+        raise InputError(f"steps: must be 2 or more, got {steps}")
     model = TensorProduct(vector_names(max(counts)))
     runs = join_runs(
         [draw_runs(vector_names(count), [dim] * count, seeds, lr=lr, scale=scale) for count in counts for scale in scales]
     )
-    size = max(1, memory // (4 * 16 * len(model.names) * (steps // max(every, 1) + 1)))
-    found, slices = [], list(chunks(len(runs), size))
-    for index, at in enumerate(slices):
-        text = f"part {index + 1} of {len(slices)}" if len(slices) > 1 else ""
-
-        def on_steps(done: int, before: int = index * steps, text: str = text) -> None:
-            on_done(before + done, len(slices) * steps, text)
-
-        part = simulate(model, runs.part(at), steps, every=every, device=device, on_steps=on_steps)
+    # a step apart, then a hundredth: the plateaus of few vectors are a few steps long, those of many thousands
+    at = np.unique(np.append(0, np.geomspace(1, steps, max(2, int(100 * np.log(steps)))).astype(int)))
+    found = []
+    for part in simulate_parts(model, runs, at, memory=memory, device=device, on_done=on_done):
         zero = 0.5 * np.prod(part.runs.power, axis=0)
         found.append(plateau_length(part.steps, part.losses()[:, 0], zero))
     lengths = np.concatenate(found).reshape(len(counts), len(scales), len(seeds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -134,11 +134,6 @@ def join_runs(parts: Sequence[Runs]) -> Runs:
         np.concatenate([whole(part, part.power, 1.0) for part in parts], axis=-1),
         np.concatenate([part.seeds for part in parts]),
     )
-
-
-def chunks(runs: int, size: int) -> Iterator[slice]:
-    """Slices of at most so many runs."""
-    return (slice(first, min(first + size, runs)) for first in range(0, runs, size))
 
 
 def _check(
