@@ -48,14 +48,13 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
     if "flow_loss" in data:
         smooth = data["flow_loss"].isel(seed=chosen) / data["loss_at_zero"].isel(seed=chosen)
         lines = axes[0, 0].plot(data["step"], smooth.transpose("step", "clamp"), color="w", lw=1, ls=":")
-        lines[0].set_label("gradient flow (dotted in the line)")
-        lines[0].set_path_effects([])
+        lines[0].set_label("white dots: gradient flow")
     seed = int(data["seed"][chosen])
     _axis(axes[0, 0], f"Loss while learning, seed {seed} (faint: other seeds)", "steps", "loss / loss at zero")
     axes[0, 0].set_ylim(0, 1.6)
     axes[0, 0].legend(frameon=True, framealpha=0.9, edgecolor="w", title="clamped to its true value", facecolor="0.9")
     _axis(axes[0, 1], f"Progress measure of a, seed {seed}: its direction", "steps", "1 - cos²(a, a*)")
-    _axis(axes[0, 2], f"Progress measure of a, seed {seed}: loss with the others set to ± true", "steps", "loss / at zero")
+    _axis(axes[0, 2], f"Progress measure of a, seed {seed}: others set to ± true", "steps", "loss / loss at zero")
     axes[0, 1].legend(frameon=False, title="trained with clamped")
     _scale_panel(axes[1, 0], length)
     _plateau_panel(axes[1, 1], length)
@@ -67,7 +66,12 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
             axes[1, 2].plot(one["epsilon"], abs(change["change"]), marker, color=colour, markersize=5, mfc="none")
     axes[1, 2].set(xscale="log", yscale="log")
     axes[1, 2].legend(frameon=False, title="vectors; lines: C.4", fontsize=8)
-    _axis(axes[1, 2], "Leaving zero: the loss falls along d- (▽), rises along d+ (△)", "distance ε", "|change of the loss|")
+    _axis(
+        axes[1, 2],
+        "Leaving zero: the loss falls along d- (▽), rises along d+ (△)",
+        "distance ε",
+        "|change of the loss|",
+    )
     return figure
 
 
@@ -124,7 +128,9 @@ def coopetition_figure(data: xr.Dataset) -> Figure:
             _race(axis, one, seed)
             for term in ("mechanism 1", "mechanism 2"):
                 label = "gradient flow" if term == "mechanism 1" else None
-                axis.plot(one["step"], one["flow_loss"].sel(shown=seed, term=term), color="k", lw=1, ls=":", label=label)
+                axis.plot(
+                    one["step"], one["flow_loss"].sel(shown=seed, term=term), color="k", lw=1, ls=":", label=label
+                )
         interval = _mark_divot(axes[0], one, seed)
         _axis(axes[0], f"{name}: seed {seed}", "steps", "half mean squared error")
         axes[0].legend(frameon=False, fontsize=8)
@@ -134,7 +140,9 @@ def coopetition_figure(data: xr.Dataset) -> Figure:
             axes[1].set_xlim(begin - 0.5 * (end - begin), end + 1.5 * (end - begin))
             _axis(axes[1], f"{name}: seed {seed}, the divot", "steps", "half mean squared error")
         else:
-            axes[1].set_visible(False)
+            emerged, width = float(one["emergence_1"].sel(seed=seed)), float(one["step"][-1]) / 20
+            axes[1].set_xlim(max(0.0, emerged - width), emerged + width) if emerged >= 0 else axes[1].set_visible(False)
+            _axis(axes[1], f"{name}: seed {seed}, mechanism 1 emerging", "steps", "half mean squared error")
         _quantiles(axes[2], one)
         _axis(axes[2], f"{name}: {one.sizes['seed']} seeds (bands: 25-75%, 5-95%)", "steps", "loss / plateau")
         _events(axes[3], one)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
 from icl_fast.toy.models import MECHANISMS, Coopetition
 from icl_fast.toy.runs import Runs, draw_runs, join_runs
@@ -39,9 +39,7 @@ class Setting:
     def runs(self, seeds: Sequence[int]) -> Runs:
         """The runs of these seeds, in the plane."""
         a, b, c, d = self.dims
-        return draw_runs(
-            Coopetition().names, (a, d, b, c), seeds, lr=self.lr, scale=self.scale, clamped=self.clamped
-        )
+        return draw_runs(Coopetition().names, (a, d, b, c), seeds, lr=self.lr, scale=self.scale, clamped=self.clamped)
 
 
 def settings_grid(base: Setting, **values: Sequence[object]) -> list[Setting]:
@@ -143,7 +141,9 @@ def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:
     """
     x, y = (np.unique(results[name].values) for name in (columns, rows))
     if results.sizes["setting"] != len(x) * len(y):
-        raise InputError(f"results: {results.sizes['setting']} settings are no grid of {len(y)} {rows} x {len(x)} {columns}")
+        raise InputError(
+            f"results: {results.sizes['setting']} settings are no grid of {len(y)} {rows} x {len(x)} {columns}"
+        )
     order = np.lexsort((results[columns].values, results[rows].values))
     ordered = results.isel(setting=order)
 
@@ -170,11 +170,12 @@ def add_flow(results: xr.Dataset, settings: Sequence[Setting]) -> xr.Dataset:
         losses = gradient_flow(model, runs, results["step"].values.astype(float)).losses()
         curves.append(losses.transpose(1, 0, 2))
         said.append(summarise(results["step"].values, losses[:, 1:3] / model.sizes(runs)))
-    names = ("takeover", "final_1", "final_2")
-    return results.assign(
-        flow_loss=(("setting", "term", "step", "shown"), np.stack(curves), results["loss"].attrs),
-        **{f"flow_{name}": (("setting", "shown"), np.stack([one[name] for one in said])) for name in names},
-    )
+    found: dict[str, Any] = {
+        f"flow_{name}": (("setting", "shown"), np.stack([one[name] for one in said]))
+        for name in ("takeover", "final_1", "final_2")
+    }
+    found["flow_loss"] = ("setting", "term", "step", "shown"), np.stack(curves), results["loss"].attrs
+    return results.assign(found)
 
 
 def _coordinates(settings: Sequence[Setting]) -> dict[str, tuple[str, list[object]]]:

@@ -61,7 +61,7 @@ def mismatch(along: Floats, across: Floats) -> Floats:
 
     A sum of terms that are not negative, so that it is right to the last digits where the vectors are nearly learned.
     """
-    found = (1.0 - np.prod(along, axis=-2)) ** 2
+    found: Floats = (1.0 - np.prod(along, axis=-2)) ** 2
     squared = along**2 + across**2
     for v in range(along.shape[-2]):
         before, after = np.prod(squared[..., :v, :], axis=-2), np.prod(along[..., v + 1 :, :] ** 2, axis=-2)
@@ -103,7 +103,8 @@ class TensorProduct:
 
     def losses(self, runs: Runs, along: Floats, across: Floats) -> Floats:
         """See `Model`."""
-        return (0.5 * np.prod(runs.power, axis=0) * mismatch(along, across))[..., None, :]
+        found: Floats = 0.5 * np.prod(runs.power, axis=0) * mismatch(along, across)
+        return found[..., None, :]
 
     def part(self, runs: slice) -> TensorProduct:
         """See `Model`."""
@@ -133,7 +134,8 @@ class Coopetition:
 
     def sizes(self, runs: Runs) -> Floats:
         """Half the mean square of each mechanism's true tensor, its loss where it predicts nothing: [2, R]."""
-        return 0.5 * runs.power[:2] * runs.power[2] * runs.power[3]
+        found: Floats = 0.5 * runs.power[:2] * runs.power[2] * runs.power[3]
+        return found
 
     def slopes(self, runs: Runs, like: Array) -> Slopes:
         """See `Model`."""
@@ -185,12 +187,11 @@ def to_like(values: Floats, like: Array) -> Array:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
-def explicit_loss(model: Model, dims: Sequence[int], vectors: Sequence[Array], true: Sequence[Array]) -> Array:
+def explicit_loss(model: Model, vectors: Sequence[Array], true: Sequence[Array]) -> Array:
     """The loss of one run on the whole tensors, with torch, as written in the thesis: the slow definition.
 
     Args:
-        model: with a single mu and alpha.
-        dims: of the vectors.
+        model: with a single mu and alpha, or with one a run.
         vectors, true: tensors [dim], or [R, dim] for R runs, which gives [R]; in the order of the model's names.
     """
     import torch
@@ -201,10 +202,10 @@ def explicit_loss(model: Model, dims: Sequence[int], vectors: Sequence[Array], t
 
     def half_mean(chosen: Sequence[int]) -> Array:
         error = outer([true[v] for v in chosen]) - outer([vectors[v] for v in chosen])
-        return 0.5 * error.square().sum([-k - 1 for k in range(len(chosen))]) / prod(dims[v] for v in chosen)
+        return 0.5 * error.square().sum([-k - 1 for k in range(len(chosen))]) / prod(true[v].shape[-1] for v in chosen)
 
     if isinstance(model, TensorProduct):
-        return half_mean(range(len(dims)))
+        return half_mean(range(len(true)))
     assert isinstance(model, Coopetition)
     both = outer(vectors[:2]).square().mean([-2, -1]) / 2
     return (half_mean([0, 2, 3]) + model.mu) * half_mean([1, 2, 3]) + model.alpha * both

@@ -53,7 +53,8 @@ def simulate_clamps(
 
     Returns:
         `loss` [clamp, step, seed]; `loss_at_zero` [seed]; `squared_cosine` and `loss_others_true` (progress measures,
-        thesis 4.4.3) [clamp, vector, step, seed]; `plateau` [clamp, seed]; with `flow`, `flow_loss` [clamp, step, seed].
+        thesis 4.4.3) [clamp, vector, step, seed]; `plateau` [clamp, seed]; with `flow`, `flow_loss`
+        [clamp, step, seed].
 
     Raises:
         InputError: what `draw_runs` and `simulate` refuse, a clamp of all vectors, or a run that diverged.
@@ -129,7 +130,11 @@ def plateaus(
         raise InputError(f"steps: must be 2 or more, got {steps}")
     model = TensorProduct(vector_names(max(counts)))
     runs = join_runs(
-        [draw_runs(vector_names(count), [dim] * count, seeds, lr=lr, scale=scale) for count in counts for scale in scales]
+        [
+            draw_runs(vector_names(count), [dim] * count, seeds, lr=lr, scale=scale)
+            for count in counts
+            for scale in scales
+        ]
     )
     # a step apart, then a hundredth: the plateaus of few vectors are a few steps long, those of many thousands
     at = np.unique(np.append(0, np.geomspace(1, steps, max(2, int(100 * np.log(steps)))).astype(int)))
@@ -166,17 +171,17 @@ def saddle(counts: Sequence[int], epsilons: Sequence[float], *, dim: int = 4, se
     change, predicted = np.empty(shape), np.empty(shape)
     largest, lowest = np.empty(len(counts)), np.empty(len(counts))
     for row, count in enumerate(counts):
-        names, dims = vector_names(count), [dim] * count
+        names = vector_names(count)
         generator = np.random.default_rng(seed)
         true = [torch.tensor(generator.standard_normal(dim)) for _ in names]
         model, chosen = TensorProduct(names), [int(vector.abs().argmax()) for vector in true]
 
         def loss(flat: torch.Tensor, model: TensorProduct = model, true: list[torch.Tensor] = true) -> torch.Tensor:
-            found: torch.Tensor = explicit_loss(model, [dim] * len(true), flat.reshape(len(true), dim), true)
+            found: torch.Tensor = explicit_loss(model, list(flat.reshape(len(true), dim)), true)
             return found
 
         zero = torch.zeros(count * dim, dtype=torch.float64)
-        hessian = torch.autograd.functional.hessian(loss, zero)
+        hessian = torch.autograd.functional.hessian(loss, zero)  # type: ignore[no-untyped-call]
         largest[row] = float(hessian.abs().max())
         lowest[row] = float(torch.linalg.eigvalsh(hessian)[0])
         elements = [float(vector[at]) for vector, at in zip(true, chosen, strict=True)]

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
-from icl_fast.toy.models import Model, to_like
+from icl_fast.toy.models import Array, Model, to_like
 from icl_fast.toy.runs import Runs
 
 OnSteps = Callable[[int], None]
@@ -38,7 +38,7 @@ class Trajectory:
 
     def diverged(self) -> np.ndarray:
         """Which runs left the numbers, [R]."""
-        found: np.ndarray = ~np.isfinite(self.along + self.across).all((0, 1))
+        found: np.ndarray = ~np.isfinite(self.along + self.across).all(axis=(0, 1))
         return found
 
     def losses(self) -> Floats:
@@ -57,7 +57,8 @@ class Trajectory:
             [T, V, R].
         """
         size = np.prod(self.runs.power, axis=0)
-        return 0.5 * size * ((1 - np.abs(self.along)) ** 2 + self.across**2)
+        found: Floats = 0.5 * size * ((1 - np.abs(self.along)) ** 2 + self.across**2)
+        return found
 
 
 def record_at(steps: int, every: int) -> np.ndarray:
@@ -98,7 +99,7 @@ def simulate(
         raise InputError("at: must be numbers of steps that rise from 0")
     if model.names != runs.names:
         raise InputError(f"runs: are of {', '.join(runs.names)}, the model is of {', '.join(model.names)}")
-    x = runs.start.copy()
+    x: Array = runs.start.copy()
     if device != "cpu":
         import torch
 
@@ -180,4 +181,3 @@ def gradient_flow(model: Model, runs: Runs, times: Floats, *, rtol: float = 1e-9
             raise InputError(f"runs: the gradient flow of seed {one.seeds[0]} cannot be followed ({flow.message})")
         found[..., run] = flow.y.T.reshape(len(times), *shape)[..., 0]
     return Trajectory(model, runs, np.asarray(times), found[:, 0], np.abs(found[:, 1]))
-

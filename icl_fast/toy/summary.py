@@ -13,7 +13,6 @@ from icl_fast.errors import InputError
 LEARNED = 0.5  # of the plateau
 REGAINED = 0.5  # of what was gained
 DIVOT = 0.01  # of the plateau
-NAMES = ("mechanism 1", "mechanism 2")
 RULES = (
     "relative loss: a mechanism's loss over its plateau, the loss where it predicts nothing (all its vectors 0)",
     f"emerges: the first recorded step at which the relative loss is under {LEARNED}; stuck: neither mechanism does",
@@ -47,9 +46,9 @@ def summarise(steps: np.ndarray, relative: Floats) -> dict[str, np.ndarray]:
         relative: [T, 2, R], relative losses of both mechanisms.
 
     Returns:
-        By name, [R]: `diverged` (then nothing else holds), `stuck`, `transient`, `divot`, `learned_1`, `learned_2` (booleans); `emergence_1`, `emergence_2`,
-        `lowest_step`, `takeover`, `divot_step` (steps; NaN where it does not happen); `lowest_1`, `final_1`, `final_2`,
-        `divot_size` (relative losses; `divot_size` is 0 where there is no divot).
+        By name, [R]. Booleans: `diverged` (then nothing else holds), `stuck`, `transient`, `divot`, `learned_1`,
+        `learned_2`. Steps, NaN where it does not happen: `emergence_1`, `emergence_2`, `lowest_step`, `takeover`,
+        `divot_step`. Relative losses: `lowest_1`, `final_1`, `final_2`, `divot_size` (0 where there is no divot).
 
     Raises:
         InputError: other shapes.
