@@ -24,7 +24,7 @@ _STEPS = {
     "top of the divot": "divot_step",
     "mechanism 1 lowest": "lowest_step",
     "mechanism 2 emerges": "emergence_2",
-    "mechanism 2 takes over": "takeover",
+    "takeover": "takeover",
 }
 _LOSSES = {
     "mechanism 1, lowest": "lowest_1",
@@ -73,8 +73,10 @@ def _add_quantiles(table: Table, title: str, values: np.ndarray, form: str) -> N
 
 def _print_flow(console: Console, name: str, one: xr.Dataset) -> None:
     kept = one.isel(seed=slice(0, one.sizes["shown"]))
-    early = abs(kept["takeover"].values / one["flow_takeover"].values - 1)
-    moved = f"takeover moves by at most {np.nanmax(early):.1%}" if np.isfinite(early).any() else "no takeover"
+    earlier = abs(kept["takeover"].values - one["flow_takeover"].values)
+    moved = "no takeover"
+    if np.isfinite(earlier).any():
+        moved = f"takeover, of {np.nanmedian(kept['takeover']):.0f} steps (median), moves by at most {np.nanmax(earlier):.0f}"
     last = [float(abs(kept[f"final_{m}"].values - one[f"flow_final_{m}"].values).max()) for m in (1, 2)]
     console.print(
         f"gradient flow instead of steps, {name}, {one.sizes['shown']} seeds: {moved}; the last relative losses differ "

@@ -35,6 +35,9 @@ MUS = ALPHAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIOS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
 
+_SHOWN = 12
+
+
 @dataclass(frozen=True)
 class Written:
     """What a study found, by the ending of its store's name, and the files it wrote."""
@@ -123,9 +126,9 @@ def coopetition_study(
                 over, many, steps=steps, every=every, shown=shown, memory=memory, device=device, on_done=on_done
             )
 
-    data = simulated("seeds", settings, seeds, 12)
-    if seed is not None and seed not in data["shown"]:
-        raise InputError(f"seed: the curves of {seed} are not kept, those of {data['shown'].values.tolist()} are")
+    if seed is not None and seed not in seeds[:_SHOWN]:
+        raise InputError(f"seed: must be one of the first {_SHOWN}, whose curves are kept; got {seed}")
+    data = simulated("seeds", settings, seeds, _SHOWN)
     large = [_large_seed(data.isel(setting=at)) if seed is None else seed for at in range(len(settings))]
     data = add_flow(data, settings).assign(large_seed=("setting", large))
     found, base = {"": data}, settings[0]

@@ -38,8 +38,7 @@ class Trajectory:
 
     def diverged(self) -> np.ndarray:
         """Which runs left the numbers, [R]."""
-        found: np.ndarray = ~np.isfinite(self.along + self.across).all(axis=(0, 1))
-        return found
+        return np.asarray(~np.isfinite(self.along + self.across).all(axis=(0, 1)))
 
     def losses(self) -> Floats:
         """The model's terms, [T, terms, R]."""
