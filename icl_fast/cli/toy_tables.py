@@ -76,7 +76,8 @@ def _print_flow(console: Console, name: str, one: xr.Dataset) -> None:
     earlier = abs(kept["takeover"].values - one["flow_takeover"].values)
     moved = "no takeover"
     if np.isfinite(earlier).any():
-        moved = f"takeover, of {np.nanmedian(kept['takeover']):.0f} steps (median), moves by at most {np.nanmax(earlier):.0f}"
+        steps = np.nanmedian(kept["takeover"]), np.nanmax(earlier)
+        moved = "takeover (median: step {:.0f}) moves by at most {:.0f} steps".format(*steps)
     last = [float(abs(kept[f"final_{m}"].values - one[f"flow_final_{m}"].values).max()) for m in (1, 2)]
     console.print(
         f"gradient flow instead of steps, {name}, {one.sizes['shown']} seeds: {moved}; the last relative losses differ "
