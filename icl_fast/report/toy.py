@@ -109,7 +109,7 @@ def coopetition_study(
             `diagram_seeds`, NAME_mu_alpha.zarr, NAME_ratio.zarr and NAME_diagram.png and .svg too.
         show: see `phase_change_study`.
         seed: the one drawn large; default: the first of 12 with a transient mechanism 1, a divot, and a takeover in the
-            first half; where there is none, the first.
+            first 30% of the steps; where there is none, the first.
         diagram_seeds: so many seeds a point of the phase diagrams; 0: none are drawn.
         settings, seeds, steps, every, memory, device: see `icl_fast.toy.simulate_settings`.
 
@@ -159,7 +159,7 @@ def _check_out(out: Path, mark: str) -> None:
 
 def _large_seed(one: xr.Dataset) -> int:
     kept = one.isel(seed=slice(0, one.sizes["shown"]))
-    clear = kept["transient"] & kept["divot"] & (kept["takeover"] < 0.5 * float(one["step"][-1]))
+    clear = kept["transient"] & kept["divot"] & (kept["takeover"] < 0.3 * float(one["step"][-1]))
     return int(one["shown"].values[clear.values.argmax()])
 
 

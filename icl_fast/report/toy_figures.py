@@ -147,6 +147,8 @@ def coopetition_figure(data: xr.Dataset) -> Figure:
         _axis(axes[2], f"{name}: {one.sizes['seed']} seeds (bands: 25-75%, 5-95%)", "steps", "loss / plateau")
         _events(axes[3], one)
         _axis(axes[3], f"{name}: what has happened by then", "steps", "fraction of seeds")
+        for axis in axes:
+            axis.locator_params(axis="x", nbins=5)
     return figure
 
 
