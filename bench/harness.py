@@ -37,7 +37,7 @@ from report import environment, failed, finish, percentile, print_bench, write_j
 from icl_fast.errors import InputError  # noqa: E402
 from icl_fast.ops import available_impls  # noqa: E402
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
 LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`

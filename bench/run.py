@@ -37,6 +37,7 @@ NAMES = (
     "gelu_difference",
     "call_overhead",
     "sweep",
+    "toy",
 )
 
 

@@ -24,6 +24,9 @@ COMMANDS = {
     "evaluate": _Command("icl_fast.cli.evaluate:evaluate", "Scores and circuits of every head of a run's snapshots."),
     "pca": _Command("icl_fast.cli.pca:pca", "Paths of runs in the plane in which their losses differ most."),
     "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
+    "toy": _Command(
+        "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."
+    ),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
     "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
