@@ -30,8 +30,10 @@
     const found = el("table", { class: "texts-table texts-found" });
     const about = el("p", { class: "texts-note" });
 
-    const pickModel = select("Model", all.map((one) => [one.name, one.name]), (name) => setModel(findModel(name)));
-    const pickText = select("Text", [], (index) => setText(model.texts[Number(index)]));
+    // the menu shows what was chosen at once, the text follows
+    const soon = (call) => ICL.later("texts-passage", call);
+    const pickModel = select("Model", all.map((one) => [one.name, one.name]), (name) => soon(() => setModel(findModel(name))));
+    const pickText = select("Text", [], (index) => soon(() => setText(model.texts[Number(index)])));
     const pickHead = select("Attention of head", [], (name) => { setHead(name); show(current); });
 
     container.classList.add("texts");
