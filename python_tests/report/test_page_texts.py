@@ -112,8 +112,11 @@ def test_another_head_text_and_model(study: Study, file: Path, browser_page: Ope
     page = browser_page(file)
     passage = page.locator("#passage")
     passage.locator("select").nth(1).select_option(label="A repeated")
+    page.evaluate("ICL.settled()")
     passage.locator("select").nth(0).select_option("one_layer")
+    page.evaluate("ICL.settled()")
     passage.locator("select").nth(2).select_option("0.1")
+    page.evaluate("ICL.settled()")
     assert passage.locator("select").nth(1).locator("option:checked").inner_text() == "A repeated"
     note = passage.locator(".texts-compared").inner_text()
     assert "one_layer had no phase change" in note
@@ -271,6 +274,7 @@ def test_head_values_by_keyboard(study: Study, file: Path, browser_page: OpenPag
     page = browser_page(file)
     section = page.locator("#abstract")
     section.locator("select").nth(1).select_option(label="A passage")
+    page.evaluate("ICL.settled()")
     section.locator(f"input[value={what}]").click()
     section.locator(f"input[value={side}]").click()
     layer, head = best_head(study, "two_layer")
@@ -324,6 +328,7 @@ def test_the_picture_is_the_lower_triangle(study: Study, file: Path, browser_pag
     page = browser_page(file)
     section = page.locator("#abstract")
     section.locator("select").nth(1).select_option(label="A passage")
+    page.evaluate("ICL.settled()")
     layer, head = best_head(study, "two_layer")
     pattern = texts_of(study, "two_layer", "first")["pattern"].values[layer, head].astype(np.float64).round(2)
     opacity = section.locator("canvas.texts-pattern").evaluate(
@@ -352,6 +357,7 @@ def test_only_labels_are_predicted(study: Study, file: Path, browser_page: OpenP
     switch = section.locator("input[type=checkbox]")
     assert not switch.is_visible()
     section.locator("select").nth(1).select_option(label="A template")
+    page.evaluate("ICL.settled()")
     assert switch.is_checked()
     pattern = texts_of(study, "two_layer", "lines")["pattern"].values.astype(np.float64)
     right = (pattern[..., 8, 3] + pattern[..., 11, 3] + pattern[..., 11, 9]) / 2
@@ -379,6 +385,7 @@ def test_view_of_one_head(study: Study, file: Path, browser_page: OpenPage) -> N
     assert view.locator(".texts-head").count() == 0
     assert "one_layer, head 0.1" in view.locator(".texts-which").inner_text()
     view.locator("select").select_option(label="A passage")
+    page.evaluate("ICL.settled()")
     view.locator(".texts-token").nth(7).focus()
     pattern, logits = (texts_of(study, "one_layer", "first")[name].values[0, 1, 6] for name in ("pattern", "logits"))
     for token, attention, logit in rows(view):

@@ -27,7 +27,7 @@
     let of = null;
 
     // the menu shows what was chosen at once, the pictures follow
-    const soon = (call) => ICL.later(`texts-${single ? "head" : "all"}`, () => container.isConnected && call());
+    const soon = (menu, call) => ICL.later(`texts-${single ? "head" : "all"}-${menu}`, () => container.isConnected && call());
 
     const task = el("p", { class: "texts-note" });
     const grid = el("div", { class: "texts-heads", role: "group", "aria-label": "Attention heads: hover to focus, click to lock" });
@@ -40,8 +40,8 @@
       point: (i, j) => { point(side.value() === "destination" ? i + 1 : j, [i, j]); },
       leave: () => point(null),
     });
-    const pickModel = select("Model", models().map((one) => [one.name, one.name]), (name) => soon(() => setModel(findModel(name))));
-    const pickText = select("Text", [], (index) => soon(() => setText(model.texts[Number(index)])));
+    const pickModel = select("Model", models().map((one) => [one.name, one.name]), (name) => soon("model", () => setModel(findModel(name))));
+    const pickText = select("Text", [], (index) => soon("text", () => setText(model.texts[Number(index)])));
     const what = choice("Show", [["attention", "attention"], ["logits", "logit attribution"]], () => { drawHeads(); drawHead(); });
     const side = choice("The selected token is", [["destination", "predicted (destination)"], ["source", "attended to (source)"]], () => color());
     const only = el("input", { type: "checkbox", checked: true, on: { change: () => { setRows(); drawHeads(); drawHead(); } } });

@@ -31,10 +31,10 @@
     const about = el("p", { class: "texts-note" });
 
     // the menu shows what was chosen at once, the text follows
-    const soon = (call) => ICL.later("texts-passage", call);
-    const pickModel = select("Model", all.map((one) => [one.name, one.name]), (name) => soon(() => setModel(findModel(name))));
-    const pickText = select("Text", [], (index) => soon(() => setText(model.texts[Number(index)])));
-    const pickHead = select("Attention of head", [], (name) => { setHead(name); show(current); });
+    const soon = (menu, call) => ICL.later(`texts-passage-${menu}`, call);
+    const pickModel = select("Model", all.map((one) => [one.name, one.name]), (name) => soon("model", () => setModel(findModel(name))));
+    const pickText = select("Text", [], (index) => soon("text", () => setText(model.texts[Number(index)])));
+    const pickHead = select("Attention of head", [], (name) => soon("head", () => { setHead(name); show(current); }));
 
     container.classList.add("texts");
     container.append(
