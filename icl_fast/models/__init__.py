@@ -1,19 +1,30 @@
 """The Transformer, its sites and interventions, and its snapshots."""
 
 from icl_fast.models.checkpoints import Snapshot, load_snapshot, save_snapshot
+from icl_fast.models.clamps import ClampName, Clamps, make_clamps, no_clamps, stack_clamps
 from icl_fast.models.config import ModelShape, TransformerConfig, parse_transformer_config
+from icl_fast.models.exemplar_config import ExemplarConfig, ExemplarShape
+from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.models.interventions import LAYER_SITES, Intervention, site
 from icl_fast.models.transformer import Transformer
 
 __all__ = [
     "LAYER_SITES",
+    "ClampName",
+    "Clamps",
+    "ExemplarConfig",
+    "ExemplarShape",
+    "ExemplarTransformer",
     "Intervention",
     "ModelShape",
     "Snapshot",
     "Transformer",
     "TransformerConfig",
     "load_snapshot",
+    "make_clamps",
+    "no_clamps",
     "parse_transformer_config",
     "save_snapshot",
     "site",
+    "stack_clamps",
 ]

@@ -13,13 +13,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.models.config import TransformerConfig
 
 LAYER_SITES = [
     "resid_pre",
@@ -39,12 +38,24 @@ HEAD_SITES = frozenset(["q", "k", "v", "scores", "pattern", "z", "head_out"])
 OUTER_SITES = ("embed", "final_norm", "logits")
 
 
+class HasLayers(Protocol):
+    """What of a model's config says which sites it has."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def mlp(self) -> bool:
+        """Whether every layer has an MLP."""
+
+
 def site(name: str, layer: int) -> str:
     """The name of a layer's site: `site("pattern", 1)` is `"1.pattern"`."""
     return f"{layer}.{name}"
 
 
-def check_site(name: str, config: TransformerConfig, argument: str) -> None:
+def check_site(name: str, config: HasLayers, argument: str) -> None:
     """Raise InputError unless `name` is a site of such a model."""
     layer, _, local = name.partition(".")
     known = name in OUTER_SITES or (
@@ -207,7 +218,7 @@ class Taps:
         return any(name in self.record for name in names) or any(i.site in names for i in self.interventions)
 
 
-def make_taps(config: TransformerConfig, record: Sequence[str], interventions: Sequence[Intervention]) -> Taps:
+def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[Intervention]) -> Taps:
     """Taps for one pass of such a model.
 
     Raises:

@@ -1,0 +1,52 @@
+"""The shape of an exemplar model, as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ExemplarShape(BaseModel):
+    """All of an exemplar model's shape that does not follow from its data; the defaults are Singh 2025, 4.2.1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    layers: int = Field(2, ge=1, description="number of layers")
+    width: int = Field(64, ge=1, description="C, the width of the residual stream")
+    heads: int = Field(8, ge=1, description="H, attention heads per layer")
+    mlp: bool = Field(False, description="an MLP after every attention layer; false: attention-only")
+    mlp_ratio: int = Field(4, ge=1, description="the MLP's hidden width over the model's")
+    position: Literal["learned", "sinusoidal", "rotary", "none"] = Field("rotary", description="where positions enter")
+    rotary_base: float = Field(10_000.0, gt=1.0, description="base of the rotary wavelengths")
+    norm_eps: float = Field(1e-5, gt=0.0, description="epsilon of every LayerNorm")
+    encoder: Literal["linear", "resnet"] = Field(
+        "linear", description="features to the residual stream: one matrix, or a small ResNet trained jointly"
+    )
+
+    @property
+    def d_head(self) -> int:
+        """D, the width of one head."""
+        return self.width // self.heads
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExemplarShape:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}: choose other heads")
+        if self.position == "rotary" and self.d_head % 2:
+            raise ValueError(f"rotary positions rotate pairs, but a head width of {self.d_head} is odd")
+        return self
+
+
+class ExemplarConfig(ExemplarShape):
+    """The whole shape: what `ExemplarShape` says, and what the exemplars and sequences ask for."""
+
+    features: int = Field(ge=1, description="F, numbers per exemplar")
+    image: tuple[int, int] | None = Field(None, strict=False, description="height and width, if features are pixels")
+    outputs: int = Field(ge=2, description="V, the number of labels, which are the outputs")
+    pairs: int = Field(ge=1, description="n, (exemplar, label) pairs before the query")
+
+    @property
+    def length(self) -> int:
+        """T = 2n + 1, tokens of a sequence."""
+        return 2 * self.pairs + 1
