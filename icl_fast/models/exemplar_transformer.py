@@ -87,31 +87,52 @@ class ExemplarTransformer(nn.Module):
     else has one, but MLPs and norms. The outputs are computed at the query only, as nothing else is trained on.
     Every parameter has the P members as its first dimension; members never mix, so that training them together is
     training each alone.
+
+    Attributes:
+        outputs: `[P]` int64: how many labels each member tells apart, at most V. The logits of the others are -1e9, so
+            that a member is what a model of that many outputs is.
     """
 
-    def __init__(self, config: ExemplarConfig, members: int = 1) -> None:
+    outputs: Tensor
+
+    def __init__(
+        self, config: ExemplarConfig, seeds: Sequence[int] = (0,), outputs: Sequence[int] | None = None
+    ) -> None:
+        """A model of as many members as there are seeds.
+
+        Raises:
+            InputError: no seed, or outputs that are not 2 to V, one a member.
+        """
         super().__init__()
-        self.config, self.members = config, members
+        self.config, self.members = config, len(seeds)
+        members, known = self.members, list(outputs) if outputs is not None else [config.outputs] * len(seeds)
+        if not members or len(known) != members or not all(2 <= count <= config.outputs for count in known):
+            raise InputError(f"outputs {known}: must be 2 to {config.outputs} for each of {members} members")
+        self.register_buffer("outputs", torch.tensor(known))
         self.embed_exemplar = MemberLinear(members, config.features, config.width, bias=True)
-        self.embed_label = MemberLinear(members, config.width, config.outputs, bias=False)
+        self.embed_label = MemberLinear(members, config.width, config.outputs, bias=False)  # rows are labels
         learned = config.position == "learned"
         self.position = nn.Parameter(torch.empty(members, config.length, config.width)) if learned else None
         self.blocks = nn.ModuleList(ExemplarBlock(members, config) for _ in range(config.layers))
         self.final_norm = MemberNorm(members, config.width, config.norm_eps)
         self.unembed = MemberLinear(members, config.width, config.outputs, bias=True)
-        self.reset_parameters(range(members))
+        self.reset_parameters(seeds)
 
     @torch.no_grad()
     def reset_parameters(self, seeds: Sequence[int]) -> None:
         """Draw the weights of every member anew from its own seed.
 
         Matrices are normal with standard deviation 1/sqrt(fan-in), cut off at two of them; label embeddings 0.02 times
-        such numbers of unit deviation; positions uniform within 1/sqrt(32); biases 0, gains 1.
+        such numbers of unit deviation; positions uniform within 1/sqrt(32); biases 0, gains 1. Each parameter has its
+        own random numbers, those of labels that a member does not have are 0.
         """
         for member, seed in enumerate(seeds):
-            random = torch.Generator().manual_seed(seed)
-            for name, parameter in self.named_parameters():
+            for number, (name, parameter) in enumerate(self.named_parameters()):
+                random = torch.Generator().manual_seed((seed << 16) + number)
                 part = parameter[member]
+                if name in ("embed_label.weight", "unembed.weight"):
+                    part.zero_()
+                    part = part[: int(self.outputs[member])]
                 if part.ndim == 1:
                     part.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                     continue
@@ -225,6 +246,8 @@ class _Pass:
             copied = scores
         query = self._tap("final_norm", self.model.final_norm(resid[:, :, -1:]))
         logits = self.model.unembed(query)[:, :, 0]
+        known = torch.arange(self.config.outputs, device=logits.device) < self.model.outputs[:, None, None]
+        logits = torch.where(known, logits, NO_LABEL)
         copying = self.clamps.copy.view(-1, 1, 1) >= 0
         logits = torch.where(copying, self._copied_logits(copied, logits), logits)
         return self._tap("logits", logits)
