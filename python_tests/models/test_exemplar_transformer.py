@@ -205,6 +205,7 @@ def test_initial_weights_have_the_stated_distributions() -> None:
             continue
         if name == "position":
             truth = stats.uniform(-(32**-0.5), 2 * 32**-0.5)
+            assert 0.99 * 32**-0.5 < drawn.abs().max() <= 32**-0.5 * (1 + 1e-6)
         else:
             std = 0.02 if name == "embed_label.weight" else fan_in.get(name, 64) ** -0.5
             truth = stats.truncnorm(-2, 2, scale=std)
