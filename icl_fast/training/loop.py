@@ -219,15 +219,22 @@ def _begin(folder: RunFolder, config: RunConfig, resume: bool, tokenizer_json: s
             raise InputError(f"--resume: {folder.path} holds no run to resume; leave --resume out to begin one")
         folder.create(config, tokenizer_json)
         return None
-    if differing := _differing_keys(folder.config().model_dump(), config.model_dump()):
+    if differing := differing_keys(folder.config().model_dump(), config.model_dump()):
         raise InputError(f"--resume: {folder.path} was begun with other values of {', '.join(differing)}")
     if folder.tokenizer_path.read_text(encoding="utf-8") != tokenizer_json:
         raise InputError(f"--resume: the corpus {config.data.corpus} is not the one {folder.path} was begun with")
     return folder.load_state()
 
 
-def _differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return [f"{section}.{key}" for section in a for key in a[section] if a[section][key] != b[section][key]]
+def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The dotted keys of two configs, as plain data, whose values differ."""
+    differing = []
+    for section, value in a.items():
+        if isinstance(value, dict) and isinstance(b[section], dict):
+            differing += [f"{section}.{key}" for key in value if value[key] != b[section][key]]
+        elif value != b[section]:
+            differing.append(section)
+    return differing
 
 
 def _record(progress: TrainingProgress) -> dict[str, Any]:
