@@ -1,4 +1,4 @@
-"""Curves of the exemplar world over training, like Figures 4.3, 4.5b, 4.6b, 4.9 and 5.1b, 5.2, 5.7 of Singh's thesis."""
+"""Curves of the exemplar world over training, as in Figures 4.3, 4.5b, 4.6b, 4.9, 5.1b, 5.2, 5.7 of Singh's thesis."""
 
 from __future__ import annotations
 

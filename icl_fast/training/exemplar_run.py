@@ -77,8 +77,8 @@ class ExemplarRun(RunFiles):
     def curves(self) -> xr.Dataset:
         """What was measured while it was trained.
 
-        `training_loss [logged, member]` at `logged_sequences`: the mean training loss since the line before, in nats. All else
-        at `sequences [evaluation]`: `<metric> [evaluation, evaluator, member, ...]` for the metrics of
+        `training_loss [logged, member]` at `logged_sequences`: the mean since the line before, in nats. All else at
+        `sequences [evaluation]`: `<metric> [evaluation, evaluator, member, ...]` for the metrics of
         `icl_fast.training.strategies`.
 
         Raises:
