@@ -19,7 +19,7 @@ def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[st
     Raises:
         InputError: a part that the model does not have.
     """
-    prefixes = {"embed": ("embed_", "position"), "unembed": ("final_norm.", "unembed.")}
+    prefixes: dict[str, tuple[str, ...]] = {"embed": ("embed_", "position"), "unembed": ("final_norm.", "unembed.")}
     prefixes |= {f"layer-{layer + 1}": (f"blocks.{layer}.",) for layer in range(model.config.layers)}
     for part in parts:
         if part not in prefixes:
