@@ -6,34 +6,33 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from icl_fast.training.exemplar_run import ExemplarRun
 
 
 def show_run(run: ExemplarRun, *, most: int = 40) -> None:
-    """The members at the end of training: loss, and each evaluator's accuracy (within context / among all outputs)."""
+    """The members at the end of training: loss, and accuracy by evaluator.
+
+    Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
+    """
     curves = run.curves()
     end = curves.isel(evaluation=-1)
-    steps = f"after {int(end['sequences']):,} sequences; accuracy within context / among all outputs"
-    table = Table("member", title=f"{escape(run.path.name)}, {steps}", box=box.SIMPLE_HEAD)
+    title = f"{escape(run.path.name)} after {int(end['sequences']):,} sequences: accuracy among the labels in context"
+    table = Table(Column("member", no_wrap=True), title=title, caption="* among all outputs", box=box.SIMPLE_HEAD)
     table.add_column("loss", justify="right")
-    for name in end["evaluator"].values:
-        table.add_column(str(name), justify="right")
+    names = end["evaluator"].values
+    for name in names:
+        table.add_column(str(name).replace("-", " "), justify="right")
     for member in end["member"].values[:most]:
         one = end.sel(member=member)
         loss = float(curves["training_loss"].sel(member=member)[-1])
-        cells = [
-            f"{_share(float(one['accuracy_in_context'].sel(evaluator=name)))} / "
-            f"{_share(float(one['accuracy'].sel(evaluator=name)))}"
-            for name in end["evaluator"].values
-        ]
+        cells = []
+        for name in names:
+            within, among = (float(one[key].sel(evaluator=name)) for key in ("accuracy_in_context", "accuracy"))
+            cells.append(f"{among:.3f}*" if np.isnan(within) else f"{within:.3f}")
         table.add_row(escape(str(member)), f"{loss:.4f}", *cells)
     console = Console()
     console.print(table)
     if (more := end.sizes["member"] - most) > 0:
         console.print(f"and {more} more members")
-
-
-def _share(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
