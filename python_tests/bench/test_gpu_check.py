@@ -221,6 +221,12 @@ def test_all_ops_are_checked() -> None:
     assert set(gpu_check.ON_HOPPER) <= set(gpu_check.OPS)
 
 
+@pytest.mark.parametrize("file", gpu_check.WORLDS.values())
+def test_what_else_is_checked_has_tests_on_a_gpu(file: str) -> None:
+    text = (gpu_check.ROOT / "python_tests" / file).read_text()
+    assert '@pytest.mark.parametrize("impl", ["cuda"])\ndef test_' in text
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", gpu_check.OPS)
 def test_the_calls_for_the_sanitizer_are_right(op: str, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
