@@ -241,7 +241,7 @@ def test_noise_is_added_and_needs_the_plain_engine(tmp_path: Path) -> None:
     noisy = changed(training={"engine": "auto"}, sequences={"noise": 1.0})
     loud = run(noisy, tmp_path / "loud").curves()["training_loss"].values
     assert (quiet != loud).all()
-    with pytest.raises(InputError, match=r"training\.engine fused: sequences\.noise"):
+    with pytest.raises(InputError, match=r"training\.engine fused: reads features.*sequences\.noise must be 0"):
         run(changed(noisy, training={"engine": "fused"}), tmp_path / "fused")
 
 
