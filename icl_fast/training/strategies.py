@@ -1,0 +1,302 @@
+"""How well models answer the evaluators' sequences, and where they attend: which strategy they follow.
+
+Sequences are evaluated in chunks that stay in cache; sums over them are kept in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from icl_fast.data.evaluation_sequences import EvaluationSequences
+from icl_fast.errors import InputError
+from icl_fast.models import Clamps, ExemplarTransformer, Intervention, site
+
+_CHUNK_NUMBERS = 2**20  # of the largest activation of a chunk
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How each of N sequences is answered by each of P members; all `[P, N]` (Singh 2025, 2.2.3, 4.3, 5.2.3).
+
+    Attributes:
+        correct: 1 where the largest of all outputs is a correct one, else 0.
+        correct_in_context: 1 where the largest output of those in context is a correct one; NaN where none of those is.
+        probability: of the correct outputs together.
+        probability_in_context: the same among the outputs in context; NaN where none of those is correct.
+        loss: cross-entropy of the target, nats.
+    """
+
+    correct: Tensor
+    correct_in_context: Tensor
+    probability: Tensor
+    probability_in_context: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMetrics:
+    """Where P members attend, mean over an evaluator's sequences. NaN where no sequence counts.
+
+    Attributes:
+        induction: `[P, L, H]`: attention of the query to right labels minus that to wrong ones, over the sequences that
+            hold a right one ("induction strength", Singh 2025, 4.3; Fig 5.6a).
+        previous_token: `[P, L, H]`: attention of labels to the exemplar before them (Fig 5.7, top).
+        own: `[P, L, H]`: attention of labels to themselves (Fig 5.7, bottom).
+        query: `[P, L, H, n, T]`: attention of the query to every position, over the sequences with a right label at
+            the j-th place; one with several right labels counts at each of their places (Fig 5.3a, b).
+    """
+
+    induction: Tensor
+    previous_token: Tensor
+    own: Tensor
+    query: Tensor
+
+
+@dataclass(frozen=True)
+class StrategyMetrics:
+    """What P members make of an evaluator: means of `Answers` over its sequences, `[P]` float64.
+
+    Attributes:
+        accuracy: over all outputs; any correct output counts.
+        accuracy_in_context: over the outputs in context, of the sequences that have a correct one there; NaN if none.
+        probability: of the correct outputs.
+        probability_in_context: the same among the outputs in context; NaN if no sequence has a correct one there.
+        loss: cross-entropy of the target, nats.
+        attention: where asked for.
+    """
+
+    accuracy: Tensor
+    accuracy_in_context: Tensor
+    probability: Tensor
+    probability_in_context: Tensor
+    loss: Tensor
+    attention: AttentionMetrics | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddedChunk:
+    """Some sequences of an evaluator, as a model of P members reads them.
+
+    Attributes:
+        exemplars: `[P, B, n + 1, C]`, after `embed_exemplar`.
+        labels: `[P, B, n]`.
+        target: `[P, B]`.
+        right: `[P, B, n]` bool: which labels in context are correct.
+        correct: `[P, B, M]`: the correct outputs, the first of every repeat; -1 elsewhere.
+    """
+
+    exemplars: Tensor
+    labels: Tensor
+    target: Tensor
+    right: Tensor
+    correct: Tensor
+
+
+class EmbeddedEvaluators:
+    """Evaluators in chunks, exemplars embedded.
+
+    Each different exemplar is embedded once, if all of them are fewer than the slots that they fill.
+    """
+
+    def __init__(
+        self,
+        model: ExemplarTransformer,
+        features: Tensor,
+        evaluators: Sequence[EvaluationSequences],
+        chunk: int | None = None,
+    ) -> None:
+        """Of a model, `[K, E, F]` features, and evaluators with fields `[P, N, ...]`, or `[N, ...]` for all members.
+
+        Raises:
+            InputError: features, members or pairs that do not fit the model, or a chunk below 1.
+        """
+        config = model.config
+        if features.ndim != 3 or features.shape[-1] != config.features:
+            raise InputError(f"features: must be [K, E, F={config.features}], got {list(features.shape)}")
+        for one in evaluators:
+            shape = one.sequences.labels.shape
+            if shape[-1] != config.pairs or (len(shape) == 3 and shape[0] != model.members):
+                raise InputError(
+                    f"evaluator {one.name}: labels must be [N, {config.pairs}] or [P={model.members}, N, "
+                    f"{config.pairs}] for this model, got {list(shape)}"
+                )
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk: must be 1 or more, got {chunk}")
+        largest = model.members * max(config.outputs, 4 * config.width * config.length)
+        self.chunk = chunk or max(16, min(512, _CHUNK_NUMBERS // largest))
+        self.model, self._exemplars_per_class = model, features.shape[1]
+        self._features = features.flatten(0, 1)
+        self._table = self._unique_table(evaluators)
+
+    def chunks(self, evaluator: EvaluationSequences) -> Iterator[EmbeddedChunk]:
+        """The sequences of an evaluator in order."""
+        members, sequences = self.model.members, evaluator.sequences
+        classes, exemplars, labels, target = (
+            _per_member(part, members, dims)
+            for part, dims in (
+                (sequences.classes, 3),
+                (sequences.exemplars, 3),
+                (sequences.labels, 3),
+                (sequences.target, 2),
+            )
+        )
+        correct = _per_member(evaluator.correct, members, 3)
+        for start in range(0, target.shape[1], self.chunk):
+            part = slice(start, start + self.chunk)
+            known = correct[:, part]
+            yield EmbeddedChunk(
+                self._embedded(self._rows(classes[:, part], exemplars[:, part])),
+                labels[:, part],
+                target[:, part],
+                (labels[:, part, :, None] == known[:, :, None]).any(-1),
+                known.masked_fill(_repeats(known), -1),
+            )
+
+    def _rows(self, classes: Tensor, exemplars: Tensor) -> Tensor:
+        return classes * self._exemplars_per_class + exemplars
+
+    def _unique_table(self, evaluators: Sequence[EvaluationSequences]) -> Tensor | None:
+        """Every exemplar that is shown, embedded, `[P, U, C]`; where each is, is in `self._place`. None: too many."""
+        shown = torch.zeros(len(self._features), dtype=torch.bool, device=self._features.device)
+        slots = 0
+        for one in evaluators:
+            rows = self._rows(one.sequences.classes, one.sequences.exemplars)
+            shown[rows] = True
+            slots += rows.shape[-1] * rows.shape[-2]
+        unique = shown.nonzero()[:, 0]
+        if len(unique) >= slots:
+            return None
+        self._place = shown.cumsum(0) - 1
+        members = self.model.members
+        parts = [self.model.embed_exemplar(self._features[i].expand(members, -1, -1)) for i in _split(unique, 4096)]
+        return torch.cat(parts, dim=1)
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        if self._table is None:
+            embedded: Tensor = self.model.embed_exemplar(self._features[rows])
+            return embedded
+        members = torch.arange(len(rows), device=rows.device)[:, None, None]
+        return self._table[members, self._place[rows]]
+
+
+def score_answers(logits: Tensor, chunk: EmbeddedChunk) -> Answers:
+    """How sequences are answered, given the logits `[P, B, V]`."""
+    total = logits.logsumexp(-1)
+    known = chunk.correct >= 0
+    correct_logits = logits.gather(-1, chunk.correct.clamp_min(0)).masked_fill(~known, -torch.inf)
+    best = logits.argmax(-1, keepdim=True)
+    shown = logits.gather(-1, chunk.labels)  # [P, B, n]
+    first = ~_repeats(chunk.labels)
+    # the difference of the logits in context from their largest, so that -1e9 for all of them is no 0/0
+    among = shown.masked_fill(~first, -torch.inf).softmax(-1)
+    answered = chunk.right.any(-1)
+    best_shown = chunk.right.gather(-1, shown.argmax(-1, keepdim=True))[..., 0]
+    return Answers(
+        correct=(chunk.correct == best).any(-1).to(logits.dtype),
+        correct_in_context=best_shown.to(logits.dtype).masked_fill(~answered, torch.nan),
+        probability=(correct_logits.logsumexp(-1) - total).exp(),
+        probability_in_context=(among * chunk.right).sum(-1).masked_fill(~answered, torch.nan),
+        loss=total - logits.gather(-1, chunk.target[..., None])[..., 0],
+    )
+
+
+@torch.inference_mode()
+def evaluate_strategies(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluators: Sequence[EvaluationSequences],
+    clamps: Clamps | None = None,
+    *,
+    interventions: Sequence[Intervention] = (),
+    attention: bool = False,
+    chunk: int | None = None,
+) -> dict[str, StrategyMetrics]:
+    """Metrics of every evaluator, by its name; a forward pass a chunk gives all (Singh 2025, 2.2.3, 4.3, 5.2.3).
+
+    Args:
+        features: `[K, E, F]`, shown as they are (no noise is added).
+        evaluators: with fields `[P, N, ...]`, or `[N, ...]` for all members.
+        clamps: what is forced in each member.
+        interventions: what is forced besides, in every chunk, members folded into the examples: zeros and functions of
+            the value.
+        attention: whether to measure where heads attend.
+        chunk: sequences a pass; by default as many as stay in cache.
+
+    Raises:
+        InputError: features, members or pairs that do not fit the model.
+    """
+    embedded = EmbeddedEvaluators(model, features, evaluators, chunk)
+    record = [site("pattern", layer) for layer in range(model.config.layers)] if attention else []
+    found = {}
+    for evaluator in evaluators:
+        answers, attended = _Means(), _Means()
+        for part in embedded.chunks(evaluator):
+            logits, sites = model.from_embedded(
+                part.exemplars, part.labels, part.target, clamps=clamps, record=record, interventions=interventions
+            )
+            scores = score_answers(logits, part)
+            answered = part.right.any(-1)
+            for field in fields(scores):
+                within = field.name.endswith("in_context")
+                answers.add(field.name, getattr(scores, field.name), answered if within else None)
+            if attention:
+                patterns = torch.stack([sites[name] for name in record], dim=1)  # [P * B, L, H, T, T]
+                _add_attention(attended, patterns.view(*part.target.shape, *patterns.shape[1:]), part)
+        found[evaluator.name] = StrategyMetrics(
+            answers["correct"],
+            answers["correct_in_context"],
+            answers["probability"],
+            answers["probability_in_context"],
+            answers["loss"],
+            AttentionMetrics(*(attended[field.name] for field in fields(AttentionMetrics))) if attention else None,
+        )
+    return found
+
+
+def _add_attention(means: _Means, patterns: Tensor, part: EmbeddedChunk) -> None:
+    """Patterns `[P, B, L, H, T, T]`."""
+    query, right = patterns[..., -1, :], part.right
+    labels = patterns[..., 1::2, :]  # [P, B, L, H, n, T]
+    sign = (2 * right.to(query.dtype) - 1)[:, :, None, None]
+    means.add("induction", (query[..., 1::2] * sign).sum(-1), right.any(-1)[:, :, None, None])
+    means.add("previous_token", labels[..., 0:-1:2].diagonal(dim1=-2, dim2=-1).mean(-1))
+    means.add("own", labels[..., 1::2].diagonal(dim1=-2, dim2=-1).mean(-1))
+    means.add("query", query[..., None, :], right[:, :, None, None, :, None])
+
+
+class _Means:
+    """Running means over dimension 1, of the values that count, by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, name: str, values: Tensor, counted: Tensor | None = None) -> None:
+        if counted is None:
+            counted = torch.ones_like(values, dtype=torch.bool)
+        # not times 0, which would leave NaN
+        total, count = torch.where(counted, values, 0).sum(1, dtype=torch.float64), counted.sum(1)
+        if name in self._sums:
+            total, count = total + self._sums[name][0], count + self._sums[name][1]
+        self._sums[name] = total, count
+
+    def __getitem__(self, name: str) -> Tensor:
+        total, count = self._sums[name]
+        return total / count
+
+
+def _per_member(values: Tensor, members: int, dims: int) -> Tensor:
+    return values if values.ndim == dims else values.expand(members, *values.shape)
+
+
+def _repeats(values: Tensor) -> Tensor:
+    """`[..., n]`: whether the same value is at an earlier index."""
+    same = values[..., :, None] == values[..., None, :]
+    return same.tril(-1).any(-1)
+
+
+def _split(indices: Tensor, size: int) -> list[Tensor]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
