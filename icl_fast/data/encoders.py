@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from icl_fast.data.exemplars import Exemplars
@@ -14,7 +16,9 @@ from icl_fast.errors import InputError
 
 _CHUNK = 4096  # exemplars in one call
 
-Encoder = Literal["random-projection", "pca"] | Callable[[Tensor], Tensor]
+EncoderName = Literal["random-projection", "pca", "random-convolutions"]
+Encoder = EncoderName | Callable[[Tensor], Tensor]
+ENCODERS: tuple[EncoderName, ...] = ("random-projection", "pca", "random-convolutions")
 
 
 def encode(
@@ -22,12 +26,16 @@ def encode(
 ) -> Exemplars:
     """Features of another width; classes, bases and names stay.
 
-    The result is centred and divided by ONE number, so that the variance of a feature over all exemplars is 1 on
-    average; distances keep their proportions.
+    The result is divided by ONE number, so that the mean square of a feature over all exemplars is 1; distances keep
+    their proportions. The two linear encoders are centred before. The features of a network are not: like those of the
+    thesis' ResNet18, which end in a ReLU, they are largely the same for all images, so that classes are hard to tell
+    apart at first.
 
     Args:
         encoder: `random-projection`: a matrix of independent normal entries, drawn from `seed`. `pca`: the first
             `width` principal components of all exemplars, in order; the largest entry of each direction is positive.
+            `random-convolutions`: 3x3 convolutions of stride 2 with random weights from `seed`, each followed by a
+            ReLU, until an image is 4 pixels wide or less; then the mean over pixels.
             Else a pretrained network, any callable (`torch.jit.load` gives one): it is given
             `[n, height, width]` float32, or `[n, F]` where the exemplars are no images, and returns `[n, F']`.
         width: F', for the named encoders; a callable decides its own.
@@ -38,7 +46,10 @@ def encode(
     """
     flat = exemplars.features.flatten(0, 1)  # [N, F]
     mean = flat.mean(0)
-    if callable(encoder):
+    if encoder == "random-convolutions":
+        encoded = _through(_RandomConvolutions(exemplars, width, seed), exemplars)
+        name = f"random convolutions {width}, seed {seed}"
+    elif callable(encoder):
         encoded = _through(encoder, exemplars)
         name = str(getattr(encoder, "original_name", "") or getattr(encoder, "__name__", type(encoder).__name__))
     else:
@@ -52,11 +63,12 @@ def encode(
             directions = _principal_directions(flat, mean, width)
             name = f"PCA {width}"
         else:
-            raise InputError(f"encoder: {encoder!r} is not known; give random-projection, pca or a callable")
+            raise InputError(f"encoder: {encoder!r} is not known; give {', '.join(ENCODERS)} or a callable")
         encoded = flat @ directions
-    encoded -= encoded.mean(0)
+        encoded -= encoded.mean(0)
     scale = _root_mean_square(encoded)
-    if scale <= 1e-7 * max(1.0, float(mean.abs().max())):
+    spread = _root_mean_square(encoded - encoded.mean(0))
+    if spread <= 1e-7 * max(1.0, float(mean.abs().max()), scale):
         raise InputError(f"encoder {name}: all exemplars become the same vector; check the exemplars")
     encoded /= scale
     return Exemplars(
@@ -85,6 +97,29 @@ def _principal_directions(flat: Tensor, mean: Tensor, width: int) -> Tensor:
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     signed: Tensor = (directions * largest.sign()).to(flat)
     return signed
+
+
+class _RandomConvolutions:
+    """Images `[n, height, width]` to `[n, width]`: an untrained convolutional network."""
+
+    def __init__(self, exemplars: Exemplars, width: int, seed: int) -> None:
+        if width < 1:
+            raise InputError(f"width: must be 1 or more, got {width}")
+        side = max(exemplars.pixels.shape[-2:])
+        layers = max(1, math.ceil(math.log2(side / 4)))
+        channels = [1, *(min(width, 32 * 2**layer) for layer in range(layers - 1)), width]
+        random = torch.Generator().manual_seed(seed)
+        # He et al. 2015: with this scale a ReLU network keeps the size of what passes through it
+        self.kernels = [
+            torch.randn(after, before, 3, 3, generator=random).to(exemplars.features) * (2 / (9 * before)) ** 0.5
+            for before, after in itertools.pairwise(channels)
+        ]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        values = images[:, None]
+        for kernel in self.kernels:
+            values = F.relu(F.conv2d(values, kernel, stride=2, padding=1))
+        return values.mean((2, 3))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from icl_fast.data.clusters import cluster_embeddings
-from icl_fast.data.encoders import encode
+from icl_fast.data.encoders import ENCODERS, encode
 from icl_fast.data.exemplar_files import read_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.glyphs import render_glyphs
@@ -36,9 +36,10 @@ class ExemplarSource(BaseModel):
     transforms: bool = Field(False, description="every character as 8 classes: 4 rotations, mirrored or not")
     within: float = Field(0.5, ge=0, allow_inf_nan=False, description="gaussian: deviation within a class")
     encoder: str = Field(
-        "random-projection", description="random-projection, pca, none, or a TorchScript file: images to vectors"
+        "random-projection",
+        description="random-projection, pca, random-convolutions, none, or a TorchScript file: images to vectors",
     )
-    width: int = Field(512, ge=1, description="features that random-projection and pca give")
+    width: int = Field(512, ge=1, description="features that a named encoder gives")
     seed: int = Field(0, ge=0, description="of Gaussian classes, clusters and the random projection")
 
     @model_validator(mode="after")
@@ -64,15 +65,15 @@ def load_exemplars(source: ExemplarSource, progress: Callable[[int, int, str], N
         exemplars = transformed(exemplars)
     if source.encoder == "none":
         return exemplars
-    if source.encoder in ("random-projection", "pca"):
-        named: Literal["random-projection", "pca"] = "pca" if source.encoder == "pca" else "random-projection"
-        return encode(exemplars, named, width=source.width, seed=source.seed)
+    for name in ENCODERS:
+        if source.encoder == name:
+            return encode(exemplars, name, width=source.width, seed=source.seed)
     try:
         network = torch.jit.load(source.encoder, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"exemplars.encoder {source.encoder}: must be random-projection, pca, none or a TorchScript file ({reason})"
+            f"exemplars.encoder {source.encoder}: must be {', '.join(ENCODERS)}, none or a TorchScript file ({reason})"
         ) from None
     return encode(exemplars, network)
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_fast.data import TRANSFORMS, Exemplars, encode, gaussian_classes, transformed
+from icl_fast.data.encoders import ENCODERS
 from icl_fast.errors import InputError
 
 GOOD: dict[str, Any] = {"features": torch.rand(3, 2, 4), "base": torch.arange(3), "names": ("a", "b", "c")}
@@ -90,16 +91,16 @@ def test_bad_gaussian_classes(change: dict[str, Any]) -> None:
         gaussian_classes(**change)
 
 
-def test_encoded_features_are_centred_with_unit_variance_on_average() -> None:
-    for encoder in ("random-projection", "pca", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 6))):
-        after = encode(images(), encoder, width=6)  # type: ignore[arg-type]
-        flat = after.features.flatten(0, 1)
-        assert flat.shape == (12, 6)
-        assert after.image is None
-        assert after.names == images().names
-        assert not flat.requires_grad
-        assert float(flat.mean(0).abs().max()) < 1e-5
-        assert float(flat.var(0, correction=0).mean()) == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("encoder", [*ENCODERS, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 6))])
+def test_encoded_features_have_unit_mean_square(encoder: Any) -> None:
+    after = encode(images(), encoder, width=6)
+    flat = after.features.flatten(0, 1)
+    assert flat.shape == (12, 6)
+    assert after.image is None
+    assert after.names == images().names
+    assert not flat.requires_grad
+    assert (float(flat.mean(0).abs().max()) < 1e-5) == (encoder in ("random-projection", "pca"))
+    assert float(flat.square().mean()) == pytest.approx(1, abs=1e-4)
 
 
 def test_random_projection_is_linear_and_keeps_proportions() -> None:
@@ -127,8 +128,30 @@ def test_a_network_is_given_images_in_order() -> None:
     before = images()
     found = encode(before, lambda pixels: pixels[:, :, 0]).features
     expected = before.pixels[..., 0]
-    expected = expected - expected.flatten(0, 1).mean(0)
     torch.testing.assert_close(found, expected / expected.square().mean().sqrt())
+
+
+def test_random_convolutions_written_out() -> None:
+    """Two layers on 9 x 9 pixels: 3 x 3 sums at every other pixel, ReLU, mean; the weights are those of the seed."""
+    before = images(3, 2, 9)
+    random = torch.Generator().manual_seed(5)
+    values = before.pixels.flatten(0, 1)[:, None].double()
+    for inputs, outputs in ((1, 7), (7, 7)):
+        kernel = torch.randn(outputs, inputs, 3, 3, generator=random).double() * (2 / (9 * inputs)) ** 0.5
+        side = (values.shape[-1] + 1) // 2
+        padded = torch.zeros(len(values), inputs, values.shape[-1] + 2, values.shape[-1] + 2, dtype=torch.float64)
+        padded[..., 1:-1, 1:-1] = values
+        values = torch.stack(
+            [
+                (padded[:, None, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] * kernel).sum((2, 3, 4)).clamp_min(0)
+                for i in range(side)
+                for j in range(side)
+            ],
+            dim=-1,
+        ).unflatten(-1, (side, side))
+    expected = values.mean((2, 3)).view(*before.features.shape[:2], 7)
+    found = encode(before, "random-convolutions", width=7, seed=5).features
+    torch.testing.assert_close(found, (expected / expected.square().mean().sqrt()).float())
 
 
 @pytest.mark.parametrize(
