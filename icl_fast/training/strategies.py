@@ -5,8 +5,8 @@ Sequences are evaluated in chunks that stay in cache; sums over them are kept in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,19 +16,25 @@ from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer, Intervention, site
 from icl_fast.models.exemplar_inference import ExemplarInference
 
-_CHUNK_NUMBERS = 2**20  # of the largest activation of a chunk
+METRICS = ("accuracy", "accuracy_in_context", "probability", "probability_in_context", "loss")
+# numbers in a chunk's largest activation and in its logits: beyond these, larger chunks are slower
+_STREAM_NUMBERS, _LOGIT_NUMBERS = 2**20, 2**22
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How each of N sequences is answered by each of P members; all `[P, N]` (Singh 2025, 2.2.3, 4.3, 5.2.3).
+    """How each of N sequences is answered by each of P members; all `[*, P, N]` (Singh 2025, 2.2.3, 4.3, 5.2.3).
+
+    `*` is nothing, or the passes of `icl_fast.measure.exemplar_passes`.
 
     Attributes:
         correct: 1 where the largest of all outputs is a correct one, else 0.
-        correct_in_context: 1 where the largest output of those in context is a correct one; NaN where none of those is.
+        correct_in_context: 1 where the largest output of those in context is a correct one, else 0.
         probability: of the correct outputs together.
-        probability_in_context: the same among the outputs in context; NaN where none of those is correct.
+        probability_in_context: the same among the outputs in context.
         loss: cross-entropy of the target, nats.
+        answered: `[P, N]` bool: whether an output in context is correct; where none is, what is in context means
+            nothing.
     """
 
     correct: Tensor
@@ -36,6 +42,22 @@ class Answers:
     probability: Tensor
     probability_in_context: Tensor
     loss: Tensor
+    answered: Tensor
+
+    @property
+    def means(self) -> StrategyMetrics:
+        """Over the sequences."""
+
+        def within(values: Tensor) -> Tensor:  # not times 0, which would leave NaN
+            return torch.where(self.answered, values, 0).sum(-1, dtype=torch.float64) / self.answered.sum(-1)
+
+        return StrategyMetrics(
+            self.correct.mean(-1, dtype=torch.float64),
+            within(self.correct_in_context),
+            self.probability.mean(-1, dtype=torch.float64),
+            within(self.probability_in_context),
+            self.loss.mean(-1, dtype=torch.float64),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,7 @@ class AttentionMetrics:
 
 @dataclass(frozen=True)
 class StrategyMetrics:
-    """What P members make of an evaluator: means of `Answers` over its sequences, `[P]` float64.
+    """What P members make of an evaluator: means of `Answers` over its sequences, `[*, P]` float64.
 
     Attributes:
         accuracy: over all outputs; any correct output counts.
@@ -76,6 +98,10 @@ class StrategyMetrics:
     probability_in_context: Tensor
     loss: Tensor
     attention: AttentionMetrics | None = None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> StrategyMetrics:
+        """A function of every metric, without attention."""
+        return StrategyMetrics(*(function(getattr(self, name)) for name in METRICS))
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,7 @@ class EmbeddedChunk:
 class EmbeddedEvaluators:
     """Evaluators in chunks, exemplars embedded.
 
-    Each different exemplar is embedded once, if all of them are fewer than the slots that they fill.
+    Each different exemplar is embedded once, if on average it is shown twice or more.
     """
 
     def __init__(
@@ -127,8 +153,9 @@ class EmbeddedEvaluators:
                 )
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk: must be 1 or more, got {chunk}")
-        largest = model.members * max(config.outputs, 4 * config.width * config.length)
-        self.chunk = chunk or max(16, min(512, _CHUNK_NUMBERS // largest))
+        stream, logits = 4 * config.width * config.length, config.outputs
+        fit = min(_STREAM_NUMBERS // (model.members * stream), _LOGIT_NUMBERS // (model.members * logits))
+        self.chunk = chunk or max(32, min(512, fit))
         self.model, self._exemplars_per_class = model, features.shape[1]
         self._features = features.flatten(0, 1)
         self._table = self._unique_table(evaluators)
@@ -169,7 +196,7 @@ class EmbeddedEvaluators:
             shown[rows] = True
             slots += rows.shape[-1] * rows.shape[-2]
         unique = shown.nonzero()[:, 0]
-        if len(unique) >= slots:
+        if 2 * len(unique) > slots:
             return None
         self._place = shown.cumsum(0) - 1
         members = self.model.members
@@ -192,17 +219,21 @@ def score_answers(logits: Tensor, chunk: EmbeddedChunk) -> Answers:
     best = logits.argmax(-1, keepdim=True)
     shown = logits.gather(-1, chunk.labels)  # [P, B, n]
     first = ~_repeats(chunk.labels)
-    # the difference of the logits in context from their largest, so that -1e9 for all of them is no 0/0
     among = shown.masked_fill(~first, -torch.inf).softmax(-1)
-    answered = chunk.right.any(-1)
     best_shown = chunk.right.gather(-1, shown.argmax(-1, keepdim=True))[..., 0]
     return Answers(
         correct=(chunk.correct == best).any(-1).to(logits.dtype),
-        correct_in_context=best_shown.to(logits.dtype).masked_fill(~answered, torch.nan),
+        correct_in_context=best_shown.to(logits.dtype),
         probability=(correct_logits.logsumexp(-1) - total).exp(),
-        probability_in_context=(among * chunk.right).sum(-1).masked_fill(~answered, torch.nan),
+        probability_in_context=(among * chunk.right).sum(-1),
         loss=total - logits.gather(-1, chunk.target[..., None])[..., 0],
+        answered=chunk.right.any(-1),
     )
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """Chunks one after the other."""
+    return Answers(*(torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(Answers)))
 
 
 @torch.inference_mode()
@@ -234,27 +265,21 @@ def evaluate_strategies(
     fast = None if interventions else ExemplarInference(model, clamps)
     found = {}
     for evaluator in evaluators:
-        answers, attended = _Means(), _Means()
+        answers, attended = [], _Means()
         for part in embedded.chunks(evaluator):
             if fast is not None:
                 whole = fast.first(part.exemplars, part.labels, part.target, all_rows=attention)
                 logits, patterns = whole.logits, [layer.pattern for layer in whole.layers]
             else:
                 logits, patterns = _by_definition(model, part, clamps, interventions)
-            scores, answered = score_answers(logits, part), part.right.any(-1)
-            for field in fields(scores):
-                within = field.name.endswith("in_context")
-                answers.add(field.name, getattr(scores, field.name), answered if within else None)
+            answers.append(score_answers(logits, part))
             if attention:
                 _add_attention(attended, torch.stack(patterns, dim=1), part)
-        found[evaluator.name] = StrategyMetrics(
-            answers["correct"],
-            answers["correct_in_context"],
-            answers["probability"],
-            answers["probability_in_context"],
-            answers["loss"],
-            AttentionMetrics(*(attended[field.name] for field in fields(AttentionMetrics))) if attention else None,
-        )
+        metrics = join_answers(answers).means
+        if attention:
+            where = AttentionMetrics(*(attended[field.name] for field in fields(AttentionMetrics)))
+            metrics = replace(metrics, attention=where)
+        found[evaluator.name] = metrics
     return found
 
 
