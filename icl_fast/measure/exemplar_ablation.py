@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 import torch
+from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.measure.exemplar_passes import SecondPass, answers_again, only_head, without_heads

@@ -101,7 +101,7 @@ class StrategyMetrics:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> StrategyMetrics:
         """A function of every metric, without attention."""
-        return StrategyMetrics(*(function(getattr(self, name)) for name in METRICS))
+        return replace(self, attention=None, **{name: function(getattr(self, name)) for name in METRICS})
 
 
 @dataclass(frozen=True)
