@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 if TYPE_CHECKING:
     from icl_fast.measure import SnapshotProgress, SweepProgress
     from icl_fast.training import TrainingProgress
+    from icl_fast.training.exemplar_loop import ExemplarProgress
 
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -34,6 +35,19 @@ def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgr
         def update(at: TrainingProgress) -> None:
             text = f"loss {at.loss:.3f}  ICL score {at.icl_score:+.3f}  {at.tokens_per_second:,.0f} tokens/s"
             show(at.step, text)
+
+        yield update
+
+
+@contextmanager
+def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarProgress], None]]:
+    """Shows the losses (lowest and highest of a population), steps/s and time left of a run of the exemplar world."""
+    with _bar(f"training {name}", steps) as show:
+
+        def update(at: ExemplarProgress) -> None:
+            low, high = min(at.losses), max(at.losses)
+            losses = f"loss {low:.3f}" if len(at.losses) == 1 else f"losses {low:.3f} to {high:.3f}"
+            show(at.step, f"{losses}  {at.steps_per_second:,.0f} steps/s  {at.sequences:,} sequences")
 
         yield update
 

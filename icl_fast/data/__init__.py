@@ -1,4 +1,4 @@
-"""What models are trained on: text corpora as token windows, and exemplars (classes of images or vectors).
+"""What models are trained on: text corpora as token windows, and sequences of exemplars (images or vectors) and labels.
 
 The same documents, order and evaluation set for every model of a corpus seed; the same exemplars for the same files.
 """
@@ -11,11 +11,15 @@ from icl_fast.data.contact_sheet import write_contact_sheet
 from icl_fast.data.corpora import NAMES as CORPUS_NAMES
 from icl_fast.data.corpora import Corpus, Document, read_corpus
 from icl_fast.data.encoders import encode
+from icl_fast.data.evaluation_sequences import EVALUATORS, EvaluationSequences, evaluation_sequences, evaluators
 from icl_fast.data.exemplar_files import read_exemplars, save_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.fonts import install_advice
 from icl_fast.data.glyphs import render_glyphs, script
 from icl_fast.data.image_folder import read_images
+from icl_fast.data.sequence_config import SequenceConfig
+from icl_fast.data.sequences import Sequences, describe, output_labels, training_sequences
+from icl_fast.data.splits import Split, split
 from icl_fast.data.texts import Mark, Text, default_texts, parallel_text, read_texts, template_text
 from icl_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from icl_fast.data.transforms import TRANSFORMS, transformed
@@ -23,22 +27,31 @@ from icl_fast.data.windows import EvaluationSet, TextData, load_text
 
 __all__ = [
     "CORPUS_NAMES",
+    "EVALUATORS",
     "TRANSFORMS",
     "Corpus",
     "DataConfig",
     "Document",
+    "EvaluationSequences",
     "EvaluationSet",
     "Exemplars",
     "Mark",
+    "SequenceConfig",
+    "Sequences",
+    "Split",
     "Text",
     "TextData",
     "cluster_embeddings",
     "default_texts",
+    "describe",
     "encode",
+    "evaluation_sequences",
+    "evaluators",
     "gaussian_classes",
     "install_advice",
     "load_text",
     "load_tokenizer",
+    "output_labels",
     "parallel_text",
     "read_corpus",
     "read_exemplars",
@@ -48,7 +61,9 @@ __all__ = [
     "save_exemplars",
     "save_tokenizer",
     "script",
+    "split",
     "template_text",
+    "training_sequences",
     "transformed",
     "write_contact_sheet",
 ]

@@ -1,6 +1,13 @@
 """The Transformer, its sites and interventions, and its snapshots."""
 
-from icl_fast.models.checkpoints import Snapshot, load_snapshot, save_snapshot
+from icl_fast.models.checkpoints import (
+    ExemplarSnapshot,
+    Snapshot,
+    load_exemplar_snapshot,
+    load_snapshot,
+    save_exemplar_snapshot,
+    save_snapshot,
+)
 from icl_fast.models.clamps import ClampName, Clamps, make_clamps, no_clamps, stack_clamps
 from icl_fast.models.config import ModelShape, TransformerConfig, parse_transformer_config
 from icl_fast.models.exemplar_config import ExemplarConfig, ExemplarShape
@@ -14,16 +21,19 @@ __all__ = [
     "Clamps",
     "ExemplarConfig",
     "ExemplarShape",
+    "ExemplarSnapshot",
     "ExemplarTransformer",
     "Intervention",
     "ModelShape",
     "Snapshot",
     "Transformer",
     "TransformerConfig",
+    "load_exemplar_snapshot",
     "load_snapshot",
     "make_clamps",
     "no_clamps",
     "parse_transformer_config",
+    "save_exemplar_snapshot",
     "save_snapshot",
     "site",
     "stack_clamps",

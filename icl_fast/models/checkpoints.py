@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import ValidationError
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error
-from icl_fast.models.config import parse_transformer_config
+from icl_fast.models.config import parse_transformer_config, validation_message
+from icl_fast.models.exemplar_config import ExemplarConfig
+from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.models.transformer import Transformer
+from icl_fast.models.weight_files import assign_weights, read_weights, write_weights
 
 FORMAT = "icl_fast.snapshot.1"
+EXEMPLAR_FORMAT = "icl_fast.exemplar_snapshot.1"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Snapshot:
     tokens: int
 
 
+@dataclass(frozen=True)
+class ExemplarSnapshot:
+    """A population as it was after `step` optimizer steps and `sequences` training sequences a member."""
+
+    model: ExemplarTransformer
+    step: int
+    sequences: int
+
+
 def save_snapshot(path: str | Path, model: Transformer, *, step: int, tokens: int) -> None:
     """Write the model's weights; the file appears whole or not at all.
 
@@ -34,13 +45,7 @@ def save_snapshot(path: str | Path, model: Transformer, *, step: int, tokens: in
         InputError: the disk is full or the folder not writable.
     """
     header = {"config": model.config.model_dump(mode="json"), "step": step, "tokens": tokens}
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    with atomic_write(path) as temporary:
-        try:
-            # one entry: safetensors writes several in an order that changes from call to call
-            save_file(weights, temporary, metadata={FORMAT: json.dumps(header)})
-        except SafetensorError as error:  # its wrapper of the I/O error hides the number
-            raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
+    write_weights(path, model, FORMAT, header)
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
@@ -49,40 +54,47 @@ def load_snapshot(path: str | Path) -> Snapshot:
     Raises:
         InputError: no such file, not a snapshot, truncated, weights that are missing, of another shape or not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"snapshot {path}: {'is a folder, not a snapshot file' if path.is_dir() else 'no such file'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
-    if FORMAT not in metadata:
-        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {FORMAT!r})")
-    try:
-        header = json.loads(metadata[FORMAT])
-        values, step, tokens = dict(header["config"]), int(header["step"]), int(header["tokens"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
+    header, weights = read_weights(path, FORMAT)
+    values, step, tokens = _header(path, header, "tokens")
     config = parse_transformer_config(values, source=f"snapshot {path}: config")
     with torch.device("meta"):
         model = Transformer(config)
-    _check_weights(path, model, weights)
-    model.load_state_dict(weights, assign=True)
-    return Snapshot(model.requires_grad_(True).eval(), step, tokens)
+    assign_weights(path, model, weights)
+    return Snapshot(model, step, tokens)
 
 
-def _check_weights(path: Path, model: Transformer, weights: dict[str, torch.Tensor]) -> None:
-    expected = model.state_dict()
-    if unlike := sorted(expected.keys() ^ weights.keys()):
-        raise InputError(f"snapshot {path}: missing or unknown weights: {', '.join(unlike[:5])}")
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            raise InputError(
-                f"snapshot {path}: {name} is {list(weight.shape)}, its config says {list(expected[name].shape)}"
-            )
-        if not weight.is_floating_point():
-            raise InputError(f"snapshot {path}: {name} is {weight.dtype}, but weights are floating-point numbers")
-        if not bool(torch.isfinite(weight).all()):
-            raise InputError(f"snapshot {path}: {name} holds NaN or infinity; that training run diverged before it")
+def save_exemplar_snapshot(path: str | Path, model: ExemplarTransformer, *, step: int, sequences: int) -> None:
+    """Write the weights of all members; the file appears whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    header = {"config": model.config.model_dump(mode="json"), "step": step, "sequences": sequences}
+    write_weights(path, model, EXEMPLAR_FORMAT, header | {"outputs": model.outputs.tolist()})
+
+
+def load_exemplar_snapshot(path: str | Path) -> ExemplarSnapshot:
+    """Read a snapshot written by `save_exemplar_snapshot`.
+
+    Raises:
+        InputError: as `load_snapshot`.
+    """
+    header, weights = read_weights(path, EXEMPLAR_FORMAT)
+    values, step, sequences = _header(path, header, "sequences")
+    try:
+        config = ExemplarConfig(**values)
+    except ValidationError as error:
+        raise InputError(validation_message(error, f"snapshot {path}: config")) from None
+    outputs = header.get("outputs")
+    if not isinstance(outputs, list) or not all(isinstance(count, int) for count in outputs):
+        raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r})")
+    model = ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+    assign_weights(path, model, weights)
+    return ExemplarSnapshot(model, step, sequences)
+
+
+def _header(path: str | Path, header: dict[str, Any], seen: str) -> tuple[dict[str, Any], int, int]:
+    try:
+        return dict(header["config"]), int(header["step"]), int(header[seen])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None

@@ -109,10 +109,11 @@ def make_clamps(
         if name.startswith("layer-1") and shape.layers < 2:
             raise InputError(f"clamp {name}: replaces the layer before another one, but the model has only one")
     chosen = {part for name in names for part in name.split("+")}
-    for head in (*previous_token_heads, *induction_heads):
-        _check_head(shape, (0, head))
     if "pt-attend" in chosen:
+        _check_heads(shape, [(0, head) for head in previous_token_heads])
         clamps.previous_token[0, list(previous_token_heads)] = True
+    if chosen & {"match", "copy"}:
+        _check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
     if "match" in chosen:
         clamps.match[0, list(induction_heads)] = True
     if "copy" in chosen:
@@ -121,8 +122,7 @@ def make_clamps(
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen
-    for layer, head in [*(only_heads or ()), *without_heads, *(where for where, _ in temperature)]:
-        _check_head(shape, (layer, head))
+    _check_heads(shape, [*(only_heads or ()), *without_heads, *(where for where, _ in temperature)])
     for layer in {layer for layer, _ in only_heads or ()}:
         clamps.heads[0, layer] = 0
     for layer, head in only_heads or ():
@@ -141,8 +141,9 @@ def stack_clamps(members: Sequence[Clamps]) -> Clamps:
     return Clamps(*(torch.cat([getattr(one, field.name) for one in members]) for field in fields(Clamps)))
 
 
-def _check_head(shape: ExemplarShape, head: Head) -> None:
-    if not (0 <= head[0] < shape.layers and 0 <= head[1] < shape.heads):
-        raise InputError(
-            f"head {head[0]}.{head[1]}: the model has layers 0 to {shape.layers - 1}, heads 0 to {shape.heads - 1}"
-        )
+def _check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
+    for layer, head in heads:
+        if not (0 <= layer < shape.layers and 0 <= head < shape.heads):
+            raise InputError(
+                f"head {layer}.{head}: the model has layers 0 to {shape.layers - 1}, heads 0 to {shape.heads - 1}"
+            )

@@ -103,5 +103,5 @@ def validation_message(error: ValidationError, source: str) -> str:
         else:
             text = item["msg"].removeprefix("Value error, ")
             given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-            findings.append(f"{path}: {text[0].lower()}{text[1:]}{given}")
+            findings.append(f"{path}: {text[0].lower()}{text[1:]}{given}".removeprefix(": "))
     return "; ".join(findings)

@@ -12,10 +12,12 @@ from icl_fast.errors import InputError
 from icl_fast.models.clamps import Clamps, no_clamps
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.interventions import Intervention, Taps, make_taps, site
+from icl_fast.models.resnet import MemberResNet
 
 NO_LABEL = -1e9  # the logit of a label that is not in context, where the outputs are attention logits
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
+_SEEDS = 1 << 16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
 
 
 class MemberLinear(nn.Module):
@@ -101,7 +103,8 @@ class ExemplarTransformer(nn.Module):
         """A model of as many members as there are seeds.
 
         Raises:
-            InputError: no seed, or outputs that are not 2 to V, one a member.
+            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, or the encoder "resnet"
+                where the features are no image.
         """
         super().__init__()
         self.config, self.members = config, len(seeds)
@@ -109,7 +112,7 @@ class ExemplarTransformer(nn.Module):
         if not members or len(known) != members or not all(2 <= count <= config.outputs for count in known):
             raise InputError(f"outputs {known}: must be 2 to {config.outputs} for each of {members} members")
         self.register_buffer("outputs", torch.tensor(known))
-        self.embed_exemplar = MemberLinear(members, config.features, config.width, bias=True)
+        self.embed_exemplar = _make_encoder(config, members)
         self.embed_label = MemberLinear(members, config.width, config.outputs, bias=False)  # rows are labels
         learned = config.position == "learned"
         self.position = nn.Parameter(torch.empty(members, config.length, config.width)) if learned else None
@@ -122,13 +125,18 @@ class ExemplarTransformer(nn.Module):
     def reset_parameters(self, seeds: Sequence[int]) -> None:
         """Draw the weights of every member anew from its own seed.
 
-        Matrices are normal with standard deviation 1/sqrt(fan-in), cut off at two of them; label embeddings 0.02 times
-        such numbers of unit deviation; positions uniform within 1/sqrt(32); biases 0, gains 1. Each parameter has its
-        own random numbers, those of labels that a member does not have are 0.
+        Matrices and convolutions are normal with standard deviation 1/sqrt(fan-in), cut off at two of them; label
+        embeddings 0.02 times such numbers of unit deviation; positions uniform within 1/sqrt(32); biases 0, gains 1.
+        Each parameter has its own random numbers, those of labels that a member does not have are 0.
+
+        Raises:
+            InputError: not a seed of 0 to 65,535 for every member.
         """
+        if len(seeds) != self.members or not all(0 <= seed < _SEEDS for seed in seeds):
+            raise InputError(f"seeds {list(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
         for member, seed in enumerate(seeds):
             for number, (name, parameter) in enumerate(self.named_parameters()):
-                random = torch.Generator().manual_seed((seed << 16) + number)
+                random = torch.Generator().manual_seed(seed * _SEEDS + number)
                 part = parameter[member]
                 if name in ("embed_label.weight", "unembed.weight"):
                     part.zero_()
@@ -140,7 +148,7 @@ class ExemplarTransformer(nn.Module):
                 if name == "position":
                     drawn.uniform_(-_POSITION_BOUND, _POSITION_BOUND, generator=random)
                 else:
-                    std = _LABEL_SCALE if name == "embed_label.weight" else part.shape[1] ** -0.5
+                    std = _LABEL_SCALE if name == "embed_label.weight" else part[0].numel() ** -0.5
                     nn.init.trunc_normal_(drawn, 0.0, std, -2 * std, 2 * std, generator=random)
                 part.copy_(drawn)
 
@@ -226,39 +234,35 @@ class _Pass:
         self.clamps = no_clamps(self.config, model.members) if clamps is None else clamps
         if self.clamps.members != model.members:
             raise InputError(f"clamps: are for {self.clamps.members} members, the model has {model.members}")
+        if target is not None and target.shape != labels.shape[:2]:
+            raise InputError(f"target: must be {list(labels.shape[:2])}, one a sequence, got {list(target.shape)}")
         self.clamps = self.clamps.to(labels.device)
         length = self.config.length
         self.causal = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril()
 
     def logits(self, embedded: Tensor) -> Tensor:
-        resid = self._tap("embed", embedded)
-        # what queries and keys read; in all but the second layer of the clamp layer-1 the stream itself
-        matched = resid
-        copied = resid.new_zeros(())
+        resid = embedded = self._tap("embed", embedded)
+        scores = resid.new_zeros(())
         for layer in range(self.config.layers):
-            resid, scores = self._block(layer, resid, matched)
+            resid, scores = self._block(layer, resid, embedded)
             if layer == 0:
-                first = self.clamps.first_layer.view(-1, 1, 1, 1)
-                resid = torch.where(first, embedded, resid)
-                matched = torch.where(first, _moved_on(embedded), resid)
-            else:
-                matched = resid
-            copied = scores
+                resid = torch.where(self.clamps.first_layer.view(-1, 1, 1, 1), embedded, resid)
         query = self._tap("final_norm", self.model.final_norm(resid[:, :, -1:]))
         logits = self.model.unembed(query)[:, :, 0]
         known = torch.arange(self.config.outputs, device=logits.device) < self.model.outputs[:, None, None]
         logits = torch.where(known, logits, NO_LABEL)
         copying = self.clamps.copy.view(-1, 1, 1) >= 0
-        logits = torch.where(copying, self._copied_logits(copied, logits), logits)
+        logits = torch.where(copying, self._copied_logits(scores, logits), logits)
         return self._tap("logits", logits)
 
-    def _block(self, layer: int, resid: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
+    def _block(self, layer: int, resid: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """The stream after a layer, and its scores `[P, B, H, T, T]`."""
         block = self.model.blocks[layer]
         assert isinstance(block, ExemplarBlock)
         resid = self._tap(site("resid_pre", layer), resid)
-        normed = block.norm1(resid)
-        matched = block.norm1(matched) if layer == 1 else normed
+        normed = matched = block.norm1(resid)  # matched: what queries and keys read
+        if layer == 1:
+            matched = torch.where(self.clamps.first_layer.view(-1, 1, 1, 1), block.norm1(_moved_on(embedded)), normed)
         attention = block.attention
         q = self._tap(site("q", layer), self._rotated(self._split(attention.q(matched))))
         k = self._tap(site("k", layer), self._rotated(self._split(attention.k(matched))))
@@ -315,7 +319,7 @@ class _Pass:
         return blank.scatter(-1, where, total)[..., :-1]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], self.config.heads, -1).transpose(2, 3)  # [P, B, H, T, D]
+        return x.view(*x.shape[:-1], self.config.heads, self.config.d_head).transpose(2, 3)  # [P, B, H, T, D]
 
     def _rotated(self, x: Tensor) -> Tensor:
         """Rotary positions, neighbouring dimensions turned together."""
@@ -330,6 +334,17 @@ class _Pass:
         if not self.taps.wants(name):
             return value
         return self.taps(name, value.flatten(0, 1)).view(value.shape)
+
+
+def _make_encoder(config: ExemplarConfig, members: int) -> nn.Module:
+    if config.encoder == "linear":
+        return MemberLinear(members, config.features, config.width, bias=True)
+    if config.image is None or config.image[0] * config.image[1] != config.features:
+        raise InputError(
+            f"image {config.image}: the encoder resnet reads images, so this must be the height and width of "
+            f"{config.features} pixels; with features that are no pixels take the encoder linear"
+        )
+    return MemberResNet(members, config.image, config.width)
 
 
 def _moved_on(embedded: Tensor) -> Tensor:

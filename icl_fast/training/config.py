@@ -95,21 +95,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
     """
-    path = Path(path)
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override)
+    return parse_config(values, source=Path(path).name)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The sections of a config file, as plain data.
+
+    Raises:
+        InputError: no such file, not YAML, no sections.
+    """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
     except OSError as error:
         raise InputError(f"config {path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise InputError(f"config {path}: must be sections of keys and values, got {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values, source=path.name)
+    return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Change plain data as `section.key=value` says.
+
+    Raises:
+        InputError: not of that form.
+    """
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):

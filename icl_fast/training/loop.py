@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from icl_fast.errors import InputError
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.ops import linear_cross_entropy
 from icl_fast.training.config import RunConfig
+from icl_fast.training.interrupt import interruptible
 from icl_fast.training.run_folder import RunFolder
 from icl_fast.training.schedules import learning_rate, snapshot_steps, weight_decay
 
@@ -88,7 +86,7 @@ def train(
     folder.cut_log(trainer.step)
     due = set(snapshot_steps(config.training.steps, config.snapshots))
     last = config.training.steps
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         while True:
             step = trainer.step
             fresh = state is None or step != state["step"]
@@ -221,15 +219,22 @@ def _begin(folder: RunFolder, config: RunConfig, resume: bool, tokenizer_json: s
             raise InputError(f"--resume: {folder.path} holds no run to resume; leave --resume out to begin one")
         folder.create(config, tokenizer_json)
         return None
-    if differing := _differing_keys(folder.config().model_dump(), config.model_dump()):
+    if differing := differing_keys(folder.config().model_dump(), config.model_dump()):
         raise InputError(f"--resume: {folder.path} was begun with other values of {', '.join(differing)}")
     if folder.tokenizer_path.read_text(encoding="utf-8") != tokenizer_json:
         raise InputError(f"--resume: the corpus {config.data.corpus} is not the one {folder.path} was begun with")
     return folder.load_state()
 
 
-def _differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return [f"{section}.{key}" for section in a for key in a[section] if a[section][key] != b[section][key]]
+def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The dotted keys of two configs, as plain data, whose values differ."""
+    differing = []
+    for section, value in a.items():
+        if isinstance(value, dict) and isinstance(b[section], dict):
+            differing += [f"{section}.{key}" for key in value if value[key] != b[section][key]]
+        elif value != b[section]:
+            differing.append(section)
+    return differing
 
 
 def _record(progress: TrainingProgress) -> dict[str, Any]:
@@ -237,18 +242,3 @@ def _record(progress: TrainingProgress) -> dict[str, Any]:
     return {
         key: round(value, 6) if isinstance(value, float) and key != "lr" else value for key, value in record.items()
     }
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Within it, SIGINT and SIGTERM set an event instead of stopping the program between two lines."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may handle signals; elsewhere they act as before
-        return
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

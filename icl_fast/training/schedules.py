@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from icl_fast.training.config import OptimizerConfig, SnapshotSchedule
 
 
-def learning_rate(step: int, config: OptimizerConfig) -> float:
+class RateSchedule(Protocol):
+    """What of a config says how the learning rate goes."""
+
+    @property
+    def lr(self) -> float:
+        """The rate after warm-up."""
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up."""
+
+    @property
+    def decay(self) -> str:
+        """none, cosine or inverse_sqrt."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+
+def learning_rate(step: int, config: RateSchedule) -> float:
     """The rate of the update that leads from `step` to `step + 1` (0-based)."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

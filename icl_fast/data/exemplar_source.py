@@ -1,0 +1,90 @@
+"""Which exemplars a run uses: the `exemplars:` block of a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from icl_fast.data.clusters import cluster_embeddings
+from icl_fast.data.encoders import encode
+from icl_fast.data.exemplar_files import read_exemplars
+from icl_fast.data.exemplars import Exemplars, gaussian_classes
+from icl_fast.data.glyphs import render_glyphs
+from icl_fast.data.image_folder import read_images
+from icl_fast.data.transforms import transformed
+from icl_fast.errors import InputError
+
+
+class ExemplarSource(BaseModel):
+    """Classes and their exemplars, and the frozen encoder that makes vectors of them (Singh 2025, 2.2.1, 4.2.1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    kind: Literal["glyphs", "images", "vectors", "clusters", "gaussian"] = Field(
+        "glyphs",
+        description="glyphs: rendered from installed fonts; images: a folder of CLASS/IMAGE; vectors: an .npz or .h5 "
+        "file; clusters: of the token embeddings in a file; gaussian: synthetic",
+    )
+    path: str | None = Field(None, description="the folder or file of images, vectors or clusters")
+    classes: int = Field(1623, ge=2, description="characters of glyphs, clusters, or Gaussian classes")
+    exemplars: int = Field(20, ge=1, description="exemplars of each class")
+    size: int = Field(28, ge=1, le=256, description="pixels of a side of glyphs and images")
+    transforms: bool = Field(False, description="every character as 8 classes: 4 rotations, mirrored or not")
+    within: float = Field(0.5, ge=0, allow_inf_nan=False, description="gaussian: deviation within a class")
+    encoder: str = Field(
+        "random-projection", description="random-projection, pca, none, or a TorchScript file: images to vectors"
+    )
+    width: int = Field(512, ge=1, description="features that random-projection and pca give")
+    seed: int = Field(0, ge=0, description="of Gaussian classes, clusters and the random projection")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExemplarSource:
+        from_file = self.kind in ("images", "vectors", "clusters")
+        if from_file != (self.path is not None):
+            raise ValueError(f"path={self.path}: {'is needed' if from_file else 'is not used'} with kind={self.kind}")
+        return self
+
+
+def load_exemplars(source: ExemplarSource, progress: Callable[[int, int, str], None] | None = None) -> Exemplars:
+    """The exemplars of a run, encoded.
+
+    Args:
+        source: what to load.
+        progress: called while glyphs are rendered, with how many are done, of how many, which.
+
+    Raises:
+        InputError: as the functions that read or make them.
+    """
+    exemplars = _raw(source, progress)
+    if source.transforms:
+        exemplars = transformed(exemplars)
+    if source.encoder == "none":
+        return exemplars
+    if source.encoder in ("random-projection", "pca"):
+        named: Literal["random-projection", "pca"] = "pca" if source.encoder == "pca" else "random-projection"
+        return encode(exemplars, named, width=source.width, seed=source.seed)
+    try:
+        network = torch.jit.load(source.encoder, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"exemplars.encoder {source.encoder}: must be random-projection, pca, none or a TorchScript file ({reason})"
+        ) from None
+    return encode(exemplars, network)
+
+
+def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | None) -> Exemplars:
+    if source.kind == "glyphs":
+        return render_glyphs(source.classes, source.exemplars, source.size, progress=progress)
+    if source.kind == "gaussian":
+        return gaussian_classes(source.classes, source.exemplars, source.width, noise=source.within, seed=source.seed)
+    path = Path(source.path or "")
+    if source.kind == "images":
+        return read_images(path, exemplars=source.exemplars, size=source.size)
+    if source.kind == "vectors":
+        return read_exemplars(path, exemplars=source.exemplars)
+    return cluster_embeddings(path, source.classes, source.exemplars, seed=source.seed)

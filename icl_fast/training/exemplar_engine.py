@@ -1,0 +1,290 @@
+"""What makes optimizer steps of a population: plain torch, the definition; and the fused CPU kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icl_fast.data.sequences import Sequences
+from icl_fast.errors import InputError
+from icl_fast.models import Clamps, ExemplarTransformer
+from icl_fast.ops import exemplar_steps, exemplar_steps_supported
+from icl_fast.training.exemplar_config import ExemplarTraining
+from icl_fast.training.schedules import learning_rate
+
+State = dict[str, Tensor]
+Noise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """S consecutive steps of P members: integers `[S, P, B, ...]` as in `Sequences`; `noise` of a step, if any.
+
+    Attributes:
+        noise: given 0 to S - 1, what to add to that step's features, `[P, B, n + 1, F]`.
+    """
+
+    classes: Tensor
+    exemplars: Tensor
+    labels: Tensor
+    target: Tensor
+    noise: Noise | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Draws:
+    """Cut the sequences of P members, `[P, S * B, ...]`, into steps."""
+    names = ("classes", "exemplars", "labels", "target")
+    cut = (getattr(sequences, name).unflatten(1, (steps, -1)).transpose(0, 1).contiguous() for name in names)
+    classes, exemplars, labels, target = cut
+    return Draws(classes, exemplars, labels, target, noise)
+
+
+class Engine(Protocol):
+    """Makes steps; `model` holds the weights at any time."""
+
+    model: ExemplarTransformer
+
+    def run(self, draws: Draws, step: int) -> Tensor:
+        """Make the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S, P]` nats, without L2."""
+
+    def state(self) -> State:
+        """What Adam remembers."""
+
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Go on from there, after `step` steps; the weights are the model's."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: all that both engines need.
+
+    Attributes:
+        features: `[K, E, F]`, on the device of the model.
+        trainable: parameter name to `[P]` bool: where false, a member's parameter stays as it is; names left out are
+            trained in every member.
+    """
+
+    model: ExemplarTransformer
+    features: Tensor
+    clamps: Clamps
+    trainable: dict[str, Tensor]
+    training: ExemplarTraining
+
+    def l2(self) -> dict[str, float]:
+        """Coefficients of the squared weights in the loss, of the parameters that have one (Singh 2025, 3.2.2)."""
+        config = self.training
+        if not config.l2:
+            return {}
+        part = {"all": "", "embedding": "embed", "attention": ".attention.", "mlp": ".mlp."}[config.l2_on]
+        names = [name for name, _ in self.model.named_parameters() if "norm" not in name and part in name]
+        if not names:
+            raise InputError(f"training.l2_on {config.l2_on}: the model has no such weights; set another, or l2=0")
+        return dict.fromkeys(names, config.l2)
+
+    def fused_refuses(self) -> str | None:
+        """Why the fused kernel cannot make this task's steps; None: it can."""
+        return exemplar_steps_supported(
+            layers=self.model.config.layers,
+            width=self.model.config.width,
+            heads=self.model.config.heads,
+            pairs=self.model.config.pairs,
+            mlp=self.model.config.mlp,
+            encoder=self.model.config.encoder,
+            device=str(self.features.device.type),
+        )
+
+
+def make_engine(task: Task, noisy: bool) -> Engine:
+    """The engine that `training.engine` names; `auto` is the fused one where it can be.
+
+    Raises:
+        InputError: the fused engine was asked for and cannot do this; the message says why.
+    """
+    if task.training.engine != "plain":
+        why = "sequences.noise is added to features, which it reads from a table" if noisy else task.fused_refuses()
+        if why is None:
+            return FusedEngine(task)
+        if task.training.engine == "fused":
+            raise InputError(f"training.engine fused: {why}; use auto or plain")
+    return PlainEngine(task)
+
+
+class PlainEngine:
+    """Autograd and `torch.optim.Adam`: what the fused engine is compared with. On CUDA a step is one CUDA graph."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.model = task, task.model
+        self.parameters = dict(task.model.named_parameters())
+        self.cuda = task.features.device.type == "cuda"
+        rate: float | Tensor = torch.zeros((), device=task.features.device) if self.cuda else 0.0
+        self.adam = torch.optim.Adam(
+            self.parameters.values(), lr=rate, betas=task.training.betas, fused=not self.cuda, capturable=self.cuda
+        )
+        self.l2 = task.l2()
+        self.masks = {
+            name: mask.to(task.features.device).view(-1, *[1] * (self.parameters[name].ndim - 1))
+            for name, mask in task.trainable.items()
+            if not bool(mask.all())
+        }
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+
+    def run(self, draws: Draws, step: int) -> Tensor:
+        """See `Engine`."""
+        losses = []
+        for i in range(len(draws)):
+            rate = learning_rate(step + i, self.task.training)
+            inputs = [draws.classes[i], draws.exemplars[i], draws.labels[i], draws.target[i]]
+            if draws.noise is not None:
+                inputs.append(draws.noise(i))
+            group = self.adam.param_groups[0]
+            if self.cuda:
+                group["lr"].fill_(rate)
+                losses.append(self._replay(inputs, step + i))
+            else:
+                group["lr"] = rate
+                losses.append(self._update(*inputs))
+        return torch.stack(losses).cpu()
+
+    def _update(
+        self, classes: Tensor, exemplars: Tensor, labels: Tensor, target: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        features = self.task.features[classes, exemplars]
+        if noise is not None:
+            features = features + noise
+        logits, _ = self.model(features, labels, target, clamps=self.task.clamps)
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(-1)
+        # a sum over members, so that the gradient of each is what it would be alone
+        total = losses.sum() + sum(
+            coefficient * self.parameters[name].square().sum() for name, coefficient in self.l2.items()
+        )
+        self.adam.zero_grad(set_to_none=not self.cuda)
+        total.backward()  # type: ignore[no-untyped-call]
+        for name, mask in self.masks.items():
+            gradient = self.parameters[name].grad
+            assert gradient is not None
+            gradient.mul_(mask)
+        self.adam.step()
+        return losses.detach()
+
+    def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
+        if self.graph is None:
+            self._capture(inputs, step)
+        assert self.graph is not None
+        for static, given in zip(self.inputs, inputs, strict=True):
+            static.copy_(given)
+        self.graph.replay()
+        return self.losses.clone()
+
+    def _capture(self, inputs: list[Tensor], step: int) -> None:
+        self.inputs = [value.clone() for value in inputs]
+        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        moments = self.state()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._update(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.losses = self._update(*self.inputs)
+        # warming up and capturing moved the weights
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+        self._restore(moments, step)
+
+    def state(self) -> State:
+        """See `Engine`."""
+        state: State = {}
+        for name, parameter in self.parameters.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                kept = self.adam.state[parameter].get(key, torch.zeros_like(parameter))
+                state[f"{key}.{name}"] = kept.detach().clone()
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """See `Engine`."""
+        for name, parameter in self.parameters.items():
+            moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in ("exp_avg", "exp_avg_sq")}
+            made = torch.tensor(float(step), device=parameter.device)
+            self.adam.state[parameter] = {"step": made, **moments}
+
+    def _restore(self, state: State, step: int) -> None:
+        # in place: a captured graph knows the tensors, not their names
+        for name, parameter in self.parameters.items():
+            self.adam.state[parameter]["step"].fill_(step)
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.adam.state[parameter][key].copy_(state[f"{key}.{name}"])
+
+
+class FusedEngine:
+    """`icl_fast.ops.exemplar_steps`: forward, backward and Adam of many steps in one call."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.model = task, task.model
+        self.parameters = {name: parameter.detach() for name, parameter in task.model.named_parameters()}
+        self.first = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+        self.second = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+        self.l2 = task.l2()
+
+    def run(self, draws: Draws, step: int) -> Tensor:
+        """See `Engine`."""
+        config = self.model.config
+        rates = [learning_rate(step + i, self.task.training) for i in range(len(draws))]
+        return exemplar_steps(
+            self.parameters,
+            self.first,
+            self.second,
+            self.task.features,
+            draws.classes,
+            draws.exemplars,
+            draws.labels,
+            draws.target,
+            step=step,
+            learning_rates=torch.tensor(rates, dtype=torch.float64),
+            heads=config.heads,
+            position=config.position,
+            rotary_base=config.rotary_base,
+            norm_eps=config.norm_eps,
+            outputs=self.model.outputs,
+            clamps=self.task.clamps,
+            trainable=self.task.trainable,
+            l2=self.l2,
+            betas=self.task.training.betas,
+        )
+
+    def state(self) -> State:
+        """See `Engine`."""
+        moments = {"exp_avg": self.first, "exp_avg_sq": self.second}
+        return {f"{key}.{name}": value.clone() for key, kept in moments.items() for name, value in kept.items()}
+
+    def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
+        """See `Engine`."""
+        for name in self.parameters:
+            self.first[name].copy_(state[f"exp_avg.{name}"])
+            self.second[name].copy_(state[f"exp_avg_sq.{name}"])
+
+
+def check_losses(losses: Tensor, names: list[str], step: int) -> None:
+    """Stop a run that diverged.
+
+    Raises:
+        InputError: a loss `[S, P]` that is not finite; it names the step and the member.
+    """
+    bad = ~torch.isfinite(losses)
+    if bool(bad.any()):
+        at, member = (int(i) for i in bad.nonzero()[0])
+        raise InputError(
+            f"training.lr: the loss of {names[member]} is not finite at step {step + at}; lower training.lr, or set a "
+            "longer training.warmup"
+        )

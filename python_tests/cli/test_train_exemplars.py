@@ -1,0 +1,79 @@
+"""`icl-fast train` on configs of the exemplar world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from icl_fast.cli.main import cli
+from icl_fast.training.exemplar_run import ExemplarRun
+
+VALUES = {
+    "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
+    "sequences": {"p_icl": 1.0, "classes": 20, "label_pool": 5, "held_out_classes": 6, "held_out_label_pairs": 0.2},
+    "model": {"width": 16, "heads": 4},
+    "training": {"steps": 12, "batch": 4, "lr": 1e-2, "log_every": 4},
+    "evaluation": {"every": 6, "sequences": 40},
+    "snapshots": {"every": 6},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    return path
+
+
+def train(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["train", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_a_clamp_by_name(config: Path, tmp_path: Path) -> None:
+    code, output = train(config, "--clamp", "match", "--clamp", "pt-attend", "--out", tmp_path / "run")
+    assert code == 0, output
+    run = ExemplarRun(tmp_path / "run")
+    assert run.config.interventions.clamps == ["match", "pt-attend"]
+    strength = run.curves()["induction"].sel(evaluator="train").isel(evaluation=-1, member=0, layer=1)
+    assert float(strength[3]) == 1
+    end = float(run.curves()["accuracy_in_context"].sel(evaluator="train").isel(evaluation=-1, member=0))
+    assert f"{end:.3f}" in output
+    assert "3 snapshots in" in output
+    with Image.open(tmp_path / "run" / "curves.png") as image:
+        assert image.width > 1000
+    assert (tmp_path / "run" / "curves.svg").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "members",
+    [5, [{"name": f"{word} {i} | {clamp}"} for word in ("classes", "labels") for i in (1, 2) for clamp in "ab"]],
+    ids=["seeds", "grid"],
+)
+def test_a_population_is_drawn(config: Path, tmp_path: Path, members: object) -> None:
+    config.write_text(yaml.safe_dump(VALUES | {"members": members}))
+    code, output = train(config, "--out", tmp_path / "run")
+    assert code == 0, output
+    assert all(name in output for name in ExemplarRun(tmp_path / "run").members)
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_bad_input(config: Path, tmp_path: Path) -> None:
+    text = Path(__file__).parents[2] / "configs" / "demo" / "two_layer.yaml"
+    for arguments, message in (
+        ((text, "--clamp", "match"), "--clamp: "),
+        ((config, "--clamp", "mtach"), "interventions.clamps.0: "),
+        ((config, "--clamp", "copy", "--set", "interventions.induction_heads=[9]"), "head 1.9: the model has"),
+        ((config, "--set", "training.steps=0"), "training.steps: "),
+        ((tmp_path / "no.yaml",), "cannot be read"),
+    ):
+        code, output = train(*arguments, "--out", tmp_path / "run")
+        assert code == 2
+        assert output.startswith("error: ")
+        assert message in output
+        assert output.count("\n") == 1
+        assert not (tmp_path / "run").exists()
