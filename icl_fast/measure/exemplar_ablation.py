@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
-from icl_fast.measure.exemplar_passes import SecondPass, answers_again, only_head, without_heads
+from icl_fast.measure.exemplar_passes import SecondPass, means_again, only_head, without_heads
 from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.models.exemplar_inference import Preservable
 from icl_fast.training.strategies import StrategyMetrics
@@ -26,7 +26,7 @@ def knock_out_each_head(
     """Every head removed alone, the rest recomputed (Fig 4.5a, triangles): `[L, H, P]`."""
     layers, heads = model.config.layers, model.config.heads
     passes = [SecondPass(without_heads(model, [(layer, head)])) for layer in range(layers) for head in range(heads)]
-    return _reshaped(answers_again(model, features, evaluator, passes, clamps).means, (layers, heads))
+    return _reshaped(means_again(model, features, evaluator, passes, clamps), (layers, heads))
 
 
 def keep_one_head(
@@ -39,7 +39,7 @@ def keep_one_head(
 ) -> StrategyMetrics:
     """All heads of a layer, by default the last, removed but one (Fig 4.5a, circles): `[H, P]`."""
     passes = [SecondPass(only_head(model, layer, head)) for head in range(model.config.heads)]
-    return answers_again(model, features, evaluator, passes, clamps).means
+    return means_again(model, features, evaluator, passes, clamps)
 
 
 def cut_output_connections(
@@ -51,7 +51,7 @@ def cut_output_connections(
         SecondPass(without_heads(model, [(layer, head) for head in heads]), preserve=_DIRECT)
         for layer in range(model.config.layers)
     ]
-    return answers_again(model, features, evaluator, passes, clamps).means
+    return means_again(model, features, evaluator, passes, clamps)
 
 
 def composition(
@@ -72,7 +72,7 @@ def composition(
         "none preserved": (),
     }
     passes = [SecondPass(), *(SecondPass(kept, preserve=preserve) for preserve in preserved.values())]
-    return _named(["whole", *preserved], answers_again(model, features, evaluator, passes, clamps).means)
+    return _named(["whole", *preserved], means_again(model, features, evaluator, passes, clamps))
 
 
 def embedding_path(
@@ -85,7 +85,7 @@ def embedding_path(
     """
     alone = SecondPass(torch.zeros(model.config.layers, model.config.heads))
     passes = [SecondPass(), alone, SecondPass(embedding=0.0, preserve=_DIRECT)]
-    return _named(["whole", "alone", "removed"], answers_again(model, features, evaluator, passes, clamps).means)
+    return _named(["whole", "alone", "removed"], means_again(model, features, evaluator, passes, clamps))
 
 
 def _named(names: list[str], metrics: StrategyMetrics) -> dict[str, StrategyMetrics]:

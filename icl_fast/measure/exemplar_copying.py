@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar_passes import SecondPass, answers_again, only_head
+from icl_fast.measure.exemplar_passes import SecondPass, answers_again, means_again, only_head
 from icl_fast.models import Clamps, ExemplarTransformer, no_clamps
 from icl_fast.models.exemplar_inference import Activations
 from icl_fast.training.strategies import EmbeddedChunk, StrategyMetrics
@@ -141,7 +141,7 @@ def attention_weight_curve(
         for weight in weights
         for head in range(model.config.heads)
     ]
-    means = answers_again(model, features, evaluator, passes, clamps).means
+    means = means_again(model, features, evaluator, passes, clamps)
     return means.mapped(lambda values: values.view(len(weights), model.config.heads, -1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,7 +13,15 @@ from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.models.clamps import Head
 from icl_fast.models.exemplar_inference import Activations, ExemplarInference, Preservable
-from icl_fast.training.strategies import Answers, EmbeddedChunk, EmbeddedEvaluators, join_answers, score_answers
+from icl_fast.training.strategies import (
+    Answers,
+    EmbeddedChunk,
+    EmbeddedEvaluators,
+    RunningMeans,
+    StrategyMetrics,
+    join_answers,
+    score_answers,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,6 @@ def only_head(model: ExemplarTransformer, layer: int, head: int) -> Tensor:
     return without_heads(model, [(layer, other) for other in range(model.config.heads) if other != head])
 
 
-@torch.inference_mode()
 def answers_again(
     model: ExemplarTransformer,
     features: Tensor,
@@ -80,23 +87,49 @@ def answers_again(
     Raises:
         InputError: no pass; features, members or pairs that do not fit the model.
     """
+    return join_answers(list(_answers(model, features, evaluator, passes, clamps, chunk)))
+
+
+def means_again(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluator: EvaluationSequences,
+    passes: Sequence[SecondPass],
+    clamps: Clamps | None = None,
+    *,
+    chunk: int | None = None,
+) -> StrategyMetrics:
+    """The means of `answers_again` over the sequences, `[A, P]` each, in the memory of a chunk."""
+    means = RunningMeans()
+    for answers in _answers(model, features, evaluator, passes, clamps, chunk):
+        means.add_answers(answers)
+    return means.metrics
+
+
+@torch.inference_mode()
+def _answers(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluator: EvaluationSequences,
+    passes: Sequence[SecondPass],
+    clamps: Clamps | None,
+    chunk: int | None,
+) -> Iterator[Answers]:
     if not passes:
         raise InputError("passes: none given")
     embedded = EmbeddedEvaluators(model, features, [evaluator], chunk)
     run = ExemplarInference(model, clamps)
-    parts = []
     for part in embedded.chunks(evaluator):
         base = run.first(part.exemplars, part.labels, part.target)
-        scored = []
+        scored, shared, ending = [], None, None
         for again in passes:
-            heads = None if again.heads is None else run.clamps.heads * again.heads.to(run.clamps.heads)
-            pattern = None if again.query_pattern is None else again.query_pattern(base, part)
-            logits = run.again(
-                base, heads=heads, embedding=again.embedding, preserve=again.preserve, query_pattern=pattern
-            )
-            scored.append(score_answers(logits, part))
-        parts.append(_stacked(scored))
-    return join_answers(parts)
+            heads = run.clamps.heads if again.heads is None else run.clamps.heads * again.heads.to(run.clamps.heads)
+            key = heads[:, :-1].cpu().numpy().tobytes(), again.embedding, again.preserve, again.query_pattern
+            if ending is None or key != shared:  # neighbours that differ in the last layer's heads alone share the rest
+                pattern = None if again.query_pattern is None else again.query_pattern(base, part)
+                shared, ending = key, run.ending(base, heads, again.embedding, again.preserve, pattern)
+            scored.append(score_answers(run.output(base, ending, heads), part))
+        yield _stacked(scored)
 
 
 def _stacked(passes: Sequence[Answers]) -> Answers:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar_passes import SecondPass, answers_again, only_head
+from icl_fast.measure.exemplar_passes import SecondPass, means_again, only_head
 from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.models.exemplar_inference import Activations, ExemplarInference
 from icl_fast.training.strategies import EmbeddedChunk, EmbeddedEvaluators, StrategyMetrics
@@ -75,7 +75,7 @@ def temperature_curves(
         *(SecondPass(only_head(model, -1, head), query_pattern=pattern) for pattern, head in settings),
         *(SecondPass(query_pattern=pattern) for pattern, _ in settings),
     ]
-    means = answers_again(model, features, evaluator, passes, clamps).means
+    means = means_again(model, features, evaluator, passes, clamps)
     both = means.mapped(lambda values: values.view(2, len(temperatures), len(heads), -1))
     return TemperatureCurves(both.mapped(lambda values: values[0]), both.mapped(lambda values: values[1]))
 

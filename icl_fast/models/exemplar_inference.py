@@ -63,6 +63,15 @@ class Activations:
     logits: Tensor
 
 
+@dataclass(frozen=True)
+class Ending:
+    """A second pass before the last layer's heads write: the stream `[P, C, T, B]`, z and scores of that layer."""
+
+    resid: Tensor
+    z: Tensor
+    scores: Tensor
+
+
 class ExemplarInference:
     """A model with its clamps, ready for passes. Call it under `torch.inference_mode`."""
 
@@ -142,25 +151,43 @@ class ExemplarInference:
             query_pattern: `[P, H, T, B]`: where the query attends in the last layer, whatever is preserved.
         """
         heads = self.clamps.heads if heads is None else heads.to(self.clamps.heads)
+        return self.output(base, self.ending(base, heads, embedding, preserve, query_pattern), heads)
+
+    def ending(
+        self,
+        base: Activations,
+        heads: Tensor,
+        embedding: float = 1.0,
+        preserve: Collection[Preservable] = (),
+        query_pattern: Tensor | None = None,
+    ) -> Ending:
+        """The first part of `again`: all but the last layer's heads, which several passes may differ in alone."""
         last, first = self.config.layers - 1, 0
         if embedding == 1:  # layers that read what they read before give what they gave
             while first < last and torch.equal(heads[:, first], self.clamps.heads[:, first]):
                 first += 1
         embedded = base.embedded * embedding if embedding != 1 else base.embedded
         resid = matched = base.layers[first].resid if embedding == 1 else embedded
-        scores = base.layers[-1].scores
-        for layer in range(first, last + 1):
-            known = base.layers[layer]
-            if layer == last and query_pattern is not None:
-                v = known.v if "v" in preserve or (layer == first and embedding == 1) else self._value(layer, resid)
-                z = _weighted(query_pattern[:, :, None], v)
-            elif layer == first and embedding == 1:
-                z = known.z
+        for layer in range(first, last):
+            if layer == first and embedding == 1:
+                z = base.layers[layer].z
             else:
-                part = self._attend(layer, resid, matched, base.labels, base.target, False, known, preserve)
-                z, scores = part.z, part.scores
+                z = self._attend(layer, resid, matched, base.labels, base.target, False, base, preserve).z
             resid, matched = self._after(layer, resid, z, heads[:, layer], embedded)
-        return self._logits(resid, scores, base.labels, base.target)
+        known, same = base.layers[last], first == last and embedding == 1
+        if query_pattern is not None:
+            v = known.v if same or "v" in preserve else self._value(last, resid)
+            return Ending(resid, _weighted(query_pattern[:, :, None], v), known.scores)
+        if same:
+            return Ending(resid, known.z, known.scores)
+        part = self._attend(last, resid, matched, base.labels, base.target, False, base, preserve)
+        return Ending(resid, part.z, part.scores)
+
+    def output(self, base: Activations, ending: Ending, heads: Tensor) -> Tensor:
+        """The rest of `again`; of the heads `[P, L, H]` only the last layer's matter."""
+        last = self.config.layers - 1
+        resid, _ = self._after(last, ending.resid, ending.z, heads[:, last].to(ending.z), base.embedded)
+        return self._logits(resid, ending.scores, base.labels, base.target)
 
     def _attend(
         self,
@@ -170,10 +197,10 @@ class ExemplarInference:
         labels: Tensor,
         target: Tensor | None,
         all_rows: bool,
-        known: LayerActivations | None = None,
+        base: Activations | None = None,
         preserve: Collection[Preservable] = (),
     ) -> LayerActivations:
-        block = self._block(layer)
+        block, known = self._block(layer), None if base is None else base.layers[layer]
         last = layer == self.config.layers - 1
         rows = slice(-1, None) if last and not all_rows else slice(None)
         if known is not None and "pattern" in preserve:

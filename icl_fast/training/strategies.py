@@ -44,21 +44,6 @@ class Answers:
     loss: Tensor
     answered: Tensor
 
-    @property
-    def means(self) -> StrategyMetrics:
-        """Over the sequences."""
-
-        def within(values: Tensor) -> Tensor:  # not times 0, which would leave NaN
-            return torch.where(self.answered, values, 0).sum(-1, dtype=torch.float64) / self.answered.sum(-1)
-
-        return StrategyMetrics(
-            self.correct.mean(-1, dtype=torch.float64),
-            within(self.correct_in_context),
-            self.probability.mean(-1, dtype=torch.float64),
-            within(self.probability_in_context),
-            self.loss.mean(-1, dtype=torch.float64),
-        )
-
 
 @dataclass(frozen=True)
 class AttentionMetrics:
@@ -265,19 +250,19 @@ def evaluate_strategies(
     fast = None if interventions else ExemplarInference(model, clamps)
     found = {}
     for evaluator in evaluators:
-        answers, attended = [], _Means()
+        means = RunningMeans()
         for part in embedded.chunks(evaluator):
             if fast is not None:
                 whole = fast.first(part.exemplars, part.labels, part.target, all_rows=attention)
                 logits, patterns = whole.logits, [layer.pattern for layer in whole.layers]
             else:
                 logits, patterns = _by_definition(model, part, clamps, interventions)
-            answers.append(score_answers(logits, part))
+            means.add_answers(score_answers(logits, part))
             if attention:
-                _add_attention(attended, torch.stack(patterns, dim=1), part)
-        metrics = join_answers(answers).means
+                _add_attention(means, torch.stack(patterns, dim=1), part)
+        metrics = means.metrics
         if attention:
-            where = AttentionMetrics(*(attended[field.name] for field in fields(AttentionMetrics)))
+            where = AttentionMetrics(*(means[field.name] for field in fields(AttentionMetrics)))
             metrics = replace(metrics, attention=where)
         found[evaluator.name] = metrics
     return found
@@ -295,31 +280,43 @@ def _by_definition(
     return logits, patterns
 
 
-def _add_attention(means: _Means, patterns: Tensor, part: EmbeddedChunk) -> None:
+def _add_attention(means: RunningMeans, patterns: Tensor, part: EmbeddedChunk) -> None:
     """Patterns `[P, L, H, T, T, B]`."""
     query, right = patterns[..., -1, :, :], part.right.mT[:, None, None]  # [P, L, H, T, B], [P, 1, 1, n, B]
     labels = patterns[..., 1::2, :, :]  # [P, L, H, n, T, B]
     sign = 2 * right.to(query.dtype) - 1
     means.add("induction", (query[..., 1::2, :] * sign).sum(-2), right.any(-2))
-    means.add("previous_token", labels[..., 0:-1:2, :].diagonal(dim1=-3, dim2=-2).mean(-1))
-    means.add("own", labels[..., 1::2, :].diagonal(dim1=-3, dim2=-2).mean(-1))
+    always = torch.ones_like(right.any(-2))
+    means.add("previous_token", labels[..., 0:-1:2, :].diagonal(dim1=-3, dim2=-2).mean(-1), always)
+    means.add("own", labels[..., 1::2, :].diagonal(dim1=-3, dim2=-2).mean(-1), always)
     means.add("query", query[..., None, :, :], right[..., None, :])
 
 
-class _Means:
-    """Running means over the last dimension, the sequences, of the values that count, by name."""
+class RunningMeans:
+    """Means over the last dimension, the sequences, of the values that count, by name; added up in float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def add(self, name: str, values: Tensor, counted: Tensor | None = None) -> None:
-        if counted is None:
-            counted = torch.ones_like(values, dtype=torch.bool)
+    def add(self, name: str, values: Tensor, counted: Tensor) -> None:
+        """More values, and whether each counts."""
         # not times 0, which would leave NaN
         total, count = torch.where(counted, values, 0).sum(-1, dtype=torch.float64), counted.sum(-1)
         if name in self._sums:
             total, count = total + self._sums[name][0], count + self._sums[name][1]
         self._sums[name] = total, count
+
+    def add_answers(self, answers: Answers) -> None:
+        """The answers to more sequences."""
+        for name, field in zip(METRICS, fields(answers), strict=False):  # both in this order
+            counted = answers.answered if name.endswith("in_context") else torch.ones_like(answers.answered)
+            self.add(name, getattr(answers, field.name), counted)
+
+    @property
+    def metrics(self) -> StrategyMetrics:
+        """The means of the answers."""
+        accuracy, within, probability, probability_within, loss = (self[name] for name in METRICS)
+        return StrategyMetrics(accuracy, within, probability, probability_within, loss)
 
     def __getitem__(self, name: str) -> Tensor:
         total, count = self._sums[name]
