@@ -1,4 +1,4 @@
-"""Exemplar models along training: strategies, progress measures and grafts over snapshots (Singh 2025, 4.4.3, 5.6.1)."""
+"""Exemplar models over snapshots: strategies, progress measures, grafts (Singh 2025, 4.4.3, 5.6.1)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarSnapshot, ExemplarTransformer
 from icl_fast.models.grafts import graft
 from icl_fast.training.strategies import METRICS, StrategyMetrics, evaluate_strategies
-
-_HEADS = ("induction", "previous_token", "own")
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ def measure_over_snapshots(
     Args:
         snapshots: in order of training; read one after the other.
         features: `[K, E, F]`.
-        clamps: by name, what is forced in the snapshots, which were trained with other clamps or none; default: nothing,
-            named "none".
+        clamps: by name, what is forced in the snapshots, whatever they were trained with; by default nothing, "none".
         transplant: what every snapshot is given first.
         on_snapshot: told the step of every snapshot that is done.
 
@@ -92,22 +89,21 @@ def measure_over_snapshots(
         raise InputError("snapshots: none given")
     names = [one.name for one in evaluators]
 
-    def gathered(value: Callable[[StrategyMetrics], Tensor]) -> np.ndarray:
-        per_row = [[[value(of_clamp[name]) for name in names] for of_clamp in row.values()] for row in rows]
+    def gathered(metric: str) -> np.ndarray:
+        per_row = [[[_value(of_clamp[name], metric) for name in names] for of_clamp in row.values()] for row in rows]
         return np.stack([torch.stack([torch.stack(part) for part in row]).cpu().numpy() for row in per_row])
 
-    def attention(metrics: StrategyMetrics, name: str) -> Tensor:
-        assert metrics.attention is not None
-        values: Tensor = getattr(metrics.attention, name)
-        return values
-
     outer = ("snapshot", "clamp", "evaluator", "member")
+    inner = {"induction": ("layer", "head"), "previous_token": ("layer", "head"), "own": ("layer", "head")}
+    inner["query"] = ("layer", "head", "place", "position")
     found = xr.Dataset(coords={"snapshot": steps, "clamp": list(clamps), "evaluator": names})
     found["sequences"] = "snapshot", np.array(sequences, np.int64)
-    for metric in METRICS:
-        found[metric] = outer, gathered(lambda one, metric=metric: getattr(one, metric))
-    for metric in _HEADS:
-        found[metric] = (*outer, "layer", "head"), gathered(lambda one, metric=metric: attention(one, metric))
-    found["query"] = (*outer, "layer", "head", "place", "position"), gathered(lambda one: attention(one, "query"))
+    for metric in (*METRICS, *inner):
+        found[metric] = (*outer, *inner.get(metric, ())), gathered(metric)
     found["loss"].attrs["unit"] = "nats"
     return found
+
+
+def _value(metrics: StrategyMetrics, name: str) -> Tensor:
+    values: Tensor = getattr(metrics if name in METRICS else metrics.attention, name)
+    return values
