@@ -94,7 +94,11 @@ def measure_over_snapshots(
         return np.stack([torch.stack([torch.stack(part) for part in row]).cpu().numpy() for row in per_row])
 
     outer = ("snapshot", "clamp", "evaluator", "member")
-    inner = {"induction": ("layer", "head"), "previous_token": ("layer", "head"), "own": ("layer", "head")}
+    inner: dict[str, tuple[str, ...]] = {
+        "induction": ("layer", "head"),
+        "previous_token": ("layer", "head"),
+        "own": ("layer", "head"),
+    }
     inner["query"] = ("layer", "head", "place", "position")
     found = xr.Dataset(coords={"snapshot": steps, "clamp": list(clamps), "evaluator": names})
     found["sequences"] = "snapshot", np.array(sequences, np.int64)
