@@ -55,6 +55,8 @@ OPS = (
     "linear_cross_entropy",
     "smeared_attention",
 )
+# what else runs on a GPU; the tests of a file are those with impl "cuda" among their parameters
+WORLDS = {"sequences": "data/test_sequences.py", "exemplar_loop": "training/test_exemplar_loop.py"}
 BENCHES = tuple(sorted(path.stem.removeprefix("bench_") for path in BENCH.glob("bench_*.py")))
 DTYPES = ("float32", "bfloat16", "float16")
 ON_HOPPER = ("frozen_attention", "linear_cross_entropy")  # the ops with kernels of their own there; see _backend._arch
@@ -82,8 +84,8 @@ def build(job: Job) -> Verdict:
 
 
 def tests(job: Job) -> Verdict:
-    """The op tests on the GPU: every op in a process of its own, and again after each test that takes the GPU away."""
-    suites = [(op, "") for op in OPS]
+    """The tests on the GPU: every op in a process of its own, and again after each test that takes the GPU away."""
+    suites = [(op, "") for op in (*OPS, *WORLDS)]
     if job.report["device"]["capability"] == [9, 0]:
         suites += [(op, "80") for op in ON_HOPPER]
     results = in_parallel(len(suites), run_suite, [(job, *suite) for suite in suites])
@@ -98,12 +100,12 @@ def tests(job: Job) -> Verdict:
 
 
 def run_suite(job: Job, op: str, arch: str) -> dict[str, Any]:
-    """The GPU tests of one op. The child writes a line to a journal when a test begins and one when it ends."""
+    """The GPU tests of one op or world. The child writes a line to a journal when a test begins and when it ends."""
     name = f"{op}{arch}"
     journal, log = job.scratch / f"{name}.jsonl", job.scratch / f"{name}.log"
     environment = {**job.environment, "GPU_CHECK_JOURNAL": str(journal), "GPU_CHECK_ARCH": arch}
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu_check_child"]
-    command += [str(ROOT / "python_tests" / "ops" / f"test_{op}.py")]
+    command += [str(ROOT / "python_tests" / WORLDS.get(op, f"ops/test_{op}.py"))]
     seen = -1
     while job.left() > LEAST and seen < (seen := len(read_journal(journal))):
         code = PROCESSES.run(command, log, job.left(), environment, hangs=lambda: stalls(journal))

@@ -89,16 +89,17 @@ class Task:
             raise InputError(f"training.l2_on {config.l2_on}: the model has no such weights; set another, or l2=0")
         return dict.fromkeys(names, config.l2)
 
-    def fused_refuses(self) -> str | None:
-        """Why the fused kernel cannot make this task's steps; None: it can."""
-        return exemplar_steps_supported(
-            layers=self.model.config.layers,
-            width=self.model.config.width,
-            heads=self.model.config.heads,
-            pairs=self.model.config.pairs,
-            mlp=self.model.config.mlp,
-            encoder=self.model.config.encoder,
-            device=str(self.features.device.type),
+    def can_be_fused(self) -> bool:
+        """Whether the fused kernel can make this task's steps here."""
+        config = self.model.config
+        return self.features.device.type == "cpu" and exemplar_steps_supported(
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            pairs=config.pairs,
+            position=config.position,
+            mlp=config.mlp,
+            encoder=config.encoder,
         )
 
 
@@ -108,12 +109,15 @@ def make_engine(task: Task, noisy: bool) -> Engine:
     Raises:
         InputError: the fused engine was asked for and cannot do this; the message says why.
     """
-    if task.training.engine != "plain":
-        why = "sequences.noise is added to features, which it reads from a table" if noisy else task.fused_refuses()
-        if why is None:
-            return FusedEngine(task)
-        if task.training.engine == "fused":
-            raise InputError(f"training.engine fused: {why}; use auto or plain")
+    if task.training.engine == "plain":
+        return PlainEngine(task)
+    if not noisy and task.can_be_fused():
+        return FusedEngine(task)
+    if task.training.engine == "fused":
+        why = "needs attention-only models of 1 or 2 layers, up to 256 wide, up to 16 pairs, the encoder linear, a CPU"
+        if noisy:
+            why = "reads features from a table, so sequences.noise must be 0"
+        raise InputError(f"training.engine fused: {why}; use auto or plain")
     return PlainEngine(task)
 
 

@@ -180,7 +180,7 @@ def test_the_op_tests_run_under_the_journal(tmp_path: Path) -> None:
     assert found["not_run"] > 10  # collected, and then left out by -k
 
 
-@pytest.mark.parametrize(("capability", "suites"), [([8, 0], 7), ([9, 0], 9)])
+@pytest.mark.parametrize(("capability", "suites"), [([8, 0], 9), ([9, 0], 11)])
 def test_the_verdict_of_the_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: list[int], suites: int
 ) -> None:
@@ -192,7 +192,7 @@ def test_the_verdict_of_the_tests(
     found = gpu_check.tests(here)
     assert (found.verdict, found.summary) == ("passed", f"{3 * suites} passed, 0 failed, {suites} skipped")
     assert len(found.details) == suites
-    assert ("frozen_attention (kernels of sm_80)" in found.details) == (suites == 9)
+    assert ("frozen_attention (kernels of sm_80)" in found.details) == (suites == 11)
     monkeypatch.setattr(gpu_check, "run_suite", lambda _, op, arch: bad if op == "smeared_attention" else good)
     found = gpu_check.tests(here)
     assert found.verdict == "failed"
@@ -219,6 +219,12 @@ def test_it_builds_for_this_gpu_and_says_why_not(
 def test_all_ops_are_checked() -> None:
     assert tuple(sorted(available_impls())) == gpu_check.OPS
     assert set(gpu_check.ON_HOPPER) <= set(gpu_check.OPS)
+
+
+@pytest.mark.parametrize("file", gpu_check.WORLDS.values())
+def test_what_else_is_checked_has_tests_on_a_gpu(file: str) -> None:
+    text = (gpu_check.ROOT / "python_tests" / file).read_text()
+    assert '@pytest.mark.parametrize("impl", ["cuda"])\ndef test_' in text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -125,6 +125,18 @@ def test_engines_agree(tmp_path: Path) -> None:
         assert (weight - fused.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-5, name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("impl", ["cuda"])
+def test_cuda_graphs_make_the_same_steps(impl: str, tmp_path: Path) -> None:
+    cpu, cuda = (
+        run(changed(members=MEMBERS, training={"device": device, "lr": 1e-3}), tmp_path / device)
+        for device in ("cpu", impl)
+    )
+    assert cuda.curves()["training_loss"].values == pytest.approx(cpu.curves()["training_loss"].values, abs=1e-4)
+    for name, weight in cpu.load_snapshot(12).model.named_parameters():
+        assert (weight - cuda.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-4, name
+
+
 def test_a_step_is_adam_written_out(tmp_path: Path) -> None:
     """The first step of a chapter 5 run with L2, from autograd on the model and Adam's formula in float64."""
     values = changed(
@@ -229,7 +241,7 @@ def test_noise_is_added_and_needs_the_plain_engine(tmp_path: Path) -> None:
     noisy = changed(training={"engine": "auto"}, sequences={"noise": 1.0})
     loud = run(noisy, tmp_path / "loud").curves()["training_loss"].values
     assert (quiet != loud).all()
-    with pytest.raises(InputError, match=r"training\.engine fused: sequences\.noise"):
+    with pytest.raises(InputError, match=r"training\.engine fused: reads features.*sequences\.noise must be 0"):
         run(changed(noisy, training={"engine": "fused"}), tmp_path / "fused")
 
 
