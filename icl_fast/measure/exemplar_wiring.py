@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
+from icl_fast.files import atomic_write
 from icl_fast.measure.circuits import LayerWeights, composition_of
 from icl_fast.measure.exemplar_passes import SecondPass, means_again, only_head, without_heads
 from icl_fast.models import Clamps, ExemplarTransformer
@@ -133,6 +136,21 @@ def previous_token_heads(previous_token: Tensor, least: float = 0.5) -> list[Hea
     with a weight of `least` or more.
     """
     return [(0, head) for head, weight in enumerate(previous_token[0].tolist()) if weight >= least]
+
+
+def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
+    """Write every array, and the names along its dims as `dim:<name>`, into an .npz file; it appears whole or not.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    target = Path(path).with_suffix(".npz")
+    arrays: dict[str, Any] = {str(name): values.values for name, values in found.data_vars.items()}
+    arrays |= {f"dim:{name}": np.asarray(values.values, np.str_) for name, values in found.coords.items()}
+    arrays |= {f"dims of {name}": np.array(values.dims, np.str_) for name, values in found.data_vars.items()}
+    with atomic_write(target) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    return target
 
 
 @torch.no_grad()
