@@ -29,6 +29,7 @@ from icl_fast.models.exemplar_transformer import _Pass as Definition
 from icl_fast.models.interventions import make_taps
 
 Preservable = Literal["pattern", "q", "k", "v"]
+_FREED_ONCE = 28 * 2**20  # bytes
 PRESERVABLE: tuple[Preservable, ...] = ("pattern", "q", "k", "v")
 
 
@@ -38,7 +39,7 @@ class LayerActivations:
 
     Attributes:
         resid: `[P, C, T, B]`: the stream that it reads.
-        q, k, v: `[P, H, D, R, B]`, `[P, H, D, T, B]` twice; q and k as attention sees them.
+        q, k, v: `[P, H, D, R, B]`, `[P, H, D, T, B]` twice; q and k after rotation, q scaled: scores are their product.
         scores, pattern: `[P, H, R, T, B]`; scores of positions that cannot be attended to are -inf.
         z: `[P, H, D, R, B]`, before heads are removed; of the last layer the query's alone.
     """
@@ -83,6 +84,9 @@ class ExemplarInference:
         """
         self.model, self.config = model, model.config
         device = model.unembed.weight.device
+        # glibc gives freed memory back to the system, and every chunk has to ask for it anew, until a block of 1 to 32
+        # MiB was freed once: a third of the time
+        torch.empty(_FREED_ONCE, dtype=torch.uint8)
         labels = torch.zeros(model.members, 1, self.config.pairs, dtype=torch.int64, device=device)
         self.clamps = Definition(model, labels, None, clamps, make_taps(self.config, (), ())).clamps
         length = self.config.length
@@ -186,7 +190,7 @@ class ExemplarInference:
     def output(self, base: Activations, ending: Ending, heads: Tensor) -> Tensor:
         """The rest of `again`; of the heads `[P, L, H]` only the last layer's matter."""
         last = self.config.layers - 1
-        resid, _ = self._after(last, ending.resid, ending.z, heads[:, last].to(ending.z), base.embedded)
+        resid, _ = self._after(last, ending.resid, ending.z, heads[:, last], base.embedded)
         return self._logits(resid, ending.scores, base.labels, base.target)
 
     def _attend(
@@ -211,12 +215,12 @@ class ExemplarInference:
                 q = known.q[..., rows, :]
             else:
                 q = self._rotated(self._split(_linear(block.attention.q, normed[:, :, rows])))
+                q.mul_(self.config.d_head**-0.5 / self.clamps.temperature[:, layer, :, None, None, None].to(q))
             if known is not None and "k" in preserve:
                 k = known.k
             else:
                 k = self._rotated(self._split(_linear(block.attention.k, normed)))
-            scale = self.config.d_head**-0.5 / self.clamps.temperature[:, layer, :, None, None, None]
-            scores = _products(q * scale, k)
+            scores = _products(q, k)
             if scores.shape[2] > 1:
                 scores.masked_fill_(self._blocked if layer else self._blocked_first, -torch.inf)
             pattern = self._clamped(layer, scores.softmax(-2), labels, target)
@@ -243,13 +247,14 @@ class ExemplarInference:
     def _after(self, layer: int, resid: Tensor, z: Tensor, heads: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """The stream after a layer, and what the next one's queries and keys read; after the last the query's alone."""
         block = self._block(layer)
-        out = _linear(block.attention.out, (z * heads[..., None, None, None]).flatten(1, 2))
-        resid = resid[:, :, -out.shape[2] :] + out
+        # removing heads from the weights, which are small
+        weight = block.attention.out.weight * heads.to(z).repeat_interleave(self.config.d_head, 1)[:, None]
+        resid = _product(weight, z.flatten(1, 2)).add_(resid[:, :, -z.shape[3] :])
         if block.mlp is not None:
             up, down = block.mlp[0], block.mlp[2]
             assert isinstance(up, MemberLinear)
             assert isinstance(down, MemberLinear)
-            resid = resid + _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid))))
+            resid = _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid)))).add_(resid)
         if layer or not self._any_first:
             return resid, resid
         replaced = self.clamps.first_layer.view(-1, 1, 1, 1)
@@ -281,17 +286,21 @@ class ExemplarInference:
             return x
         angles = rotary_angles(self.config.length, x.shape[2], self.config.rotary_base, x)[-x.shape[3] :]
         cos, sin = angles.cos().mT[..., None], angles.sin().mT[..., None]  # [D/2, T, 1]
-        a, b = x[:, :, 0::2], x[:, :, 1::2]
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=3).flatten(2, 3)
+        turned, a, b = torch.empty_like(x), x[:, :, 0::2], x[:, :, 1::2]
+        torch.mul(a, cos, out=turned[:, :, 0::2]).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=turned[:, :, 1::2]).addcmul_(a, sin)
+        return turned
 
 
 def _linear(linear: MemberLinear, x: Tensor) -> Tensor:
     """x `[P, in, T, B]` to `[P, out, T, B]`."""
-    flat = x.flatten(2)
-    y = torch.bmm(linear.weight, flat)
-    if linear.bias is not None:
-        y += linear.bias[..., None]
-    return y.view(x.shape[0], -1, *x.shape[2:])
+    y = _product(linear.weight, x)
+    return y if linear.bias is None else y.add_(linear.bias[..., None, None])
+
+
+def _product(weight: Tensor, x: Tensor) -> Tensor:
+    """Weight `[P, out, in]` times x `[P, in, T, B]`: `[P, out, T, B]`."""
+    return torch.bmm(weight, x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
 
 
 def _normed(norm: MemberNorm, x: Tensor) -> Tensor:

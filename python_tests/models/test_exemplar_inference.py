@@ -98,7 +98,8 @@ def test_first_pass_is_the_model(shape: dict[str, object], names: list[ClampName
         torch.testing.assert_close(part.pattern, expected("pattern").movedim(1, -1))
         torch.testing.assert_close(short.layers[layer].pattern[:, :, -1], part.pattern[:, :, -1])
         for name in ("q", "k", "v"):
-            torch.testing.assert_close(getattr(part, name), expected(name).permute(0, 2, 4, 3, 1))
+            scale = model.config.d_head**-0.5 / clamps.temperature[:, layer, :, None, None, None] if name == "q" else 1
+            torch.testing.assert_close(getattr(part, name), expected(name).permute(0, 2, 4, 3, 1) * scale)
         if layer < model.config.layers - 1:
             z = expected("z").permute(0, 2, 4, 3, 1)
             torch.testing.assert_close(part.z * clamps.heads[:, layer, :, None, None, None], z)
