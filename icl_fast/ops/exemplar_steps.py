@@ -202,7 +202,13 @@ class _Shape:
     """The sizes, and the shape of every parameter that a model of these sizes has."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], features: Tensor, classes: Tensor, labels: Tensor, heads: int, position: str
+        self,
+        parameters: Mapping[str, Tensor],
+        features: Tensor,
+        classes: Tensor,
+        labels: Tensor,
+        heads: int,
+        position: str,
     ) -> None:
         for name, tensor, ndim, dims in (
             ("features", features, 3, "[K, E, F]"),
