@@ -204,7 +204,9 @@ void exemplar_steps(const ExemplarSteps& p) {
   }
   if (alone == p.members) return;
   Phase shared{};
-#pragma omp parallel num_threads(threads)
+  const int64_t most = sizes.blocks * (1 + 4 * sizes.layers) + sizes.chunks;  // about the units of the largest phase
+  const int64_t team_size = smaller(threads, most);
+#pragma omp parallel num_threads(team_size)
   {
     const NoDenormals guard;
     Team team(shared, thread_number(), thread_count());
