@@ -1,6 +1,6 @@
 // exemplar_steps: forward, backward and Adam of small attention-only exemplar models, many steps a call.
 //
-// A step is a chain of phases with a barrier between them: tokens are found; embedded; slices of kLanes examples go to
+// A step is a chain of phases: tokens are found; embedded; slices of kLanes examples go to
 // their hidden states; chunks of labels to logits; the loss; the chunks again, where the unembedding's gradient is
 // formed and used up; the slices and the tokens backward; the other weights. A phase is cut into units by the shapes
 // alone, and every sum has one owner and one order: the result does not depend on the number of threads. A thread has a
@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "cpu/exemplar_slice.h"
+#include "cpu/exemplar_team.h"
 #include "cpu/exemplar_tokens.h"
 #include "cpu/exemplar_update.h"
 
@@ -119,19 +120,25 @@ float mean_loss(const Sizes& sizes, const Work& work) {
   return float(sum / double(sizes.batch));
 }
 
-void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_t number, const Team& team) {
+void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_t number, Team& team) {
   const Member member(p, sizes, number);
   const Tokens tokens{p, sizes, member, work};
   const bool first_layer = sizes.layers == 1 || !member.forced.first_layer;
-  float* gradient = work.gradient + team.rank * work.gradient_size;
+  const auto one = [] { return 1; };
+  const auto blocks = [&] { return sizes.blocks; };
+  const auto slices = [&] { return sizes.slices; };
+  const auto chunks = [&] { return sizes.chunks; };
+  const auto vectors = [&] { return sizes.lanes / W; };
+  const auto token_blocks = [&] { return tokens.blocks(); };
+  float* gradient = work.gradient + team.rank() * work.gradient_size;
   const int64_t tokens_a_step = sizes.batch * p.pairs;
-  team.each(1, [&](int64_t) {
+  team.each(one, [&](int64_t) {
     for (int64_t v = 0; v < sizes.labels; ++v) work.label_first[v] = -1;
     work.count = work.exemplars = 0;
   });
   const Adam none(p, 0, 0);
   const Update before{sizes, member, work, none, first_layer, gradient};
-  team.each(sizes.blocks, [&](int64_t block) {
+  team.each(blocks, [&](int64_t block) {
     before.turn_embedding(block * kRows);
     for (int64_t which = 0; which < 3; ++which) before.copy_weight(which, block * kRows);
   });
@@ -141,28 +148,31 @@ void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_
                               p.target + at * sizes.batch};
     const Adam adam(p, p.made + step, p.learning_rates[step]);
     const Update update{sizes, member, work, adam, first_layer, gradient};
+    const auto weights = [&] { return update.units(); };
     const auto pass = [&](int64_t slice) {
       return SlicePass{sizes, member, work, {p.cos, p.sin}, p.norm_eps, slice};
     };
-    team.each(1, [&](int64_t) { tokens.find(sequences); });
-    team.each(tokens.blocks(), [&](int64_t block) { tokens.forward(block, first_layer); });
-    team.each(sizes.slices, [&](int64_t slice) { pass(slice).forward(sequences); });
+    team.each(one, [&](int64_t) { tokens.find(sequences); });
+    team.each(token_blocks, [&](int64_t block) { tokens.forward(block, first_layer); });
+    team.each(slices, [&](int64_t slice) { pass(slice).forward(sequences); });
     if (member.copies()) {
-      team.each(sizes.chunks, [&](int64_t chunk) {
+      team.each(chunks, [&](int64_t chunk) {
         const int64_t first = chunk * kLabelChunk, count = smaller(kLabelChunk, sizes.labels - first);
         adam.run(member.of(kUnembed), first * sizes.width, count * sizes.width, nullptr);
         adam.run(member.of(kUnembedBias), first, count, nullptr);
       });
     } else {
-      team.each(sizes.chunks, [&](int64_t chunk) { chunk_forward(sizes, member, work, sequences, chunk); });
-      team.each(sizes.lanes / W, [&](int64_t vector) { merge_chunks(sizes, work, vector * W); });
-      team.each(sizes.chunks,
+      team.each(chunks, [&](int64_t chunk) { chunk_forward(sizes, member, work, sequences, chunk); });
+      team.each(vectors, [&](int64_t vector) { merge_chunks(sizes, work, vector * W); });
+      team.each(chunks,
                 [&](int64_t chunk) { chunk_backward(sizes, member, work, sequences, adam, chunk, gradient); });
     }
-    if (team.rank == 0) p.losses[at] = mean_loss(sizes, work);
-    team.each(sizes.slices, [&](int64_t slice) { pass(slice).backward(); });
-    team.each(tokens.blocks(), [&](int64_t block) { tokens.backward(block, first_layer); });
-    team.each(update.units(), [&](int64_t unit) { update.run(unit); });
+    team.each(slices, [&](int64_t slice) { pass(slice).backward(); });
+    team.each(token_blocks, [&](int64_t block) { tokens.backward(block, first_layer); });
+    team.each(weights, [&](int64_t unit) {
+      if (unit == 0) p.losses[at] = mean_loss(sizes, work);
+      update.run(unit);
+    });
   }
 }
 
@@ -187,14 +197,19 @@ void exemplar_steps(const ExemplarSteps& p) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t member = 0; member < alone; ++member) {
       const NoDenormals guard;
-      train_member(p, sizes, works[thread_number()], member, {0, 1});
+      Phase own{};
+      Team team(own, 0, 1);
+      train_member(p, sizes, works[thread_number()], member, team);
     }
   }
   if (alone == p.members) return;
-#pragma omp parallel num_threads(threads)
+  Phase shared{};
+  const int64_t most = sizes.blocks * (1 + 4 * sizes.layers) + sizes.chunks;  // about the units of the largest phase
+  const int64_t team_size = smaller(threads, most);
+#pragma omp parallel num_threads(team_size)
   {
     const NoDenormals guard;
-    const Team team{thread_number(), thread_count()};
+    Team team(shared, thread_number(), thread_count());
     for (int64_t member = alone; member < p.members; ++member) train_member(p, sizes, works[0], member, team);
   }
 }

@@ -190,25 +190,4 @@ struct Work {
   }
 };
 
-ICL_INLINE int thread_count() {
-#ifdef _OPENMP
-  return omp_get_num_threads();
-#else
-  return 1;
-#endif
-}
-
-// The threads of one member. Who does a unit does not change its result; each() ends with a barrier.
-struct Team {
-  int64_t rank, size;
-
-  template <typename Unit>
-  ICL_INLINE void each(int64_t units, Unit unit) const {
-    for (int64_t i = rank; i < units; i += size) unit(i);
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-};
-
 }  // namespace icl::ICL_ISA

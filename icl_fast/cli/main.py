@@ -21,7 +21,12 @@ class _Command(NamedTuple):
 COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
     "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
-    "evaluate": _Command("icl_fast.cli.evaluate:evaluate", "Scores and circuits of every head of a run's snapshots."),
+    "evaluate": _Command(
+        "icl_fast.cli.evaluate:evaluate", "Heads of a run's snapshots, or with --strategies how they answer."
+    ),
+    "wiring": _Command(
+        "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and for what."
+    ),
     "pca": _Command("icl_fast.cli.pca:pca", "Paths of runs in the plane in which their losses differ most."),
     "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
     "toy": _Command(

@@ -11,6 +11,7 @@ Circuits over tokens are V x V; their traces and eigenvalues are taken from C x 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
 
 
 @dataclass(frozen=True)
-class _LayerWeights:
+class LayerWeights:
     """One layer's heads, float64, norm folded in: q, k, v [H,C,D]; o [H,D,C], centred, as every reader has it."""
 
     q: Tensor
@@ -113,29 +114,32 @@ def composition_scores(model: Transformer) -> dict[str, Tensor]:
         "q", "k" and "v": each [layers,H,layers,H] float64, first the writing head, then the reading one; NaN where the
         reader is not in a later layer, or one of the two weights is 0.
     """
-    config = model.config
-    device = model.embed.weight.device
-    shape = (config.layers, config.heads) * 2
-    scores = {name: torch.full(shape, torch.nan, dtype=torch.float64, device=device) for name in "qkv"}
     with torch.no_grad():
-        layers = list(_layers(model))
-        for later, reader in enumerate(layers):
-            for name, read in (("q", reader.q), ("k", reader.k), ("v", reader.v)):
-                reads = torch.linalg.matrix_norm(read)  # [H]
-                for earlier, writer in enumerate(layers[:later]):
-                    for head, w_o in enumerate(writer.o):  # head by head: all pairs at once would be [H,H,D,D]
-                        passed = torch.linalg.matrix_norm(w_o @ read)
-                        scores[name][earlier, head, later] = passed / (torch.linalg.matrix_norm(w_o) * reads)
+        return composition_of(list(_layers(model)))
+
+
+def composition_of(layers: Sequence[LayerWeights]) -> dict[str, Tensor]:
+    """`composition_scores`, given the weights."""
+    heads, device = len(layers[0].o), layers[0].o.device
+    shape = (len(layers), heads) * 2
+    scores = {name: torch.full(shape, torch.nan, dtype=torch.float64, device=device) for name in "qkv"}
+    for later, reader in enumerate(layers):
+        for name, read in (("q", reader.q), ("k", reader.k), ("v", reader.v)):
+            reads = torch.linalg.matrix_norm(read)  # [H]
+            for earlier, writer in enumerate(layers[:later]):
+                for head, w_o in enumerate(writer.o):  # head by head: all pairs at once would be [H,H,D,D]
+                    passed = torch.linalg.matrix_norm(w_o @ read)
+                    scores[name][earlier, head, later] = passed / (torch.linalg.matrix_norm(w_o) * reads)
     return scores
 
 
-def _layers(model: Transformer) -> list[_LayerWeights]:
+def _layers(model: Transformer) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
         assert isinstance(block, Block)
         o = block.attention.w_o.double()
         q, k, v = (_reading(block, linear) for linear in (block.attention.q, block.attention.k, block.attention.v))
-        layers.append(_LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
+        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
     return layers
 
 

@@ -45,17 +45,29 @@ def find_snapshots(ckpt: str | Path, which: str = "all") -> tuple[RunFolder, lis
     there = folder.snapshot_steps()
     if not there:
         raise InputError(f"ckpt: {path} has no snapshots yet")
+    return folder, chosen_steps(there, which)
+
+
+def chosen_steps(there: Sequence[int], which: str) -> list[int]:
+    """The steps that a `--snapshots` value means, of those that are there.
+
+    Args:
+        which: `all`, `last`, or steps such as `0,50,100`.
+
+    Raises:
+        InputError: neither of these, or a step that is not there.
+    """
     if which == "all":
-        return folder, there
+        return list(there)
     if which == "last":
-        return folder, there[-1:]
+        return list(there[-1:])
     items = [item.strip() for item in which.split(",")]
     if not all(item.isdecimal() for item in items):
         raise InputError(f"snapshots: {which!r} is neither all, last nor steps such as 0,50,100")
     steps = sorted({int(item) for item in items})
     if missing := [step for step in steps if step not in there]:
         raise InputError(f"snapshots: none at step {missing[0]}; there are {', '.join(map(str, there))}")
-    return folder, steps
+    return steps
 
 
 def missing_snapshots(folder: RunFolder) -> dict[int, str]:

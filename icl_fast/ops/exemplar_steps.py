@@ -92,7 +92,8 @@ def exemplar_steps(
     fade to such numbers; a weight differs by less than 1e-30 for it.
 
     Args:
-        parameters: float32 by the names of `ExemplarTransformer.named_parameters()`, `[P, ...]`; updated.
+        parameters: float32 by the names of `ExemplarTransformer.named_parameters()`, `[P, ...]`; updated. They may be
+            the model's own.
         first_moments, second_moments: Adam's, the same names and shapes; updated.
         features: `[K, E, F]` float32, of every exemplar of every class.
         classes, exemplars: `[S, P, B, n + 1]` int64, which exemplars the sequences have; the last one is the query.
@@ -135,6 +136,8 @@ def exemplar_steps(
     _check_numbers(step, rotary_base, norm_eps, betas, eps, threads)
     s, p, b, n = shape.steps, shape.members, shape.batch, shape.pairs
     _check("features", features, (shape.classes, shape.exemplars, shape.features), torch.float32)
+    if not features.is_contiguous():
+        raise InputError(f"{OP}: features must be contiguous; a copy in every call would cost more than the steps")
     for name, tensor, sizes, count in (
         ("classes", classes, (s, p, b, n + 1), shape.classes),
         ("exemplars", exemplars, (s, p, b, n + 1), shape.exemplars),

@@ -5,8 +5,8 @@ Sequences are evaluated in chunks that stay in cache; sums over them are kept in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,20 +14,27 @@ from torch import Tensor
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer, Intervention, site
+from icl_fast.models.exemplar_inference import ExemplarInference
 
-_CHUNK_NUMBERS = 2**20  # of the largest activation of a chunk
+METRICS = ("accuracy", "accuracy_in_context", "probability", "probability_in_context", "loss")
+# numbers in a chunk's largest activation and in its logits: beyond these, larger chunks are slower
+_STREAM_NUMBERS, _LOGIT_NUMBERS = 2**20, 2**22
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How each of N sequences is answered by each of P members; all `[P, N]` (Singh 2025, 2.2.3, 4.3, 5.2.3).
+    """How each of N sequences is answered by each of P members; all `[*, P, N]` (Singh 2025, 2.2.3, 4.3, 5.2.3).
+
+    `*` is nothing, or the passes of `icl_fast.measure.exemplar_passes`.
 
     Attributes:
         correct: 1 where the largest of all outputs is a correct one, else 0.
-        correct_in_context: 1 where the largest output of those in context is a correct one; NaN where none of those is.
+        correct_in_context: 1 where the largest output of those in context is a correct one, else 0.
         probability: of the correct outputs together.
-        probability_in_context: the same among the outputs in context; NaN where none of those is correct.
+        probability_in_context: the same among the outputs in context.
         loss: cross-entropy of the target, nats.
+        answered: `[P, N]` bool: whether an output in context is correct; where none is, what is in context means
+            nothing.
     """
 
     correct: Tensor
@@ -35,6 +42,7 @@ class Answers:
     probability: Tensor
     probability_in_context: Tensor
     loss: Tensor
+    answered: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class AttentionMetrics:
 
 @dataclass(frozen=True)
 class StrategyMetrics:
-    """What P members make of an evaluator: means of `Answers` over its sequences, `[P]` float64.
+    """What P members make of an evaluator: means of `Answers` over its sequences, `[*, P]` float64.
 
     Attributes:
         accuracy: over all outputs; any correct output counts.
@@ -75,6 +83,10 @@ class StrategyMetrics:
     probability_in_context: Tensor
     loss: Tensor
     attention: AttentionMetrics | None = None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> StrategyMetrics:
+        """A function of every metric, without attention."""
+        return replace(self, attention=None, **{name: function(getattr(self, name)) for name in METRICS})
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class EmbeddedChunk:
 class EmbeddedEvaluators:
     """Evaluators in chunks, exemplars embedded.
 
-    Each different exemplar is embedded once, if all of them are fewer than the slots that they fill.
+    Each different exemplar is embedded once, if on average it is shown twice or more.
     """
 
     def __init__(
@@ -126,8 +138,9 @@ class EmbeddedEvaluators:
                 )
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk: must be 1 or more, got {chunk}")
-        largest = model.members * max(config.outputs, 4 * config.width * config.length)
-        self.chunk = chunk or max(16, min(512, _CHUNK_NUMBERS // largest))
+        stream, logits = 4 * config.width * config.length, config.outputs
+        fit = min(_STREAM_NUMBERS // (model.members * stream), _LOGIT_NUMBERS // (model.members * logits))
+        self.chunk = chunk or max(32, min(512, fit))
         self.model, self._exemplars_per_class = model, features.shape[1]
         self._features = features.flatten(0, 1)
         self._table = self._unique_table(evaluators)
@@ -168,7 +181,7 @@ class EmbeddedEvaluators:
             shown[rows] = True
             slots += rows.shape[-1] * rows.shape[-2]
         unique = shown.nonzero()[:, 0]
-        if len(unique) >= slots:
+        if 2 * len(unique) > slots:
             return None
         self._place = shown.cumsum(0) - 1
         members = self.model.members
@@ -191,17 +204,21 @@ def score_answers(logits: Tensor, chunk: EmbeddedChunk) -> Answers:
     best = logits.argmax(-1, keepdim=True)
     shown = logits.gather(-1, chunk.labels)  # [P, B, n]
     first = ~_repeats(chunk.labels)
-    # the difference of the logits in context from their largest, so that -1e9 for all of them is no 0/0
     among = shown.masked_fill(~first, -torch.inf).softmax(-1)
-    answered = chunk.right.any(-1)
     best_shown = chunk.right.gather(-1, shown.argmax(-1, keepdim=True))[..., 0]
     return Answers(
         correct=(chunk.correct == best).any(-1).to(logits.dtype),
-        correct_in_context=best_shown.to(logits.dtype).masked_fill(~answered, torch.nan),
+        correct_in_context=best_shown.to(logits.dtype),
         probability=(correct_logits.logsumexp(-1) - total).exp(),
-        probability_in_context=(among * chunk.right).sum(-1).masked_fill(~answered, torch.nan),
+        probability_in_context=(among * chunk.right).sum(-1),
         loss=total - logits.gather(-1, chunk.target[..., None])[..., 0],
+        answered=chunk.right.any(-1),
     )
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """Chunks one after the other."""
+    return Answers(*(torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(Answers)))
 
 
 @torch.inference_mode()
@@ -230,58 +247,76 @@ def evaluate_strategies(
         InputError: features, members or pairs that do not fit the model.
     """
     embedded = EmbeddedEvaluators(model, features, evaluators, chunk)
-    record = [site("pattern", layer) for layer in range(model.config.layers)] if attention else []
+    fast = None if interventions else ExemplarInference(model, clamps)
     found = {}
     for evaluator in evaluators:
-        answers, attended = _Means(), _Means()
+        means = RunningMeans()
         for part in embedded.chunks(evaluator):
-            logits, sites = model.from_embedded(
-                part.exemplars, part.labels, part.target, clamps=clamps, record=record, interventions=interventions
-            )
-            scores = score_answers(logits, part)
-            answered = part.right.any(-1)
-            for field in fields(scores):
-                within = field.name.endswith("in_context")
-                answers.add(field.name, getattr(scores, field.name), answered if within else None)
+            if fast is not None:
+                whole = fast.first(part.exemplars, part.labels, part.target, all_rows=attention)
+                logits, patterns = whole.logits, [layer.pattern for layer in whole.layers]
+            else:
+                logits, patterns = _by_definition(model, part, clamps, interventions)
+            means.add_answers(score_answers(logits, part))
             if attention:
-                patterns = torch.stack([sites[name] for name in record], dim=1)  # [P * B, L, H, T, T]
-                _add_attention(attended, patterns.view(*part.target.shape, *patterns.shape[1:]), part)
-        found[evaluator.name] = StrategyMetrics(
-            answers["correct"],
-            answers["correct_in_context"],
-            answers["probability"],
-            answers["probability_in_context"],
-            answers["loss"],
-            AttentionMetrics(*(attended[field.name] for field in fields(AttentionMetrics))) if attention else None,
-        )
+                _add_attention(means, torch.stack(patterns, dim=1), part)
+        metrics = means.metrics
+        if attention:
+            where = AttentionMetrics(*(means[field.name] for field in fields(AttentionMetrics)))
+            metrics = replace(metrics, attention=where)
+        found[evaluator.name] = metrics
     return found
 
 
-def _add_attention(means: _Means, patterns: Tensor, part: EmbeddedChunk) -> None:
-    """Patterns `[P, B, L, H, T, T]`."""
-    query, right = patterns[..., -1, :], part.right
-    labels = patterns[..., 1::2, :]  # [P, B, L, H, n, T]
-    sign = (2 * right.to(query.dtype) - 1)[:, :, None, None]
-    means.add("induction", (query[..., 1::2] * sign).sum(-1), right.any(-1)[:, :, None, None])
-    means.add("previous_token", labels[..., 0:-1:2].diagonal(dim1=-2, dim2=-1).mean(-1))
-    means.add("own", labels[..., 1::2].diagonal(dim1=-2, dim2=-1).mean(-1))
-    means.add("query", query[..., None, :], right[:, :, None, None, :, None])
+def _by_definition(
+    model: ExemplarTransformer, part: EmbeddedChunk, clamps: Clamps | None, interventions: Sequence[Intervention]
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits `[P, B, V]` and each layer's patterns `[P, H, T, T, B]`."""
+    record = [site("pattern", layer) for layer in range(model.config.layers)]
+    logits, sites = model.from_embedded(
+        part.exemplars, part.labels, part.target, clamps=clamps, record=record, interventions=interventions
+    )
+    patterns = [sites[name].view(*part.target.shape, *sites[name].shape[1:]).movedim(1, -1) for name in record]
+    return logits, patterns
 
 
-class _Means:
-    """Running means over dimension 1, of the values that count, by name."""
+def _add_attention(means: RunningMeans, patterns: Tensor, part: EmbeddedChunk) -> None:
+    """Patterns `[P, L, H, T, T, B]`."""
+    query, right = patterns[..., -1, :, :], part.right.mT[:, None, None]  # [P, L, H, T, B], [P, 1, 1, n, B]
+    labels = patterns[..., 1::2, :, :]  # [P, L, H, n, T, B]
+    sign = 2 * right.to(query.dtype) - 1
+    means.add("induction", (query[..., 1::2, :] * sign).sum(-2), right.any(-2))
+    always = torch.ones_like(right.any(-2))
+    means.add("previous_token", labels[..., 0:-1:2, :].diagonal(dim1=-3, dim2=-2).mean(-1), always)
+    means.add("own", labels[..., 1::2, :].diagonal(dim1=-3, dim2=-2).mean(-1), always)
+    means.add("query", query[..., None, :, :], right[..., None, :])
+
+
+class RunningMeans:
+    """Means over the last dimension, the sequences, of the values that count, by name; added up in float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def add(self, name: str, values: Tensor, counted: Tensor | None = None) -> None:
-        if counted is None:
-            counted = torch.ones_like(values, dtype=torch.bool)
+    def add(self, name: str, values: Tensor, counted: Tensor) -> None:
+        """More values, and whether each counts."""
         # not times 0, which would leave NaN
-        total, count = torch.where(counted, values, 0).sum(1, dtype=torch.float64), counted.sum(1)
+        total, count = torch.where(counted, values, 0).sum(-1, dtype=torch.float64), counted.sum(-1)
         if name in self._sums:
             total, count = total + self._sums[name][0], count + self._sums[name][1]
         self._sums[name] = total, count
+
+    def add_answers(self, answers: Answers) -> None:
+        """The answers to more sequences."""
+        for name, field in zip(METRICS, fields(answers), strict=False):  # both in this order
+            counted = answers.answered if name.endswith("in_context") else torch.ones_like(answers.answered)
+            self.add(name, getattr(answers, field.name), counted)
+
+    @property
+    def metrics(self) -> StrategyMetrics:
+        """The means of the answers."""
+        accuracy, within, probability, probability_within, loss = (self[name] for name in METRICS)
+        return StrategyMetrics(accuracy, within, probability, probability_within, loss)
 
     def __getitem__(self, name: str) -> Tensor:
         total, count = self._sums[name]

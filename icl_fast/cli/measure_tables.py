@@ -1,0 +1,96 @@
+"""Tables of strategies and wiring in the terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from icl_fast.errors import InputError
+
+
+def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:
+    """Accuracy by evaluator: of one run at every snapshot, of a population's members at the last; a table a clamp.
+
+    Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
+    """
+    console, alone = Console(), results.sizes["member"] == 1
+    what = "at every snapshot" if alone else f"after {int(results['sequences'][-1]):,} sequences"
+    for clamp in results["clamp"].values:
+        rows = results.sel(clamp=clamp)
+        rows = rows.isel(member=0) if alone else rows.isel(snapshot=-1)
+        names = [f"{int(count):,}" for count in rows["sequences"]] if alone else [str(m) for m in rows["member"].values]
+        dim = "snapshot" if alone else "member"
+        shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
+        table = Table(
+            Column("sequences" if alone else "member", justify="right" if alone else "left", no_wrap=True),
+            Column("loss (train)" if "train" in rows["evaluator"].values else "loss", justify="right"),
+            *(Column(str(name).replace("-", " "), justify="right") for name in rows["evaluator"].values),
+            title=f"{escape(str(clamp))}, {what}: accuracy among the labels in context",
+            caption="* among all outputs",
+            box=box.SIMPLE_HEAD,
+        )
+        for number in shown:
+            one = rows.isel({dim: number})
+            first = one.sel(evaluator="train") if "train" in one["evaluator"].values else one.isel(evaluator=0)
+            cells = []
+            for name in rows["evaluator"].values:
+                within, among = (float(one[key].sel(evaluator=name)) for key in ("accuracy_in_context", "accuracy"))
+                cells.append(f"{among:.3f}*" if np.isnan(within) else f"{within:.3f}")
+            table.add_row(escape(names[number]), f"{float(first['loss']):.4f}", *cells)
+        console.print(table)
+        if (more := len(names) - len(shown)) > 0:
+            console.print(f"and {more} more in the results")
+
+
+def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
+    """The maps of one member, by default the first.
+
+    Raises:
+        InputError: no such member.
+    """
+    names = [str(name) for name in found["member"].values]
+    if member is not None and member not in names:
+        raise InputError(f"member {member}: must be one of {', '.join(names)}")
+    one = found.sel(member=names[0] if member is None else member)
+    console = Console()
+    of = f"{escape(str(one['member'].values))}, " if len(names) > 1 else ""
+    console.print(
+        f"{of}step {one.attrs['step']}, {one.attrs['evaluated']:,} sequences of {one.attrs['evaluator']}; rows: heads "
+        "of the first layer, columns: heads of the last, all others of that layer removed",
+        highlight=False,
+    )
+    for preserve in one["preserve"].values:
+        at = one["accuracy"].sel(preserve=preserve)
+        _print_map(console, f"accuracy with one head of each layer, {preserve}", at.sel(kind="single-pair"), ".3f")
+    for preserve in one["preserve"].values:
+        change = one["accuracy"].sel(preserve=preserve, kind="single") - one["accuracy_alone"]
+        _print_map(console, f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
+    for matrix in ("k", "v"):
+        _print_map(console, f"composition score with {matrix.upper()}", one["composition"].sel(matrix=matrix), ".3f")
+    heads = Table("", *map(str, range(len(one["writer"]))), box=box.SIMPLE, title="heads")
+    heads.add_row("first layer: previous token", *(f"{float(value):.2f}" for value in one["previous_token"]))
+    heads.add_row("last layer: induction", *(f"{float(value):.2f}" for value in one["induction"]))
+    heads.add_row("last layer: accuracy alone", *(f"{float(value):.3f}" for value in one["accuracy_alone"]))
+    console.print(heads)
+    previous = [str(head) for head in one["writer"].values[one["is_previous_token"].values]]
+    sets = Table("heads removed", *(str(p) for p in one["preserve"].values), box=box.SIMPLE, title="accuracy")
+    for name in one["set"].values:
+        text = f"{name} ({', '.join(previous) or 'none'})" if name == "previous token" else str(name)
+        sets.add_row(text, *(f"{float(value):.4f}" for value in one["accuracy_without"].sel(set=name)))
+    console.print(sets)
+
+
+def _print_map(console: Console, title: str, values: xr.DataArray, form: str) -> None:
+    columns = (Column(str(name), justify="right") for name in values["reader"].values)
+    table = Table("", *columns, box=box.SIMPLE_HEAD, title=title)
+    for name in values["writer"].values:
+        cells = []
+        for value in values.sel(writer=name).values:
+            text = format(float(value), form)
+            cells.append(f"[bold]{text}[/]" if np.isclose(abs(value), float(np.abs(values).max())) else text)
+        table.add_row(str(name), *cells)
+    console.print(table)

@@ -1,0 +1,44 @@
+"""`icl-fast wiring`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from icl_fast.cli.progress import counting
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--snapshot", default="last", show_default=True, help="A step, or last.")
+@click.option("--evaluator", default="train", show_default=True, help="Whose sequences: train, icl, ciwl, flip, ...")
+@click.option("--sequences", type=int, default=1000, show_default=True, help="How many of them.")
+@click.option("--member", help="Of a population: whose tables to print; by default the first.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all arrays, of all members, to this .npz file.")
+def wiring(
+    run: Path, snapshot: str, evaluator: str, sequences: int, member: str | None, device: str, out: Path | None
+) -> None:
+    """Which heads of the first layer which heads of the last one read, and whether for patterns or for values.
+
+    Accuracy with one head of each layer, or without one of the first layer, patterns or values as in the whole model;
+    beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
+    """
+    from icl_fast.cli.measure_tables import print_wiring
+    from icl_fast.measure.exemplar_runs import measure_wiring, open_run
+    from icl_fast.measure.exemplar_wiring import save_wiring
+
+    with counting("rendering glyphs") as rendering:
+        measured = open_run(
+            run,
+            snapshots=snapshot,
+            evaluators=[evaluator],
+            sequences=sequences,
+            device=device,
+            on_exemplars=rendering,
+        )
+    found = measure_wiring(measured)
+    print_wiring(found, member)
+    if out is not None:
+        click.echo(f"arrays in {save_wiring(found, out)}")

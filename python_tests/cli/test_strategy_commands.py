@@ -1,0 +1,170 @@
+"""`icl-fast evaluate --strategies` and `icl-fast wiring` as a user sees them, and what they save."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from icl_fast.cli.main import cli
+from icl_fast.errors import InputError
+from icl_fast.measure import open_results
+from icl_fast.measure.exemplar_progress import Transplant
+from icl_fast.measure.exemplar_runs import measure_strategies, measure_wiring, open_run
+from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
+from icl_fast.training.exemplar_config import parse_exemplar_config
+from icl_fast.training.exemplar_loop import train_exemplars
+from icl_fast.training.exemplar_run import ExemplarRun
+from icl_fast.training.strategies import evaluate_strategies
+
+VALUES = {
+    "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
+    "sequences": {"classes": 20, "held_out_classes": 6},
+    "model": {"width": 16, "heads": 2},
+    "interventions": {"previous_token_heads": [0], "induction_heads": [1]},
+    "training": {"steps": 12, "batch": 4, "lr": 1e-2, "log_every": 4, "engine": "plain"},
+    "evaluation": {"every": 6, "sequences": 40},
+    "snapshots": {"every": 6},
+}
+MEMBERS = [{"name": "free"}, {"name": "one head", "set": {"interventions.only_heads": ["1.1"], "training.seed": 7}}]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = parse_exemplar_config({**VALUES, "members": MEMBERS})
+    return train_exemplars(config, tmp_path_factory.mktemp("runs") / "two").path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], env={"COLUMNS": "140"})
+
+
+def test_every_snapshot_and_evaluator(run: Path) -> None:
+    result = call("evaluate", "--strategies", run, "--sequences", 30, "--clamp", "match")
+    assert result.exit_code == 0, result.output
+    store = run / "results" / "strategies.zarr"
+    assert result.stdout.splitlines()[-1] == f"results in {store}"
+    found = open_results(store)
+    assert found["snapshot"].values.tolist() == [0, 6, 12]
+    assert found["clamp"].values.tolist() == ["as trained", "match"]
+    assert found["member"].values.tolist() == ["free", "one head"]
+    whole = ExemplarRun(run)
+    exemplars = whole.exemplars()
+    sets = whole.population.evaluators(exemplars, count=30)
+    assert found["evaluator"].values.tolist() == [one.name for one in sets]
+    expected = evaluate_strategies(whole.load_snapshot(6).model, exemplars.features, sets, whole.population.clamps())
+    for name, metrics in expected.items():
+        one = found.sel(snapshot=6, clamp="as trained", evaluator=name)
+        torch.testing.assert_close(torch.from_numpy(one["loss"].values), metrics.loss)
+    strengths = found["induction"].sel(clamp="match", evaluator="train", layer=1, head=1)
+    assert (strengths.values == 1).all()
+    last = found.isel(snapshot=-1).sel(clamp="match", member="one head")
+    within = float(last["accuracy_in_context"].sel(evaluator="ciwl"))
+    among = float(last["accuracy"].sel(evaluator="iwl"))
+    row = re.findall(r"^ +one head +(.*?) *$", result.stdout, re.MULTILINE)[-1].split()
+    names = ["loss", *found["evaluator"].values]
+    assert row[names.index("ciwl")] == f"{within:.3f}"
+    assert row[names.index("iwl")] == f"{among:.3f}*"
+
+
+def test_a_run_alone_has_a_row_a_snapshot(tmp_path: Path) -> None:
+    alone = train_exemplars(parse_exemplar_config(VALUES), tmp_path / "alone").path
+    result = call("evaluate", "--strategies", alone, "--sequences", 20, "--snapshots", "0,12", "--out", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"^ +(\d+) +\d\.\d{4} ", result.stdout, re.MULTILINE) == ["0", "48"]
+    assert open_results(tmp_path / "o").attrs["evaluated"] == 20
+
+
+def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
+    result = call("evaluate", "--strategies", run, "--sequences", 25, "--graft", "last:layer-2+unembed")
+    assert result.exit_code == 0, result.output
+    found = open_results(run / "results" / "strategies_last_layer-2+unembed.zarr")
+    whole = ExemplarRun(run)
+    exemplars = whole.exemplars()
+    sets = whole.population.evaluators(exemplars, count=25)
+    mixed = Transplant(whole.load_snapshot(12).model, ("layer-2", "unembed"))(whole.load_snapshot(0).model)
+    expected = evaluate_strategies(mixed, exemplars.features, sets, whole.population.clamps())
+    one = found["loss"].isel(snapshot=0, clamp=0).sel(evaluator="train")
+    torch.testing.assert_close(torch.from_numpy(one.values), expected["train"].loss)
+
+
+def test_wiring(run: Path, tmp_path: Path) -> None:
+    result = call("wiring", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map")
+    assert result.exit_code == 0, result.output
+    assert "free, step 12, 60 sequences of icl" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
+    whole = ExemplarRun(run)
+    exemplars, clamps = whole.exemplars(), whole.population.clamps()
+    given = (whole.load_snapshot(12).model, exemplars.features, whole.population.evaluators(exemplars, ["icl"], 60)[0])
+    expected = wiring_map(*given, clamps)
+    with np.load(tmp_path / "map.npz") as saved:
+        assert np.array_equal(saved["accuracy"], expected["accuracy"].values)
+        assert saved["dims of accuracy"].tolist() == ["kind", "preserve", "writer", "reader", "member"]
+        assert saved["dim:member"].tolist() == ["free", "one head"]
+        strengths = saved["induction"]
+        is_previous, without = saved["is_previous_token"], saved["accuracy_without"]
+    measured = evaluate_strategies(*given[:2], [given[2]], clamps, attention=True)["icl"].attention
+    assert measured is not None
+    assert np.array_equal(strengths, measured.induction[:, 1].T.numpy())
+    for member in range(2):
+        previous = [(0, int(head)) for head in np.flatnonzero(is_previous[:, member])]
+        assert [head for _, head in previous] == np.flatnonzero(measured.previous_token[member, 0] >= 0.5).tolist()
+        removed = remove_sets(*given, {"previous token": previous}, clamps)["accuracy"].isel(set=0, member=member)
+        assert np.array_equal(without[0, :, member], removed.values)
+    rows = re.findall(r"^ +0\.1 +([\d. ]+?) *$", result.stdout, re.MULTILINE)
+    pairs = expected["accuracy"].sel(kind="single-pair", preserve="value-preserving", writer="0.1", member=0)
+    assert rows[0].split() == [f"{float(value):.3f}" for value in pairs]
+    other = call("wiring", run, "--sequences", 60, "--member", "one head", "--snapshot", 6)
+    assert other.exit_code == 0, other.output
+    assert "one head, step 6, 60 sequences of train" in other.stdout
+
+
+def test_wiring_of_a_run_as_data(run: Path) -> None:
+    found = measure_wiring(open_run(run, snapshots="0", evaluators=["train"], sequences=20))
+    assert (found.attrs["step"], found.attrs["evaluated"]) == (0, 20)
+    assert found["loss_without"].sizes == {"set": 2, "preserve": 2, "member": 2}
+
+
+def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (["evaluate"], "name a run with one of them"),
+        (["evaluate", "--ckpt", run, "--strategies", run], "name a run with one of them"),
+        (["evaluate", "--ckpt", tiny_run, "--clamp", "match"], "go with --strategies"),
+        (["evaluate", "--strategies", tmp_path / "none"], "holds no run"),
+        (["evaluate", "--strategies", tiny_run], "config"),
+        (["evaluate", "--strategies", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
+        (["evaluate", "--strategies", run, "--sequences", "0"], "sequences: must be 1 or more"),
+        (["evaluate", "--strategies", run, "--clamp", "mitch"], "clamp mitch: must be one of"),
+        (["evaluate", "--strategies", run, "--graft", "last"], "must be STEP:PARTS"),
+        (["evaluate", "--strategies", run, "--graft", "all:embed"], "name one step, or last"),
+        (["evaluate", "--strategies", run, "--graft", "6:layer-9"], "layer-9"),
+        (["wiring", run, "--evaluator", "nonsense"], "nonsense"),
+        (["wiring", run, "--member", "nobody", "--sequences", "5"], "member nobody: must be one of free, one head"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert len(result.stderr.strip().splitlines()) == 1 or "measuring" in result.stderr
+
+
+def test_a_run_without_snapshots_is_refused(run: Path) -> None:
+    shutil.rmtree(run / "snapshots")
+    with pytest.raises(InputError, match="has no snapshots yet"):
+        open_run(run)
+
+
+def test_progress_is_told(run: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    measured = open_run(run, sequences=5, evaluators=["train"])
+    measure_strategies(measured, on_snapshot=lambda *at: told.append(at))
+    assert told == [(1, 3, "snapshot 0"), (2, 3, "snapshot 6"), (3, 3, "snapshot 12")]
