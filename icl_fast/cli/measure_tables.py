@@ -12,6 +12,12 @@ from rich.table import Column, Table
 from icl_fast.errors import InputError
 
 
+def print_end(curves: xr.Dataset) -> None:
+    """The last evaluation of a training run, as `ExemplarRun.curves` gives it."""
+    end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
+    print_strategies(end.expand_dims(clamp=["as trained"]))
+
+
 def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:
     """Accuracy by evaluator: of one run at every snapshot, of a population's members at the last; a table a clamp.
 

@@ -55,7 +55,7 @@ def _train_text(config: Path, overrides: tuple[str, ...], folder: Path, resume: 
 
 
 def _train_exemplars(config: Path, overrides: tuple[str, ...], folder: Path, resume: bool) -> None:
-    from icl_fast.cli.exemplar_tables import show_run
+    from icl_fast.cli.measure_tables import print_end
     from icl_fast.report.exemplar_curves import draw_run
     from icl_fast.training.exemplar_config import load_exemplar_config
     from icl_fast.training.exemplar_loop import train_exemplars
@@ -67,5 +67,5 @@ def _train_exemplars(config: Path, overrides: tuple[str, ...], folder: Path, res
         population_progress(folder.name, parsed.training.steps) as update,
     ):
         done = train_exemplars(parsed, folder, resume=resume, on_progress=update, on_exemplars=rendering)
-    show_run(done)
+    print_end(done.curves())
     click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {draw_run(done)}")

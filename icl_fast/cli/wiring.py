@@ -17,8 +17,21 @@ from icl_fast.cli.progress import counting
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write all arrays, of all members, to this .npz file.")
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Draw the map, and what each head of the last layer does, as PNG and SVG.",
+)
 def wiring(
-    run: Path, snapshot: str, evaluator: str, sequences: int, member: str | None, device: str, out: Path | None
+    run: Path,
+    snapshot: str,
+    evaluator: str,
+    sequences: int,
+    member: str | None,
+    device: str,
+    out: Path | None,
+    figures: Path | None,
 ) -> None:
     """Which heads of the first layer which heads of the last one read, and whether for patterns or for values.
 
@@ -42,3 +55,9 @@ def wiring(
     print_wiring(found, member)
     if out is not None:
         click.echo(f"arrays in {save_wiring(found, out)}")
+    if figures is not None:
+        from icl_fast.report.exemplar_heads import draw_heads, draw_wiring
+
+        number = 0 if member is None else measured.run.members.index(member)
+        drawn = draw_wiring(found, number, figures / "wiring") + draw_heads(measured, number, figures / "heads")
+        click.echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")
