@@ -14,6 +14,7 @@ from torch import Tensor
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer, Intervention, site
+from icl_fast.models.exemplar_inference import ExemplarInference
 
 _CHUNK_NUMBERS = 2**20  # of the largest activation of a chunk
 
@@ -230,22 +231,22 @@ def evaluate_strategies(
         InputError: features, members or pairs that do not fit the model.
     """
     embedded = EmbeddedEvaluators(model, features, evaluators, chunk)
-    record = [site("pattern", layer) for layer in range(model.config.layers)] if attention else []
+    fast = None if interventions else ExemplarInference(model, clamps)
     found = {}
     for evaluator in evaluators:
         answers, attended = _Means(), _Means()
         for part in embedded.chunks(evaluator):
-            logits, sites = model.from_embedded(
-                part.exemplars, part.labels, part.target, clamps=clamps, record=record, interventions=interventions
-            )
-            scores = score_answers(logits, part)
-            answered = part.right.any(-1)
+            if fast is not None:
+                whole = fast.first(part.exemplars, part.labels, part.target, all_rows=attention)
+                logits, patterns = whole.logits, [layer.pattern for layer in whole.layers]
+            else:
+                logits, patterns = _by_definition(model, part, clamps, interventions)
+            scores, answered = score_answers(logits, part), part.right.any(-1)
             for field in fields(scores):
                 within = field.name.endswith("in_context")
                 answers.add(field.name, getattr(scores, field.name), answered if within else None)
             if attention:
-                patterns = torch.stack([sites[name] for name in record], dim=1)  # [P * B, L, H, T, T]
-                _add_attention(attended, patterns.view(*part.target.shape, *patterns.shape[1:]), part)
+                _add_attention(attended, torch.stack(patterns, dim=1), part)
         found[evaluator.name] = StrategyMetrics(
             answers["correct"],
             answers["correct_in_context"],
@@ -257,19 +258,31 @@ def evaluate_strategies(
     return found
 
 
+def _by_definition(
+    model: ExemplarTransformer, part: EmbeddedChunk, clamps: Clamps | None, interventions: Sequence[Intervention]
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits `[P, B, V]` and each layer's patterns `[P, H, T, T, B]`."""
+    record = [site("pattern", layer) for layer in range(model.config.layers)]
+    logits, sites = model.from_embedded(
+        part.exemplars, part.labels, part.target, clamps=clamps, record=record, interventions=interventions
+    )
+    patterns = [sites[name].view(*part.target.shape, *sites[name].shape[1:]).movedim(1, -1) for name in record]
+    return logits, patterns
+
+
 def _add_attention(means: _Means, patterns: Tensor, part: EmbeddedChunk) -> None:
-    """Patterns `[P, B, L, H, T, T]`."""
-    query, right = patterns[..., -1, :], part.right
-    labels = patterns[..., 1::2, :]  # [P, B, L, H, n, T]
-    sign = (2 * right.to(query.dtype) - 1)[:, :, None, None]
-    means.add("induction", (query[..., 1::2] * sign).sum(-1), right.any(-1)[:, :, None, None])
-    means.add("previous_token", labels[..., 0:-1:2].diagonal(dim1=-2, dim2=-1).mean(-1))
-    means.add("own", labels[..., 1::2].diagonal(dim1=-2, dim2=-1).mean(-1))
-    means.add("query", query[..., None, :], right[:, :, None, None, :, None])
+    """Patterns `[P, L, H, T, T, B]`."""
+    query, right = patterns[..., -1, :, :], part.right.mT[:, None, None]  # [P, L, H, T, B], [P, 1, 1, n, B]
+    labels = patterns[..., 1::2, :, :]  # [P, L, H, n, T, B]
+    sign = 2 * right.to(query.dtype) - 1
+    means.add("induction", (query[..., 1::2, :] * sign).sum(-2), right.any(-2))
+    means.add("previous_token", labels[..., 0:-1:2, :].diagonal(dim1=-3, dim2=-2).mean(-1))
+    means.add("own", labels[..., 1::2, :].diagonal(dim1=-3, dim2=-2).mean(-1))
+    means.add("query", query[..., None, :, :], right[..., None, :])
 
 
 class _Means:
-    """Running means over dimension 1, of the values that count, by name."""
+    """Running means over the last dimension, the sequences, of the values that count, by name."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
@@ -278,7 +291,7 @@ class _Means:
         if counted is None:
             counted = torch.ones_like(values, dtype=torch.bool)
         # not times 0, which would leave NaN
-        total, count = torch.where(counted, values, 0).sum(1, dtype=torch.float64), counted.sum(1)
+        total, count = torch.where(counted, values, 0).sum(-1, dtype=torch.float64), counted.sum(-1)
         if name in self._sums:
             total, count = total + self._sums[name][0], count + self._sums[name][1]
         self._sums[name] = total, count

@@ -1,0 +1,289 @@
+"""`ExemplarTransformer` for measurements: no gradients, only what the query's outputs need, and passes that share.
+
+Sequences are the innermost dimension, so that attention over a few positions runs at the speed of memory, not at that
+of many tiny matrix products. A second pass with heads removed begins where the first change is, and takes from the
+first pass what it is told to preserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icl_fast.errors import InputError
+from icl_fast.models.clamps import Clamps
+from icl_fast.models.exemplar_transformer import (
+    NO_LABEL,
+    ExemplarBlock,
+    ExemplarTransformer,
+    MemberLinear,
+    MemberNorm,
+)
+from icl_fast.models.exemplar_transformer import _angles as rotary_angles
+from icl_fast.models.exemplar_transformer import _Pass as Definition
+from icl_fast.models.interventions import make_taps
+
+Preservable = Literal["pattern", "q", "k", "v"]
+PRESERVABLE: tuple[Preservable, ...] = ("pattern", "q", "k", "v")
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """A layer's part of a pass; R is T, in the last layer 1 (the query), unless all rows were asked for.
+
+    Attributes:
+        resid: `[P, C, T, B]`: the stream that it reads.
+        q, k, v: `[P, H, D, R, B]`, `[P, H, D, T, B]` twice; q and k as attention sees them.
+        scores, pattern: `[P, H, R, T, B]`; scores of positions that cannot be attended to are -inf.
+        z: `[P, H, D, R, B]`, before heads are removed; of the last layer the query's alone.
+    """
+
+    resid: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scores: Tensor
+    pattern: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A first pass: what later passes take from it, and its logits `[P, B, V]`."""
+
+    labels: Tensor
+    target: Tensor | None
+    embedded: Tensor
+    layers: tuple[LayerActivations, ...]
+    logits: Tensor
+
+
+class ExemplarInference:
+    """A model with its clamps, ready for passes. Call it under `torch.inference_mode`."""
+
+    def __init__(self, model: ExemplarTransformer, clamps: Clamps | None = None) -> None:
+        """Of a model and what is forced in it.
+
+        Raises:
+            InputError: clamps of another number of members.
+        """
+        self.model, self.config = model, model.config
+        device = model.unembed.weight.device
+        labels = torch.zeros(model.members, 1, self.config.pairs, dtype=torch.int64, device=device)
+        self.clamps = Definition(model, labels, None, clamps, make_taps(self.config, (), ())).clamps
+        length = self.config.length
+        later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)[..., None]
+        label_rows = torch.arange(length, device=device)[:, None] % 2 == 1
+        own = torch.eye(length, dtype=torch.bool, device=device).roll(-1, 1) & label_rows  # a label's exemplar
+        hidden = own[..., None] & self.clamps.no_previous_token.view(-1, 1, 1, 1, 1)
+        self._blocked, self._blocked_first = later, later | hidden
+        previous = torch.eye(length, device=device).roll(-1, 1)
+        previous[0] = 0
+        previous[0, 0] = 1
+        self._previous = previous[..., None]
+        known = torch.arange(self.config.outputs, device=device) < model.outputs[:, None, None]
+        self._fewer_outputs = None if bool(known.all()) else known
+        self._any_previous, self._any_match, self._any_first, self._any_copy = (
+            bool(held.any())
+            for held in (
+                self.clamps.previous_token,
+                self.clamps.match,
+                self.clamps.first_layer,
+                self.clamps.copy >= 0,
+            )
+        )
+
+    def first(
+        self, exemplars: Tensor, labels: Tensor, target: Tensor | None = None, *, all_rows: bool = False
+    ) -> Activations:
+        """A pass under the clamps.
+
+        Args:
+            exemplars: `[P, B, n + 1, C]`, after `embed_exemplar`.
+            labels: `[P, B, n]` int64.
+            target: `[P, B]` int64; the clamp `match` needs it.
+            all_rows: keep the last layer's patterns of all positions, not of the query alone.
+
+        Raises:
+            InputError: `match` without a target.
+        """
+        if self._any_match and target is None:
+            raise InputError("target: the clamp match attends to its position, so it must be given")
+        embedded = self.model.embedded(exemplars, labels).permute(0, 3, 2, 1).contiguous()
+        resid = matched = embedded
+        layers = []
+        for layer in range(self.config.layers):
+            part = self._attend(layer, resid, matched, labels, target, all_rows)
+            layers.append(part)
+            resid, matched = self._after(layer, resid, part.z, self.clamps.heads[:, layer], embedded)
+        logits = self._logits(resid, layers[-1].scores, labels, target)
+        return Activations(labels, target, embedded, tuple(layers), logits)
+
+    def again(
+        self,
+        base: Activations,
+        *,
+        heads: Tensor | None = None,
+        embedding: float = 1.0,
+        preserve: Collection[Preservable] = (),
+        query_pattern: Tensor | None = None,
+    ) -> Tensor:
+        """The logits `[P, B, V]` of another pass over the same sequences.
+
+        Args:
+            heads: `[P, L, H]`: what every head's output is multiplied by, in place of `Clamps.heads`.
+            embedding: what the stream before the first layer is multiplied by; 0 removes it.
+            preserve: what attention takes from the first pass, in all layers and heads.
+            query_pattern: `[P, H, T, B]`: where the query attends in the last layer, whatever is preserved.
+        """
+        heads = self.clamps.heads if heads is None else heads.to(self.clamps.heads)
+        last, first = self.config.layers - 1, 0
+        if embedding == 1:  # layers that read what they read before give what they gave
+            while first < last and torch.equal(heads[:, first], self.clamps.heads[:, first]):
+                first += 1
+        embedded = base.embedded * embedding if embedding != 1 else base.embedded
+        resid = matched = base.layers[first].resid if embedding == 1 else embedded
+        scores = base.layers[-1].scores
+        for layer in range(first, last + 1):
+            known = base.layers[layer]
+            if layer == last and query_pattern is not None:
+                v = known.v if "v" in preserve or (layer == first and embedding == 1) else self._value(layer, resid)
+                z = _weighted(query_pattern[:, :, None], v)
+            elif layer == first and embedding == 1:
+                z = known.z
+            else:
+                part = self._attend(layer, resid, matched, base.labels, base.target, False, known, preserve)
+                z, scores = part.z, part.scores
+            resid, matched = self._after(layer, resid, z, heads[:, layer], embedded)
+        return self._logits(resid, scores, base.labels, base.target)
+
+    def _attend(
+        self,
+        layer: int,
+        resid: Tensor,
+        matched: Tensor,
+        labels: Tensor,
+        target: Tensor | None,
+        all_rows: bool,
+        known: LayerActivations | None = None,
+        preserve: Collection[Preservable] = (),
+    ) -> LayerActivations:
+        block = self._block(layer)
+        last = layer == self.config.layers - 1
+        rows = slice(-1, None) if last and not all_rows else slice(None)
+        if known is not None and "pattern" in preserve:
+            q, k, scores, pattern = known.q, known.k, known.scores, known.pattern
+        else:
+            normed = _normed(block.norm1, matched)
+            if known is not None and "q" in preserve:
+                q = known.q[..., rows, :]
+            else:
+                q = self._rotated(self._split(_linear(block.attention.q, normed[:, :, rows])))
+            if known is not None and "k" in preserve:
+                k = known.k
+            else:
+                k = self._rotated(self._split(_linear(block.attention.k, normed)))
+            scale = self.config.d_head**-0.5 / self.clamps.temperature[:, layer, :, None, None, None]
+            scores = _products(q * scale, k)
+            if scores.shape[2] > 1:
+                scores.masked_fill_(self._blocked if layer else self._blocked_first, -torch.inf)
+            pattern = self._clamped(layer, scores.softmax(-2), labels, target)
+        v = known.v if known is not None and "v" in preserve else self._value(layer, resid)
+        z = _weighted(pattern[:, :, -1:] if last else pattern, v)
+        return LayerActivations(resid, q, k, v, scores, pattern, z)
+
+    def _clamped(self, layer: int, pattern: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+        if layer == 0 and self._any_previous:
+            previous = self._previous[-pattern.shape[2] :].to(pattern.dtype)
+            pattern = torch.where(self.clamps.previous_token[:, :, None, None, None], previous, pattern)
+        if layer == self.config.layers - 1 and self._any_match and target is not None:
+            right = (labels == target[..., None]).to(pattern.dtype)
+            row = pattern.new_zeros(*pattern.shape[:1], 1, *pattern.shape[3:])  # [P, 1, T, B]
+            row[:, :, 1::2] = (right / right.sum(-1, keepdim=True).clamp_min(1)).mT[:, None]
+            query = torch.where(self.clamps.match[:, :, None, None], row, pattern[:, :, -1])
+            pattern = torch.cat([pattern[:, :, :-1], query[:, :, None]], dim=2)
+        return pattern
+
+    def _value(self, layer: int, resid: Tensor) -> Tensor:
+        block = self._block(layer)
+        return self._split(_linear(block.attention.v, _normed(block.norm1, resid)))
+
+    def _after(self, layer: int, resid: Tensor, z: Tensor, heads: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream after a layer, and what the next one's queries and keys read; after the last the query's alone."""
+        block = self._block(layer)
+        out = _linear(block.attention.out, (z * heads[..., None, None, None]).flatten(1, 2))
+        resid = resid[:, :, -out.shape[2] :] + out
+        if block.mlp is not None:
+            up, down = block.mlp[0], block.mlp[2]
+            assert isinstance(up, MemberLinear)
+            assert isinstance(down, MemberLinear)
+            resid = resid + _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid))))
+        if layer or not self._any_first:
+            return resid, resid
+        replaced = self.clamps.first_layer.view(-1, 1, 1, 1)
+        moved = torch.cat([embedded[:, :, :1], embedded[:, :, :-2], embedded[:, :, -1:]], dim=2)
+        return torch.where(replaced, embedded, resid), torch.where(replaced, moved, resid)
+
+    def _logits(self, resid: Tensor, scores: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+        query = _normed(self.model.final_norm, resid[:, :, -1:])[:, :, 0]
+        logits: Tensor = self.model.unembed(query.mT)
+        if self._fewer_outputs is not None:
+            logits = torch.where(self._fewer_outputs, logits, NO_LABEL)
+        if self._any_copy:
+            definition = Definition(self.model, labels, target, self.clamps, make_taps(self.config, (), ()))
+            copied = definition._copied_logits(scores.permute(0, 4, 1, 2, 3), logits)
+            logits = torch.where(self.clamps.copy.view(-1, 1, 1) >= 0, copied, logits)
+        return logits
+
+    def _block(self, layer: int) -> ExemplarBlock:
+        block = self.model.blocks[layer]
+        assert isinstance(block, ExemplarBlock)
+        return block
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], self.config.heads, -1, *x.shape[2:])  # [P, H, D, T, B]
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Positions are the last ones of the sequence."""
+        if self.config.position != "rotary":
+            return x
+        angles = rotary_angles(self.config.length, x.shape[2], self.config.rotary_base, x)[-x.shape[3] :]
+        cos, sin = angles.cos().mT[..., None], angles.sin().mT[..., None]  # [D/2, T, 1]
+        a, b = x[:, :, 0::2], x[:, :, 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=3).flatten(2, 3)
+
+
+def _linear(linear: MemberLinear, x: Tensor) -> Tensor:
+    """x `[P, in, T, B]` to `[P, out, T, B]`."""
+    flat = x.flatten(2)
+    y = torch.bmm(linear.weight, flat)
+    if linear.bias is not None:
+        y += linear.bias[..., None]
+    return y.view(x.shape[0], -1, *x.shape[2:])
+
+
+def _normed(norm: MemberNorm, x: Tensor) -> Tensor:
+    centred = x - x.mean(1, keepdim=True)
+    scale = (centred.square().mean(1, keepdim=True) + norm.eps).rsqrt()
+    return centred.mul_(scale).mul_(norm.weight[..., None, None]).add_(norm.bias[..., None, None])
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """Scores `[P, H, R, T, B]` of q `[P, H, D, R, B]` and k `[P, H, D, T, B]`."""
+    scores = q[:, :, 0, :, None] * k[:, :, 0, None]
+    for d in range(1, q.shape[2]):
+        scores.addcmul_(q[:, :, d, :, None], k[:, :, d, None])
+    return scores
+
+
+def _weighted(pattern: Tensor, v: Tensor) -> Tensor:
+    """z `[P, H, D, R, B]` of a pattern `[P, H, R, T, B]` and v `[P, H, D, T, B]`."""
+    z = pattern[:, :, None, :, 0] * v[:, :, :, None, 0]
+    for position in range(1, v.shape[3]):
+        z.addcmul_(pattern[:, :, None, :, position], v[:, :, :, None, position])
+    return z
