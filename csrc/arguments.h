@@ -24,6 +24,7 @@ class Arguments {
     operator int64_t() const { return object.cast<int64_t>(); }
     operator int() const { return object.cast<int>(); }
     operator float() const { return object.cast<float>(); }
+    operator double() const { return object.cast<double>(); }
     operator Dtype() const { return Dtype(object.cast<int>()); }
   };
 
@@ -89,6 +90,18 @@ inline LayerNormDifference parse(const Arguments& a) {
 template <>
 inline GeluDifference parse(const Arguments& a) {
   return {a["out"], a["u"], a["removed"], a["a"], a["n"], a["m"], a["tanh"], a["dtype"], a["num_threads"]};
+}
+
+template <>
+inline ExemplarSteps parse(const Arguments& a) {
+  return {a["losses"],         a["parameters"],  a["features"],      a["classes"],        a["exemplars"],
+          a["labels"],         a["target"],      a["learning_rates"], a["outputs"],       a["previous_token"],
+          a["first_layer"],    a["match"],       a["copy"],          a["no_previous_token"], a["heads_scale"],
+          a["temperature"],    a["trainable"],   a["l2"],            a["positions"],      a["cos"],
+          a["sin"],            a["steps"],       a["members"],       a["batch"],          a["pairs"],
+          a["exemplars_per_class"], a["feature_count"], a["label_count"], a["width"],     a["heads"],
+          a["layers"],         a["made"],        a["position_kind"], a["norm_eps"],       a["beta1"],
+          a["beta2"],          a["eps"],         a["threads"]};
 }
 
 }  // namespace icl

@@ -161,6 +161,39 @@ struct GeluDifference {
 
 void gelu_difference_cpu(const GeluDifference& p);
 
+// Float32, CPU only; the docstring of icl_fast/ops/exemplar_steps.py says what it computes.
+struct ExemplarSteps {
+  float* losses;                  // [S, P]
+  const int64_t* parameters;      // [8 + 6 L, 3]: addresses of [P, ...] weights, first and second moments; 0: none
+  const float* features;          // [K * E, F]
+  const int64_t* classes;         // [S, P, B, n + 1]
+  const int64_t* exemplars;       // [S, P, B, n + 1]
+  const int64_t* labels;          // [S, P, B, n]
+  const int64_t* target;          // [S, P, B]
+  const double* learning_rates;   // [S]
+  const int64_t* outputs;         // [P]
+  const bool* previous_token;     // [P, H], and the rest of Clamps
+  const bool* first_layer;        // [P]
+  const bool* match;              // [P, H]
+  const int64_t* copy;            // [P]
+  const bool* no_previous_token;  // [P]
+  const float* heads_scale;       // [P, L, H]
+  const float* temperature;       // [P, L, H]
+  const bool* trainable;          // [8 + 6 L, P]
+  const float* l2;                // [8 + 6 L]
+  const float* positions;         // [T, C], added and not trained; or null
+  const float* cos;               // [T, D / 2], rotations; or null
+  const float* sin;               // [T, D / 2]
+  int64_t steps, members, batch, pairs, exemplars_per_class, feature_count, label_count, width, heads, layers;
+  int64_t made;           // updates
+  int64_t position_kind;  // 0: no position is added, 1: a parameter, 2: `positions`
+  float norm_eps;
+  double beta1, beta2, eps;
+  int64_t threads;
+};
+
+void exemplar_steps_cpu(const ExemplarSteps& p);
+
 #if defined(ICL_CUDA) || defined(ICL_EMU)
 cudaError_t launch_axpy(float* out,      // [n]
                         const float* x,  // [n]
