@@ -21,6 +21,8 @@ from baselines import module_or_none
 from harness import Candidate, Case, Inputs, Maker, Options
 from torch import Tensor
 
+from icl_fast.ops import _backend
+
 NAME = "exemplar_training"
 CONFIGS = harness.ROOT / "configs" / "exemplars"
 # at the thesis' rate, 1e-5, a candidate that learns nothing would agree: speed does not depend on it
@@ -57,20 +59,20 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
         candidates=[
             Candidate(
                 "ours",
-                going_on("ours", lambda x: Torch(x, steps, "auto" if on_cuda else "fused")),
+                going_on("ours", lambda x: Torch(x, steps, "plain" if on_cuda else "fused")),
                 memory=memory,
-                missing=none or ("" if on_cuda else harness.not_built("exemplar_steps", "cpu")),
+                missing=none or ("" if on_cuda or _backend.compiled() else "the kernels are not built here"),
             ),
             Candidate(
                 "torch.compile",
-                going_on("torch.compile", lambda x: Torch(x, steps, "plain", compiled=True)),
+                going_on("torch.compile", lambda x: Torch(x, steps, "eager", compiled=True)),
                 memory=False,
                 missing=compiled,
             ),
             Candidate("JAX step", going_on("JAX step", lambda x: Jax(x, steps, scan=False)), memory=False, missing=jax),
             Candidate("JAX scan", going_on("JAX scan", lambda x: Jax(x, steps, scan=True)), memory=False, missing=jax),
             Candidate(
-                "reference", going_on("reference", lambda x: Torch(x, steps, "plain")), memory=memory, missing=none
+                "reference", going_on("reference", lambda x: Torch(x, steps, "eager")), memory=memory, missing=none
             ),
         ],
         flops=0.0 if none else members * steps * step_flops(config),
@@ -114,9 +116,11 @@ def missing() -> str:
 
 
 def missing_jax(options: Options) -> str:
-    """Why JAX cannot run here; empty if it can."""
+    """Why JAX does not run here; empty if it does."""
     if options.device != "cpu":
         return "compared on CPU"
+    if options.quick:
+        return "left out of a quick run, as it compiles for seconds"
     return "" if module_or_none("jax") else "jax is not installed"
 
 
@@ -176,23 +180,21 @@ class Drawn:
 
 
 class Torch:
-    """An engine of this package."""
+    """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one."""
 
     def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False) -> None:
         from icl_fast.training import exemplar_engine
 
         class Eager(exemplar_engine.PlainEngine):
-            """Without the CUDA graph."""
-
             def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
                 return self._update(*inputs)
 
         self.draw = Drawn(x, steps)
-        config = x.population.config.training.model_copy(update={"engine": engine})
         model = x.population.model(x.exemplars).to(x.device)
         clamps = x.population.clamps().to(x.device)
-        task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, config)
-        self.engine = Eager(task) if engine == "plain" else exemplar_engine.make_engine(task, noisy=False)
+        task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, x.population.config.training)
+        engines = {"fused": exemplar_engine.FusedEngine, "plain": exemplar_engine.PlainEngine, "eager": Eager}
+        self.engine = engines[engine](task)
         if compiled:
             self.engine.model = torch.compile(model, dynamic=False)
 

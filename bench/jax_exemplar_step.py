@@ -63,8 +63,10 @@ class JaxTraining:
         self.call = jax.jit(partial(scanned, step) if scan else step, donate_argnums=0)
         self.scan = scan
         self.features = jnp.from_dlpack(features)
-        start = {name: jnp.array(self._own(value)) for name, value in weights.items()}
-        self.state = (start, _zeros(start), _zeros(start), jnp.zeros((), jnp.int32))
+        start = {name: self._own(value) for name, value in weights.items()}
+        zeros = {name: np.zeros_like(value) for name, value in start.items()}
+        # copies, as the buffers are donated
+        self.state = jax.tree.map(jnp.array, (start, zeros, zeros, np.zeros((), np.int32)))
 
     def run(self, *draws: NDArray[np.int64]) -> NDArray[np.float32]:
         """Steps on classes and exemplars `[S, P, B, n + 1]`, labels `[S, P, B, n]`, target `[S, P, B]`.
@@ -80,7 +82,7 @@ class JaxTraining:
             for one in zip(*given, strict=True):
                 self.state, loss = self.call(self.state, self.features, *one)
                 kept.append(loss)
-            losses = jnp.stack(kept)
+            losses = np.stack(kept)
         return np.array(losses).reshape(len(given[0]), -1)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -176,7 +178,3 @@ def norm(weights: Arrays, x: Any, eps: float) -> Any:
 def part(weights: Arrays, prefix: str) -> Arrays:
     """The weights whose names begin so, without that."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _zeros(weights: Arrays) -> Arrays:
-    return {name: jnp.zeros_like(value) for name, value in weights.items()}
