@@ -112,7 +112,8 @@ def cuda_peak(call: Callable[[], object]) -> dict[str, float]:
 def cpu_peak(call: Callable[[], object]) -> dict[str, float] | None:
     """As `cuda_peak`, by the resident memory of this process, which should do nothing else. None where it is not known.
 
-    The first call counts, so what an op keeps for the next one is in it.
+    The first call counts, so what an op keeps for the next one is in it. `resident_mb` is the peak of all of the
+    process, with Python, torch and the inputs.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # pages that are free but resident would hide what the call takes
@@ -120,7 +121,8 @@ def cpu_peak(call: Callable[[], object]) -> dict[str, float] | None:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         before = _resident("VmRSS")
         result = call()
-        return _megabytes(_resident("VmHWM") - before, result)
+        peak = _resident("VmHWM")
+        return {**_megabytes(peak - before, result), "resident_mb": round(peak / 1e6, 2)}
     except OSError:
         return None
 

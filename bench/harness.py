@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +122,8 @@ class Case:
         host: time the host and not the device, for call overhead.
         rounds: the least number of rounds, instead of five, for calls of a minute; then the first round is what
             `compare` timed: of long calls the one whose result was compared.
+        counts: what else a call makes, such as {"steps": 50.0}; so many a second become a rate of every candidate and
+            the metric "steps/s" of ours.
     """
 
     shape: str
@@ -135,6 +137,7 @@ class Case:
     threads: int | None = None
     host: bool = False
     rounds: int | None = None
+    counts: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -232,6 +235,7 @@ def run_case(case: Case, options: Options, clock: Clock, found: dict[str, float]
         "direction": case.direction,
         "flops": case.flops,
         "bytes": case.bytes,
+        "counts": case.counts,
         "rounds": len(next(iter(samples.values()), [])),
         "metrics": ratios(samples, able),
         "errors": errors,
@@ -340,10 +344,18 @@ def add_rates(result: dict[str, Any], found: dict[str, float]) -> None:
             row["gbps"] = result["bytes"] / row["median_s"] / 1e9
             row["of_matmul"] = row["tflops"] * 1e12 / ceiling if ceiling else None
             row["of_copy"] = row["gbps"] * 1e9 / found["copy"] if "copy" in found else None
+        if "median_s" in row and result["counts"]:
+            row["rates"] = {f"{name}/s": count / row["median_s"] for name, count in result["counts"].items()}
     mine, metrics = rows.get("ours", {}), result["metrics"]
-    for field, metric in (("of_matmul", "of matmul"), ("peak_mb", "peak MB"), ("workspace_mb", "workspace MB")):
-        if mine.get(field) is not None:
-            metrics[metric] = mine[field]
+    metrics |= mine.get("rates", {})
+    for key, metric in (
+        ("of_matmul", "of matmul"),
+        ("peak_mb", "peak MB"),
+        ("workspace_mb", "workspace MB"),
+        ("resident_mb", "resident MB"),
+    ):
+        if mine.get(key) is not None:
+            metrics[metric] = mine[key]
     for name, row in rows.items():
         if name != "ours" and row.get("peak_mb") and "peak_mb" in mine:
             metrics[f"peak vs {name}"] = mine["peak_mb"] / row["peak_mb"]

@@ -78,7 +78,7 @@ def failed(bench: dict[str, Any]) -> bool:
 
 def environment(options: dict[str, Any]) -> dict[str, Any]:
     """When, where, of which commit and by which command line."""
-    packages = ("torch", "numpy", "triton", "cut_cross_entropy", "liger_kernel", "transformer_lens")
+    packages = ("torch", "numpy", "triton", "cut_cross_entropy", "liger_kernel", "transformer_lens", "jax")
     machine: dict[str, Any] = {
         "cpu": _first_match("/proc/cpuinfo", r"model name\s*: (.+)") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -160,7 +160,7 @@ def write_json(report: dict[str, Any], where: str) -> None:
     draft.replace(path)
 
 
-COLUMNS = ("", "median ms", "10-90%", "TFLOP/s", "of matmul", "GB/s", "peak MB", "ours is")
+COLUMNS = ("", "median ms", "10-90%", "TFLOP/s", "of matmul", "GB/s", "peak MB", "ours is", "rate")
 
 
 def print_bench(bench: dict[str, Any], targets: list[dict[str, Any]]) -> None:
@@ -184,8 +184,8 @@ def print_bench(bench: dict[str, Any], targets: list[dict[str, Any]]) -> None:
 
 
 def _candidate_row(row: dict[str, Any], metrics: dict[str, float]) -> tuple[str, ...]:
-    if row["missing"]:
-        return (f"  {row['name']}: {row['missing']}",)
+    if row["missing"] or "median_s" not in row:
+        return (f"  {row['name']}: {row['missing'] or 'not timed, as there is nothing to compare it with'}",)
     ratio = metrics.get(f"speed vs {row['name']}")
     fraction = row.get("of_matmul")
     return (
@@ -197,6 +197,7 @@ def _candidate_row(row: dict[str, Any], metrics: dict[str, float]) -> tuple[str,
         _number(row.get("gbps")),
         _number(row.get("peak_mb")),
         "" if ratio is None else f"{ratio:.2f}x",
+        ", ".join(f"{_number(rate)} {name}" for name, rate in row.get("rates", {}).items()),
     )
 
 

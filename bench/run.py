@@ -38,6 +38,7 @@ NAMES = (
     "call_overhead",
     "sweep",
     "toy",
+    "exemplar_training",
 )
 
 

@@ -44,7 +44,8 @@ def bench(
 
     NAMES are linear_cross_entropy, head_ablation_cross_entropy, frozen_attention, smeared_attention,
     cross_entropy_difference, layer_norm_difference, gelu_difference, call_overhead, sweep (every head of a model
-    ablated; against TransformerLens too where it is installed) and toy (the coopetition model); all of them by default.
+    ablated; against TransformerLens too where it is installed), toy (the coopetition model) and exemplar_training
+    (steps and evaluation of exemplar models; against JAX too where it is installed); all of them by default.
     Each ratio stands beside its target from bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a
     target that is not reached is no failure.
     """

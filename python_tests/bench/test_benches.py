@@ -37,6 +37,7 @@ def test_quick(name: str) -> None:
             assert case["metrics"]["speed vs reference"] > 0
         absent = {name: row["missing"] for name, row in rows.items() if row["missing"] and name != "ours"}
         others = {"torch.compile", "F.linear_cross_entropy", "TransformerLens", "TransformerLens sliced"}
+        others |= {"JAX step", "JAX scan"}
         assert set(absent) <= others or not _backend.compiled(), absent
 
 
@@ -54,9 +55,11 @@ def test_the_cuda_side_without_a_device(name: str, monkeypatch: pytest.MonkeyPat
     bench = import_module(f"bench_{name}")
     done = harness.run_bench(name, bench.cases(options), options, bench.__file__, lambda so_far: None)
     assert [case["errors"] for case in done["cases"]] == [[] for _ in done["cases"]]
+    without_kernel = name in ("toy", "exemplar_training")
+    expected = "" if without_kernel else "impl='cuda' is not built here (built: reference)"
     for case in done["cases"]:
         rows = {row["name"]: row for row in case["candidates"]}
-        assert rows["ours"]["missing"] == ("" if name == "toy" else "impl='cuda' is not built here (built: reference)")
+        assert rows["ours"]["missing"] == expected
         assert "median_s" in rows["reference"]
         assert name == "call_overhead" or rows["reference"]["peak_mb"] == 1.0
     report.print_bench(
@@ -71,14 +74,16 @@ def test_every_target_is_of_a_case_and_a_candidate(name: str, device: str) -> No
     targets = [t for t in report.read_targets() if (t["bench"], t["device"]) == (name, device)]
     for target in targets:
         case = cases[target["case"]]
-        known = {"microseconds", "of matmul", "peak MB", "workspace MB"}
+        known = {"microseconds", "of matmul", "peak MB", "workspace MB", "resident MB"}
         known |= {f"{what} vs {c.name}" for c in case.candidates for what in ("speed", "time", "peak")}
+        known |= {f"{what}/s" for what in case.counts}
         known |= {f"speed vs fastest {c.family}" for c in case.candidates if c.family}
         assert target["metric"] in known
     # nobody has set one for these
     without = name.endswith("_difference") or (name, device) in (
         ("head_ablation_cross_entropy", "cuda"),
         ("toy", "cuda"),
+        ("exemplar_training", "cuda"),
     )
     assert bool(targets) != without
 

@@ -239,6 +239,18 @@ def test_rates_and_their_fraction_of_the_ceiling() -> None:
     metrics = result["metrics"]
     assert (metrics["of matmul"], metrics["peak MB"], metrics["workspace MB"]) == (0.25, 3.0, 1.0)
     assert metrics["peak vs reference"] == 0.25
+    assert "rates" not in mine
+
+
+def test_rates_of_what_a_call_makes() -> None:
+    case = square_case()
+    case.counts = {"steps": 6.0}
+    result = run_case(case, QUICK, CpuClock(), {})
+    result["candidates"][0] |= {"median_s": 2.0}
+    result["candidates"][1] |= {"median_s": 12.0}
+    harness.add_rates(result, {})
+    assert [row["rates"] for row in result["candidates"]] == [{"steps/s": 3.0}, {"steps/s": 0.5}]
+    assert result["metrics"]["steps/s"] == 3.0
 
 
 def test_cpu_clock_repeats_what_is_short() -> None:
@@ -290,6 +302,7 @@ def test_cpu_peak_counts_what_a_call_touches() -> None:
     # within 5 MB: other threads of the test process come and go
     assert peak["peak_mb"] == pytest.approx(40, abs=5)
     assert peak["workspace_mb"] == pytest.approx(20, abs=5)
+    assert peak["resident_mb"] > 60 + peak["peak_mb"]  # torch alone is more
 
 
 def test_options_survive_the_command_line() -> None:
