@@ -95,10 +95,17 @@ def _evaluate_strategies(
     from icl_fast.cli.measure_tables import print_strategies
     from icl_fast.measure import open_results
     from icl_fast.measure.exemplar_runs import measure_strategies, open_run
+    from icl_fast.report.exemplar_curves import strategies_figure
+    from icl_fast.report.figures import save_figure
 
     with counting("rendering glyphs") as rendering:
         measured = open_run(path, snapshots=snapshots, sequences=sequences, device=device, on_exemplars=rendering)
     with advice_on_interrupt("nothing is saved; the same command begins again"), counting("measuring") as update:
         target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, on_snapshot=update)
-    print_strategies(open_results(target))
+    results = open_results(target)
+    print_strategies(results)
     click.echo(f"results in {target}")
+    if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
+        title = f"{path.name}, every snapshot given {graft}" if graft else path.name
+        figure = strategies_figure(results.isel(member=0), title, measured.run.config.sequences.pairs)
+        click.echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")

@@ -9,13 +9,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from icl_fast.analysis.learning import learning_time, transience
 from icl_fast.errors import InputError
 
 
 def print_end(curves: xr.Dataset) -> None:
-    """The last evaluation of a training run, as `ExemplarRun.curves` gives it."""
+    """The last evaluation of a training run, as `ExemplarRun.curves` gives it, and when each member had learned."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
     print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]))
+    times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values)
+    learned = [
+        f"{escape(str(name))} {time / 1e6:.3g}M" if np.isfinite(time) else f"{escape(str(name))} not"
+        for name, time in zip(curves["member"].values, np.atleast_1d(times), strict=True)
+    ]
+    console = Console()
+    console.print(f"learned (loss below 0.4 log 2) after: {', '.join(learned)}", highlight=False)
+    if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
+        for member in curves["member"].values:
+            seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
+            one = transience(curves["sequences"].values, seen, chance=float(seen[0]))
+            verdict = "transient" if one.transient else "not transient"
+            console.print(
+                f"{escape(str(member))}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
+                f"{one.end:.3f} at the end: {verdict}",
+                highlight=False,
+            )
 
 
 def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:

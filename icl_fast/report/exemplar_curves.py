@@ -121,6 +121,29 @@ def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     return figure
 
 
+def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
+    """One run's snapshots under some clamps (progress measures, Figure 4.8) or with grafts (5.6b, c).
+
+    Args:
+        results: of `icl_fast.measure.measure_over_snapshots`, one member.
+    """
+    clamps = list(results["clamp"].values)
+    figure = Figure(figsize=(5 * (1 + len(clamps)), 4.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 1 + len(clamps), squeeze=False)[0]
+    named = "train" if "train" in results["evaluator"].values else results["evaluator"].values[0]
+    for number, clamp in enumerate(clamps):
+        loss = results["loss"].sel(clamp=clamp, evaluator=named)
+        axes[0].plot(_millions(results), loss, color=[COLOURS[7], *COLOURS][number % 9], label=str(clamp))
+    _guessing(axes[0], pairs)
+    _axis(axes[0], f"Loss of every snapshot ({named})", "nats")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis, clamp in zip(axes[1:], clamps, strict=True):
+        _accuracies(axis, results.sel(clamp=clamp), "accuracy_in_context", f"{clamp}: accuracy in context", 1 / pairs)
+    return figure
+
+
 def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
     axis.plot(curves["logged_sequences"] / 1e6, curves["training_loss"], color=EVALUATORS["train"], lw=1, label="train")
     for name in ("held-out-classes", "held-out-label-pairs", "held-out-exemplars"):
