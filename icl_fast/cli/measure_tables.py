@@ -15,7 +15,7 @@ from icl_fast.errors import InputError
 def print_end(curves: xr.Dataset) -> None:
     """The last evaluation of a training run, as `ExemplarRun.curves` gives it."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
-    print_strategies(end.expand_dims(clamp=["as trained"]))
+    print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]))
 
 
 def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:

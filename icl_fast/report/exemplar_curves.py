@@ -80,8 +80,9 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
 def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     """Several runs: their training losses, and each evaluator's accuracy, a line a member."""
     names = [name for name in EVALUATORS if name in curves["evaluator"].values and name != "train"]
-    columns = min(3, 1 + len(names))
-    rows = math.ceil((1 + len(names)) / columns)
+    panels = 1 + len(names)
+    columns = 2 if panels == 4 else min(3, panels)
+    rows = math.ceil(panels / columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
     figure.suptitle(title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
