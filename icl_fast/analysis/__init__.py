@@ -21,6 +21,7 @@ from icl_fast.analysis.icl_score import (
     loss_by_log_tokens,
     loss_heatmap,
 )
+from icl_fast.analysis.learning import Transience, learning_time, transience
 from icl_fast.analysis.pca import JointPCA, joint_pca
 from icl_fast.analysis.phase_change import PhaseChange, find_phase_change
 
@@ -31,6 +32,7 @@ __all__ = [
     "JointScores",
     "PhaseChange",
     "Thresholds",
+    "Transience",
     "attribute_heads",
     "attribute_icl",
     "before_after_attribution",
@@ -45,8 +47,10 @@ __all__ = [
     "icl_score_variants",
     "joint_pca",
     "joint_scores",
+    "learning_time",
     "loss_by_log_position",
     "loss_by_log_tokens",
     "loss_heatmap",
     "opaque_heads",
+    "transience",
 ]

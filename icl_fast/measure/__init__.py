@@ -4,6 +4,19 @@ from icl_fast.measure.ablation import AblationMode
 from icl_fast.measure.attribution import Attribution, logit_attribution
 from icl_fast.measure.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
 from icl_fast.measure.evaluate import SnapshotProgress, evaluate, measure_snapshots
+from icl_fast.measure.exemplar_ablation import (
+    composition,
+    cut_output_connections,
+    embedding_path,
+    keep_one_head,
+    knock_out_each_head,
+)
+from icl_fast.measure.exemplar_copying import attention_weight_curve, residual_heads, single_heads
+from icl_fast.measure.exemplar_passes import SecondPass, answers_again, means_again
+from icl_fast.measure.exemplar_progress import Transplant, measure_over_snapshots
+from icl_fast.measure.exemplar_runs import MeasuredRun, measure_strategies, measure_wiring, open_run
+from icl_fast.measure.exemplar_superposition import attention_deltas, temperature_curves
+from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
 from icl_fast.measure.head_scores import (
     copying,
     copying_scores,
@@ -31,26 +44,42 @@ from icl_fast.measure.workspace import OtherResults, open_results, save_results
 __all__ = [
     "AblationMode",
     "Attribution",
+    "MeasuredRun",
     "OtherResults",
+    "SecondPass",
     "SnapshotProgress",
     "SweepProgress",
     "Target",
     "TokenisedText",
+    "Transplant",
     "ablate",
+    "answers_again",
+    "attention_deltas",
+    "attention_weight_curve",
+    "composition",
     "composition_scores",
     "copying",
     "copying_eigenvalue_score",
     "copying_eigenvalues",
     "copying_scores",
+    "cut_output_connections",
     "distinct_random_tokens",
+    "embedding_path",
     "evaluate",
     "evaluation_tokens",
     "find_snapshots",
     "head_views",
+    "keep_one_head",
+    "knock_out_each_head",
     "logit_attribution",
+    "means_again",
+    "measure_over_snapshots",
     "measure_snapshots",
+    "measure_strategies",
+    "measure_wiring",
     "missing_snapshots",
     "open_results",
+    "open_run",
     "parse_targets",
     "plan_sweep",
     "prefix_matching",
@@ -59,11 +88,16 @@ __all__ = [
     "previous_token_scores",
     "qk_trace",
     "readable_snapshots",
+    "remove_sets",
     "repeated_random_tokens",
+    "residual_heads",
     "save_results",
+    "single_heads",
     "sweep",
+    "temperature_curves",
     "template_attention",
     "text_dataset",
     "token_losses",
     "tokenise",
+    "wiring_map",
 ]

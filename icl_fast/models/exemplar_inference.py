@@ -178,14 +178,12 @@ class ExemplarInference:
             else:
                 z = self._attend(layer, resid, matched, base.labels, base.target, False, base, preserve).z
             resid, matched = self._after(layer, resid, z, heads[:, layer], embedded)
-        known, same = base.layers[last], first == last and embedding == 1
-        if query_pattern is not None:
-            v = known.v if same or "v" in preserve else self._value(last, resid)
-            return Ending(resid, _weighted(query_pattern[:, :, None], v), known.scores)
-        if same:
-            return Ending(resid, known.z, known.scores)
-        part = self._attend(last, resid, matched, base.labels, base.target, False, base, preserve)
-        return Ending(resid, part.z, part.scores)
+        if first == last and embedding == 1:
+            part = base.layers[last]
+        else:
+            part = self._attend(last, resid, matched, base.labels, base.target, False, base, preserve)
+        z = part.z if query_pattern is None else _weighted(query_pattern[:, :, None], part.v)
+        return Ending(resid, z, part.scores)
 
     def output(self, base: Activations, ending: Ending, heads: Tensor) -> Tensor:
         """The rest of `again`; of the heads `[P, L, H]` only the last layer's matter."""
@@ -207,7 +205,8 @@ class ExemplarInference:
         block, known = self._block(layer), None if base is None else base.layers[layer]
         last = layer == self.config.layers - 1
         rows = slice(-1, None) if last and not all_rows else slice(None)
-        if known is not None and "pattern" in preserve:
+        keep = known is not None and "pattern" in preserve
+        if known is not None and keep and not (last and self._any_copy):  # copied are scores, whatever the pattern
             q, k, scores, pattern = known.q, known.k, known.scores, known.pattern
         else:
             normed = _normed(block.norm1, matched)
@@ -223,7 +222,8 @@ class ExemplarInference:
             scores = _products(q, k)
             if scores.shape[2] > 1:
                 scores.masked_fill_(self._blocked if layer else self._blocked_first, -torch.inf)
-            pattern = self._clamped(layer, scores.softmax(-2), labels, target)
+            computed = self._clamped(layer, scores.softmax(-2), labels, target)
+            pattern = known.pattern if known is not None and keep else computed
         v = known.v if known is not None and "v" in preserve else self._value(layer, resid)
         z = _weighted(pattern[:, :, -1:] if last else pattern, v)
         return LayerActivations(resid, q, k, v, scores, pattern, z)
