@@ -31,12 +31,15 @@ class EvaluationSequences:
         sequences: what to show the model; `sequences.labels` are the outputs within context.
         correct: `[*, M]`: the outputs that count as correct; repeats mean nothing.
         answered: `[*]`: whether the context holds a correct label, without which accuracy within context is undefined.
+        noise: given a start, a count and F, what to add to the features of those sequences, `[*, n + 1, F]`; None:
+            nothing.
     """
 
     name: str
     sequences: Sequences
     correct: torch.Tensor
     answered: torch.Tensor
+    noise: Callable[[int, int, int], torch.Tensor] | None = None
 
 
 def _train(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
@@ -155,10 +158,14 @@ def evaluation_sequences(
     alone = isinstance(configs, SequenceConfig)
     members = [configs] if isinstance(configs, SequenceConfig) else list(configs)
     recipes = [_recipe(name, config, split(config, exemplars)) for config in members]
-    sequences = SequenceSampler(recipes[0] if alone else recipes, device).draw(0, count)
+    sampler = SequenceSampler(recipes[0] if alone else recipes, device)
+    sequences = sampler.draw(0, count)
     correct = _correct(sequences, recipes, device)
     answered = (sequences.labels[..., None] == correct[..., None, :]).any(-1).any(-1)
-    return EvaluationSequences(name, sequences, correct[0] if alone else correct, answered[0] if alone else answered)
+    noise = sampler.noise if any(recipe.noise for recipe in recipes) else None
+    if alone:
+        correct, answered = correct[0], answered[0]
+    return EvaluationSequences(name, sequences, correct, answered, noise)
 
 
 def _recipe(name: str, config: SequenceConfig, parts: Split) -> Recipe:

@@ -161,8 +161,9 @@ class EmbeddedEvaluators:
         for start in range(0, target.shape[1], self.chunk):
             part = slice(start, start + self.chunk)
             known = correct[:, part]
+            rows = self._rows(classes[:, part], exemplars[:, part])
             yield EmbeddedChunk(
-                self._embedded(self._rows(classes[:, part], exemplars[:, part])),
+                self._embedded(rows) if evaluator.noise is None else self._noisy(rows, start, evaluator.noise),
                 labels[:, part],
                 target[:, part],
                 (labels[:, part, :, None] == known[:, :, None]).any(-1),
@@ -187,6 +188,11 @@ class EmbeddedEvaluators:
         members = self.model.members
         parts = [self.model.embed_exemplar(self._features[i].expand(members, -1, -1)) for i in _split(unique, 4096)]
         return torch.cat(parts, dim=1)
+
+    def _noisy(self, rows: Tensor, start: int, noise: Callable[[int, int, int], Tensor]) -> Tensor:
+        added = _per_member(noise(start, rows.shape[1], self._features.shape[-1]), len(rows), 4)
+        embedded: Tensor = self.model.embed_exemplar(self._features[rows] + added)
+        return embedded
 
     def _embedded(self, rows: Tensor) -> Tensor:
         if self._table is None:

@@ -59,9 +59,10 @@ def naive(model: ExemplarTransformer, features: Tensor, evaluator: EvaluationSeq
 
     for i in range(len(evaluator.sequences)):
         one = evaluator.sequences[i]
+        noise = 0 if evaluator.noise is None else evaluator.noise(i, 1, features.shape[-1])[0]
         with torch.no_grad():
             logits, sites = model(
-                features[one.classes, one.exemplars][None, None],
+                (features[one.classes, one.exemplars] + noise)[None, None],
                 one.labels[None, None],
                 record=[f"{layer}.pattern" for layer in layers],
             )
@@ -113,7 +114,11 @@ def check(found: StrategyMetrics, expected: dict[str, list[float]], member: int 
                     assert value == pytest.approx(mean(f"query {layer}.{head} {j} {t}"), abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize(("config", "shape"), [(FEW_PAIRS, {}), (MANY_PAIRS, {"layers": 3, "mlp": True})])
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [(FEW_PAIRS, {}), (MANY_PAIRS, {"layers": 3, "mlp": True}), (SequenceConfig(noise=0.7), {})],
+    ids=["few", "many", "noisy"],
+)
 def test_metrics_are_means_over_sequences(config: SequenceConfig, shape: dict[str, object]) -> None:
     exemplars, sets = world(config)
     model, features = made_model(config, exemplars, **shape), exemplars.features.double()
