@@ -65,8 +65,9 @@ class JaxTraining:
         self.features = jnp.from_dlpack(features)
         start = {name: self._own(value) for name, value in weights.items()}
         zeros = {name: np.zeros_like(value) for name, value in start.items()}
-        # copies, as the buffers are donated
-        self.state = jax.tree.map(jnp.array, (start, zeros, zeros, np.zeros((), np.int32)))
+        # copies, as the buffers are donated; on the device of the features, else the second call would compile again
+        state = jax.tree.map(jnp.array, (start, zeros, zeros, np.zeros((), np.int32)))
+        self.state = jax.device_put(state, self.features.device)
 
     def run(self, *draws: NDArray[np.int64]) -> NDArray[np.float32]:
         """Steps on classes and exemplars `[S, P, B, n + 1]`, labels `[S, P, B, n]`, target `[S, P, B]`.
