@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -90,9 +91,9 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     for axis, name in zip(axes[1:], names, strict=False):
         answered = bool(np.isfinite(curves["accuracy_in_context"].sel(evaluator=name)).any())
         metric = "accuracy_in_context" if answered else "accuracy"
-        for member, colour, width in _lines(curves):
+        for member, style in _lines(curves):
             values = curves[metric].sel(evaluator=name, member=member)
-            axis.plot(_millions(curves), values, color=colour, lw=width)
+            axis.plot(_millions(curves), values, **style)
         where = "among the labels in context" if answered else "among all outputs"
         _axis(axis, f"{name}: accuracy {where}", "accuracy")
         axis.set_ylim(-0.02, 1.02)
@@ -170,9 +171,9 @@ def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance:
 
 
 def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
-    for member, colour, width in _lines(curves):
+    for member, style in _lines(curves):
         values = curves["training_loss"].sel(member=member)
-        axis.plot(curves["logged_sequences"] / 1e6, values, color=colour, lw=width, label=str(member))
+        axis.plot(curves["logged_sequences"] / 1e6, values, label=str(member), **style)
     _guessing(axis, pairs)
     _axis(axis, title, "nats")
     axis.set_ylim(bottom=0)
@@ -180,12 +181,15 @@ def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> No
         axis.legend(frameon=False, fontsize=8)
 
 
-def _lines(curves: xr.Dataset) -> list[tuple[str, str, float]]:
+def _lines(curves: xr.Dataset) -> list[tuple[str, dict[str, Any]]]:
+    """Each member and how its lines look."""
     members = [str(name) for name in curves["member"].values]
-    many = len(members) > _MOST_NAMED
+    width = 0.6 if len(members) > _MOST_NAMED else 1.4
     # the first of a small population is what the others are compared with
     colours = [COLOURS[7], *COLOURS[:7]]
-    return [(name, colours[i % 8], 0.6 if many else 1.4) for i, name in enumerate(members)]
+    return [
+        (name, {"color": colours[i % 8], "ls": ("-", "--")[i // 8 % 2], "lw": width}) for i, name in enumerate(members)
+    ]
 
 
 def _guessing(axis: Axes, pairs: int) -> None:
