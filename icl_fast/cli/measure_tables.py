@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import xarray as xr
 from rich import box
@@ -12,18 +14,20 @@ from rich.table import Column, Table
 from icl_fast.analysis.learning import learning_time, transience
 from icl_fast.errors import InputError
 
+_WIDTH = 110  # of a table in a file or a pipe
+_NAME = 34  # of a member's name
+
 
 def print_end(curves: xr.Dataset) -> None:
     """The last evaluation of a training run, as `ExemplarRun.curves` gives it, and when each member had learned."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
-    print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]))
     times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values)
-    learned = [
-        f"{escape(str(name))} {time / 1e6:.3g}M" if np.isfinite(time) else f"{escape(str(name))} not"
-        for name, time in zip(curves["member"].values, np.atleast_1d(times), strict=True)
-    ]
+    learned = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
+    print_strategies(
+        end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), {"learned after": learned}
+    )
     console = Console()
-    console.print(f"learned (loss below 0.4 log 2) after: {', '.join(learned)}", highlight=False)
+    console.print("learned after: sequences until the training loss stays below 0.4 log 2", highlight=False)
     if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
         for member in curves["member"].values:
             seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
@@ -36,12 +40,20 @@ def print_end(curves: xr.Dataset) -> None:
             )
 
 
-def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:
+def print_strategies(
+    results: xr.Dataset, columns: Mapping[str, Sequence[str]] | None = None, *, most: int = 40
+) -> None:
     """Accuracy by evaluator: of one run at every snapshot, of a population's members at the last; a table a clamp.
 
     Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
+
+    Args:
+        columns: more of them, by title: a text for every row.
+        most: rows; of more, some evenly spaced ones.
     """
     console, alone = Console(), results.sizes["member"] == 1
+    if not console.is_terminal:
+        console = Console(width=max(_WIDTH, console.width))
     what = "at every snapshot" if alone else f"after {int(results['sequences'][-1]):,} sequences"
     for clamp in results["clamp"].values:
         rows = results.sel(clamp=clamp)
@@ -50,8 +62,9 @@ def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:
         dim = "snapshot" if alone else "member"
         shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
         table = Table(
-            Column("sequences" if alone else "member", justify="right" if alone else "left", no_wrap=True),
+            Column("sequences" if alone else "member", justify="right" if alone else "left", max_width=_NAME),
             Column("loss (train)" if "train" in rows["evaluator"].values else "loss", justify="right"),
+            *(Column(name, justify="right") for name in columns or {}),
             *(Column(str(name).replace("-", " "), justify="right") for name in rows["evaluator"].values),
             title=f"{escape(str(clamp))}, {what}: accuracy among the labels in context",
             caption="* among all outputs",
@@ -64,7 +77,8 @@ def print_strategies(results: xr.Dataset, *, most: int = 40) -> None:
             for name in rows["evaluator"].values:
                 within, among = (float(one[key].sel(evaluator=name)) for key in ("accuracy_in_context", "accuracy"))
                 cells.append(f"{among:.3f}*" if np.isnan(within) else f"{within:.3f}")
-            table.add_row(escape(names[number]), f"{float(first['loss']):.4f}", *cells)
+            more_cells = [values[number] for values in (columns or {}).values()]
+            table.add_row(escape(names[number]), f"{float(first['loss']):.4f}", *more_cells, *cells)
         console.print(table)
         if (more := len(names) - len(shown)) > 0:
             console.print(f"and {more} more in the results")
