@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ OPS = (
 )
 # what else runs on a GPU; the tests of a file are those with impl "cuda" among their parameters
 WORLDS = {"sequences": "data/test_sequences.py", "exemplar_loop": "training/test_exemplar_loop.py"}
+WORLDS_NEED = ("hypothesis", "PIL", "pydantic", "safetensors", "tokenizers", "xarray", "yaml")
 BENCHES = tuple(sorted(path.stem.removeprefix("bench_") for path in BENCH.glob("bench_*.py")))
 DTYPES = ("float32", "bfloat16", "float16")
 ON_HOPPER = ("frozen_attention", "linear_cross_entropy")  # the ops with kernels of their own there; see _backend._arch
@@ -85,7 +87,8 @@ def build(job: Job) -> Verdict:
 
 def tests(job: Job) -> Verdict:
     """The tests on the GPU: every op in a process of its own, and again after each test that takes the GPU away."""
-    suites = [(op, "") for op in (*OPS, *WORLDS)]
+    lacking = [name for name in WORLDS_NEED if find_spec(name) is None]
+    suites = [(op, "") for op in (*OPS, *(() if lacking else WORLDS))]
     if job.report["device"]["capability"] == [9, 0]:
         suites += [(op, "80") for op in ON_HOPPER]
     results = in_parallel(len(suites), run_suite, [(job, *suite) for suite in suites])
@@ -95,6 +98,7 @@ def tests(job: Job) -> Verdict:
     counts = {key: sum(result[key] for result in results) for key in ("passed", "failed", "skipped", "not_run")}
     summary = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
     summary += f", {counts['not_run']} not run" if counts["not_run"] else ""
+    summary += f"; {', '.join(WORLDS)} left out for want of {', '.join(lacking)}" if lacking else ""
     summary += f"; not well: {', '.join(bad)}" if bad else ""
     return Verdict("failed" if bad else "passed", summary, details)
 

@@ -221,6 +221,18 @@ def test_all_ops_are_checked() -> None:
     assert set(gpu_check.ON_HOPPER) <= set(gpu_check.OPS)
 
 
+def test_what_lacks_packages_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = job(tmp_path)
+    here.report["device"]["capability"] = [8, 0]
+    good = {"passed": 3, "failed": 0, "skipped": 1, "not_run": 0, "ok": True}
+    monkeypatch.setattr(gpu_check, "run_suite", lambda *_: good)
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "xarray" else True)
+    found = gpu_check.tests(here)
+    assert found.verdict == "passed"
+    assert found.summary.endswith("; sequences, exemplar_loop left out for want of xarray")
+    assert len(found.details) == len(gpu_check.OPS)
+
+
 @pytest.mark.parametrize("file", gpu_check.WORLDS.values())
 def test_what_else_is_checked_has_tests_on_a_gpu(file: str) -> None:
     text = (gpu_check.ROOT / "python_tests" / file).read_text()

@@ -71,6 +71,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configs_are_valid() -> None:
-    configs = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+    folder = Path(__file__).parents[2] / "configs"
+    configs = sorted(path for path in folder.rglob("*.yaml") if path.parent.name != "exemplars")
     assert len(configs) >= 3
     assert all(load_config(path).training.steps > 0 for path in configs)
