@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -99,7 +101,9 @@ def _accuracy(metrics: StrategyMetrics) -> Floats:
 def _strength_panel(axis: Axes, given: Given, member: int, strength: Floats) -> None:
     without = _accuracy(knock_out(*given))[-1, :, member]
     alone = _accuracy(keep_one_head(*given))[:, member]
-    perfect = single_heads(*given, perfect=True).accuracy[member].cpu().numpy()
+    model, features, evaluator, clamps = given
+    matched = replace(clamps, match=torch.ones_like(clamps.match))
+    perfect = _accuracy(keep_one_head(model, features, evaluator, matched))[:, member]
     for head in range(len(strength)):
         for value, marker in ((without[head], "^"), (alone[head], "o"), (perfect[head], "s")):
             face = COLOURS[head % 8] if marker != "s" else "none"
@@ -111,7 +115,7 @@ def _strength_panel(axis: Axes, given: Given, member: int, strength: Floats) -> 
         ("s", "none", "alone, perfect pattern"),
     ):
         axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
-    _axis(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy")
+    _axis(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy in context")
     axis.set_ylim(-0.02, 1.04)
     axis.legend(frameon=False, fontsize=8)
 
@@ -129,7 +133,7 @@ def _residual_panel(axis: Axes, given: Given, member: int) -> None:
             place = heads + (number - 0.5) * 0.4
             axis.bar(place, shown, 0.36, color=COLOURS[number], alpha=alpha, label=label)
         title.append(f"head {best}, {int(table.mistakes[member]):,}")
-    _axis(axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy")
+    _axis(axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy, all outputs")
     axis.set_xticks(heads)
     axis.set_ylim(0, 1.3)
     axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
@@ -176,9 +180,7 @@ def _path_panel(axis: Axes, given: Given, member: int) -> None:
     bars |= {f"layer {layer} to output cut": float(value) for layer, value in enumerate(cut)}
     if given[0].config.layers > 1:
         read = composition(*given)
-        bars |= {
-            f"layer 0 read by {key[-1]} only cut": float(_accuracy(read[key])[member]) for key in read if "but" in key
-        }
+        bars |= {f"layer 0 to {name} cut": float(_accuracy(read[f"all but {name}"])[member]) for name in "qkv"}
     path = embedding_path(*given)
     bars |= {"embedding to output alone": float(_accuracy(path["alone"])[member])}
     bars |= {"embedding to output removed": float(_accuracy(path["removed"])[member])}
