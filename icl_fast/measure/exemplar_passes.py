@@ -11,7 +11,7 @@ from torch import Tensor
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer
-from icl_fast.models.clamps import Head
+from icl_fast.models.clamps import Head, check_heads
 from icl_fast.models.exemplar_inference import Activations, ExemplarInference, Preservable
 from icl_fast.training.strategies import (
     Answers,
@@ -47,13 +47,9 @@ def without_heads(model: ExemplarTransformer, heads: Sequence[Head]) -> Tensor:
     Raises:
         InputError: a head that the model does not have.
     """
+    check_heads(model.config, heads)
     kept = torch.ones(model.config.layers, model.config.heads)
     for layer, head in heads:
-        if not (0 <= layer < model.config.layers and 0 <= head < model.config.heads):
-            raise InputError(
-                f"head {layer}.{head}: the model has layers 0 to {model.config.layers - 1}, heads 0 to "
-                f"{model.config.heads - 1}"
-            )
         kept[layer, head] = 0
     return kept
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def make_clamps(
     """
     clamps = no_clamps(shape)
     for name in names:
-        if name not in ("pt-attend", "layer-1", "match", "copy", "layer-1+copy", "no-previous-token"):
+        if name not in get_args(ClampName):
             raise InputError(
                 f"clamp {name}: must be pt-attend, layer-1, match, copy, layer-1+copy or no-previous-token"
             )
@@ -110,10 +110,10 @@ def make_clamps(
             raise InputError(f"clamp {name}: replaces the layer before another one, but the model has only one")
     chosen = {part for name in names for part in name.split("+")}
     if "pt-attend" in chosen:
-        _check_heads(shape, [(0, head) for head in previous_token_heads])
+        check_heads(shape, [(0, head) for head in previous_token_heads])
         clamps.previous_token[0, list(previous_token_heads)] = True
     if chosen & {"match", "copy"}:
-        _check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
+        check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
     if "match" in chosen:
         clamps.match[0, list(induction_heads)] = True
     if "copy" in chosen:
@@ -122,7 +122,7 @@ def make_clamps(
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen
-    _check_heads(shape, [*(only_heads or ()), *without_heads, *(where for where, _ in temperature)])
+    check_heads(shape, [*(only_heads or ()), *without_heads, *(where for where, _ in temperature)])
     for layer in {layer for layer, _ in only_heads or ()}:
         clamps.heads[0, layer] = 0
     for layer, head in only_heads or ():
@@ -141,7 +141,8 @@ def stack_clamps(members: Sequence[Clamps]) -> Clamps:
     return Clamps(*(torch.cat([getattr(one, field.name) for one in members]) for field in fields(Clamps)))
 
 
-def _check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
+def check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
+    """Raise InputError unless a model of such a shape has all of these heads."""
     for layer, head in heads:
         if not (0 <= layer < shape.layers and 0 <= head < shape.heads):
             raise InputError(

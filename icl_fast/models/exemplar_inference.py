@@ -20,12 +20,12 @@ from icl_fast.models.clamps import Clamps
 from icl_fast.models.exemplar_transformer import (
     NO_LABEL,
     ExemplarBlock,
+    ExemplarPass,
     ExemplarTransformer,
     MemberLinear,
     MemberNorm,
+    rotary_angles,
 )
-from icl_fast.models.exemplar_transformer import _angles as rotary_angles
-from icl_fast.models.exemplar_transformer import _Pass as Definition
 from icl_fast.models.interventions import make_taps
 
 Preservable = Literal["pattern", "q", "k", "v"]
@@ -88,7 +88,7 @@ class ExemplarInference:
         # MiB was freed once: a third of the time
         torch.empty(_FREED_ONCE, dtype=torch.uint8)
         labels = torch.zeros(model.members, 1, self.config.pairs, dtype=torch.int64, device=device)
-        self.clamps = Definition(model, labels, None, clamps, make_taps(self.config, (), ())).clamps
+        self.clamps = ExemplarPass(model, labels, None, clamps, make_taps(self.config, (), ())).clamps
         length = self.config.length
         later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)[..., None]
         label_rows = torch.arange(length, device=device)[:, None] % 2 == 1
@@ -267,7 +267,7 @@ class ExemplarInference:
         if self._fewer_outputs is not None:
             logits = torch.where(self._fewer_outputs, logits, NO_LABEL)
         if self._any_copy:
-            definition = Definition(self.model, labels, target, self.clamps, make_taps(self.config, (), ()))
+            definition = ExemplarPass(self.model, labels, target, self.clamps, make_taps(self.config, (), ()))
             copied = definition._copied_logits(scores.permute(0, 4, 1, 2, 3), logits)
             logits = torch.where(self.clamps.copy.view(-1, 1, 1) >= 0, copied, logits)
         return logits

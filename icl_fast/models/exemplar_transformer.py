@@ -192,7 +192,7 @@ class ExemplarTransformer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, with exemplars `[P, B, n + 1, C]` that `embed_exemplar` was applied to already."""
         taps = make_taps(self.config, record, interventions)
-        one_pass = _Pass(self, labels, target, clamps, taps)
+        one_pass = ExemplarPass(self, labels, target, clamps, taps)
         return one_pass.logits(self.embedded(exemplars, labels)), taps.recorded
 
     def embedded(self, exemplars: Tensor, labels: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class ExemplarTransformer(nn.Module):
             )
 
 
-class _Pass:
+class ExemplarPass:
     """One forward pass: its clamps, and what they need to know of the sequences."""
 
     def __init__(
@@ -325,7 +325,7 @@ class _Pass:
         """Rotary positions, neighbouring dimensions turned together."""
         if self.config.position != "rotary":
             return x
-        angles = _angles(x.shape[-2], x.shape[-1], self.config.rotary_base, x)
+        angles = rotary_angles(x.shape[-2], x.shape[-1], self.config.rotary_base, x)
         cos, sin = angles.cos(), angles.sin()
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
@@ -352,7 +352,7 @@ def _moved_on(embedded: Tensor) -> Tensor:
     return torch.cat([embedded[:, :, :1], embedded[:, :, :-2], embedded[:, :, -1:]], dim=2)
 
 
-def _angles(length: int, width: int, base: float, like: Tensor) -> Tensor:
+def rotary_angles(length: int, width: int, base: float, like: Tensor) -> Tensor:
     """Angle of position t in plane i, t / base^(2i/width), `[T, width/2]`."""
     frequencies = base ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float64) / width)
     angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float64), frequencies)
@@ -361,5 +361,5 @@ def _angles(length: int, width: int, base: float, like: Tensor) -> Tensor:
 
 def _sinusoids(length: int, width: int, like: Tensor) -> Tensor:
     """Position vectors of Vaswani et al. 2017, sines then cosines, `[T, C]`."""
-    angles = _angles(length, width + width % 2, 10_000.0, like)
+    angles = rotary_angles(length, width + width % 2, 10_000.0, like)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, :width]

@@ -95,17 +95,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
     """
-    values = read_yaml(path)
-    for override in overrides:
-        apply_override(values, override)
-    return parse_config(values, source=Path(path).name)
+    return parse_config(read_yaml(path, overrides), source=Path(path).name)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The sections of a config file, as plain data.
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The sections of a config file, as plain data, with `a.b=c` overrides applied in order.
 
     Raises:
-        InputError: no such file, not YAML, no sections.
+        InputError: no such file, not YAML, no sections, a malformed override.
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
@@ -115,15 +112,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise InputError(f"config {path}: must be sections of keys and values, got {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
     return values
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Change plain data as `section.key=value` says.
-
-    Raises:
-        InputError: not of that form.
-    """
+def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):

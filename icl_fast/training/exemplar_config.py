@@ -16,7 +16,7 @@ from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
 from icl_fast.models.config import validation_message
-from icl_fast.training.config import SnapshotSchedule, apply_override, read_yaml
+from icl_fast.training.config import SnapshotSchedule, read_yaml
 
 _HEAD = re.compile(r"^(\d+)\.(\d+)$")
 # what members of a population may differ in; everything else is one for all
@@ -203,10 +203,7 @@ def load_exemplar_config(path: str | Path, overrides: Sequence[str] = ()) -> Exe
     Raises:
         InputError: as `icl_fast.training.load_config`.
     """
-    values = read_yaml(path)
-    for override in overrides:
-        apply_override(values, override)
-    return parse_exemplar_config(values, source=Path(path).name)
+    return parse_exemplar_config(read_yaml(path, overrides), source=Path(path).name)
 
 
 def is_exemplar_config(path: str | Path) -> bool:

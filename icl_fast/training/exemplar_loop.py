@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,7 @@ def train_exemplars(
                 raise KeyboardInterrupt(f"stopped after step {step} of {last}, its state is saved")
             if step == last:
                 break
-            until = min(event for event in events if event > step)
-            trainer.advance(until, interrupted.is_set, on_progress)
+            trainer.advance(events[bisect_right(events, step)], interrupted.is_set, on_progress)
     run.finish()
     return run
 
