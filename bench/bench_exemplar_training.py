@@ -126,7 +126,7 @@ def missing_jax(options: Options) -> str:
 
 def configured(setting: str, members: int, options: Options) -> Any:
     """The `ExemplarRunConfig` of a file; members differ in their weights and sequences."""
-    from icl_fast.training.exemplar_config import load_exemplar_config, parse_exemplar_config
+    from icl_fast.runs.exemplar_config import load_exemplar_config, parse_exemplar_config
 
     exemplars = {"chapter4": 1, "chapter5": 3}[setting]
     tiny = (*TINY, "sequences.classes=30", f"sequences.exemplars={exemplars}") if options.quick else ()
@@ -140,7 +140,7 @@ def configured(setting: str, members: int, options: Options) -> Any:
 def make(maker: Maker, config: Any) -> Inputs:
     """Exemplars and members; candidates make weights, and whatever else they need, in their first call."""
     from icl_fast.data import Exemplars, gaussian_classes
-    from icl_fast.training.exemplar_run import Population
+    from icl_fast.runs.exemplar_run import Population
 
     wanted = config.sequences
     made = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
@@ -237,8 +237,8 @@ def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
 @torch.inference_mode()
 def two_passes(x: Inputs) -> Tensor:
     """Losses of both passes, `[2, P, N]`."""
+    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
     from icl_fast.models.exemplar_inference import ExemplarInference
-    from icl_fast.training.strategies import EmbeddedEvaluators, score_answers
 
     inference, heads, found = ExemplarInference(x.model), torch.ones(heads_of(x.model), device=x.device), []
     heads[(slice(None), *AGAIN_WITHOUT)] = 0
@@ -252,8 +252,8 @@ def two_passes(x: Inputs) -> Tensor:
 @torch.inference_mode()
 def two_passes_by_definition(x: Inputs) -> Tensor:
     """The same by interventions."""
+    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
     from icl_fast.models import Intervention, site
-    from icl_fast.training.strategies import EmbeddedEvaluators, score_answers
 
     layer, head = AGAIN_WITHOUT
     patterns, found = [site("pattern", layer) for layer in range(x.model.config.layers)], []

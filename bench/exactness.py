@@ -30,12 +30,12 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from icl_fast.data import load_text
-from icl_fast.measure.ablation import MODES, AblationMode, ablated_losses
-from icl_fast.measure.engine import ablation_effects
-from icl_fast.measure.schedule import make_schedule
-from icl_fast.measure.targets import Target, parse_targets
+from icl_fast.measure.ablation.definition import MODES, AblationMode, ablated_losses
+from icl_fast.measure.ablation.engine import ablation_effects
+from icl_fast.measure.ablation.names import Target, parse_targets
+from icl_fast.measure.ablation.schedule import make_schedule
 from icl_fast.models import Transformer, TransformerConfig
-from icl_fast.training import RunFolder
+from icl_fast.runs.text_run import RunFolder
 
 N, T, V = 4, 64, 257
 ARCHITECTURES: dict[str, dict[str, Any]] = {

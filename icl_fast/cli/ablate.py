@@ -72,7 +72,7 @@ def ablate(
     """
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import open_results, plan_sweep, sweep
-    from icl_fast.training import resolve_device
+    from icl_fast.runs.devices import resolve_device
 
     options: dict[str, Any] = {
         "snapshots": snapshots,

@@ -94,9 +94,9 @@ def _evaluate_strategies(
 ) -> None:
     from icl_fast.cli.measure_tables import print_strategies
     from icl_fast.measure import open_results
-    from icl_fast.measure.exemplar_runs import measure_strategies, open_run
-    from icl_fast.report.exemplar_curves import strategies_figure
-    from icl_fast.report.figures import save_figure
+    from icl_fast.measure.exemplar.measured_run import measure_strategies, open_run
+    from icl_fast.report.draw.exemplar_curves import strategies_figure
+    from icl_fast.report.draw.figures import save_figure
 
     with counting("rendering glyphs") as rendering:
         measured = open_run(path, snapshots=snapshots, sequences=sequences, device=device, on_exemplars=rendering)

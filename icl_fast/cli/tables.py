@@ -15,14 +15,14 @@ from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
-from icl_fast.measure.plan import DTYPES
-from icl_fast.measure.rates import measure_rates
+from icl_fast.measure.ablation.plan import DTYPES
+from icl_fast.measure.ablation.rates import measure_rates
 
 if TYPE_CHECKING:
     from icl_fast.analysis import PhaseChange
-    from icl_fast.measure.sweep import PlannedSweep
-    from icl_fast.report.demo import DemoResult
+    from icl_fast.measure.ablation.sweep import PlannedSweep
     from icl_fast.report.study import Study
+    from icl_fast.studies.demo import DemoResult
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:

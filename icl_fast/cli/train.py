@@ -31,7 +31,7 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
     Ctrl-C saves the state and stops; the same command with --resume goes on, on CPU to the same bits.
     """
     from icl_fast.errors import InputError
-    from icl_fast.training.exemplar_config import is_exemplar_config
+    from icl_fast.runs.exemplar_config import is_exemplar_config
 
     folder = out if out is not None else Path("runs") / config.stem
     if is_exemplar_config(config):
@@ -56,8 +56,8 @@ def _train_text(config: Path, overrides: tuple[str, ...], folder: Path, resume: 
 
 def _train_exemplars(config: Path, overrides: tuple[str, ...], folder: Path, resume: bool) -> None:
     from icl_fast.cli.measure_tables import print_end
-    from icl_fast.report.exemplar_curves import draw_run
-    from icl_fast.training.exemplar_config import load_exemplar_config
+    from icl_fast.report.draw.exemplar_curves import draw_run
+    from icl_fast.runs.exemplar_config import load_exemplar_config
     from icl_fast.training.exemplar_loop import train_exemplars
 
     parsed = load_exemplar_config(config, overrides)

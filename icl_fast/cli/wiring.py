@@ -39,8 +39,8 @@ def wiring(
     beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
     """
     from icl_fast.cli.measure_tables import print_wiring
-    from icl_fast.measure.exemplar_runs import measure_wiring, open_run
-    from icl_fast.measure.exemplar_wiring import save_wiring
+    from icl_fast.measure.exemplar.measured_run import measure_wiring, open_run
+    from icl_fast.measure.exemplar.wiring import save_wiring
 
     with counting("rendering glyphs") as rendering:
         measured = open_run(
@@ -56,7 +56,7 @@ def wiring(
     if out is not None:
         click.echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
-        from icl_fast.report.exemplar_heads import draw_heads, draw_wiring
+        from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
 
         number = 0 if member is None else measured.run.members.index(member)
         drawn = draw_wiring(found, number, figures / "wiring") + draw_heads(measured, number, figures / "heads")

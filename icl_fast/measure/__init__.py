@@ -1,23 +1,34 @@
 """Everything read off one model: head scores, circuits, attributions, ablations, their sweep over a run's snapshots."""
 
-from icl_fast.measure.ablation import AblationMode
-from icl_fast.measure.attribution import Attribution, logit_attribution
-from icl_fast.measure.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
-from icl_fast.measure.evaluate import SnapshotProgress, evaluate, measure_snapshots
-from icl_fast.measure.exemplar_ablation import (
+from icl_fast.measure.ablation.definition import AblationMode
+from icl_fast.measure.ablation.names import Target, parse_targets
+from icl_fast.measure.ablation.parts import ablate
+from icl_fast.measure.ablation.sweep import SweepProgress, plan_sweep, sweep
+from icl_fast.measure.exemplar.ablation import (
     composition,
     cut_output_connections,
     embedding_path,
     keep_one_head,
     knock_out_each_head,
 )
-from icl_fast.measure.exemplar_copying import attention_weight_curve, residual_heads, single_heads
-from icl_fast.measure.exemplar_passes import SecondPass, answers_again, means_again
-from icl_fast.measure.exemplar_progress import Transplant, measure_over_snapshots
-from icl_fast.measure.exemplar_runs import MeasuredRun, measure_strategies, measure_wiring, open_run
-from icl_fast.measure.exemplar_superposition import attention_deltas, temperature_curves
-from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
-from icl_fast.measure.head_scores import (
+from icl_fast.measure.exemplar.measured_run import MeasuredRun, measure_strategies, measure_wiring, open_run
+from icl_fast.measure.exemplar.passes import SecondPass, answers_again, means_again
+from icl_fast.measure.exemplar.progress import Transplant, measure_over_snapshots
+from icl_fast.measure.exemplar.single_heads import attention_weight_curve, residual_heads, single_heads
+from icl_fast.measure.exemplar.superposition import attention_deltas, temperature_curves
+from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
+from icl_fast.measure.heads.attribution import Attribution, logit_attribution
+from icl_fast.measure.heads.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
+from icl_fast.measure.heads.evaluate import SnapshotProgress, evaluate, measure_snapshots
+from icl_fast.measure.heads.reading import (
+    TokenisedText,
+    head_views,
+    template_attention,
+    text_dataset,
+    token_losses,
+    tokenise,
+)
+from icl_fast.measure.heads.scores import (
     copying,
     copying_scores,
     distinct_random_tokens,
@@ -27,19 +38,8 @@ from icl_fast.measure.head_scores import (
     previous_token_scores,
     repeated_random_tokens,
 )
-from icl_fast.measure.parts import ablate
-from icl_fast.measure.reading import (
-    TokenisedText,
-    head_views,
-    template_attention,
-    text_dataset,
-    token_losses,
-    tokenise,
-)
-from icl_fast.measure.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
-from icl_fast.measure.sweep import SweepProgress, plan_sweep, sweep
-from icl_fast.measure.targets import Target, parse_targets
-from icl_fast.measure.workspace import OtherResults, open_results, save_results
+from icl_fast.measure.store import OtherResults, open_results, save_results
+from icl_fast.runs.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
 
 __all__ = [
     "AblationMode",

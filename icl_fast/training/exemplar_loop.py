@@ -15,15 +15,16 @@ from torch import Tensor
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
 from icl_fast.models import ExemplarTransformer, load_exemplar_snapshot
 from icl_fast.models.grafts import graft, part_parameters
-from icl_fast.training.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.devices import resolve_device
+from icl_fast.runs.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.exemplar_run import ExemplarRun, Population
+from icl_fast.runs.text_config import differing_keys
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
-from icl_fast.training.exemplar_run import ExemplarRun, Population
 from icl_fast.training.interrupt import interruptible
-from icl_fast.training.loop import differing_keys, resolve_device
 from icl_fast.training.schedules import learning_rate, snapshot_steps
-from icl_fast.training.strategies import StrategyMetrics, evaluate_strategies
 
 _CHUNK_BYTES = 32 * 2**20  # of integer draws; larger calls cost less per sequence
 _LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard

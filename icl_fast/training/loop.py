@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.ops import linear_cross_entropy
-from icl_fast.training.config import RunConfig
+from icl_fast.runs.devices import resolve_device
+from icl_fast.runs.text_config import RunConfig, differing_keys
+from icl_fast.runs.text_run import RunFolder
 from icl_fast.training.interrupt import interruptible
-from icl_fast.training.run_folder import RunFolder
 from icl_fast.training.schedules import learning_rate, snapshot_steps, weight_decay
 
 # the running loss by position forgets with this factor a step: about the last 100 steps count
@@ -197,22 +197,6 @@ class _Trainer:
         self.recent[0] = (time.monotonic(), self.tokens)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where torch sees a GPU.
-
-    Raises:
-        InputError: no name of a device that is supported, or a CUDA device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InputError(f"device {name}: must be auto, cpu, cuda or cuda:<number>")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu or auto")
-    return device
-
-
 def _begin(folder: RunFolder, config: RunConfig, resume: bool, tokenizer_json: str) -> dict[str, Any] | None:
     if not (resume and folder.exists):
         if resume:
@@ -224,17 +208,6 @@ def _begin(folder: RunFolder, config: RunConfig, resume: bool, tokenizer_json: s
     if folder.tokenizer_path.read_text(encoding="utf-8") != tokenizer_json:
         raise InputError(f"--resume: the corpus {config.data.corpus} is not the one {folder.path} was begun with")
     return folder.load_state()
-
-
-def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The dotted keys of two configs, as plain data, whose values differ."""
-    differing = []
-    for section, value in a.items():
-        if isinstance(value, dict) and isinstance(b[section], dict):
-            differing += [f"{section}.{key}" for key in value if value[key] != b[section][key]]
-        elif value != b[section]:
-            differing.append(section)
-    return differing
 
 
 def _record(progress: TrainingProgress) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from icl_fast.training.config import OptimizerConfig, SnapshotSchedule
+from icl_fast.runs.text_config import OptimizerConfig, SnapshotSchedule
 
 
 class RateSchedule(Protocol):

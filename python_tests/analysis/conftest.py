@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
-from icl_fast.measure.parts import EvaluationTokens, Part, assemble, make_plan
+from icl_fast.measure.ablation.parts import EvaluationSet, Part, assemble, make_plan
 from icl_fast.models import TransformerConfig
 
 LAYERS, HEADS = 2, 2
@@ -30,7 +30,7 @@ def made_sweep() -> MadeSweep:
         tokens = torch.zeros(count, context, dtype=torch.int64)
         random_position = torch.arange(count) % context + 1
         config = TransformerConfig(vocab=50, layers=LAYERS, width=8, heads=HEADS, context=context)
-        evaluation = EvaluationTokens(tokens, tokens, random_position, text)
+        evaluation = EvaluationSet(tokens, tokens, random_position, text)
         plan = make_plan(config, evaluation, mode=mode, positions="all", preserve_heads=preserve_heads)
         (early,), (late,) = plan.positions.of_score
         parts = []

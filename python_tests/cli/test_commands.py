@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from icl_fast.cli.main import cli
 from icl_fast.measure import open_results
-from icl_fast.training import RunFolder
+from icl_fast.runs.text_run import RunFolder
 
 Values = dict[str, dict[str, Any]]
 

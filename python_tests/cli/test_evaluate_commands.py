@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from icl_fast.analysis import joint_pca
 from icl_fast.cli.main import cli
 from icl_fast.measure import evaluate, open_results, sweep
-from icl_fast.training import RunFolder
+from icl_fast.runs.text_run import RunFolder
 
 
 def call(*arguments: object) -> Result:
@@ -83,7 +83,7 @@ def test_at_most_forty_heads(run: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_ctrl_c_and_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["icl_fast.measure.evaluate"]
+    module = sys.modules["icl_fast.measure.heads.evaluate"]
     whole, trace, calls = evaluate(run, out=tmp_path / "whole"), module.qk_trace, []
 
     def interrupted(*arguments: object) -> object:

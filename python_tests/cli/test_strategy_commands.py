@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
 from icl_fast.measure import open_results
-from icl_fast.measure.exemplar_progress import Transplant
-from icl_fast.measure.exemplar_runs import measure_strategies, measure_wiring, open_run
-from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
-from icl_fast.training.exemplar_config import parse_exemplar_config
+from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_run
+from icl_fast.measure.exemplar.progress import Transplant
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
+from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
+from icl_fast.runs.exemplar_config import parse_exemplar_config
+from icl_fast.runs.exemplar_run import ExemplarRun
 from icl_fast.training.exemplar_loop import train_exemplars
-from icl_fast.training.exemplar_run import ExemplarRun
-from icl_fast.training.strategies import evaluate_strategies
 
 VALUES = {
     "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from icl_fast.cli.main import cli
-from icl_fast.training.exemplar_run import ExemplarRun
+from icl_fast.runs.exemplar_run import ExemplarRun
 
 VALUES = {
     "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from icl_fast import InputError
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
-from icl_fast.training.exemplar_config import parse_exemplar_config
+from icl_fast.runs.exemplar_config import parse_exemplar_config
+from icl_fast.runs.exemplar_run import ExemplarRun, Population
 from icl_fast.training.exemplar_engine import FusedEngine, PlainEngine, Task, make_engine
 from icl_fast.training.exemplar_loop import ExemplarProgress, train_exemplars
-from icl_fast.training.exemplar_run import ExemplarRun, Population
 
 Values = dict[str, Any]
 TINY: Values = {
@@ -180,7 +180,7 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path: Path, engine: str
 KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
-from icl_fast.training.exemplar_config import parse_exemplar_config
+from icl_fast.runs.exemplar_config import parse_exemplar_config
 from icl_fast.training.exemplar_loop import train_exemplars
 at = int(sys.argv[3])
 def kill(progress):
