@@ -35,7 +35,6 @@ _KINDS: dict[type, tuple[type, str]] = {  # what values of it are instances of, 
     dict: (dict, "dictionary"),
 }
 
-
 ConfigDict = dict[str, Any]
 
 

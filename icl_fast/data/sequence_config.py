@@ -36,9 +36,7 @@ class SequenceConfig(Config):
     exemplars: int | None = Field(
         default=None, ge=1, description="E: exemplars of a class trained on; all that are not held out"
     )
-    noise: float = Field(
-        default=0.0, ge=0, description="standard deviation of Gaussian noise on every exemplar"
-    )
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of Gaussian noise on every exemplar")
     labels_per_class: int = Field(default=1, ge=1, description="labels of a class, one of them drawn per sequence")
     label_pool: int = Field(default=2, ge=2, le=2**20, description="L: labels that p_icl sequences draw from")
     zipf: float = Field(default=0.0, ge=0, le=10, description="exponent: class of rank x has frequency x^-zipf")
