@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from icl_fast.errors import InputError
-from icl_fast.models.config import parse_transformer_config, validation_message
+from icl_fast.models.config import parse_transformer_config
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.models.transformer import Transformer
 from icl_fast.models.weight_files import assign_weights, read_weights, write_weights
+from icl_fast.schema import ValidationError, validation_message
 
 FORMAT = "icl_fast.snapshot.1"
 EXEMPLAR_FORMAT = "icl_fast.exemplar_snapshot.1"

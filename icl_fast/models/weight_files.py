@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from icl_fast.errors import InputError
@@ -21,6 +19,9 @@ def write_weights(path: str | Path, module: nn.Module, kind: str, header: dict[s
     Raises:
         InputError: the disk is full or the folder not writable.
     """
+    from safetensors import SafetensorError  # here: models, which seldom meet a file, need torch alone
+    from safetensors.torch import save_file
+
     weights = {name: weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}
     with atomic_write(path) as temporary:
         try:
@@ -36,6 +37,8 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     Raises:
         InputError: no such file, not of that kind, truncated or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"snapshot {path}: {'is a folder, not a snapshot file' if path.is_dir() else 'no such file'}")

@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from icl_fast.data.exemplar_source import ExemplarSource
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
-from icl_fast.models.config import validation_message
 from icl_fast.runs.text_config import SnapshotSchedule, read_yaml
+from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
 
 _HEAD = re.compile(r"^(\d+)\.(\d+)$")
 # what members of a population may differ in; everything else is one for all
 _FREE = ("interventions.", "sequences.", "training.seed", "graft.")
 
 
-class InterventionConfig(BaseModel):
+class InterventionConfig(Config):
     """What is forced throughout training (Singh 2025, 4.4.2, 5.9, C.5.2); heads are `layer.head`, 0-based."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     clamps: list[ClampName] = Field([], description="pt-attend, layer-1, match, copy, layer-1+copy, no-previous-token")
     previous_token_heads: list[int] = Field([2], description="first-layer heads that pt-attend acts on")
@@ -52,10 +49,8 @@ class InterventionConfig(BaseModel):
         )
 
 
-class GraftConfig(BaseModel):
+class GraftConfig(Config):
     """Weights taken from a snapshot of another run before training begins (Singh 2025, 5.6.2-5.6.4, C.5.1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     snapshot: str | None = Field(None, description="RUN/snapshots/step_*.safetensors; null: no graft")
     member: int = Field(0, ge=0, description="which member of that population")
@@ -65,10 +60,8 @@ class GraftConfig(BaseModel):
     frozen: bool = Field(True, description="the grafted weights stay as they are; false: they only begin there")
 
 
-class ExemplarTraining(BaseModel):
+class ExemplarTraining(Config):
     """How the weights change: Adam; a term of the loss for the squared weights; on what it runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     steps: int = Field(31_250, ge=1, description="optimizer steps")
     batch: int = Field(32, ge=1, description="B, sequences per step and member")
@@ -93,29 +86,23 @@ class ExemplarTraining(BaseModel):
         return self
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Config):
     """What is measured while training goes on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     every: int = Field(500, ge=1, description="steps between evaluations; one more before the first and after the last")
     sequences: int = Field(1000, ge=1, description="sequences of each evaluator")
     names: list[str] = Field([], description="evaluators; none named: all that are defined")
 
 
-class MemberConfig(BaseModel):
+class MemberConfig(Config):
     """One member of a population: its name, and what it has instead of what the config says, by dotted key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = Field(pattern=r"^[^\n\t]{1,60}$")
     set: dict[str, Any] = Field({}, description="such as {interventions.clamps: [match], training.seed: 3}")
 
 
-class ExemplarRunConfig(BaseModel):
+class ExemplarRunConfig(Config):
     """A whole run of the exemplar world, or a population of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: ExemplarShape = ExemplarShape()
     exemplars: ExemplarSource = ExemplarSource()
@@ -192,7 +179,7 @@ def parse_exemplar_config(values: dict[str, Any], source: str = "config") -> Exe
         InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
     """
     try:
-        return ExemplarRunConfig(**values)
+        return ExemplarRunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{source}: {validation_message(error, '')}") from None
 

@@ -8,28 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from icl_fast.data import CORPUS_NAMES, DataConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape
-from icl_fast.models.config import validation_message
+from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
 
 
-class SnapshotSchedule(BaseModel):
+class SnapshotSchedule(Config):
     """When snapshots are taken: step 0, the last step, and in between every so many steps or at growing steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     schedule: Literal["linear", "exponential"] = "linear"
     every: int = Field(50, ge=1, description="linear: steps between snapshots; exponential: the first one after step 0")
     factor: float = Field(2.0, gt=1.0, description="exponential: each snapshot's step over the one's before")
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(Config):
     """How the weights change: AdamW, warm-up, a weight-decay change, clipping; precision and device."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1, description="optimizer steps")
     batch: int = Field(8, ge=1, description="B, sequences per step")
@@ -55,10 +50,8 @@ class OptimizerConfig(BaseModel):
         return self
 
 
-class RunConfig(BaseModel):
+class RunConfig(Config):
     """A whole training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: ModelShape = ModelShape()
     data: DataConfig = DataConfig()
@@ -84,7 +77,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
         InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
     """
     try:
-        return RunConfig(**values)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{source}: {validation_message(error, '')}") from None
 

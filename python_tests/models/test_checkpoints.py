@@ -303,9 +303,9 @@ def test_a_file_as_the_folder(tmp_path: Path, model: Transformer) -> None:
 
 KILLED = """
 import os, signal, sys
-import torch
+import safetensors.torch, torch
 from safetensors.torch import save_file
-from icl_fast.models import Transformer, TransformerConfig, checkpoints, weight_files
+from icl_fast.models import Transformer, TransformerConfig, checkpoints
 
 def half(weights, path, metadata):
     save_file(weights, path, metadata=metadata)
@@ -314,7 +314,7 @@ def half(weights, path, metadata):
 
 model = Transformer(TransformerConfig(layers=1, width=8, heads=2, vocab=5, context=4))
 checkpoints.save_snapshot(sys.argv[1], model, step=1, tokens=1)
-weight_files.save_file = half
+safetensors.torch.save_file = half
 checkpoints.save_snapshot(sys.argv[int(sys.argv[3])], model, step=2, tokens=2)
 """
 
