@@ -126,21 +126,21 @@ def missing_jax(options: Options) -> str:
 
 def configured(setting: str, members: int, options: Options) -> Any:
     """The `ExemplarRunConfig` of a file; members differ in their weights and sequences."""
-    from icl_fast.runs.exemplar_config import load_exemplar_config, parse_exemplar_config
+    from icl_fast.runs import load_config, parse_config
 
     exemplars = {"chapter4": 1, "chapter5": 3}[setting]
     tiny = (*TINY, "sequences.classes=30", f"sequences.exemplars={exemplars}") if options.quick else ()
-    config = load_exemplar_config(CONFIGS / f"{setting}.yaml", [RATE, *tiny])
+    config = load_config(CONFIGS / f"{setting}.yaml", [RATE, *tiny])
     seeds = [
         {"name": f"seed {seed}", "set": {"training.seed": seed, "sequences.seed": seed}} for seed in range(members)
     ]
-    return parse_exemplar_config({**config.model_dump(mode="json"), "members": seeds})
+    return parse_config({**config.model_dump(mode="json"), "members": seeds})
 
 
 def make(maker: Maker, config: Any) -> Inputs:
     """Exemplars and members; candidates make weights, and whatever else they need, in their first call."""
     from icl_fast.data import Exemplars, gaussian_classes
-    from icl_fast.runs.exemplar_run import Population
+    from icl_fast.runs import Population
 
     wanted = config.sequences
     made = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
@@ -183,7 +183,7 @@ class Torch:
     """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one."""
 
     def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False) -> None:
-        from icl_fast.training import exemplar_engine
+        from icl_fast.runs import exemplar_engine
 
         class Eager(exemplar_engine.PlainEngine):
             def _replay(self, inputs: list[Tensor], step: int) -> Tensor:

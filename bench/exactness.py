@@ -35,7 +35,7 @@ from icl_fast.measure.ablation.engine import ablation_effects
 from icl_fast.measure.ablation.names import Target, parse_targets
 from icl_fast.measure.ablation.schedule import make_schedule
 from icl_fast.models import Transformer, TransformerConfig
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.runs import Run
 
 N, T, V = 4, 64, 257
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -110,9 +110,9 @@ def random_models() -> list[dict[str, Any]]:
 
 
 def bfloat16(run: Path) -> list[dict[str, Any]]:
-    folder = RunFolder(run)
+    folder = Run(run)
     model = folder.load_snapshot(folder.snapshot_steps()[-1]).model.double().requires_grad_(False)
-    evaluation = load_text(folder.config().data).evaluation()
+    evaluation = load_text(folder.text_config.data).evaluation()
     tokens = evaluation.inputs[:64], evaluation.targets[:64]
     rows = torch.arange(tokens[0].shape[1]).expand(len(tokens[0]), -1)
     ablations, mode = parse_targets("all", model.config), AblationMode.parse("pattern-preserving")

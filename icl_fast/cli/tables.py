@@ -113,7 +113,7 @@ def print_pca(pca: JointPCA) -> None:
 def print_plan(planned: PlannedSweep) -> None:
     """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
     plan, console = planned.plan, Console()
-    chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.steps)
+    chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.series.steps)
     console.print(
         f"{len(plan.ablations)} ablations ({plan.mode}) of {snapshots} snapshots on {plan.examples} examples of "
         f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each",

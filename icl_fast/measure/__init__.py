@@ -11,7 +11,7 @@ from icl_fast.measure.exemplar.ablation import (
     keep_one_head,
     knock_out_each_head,
 )
-from icl_fast.measure.exemplar.measured_run import MeasuredRun, measure_strategies, measure_wiring, open_run
+from icl_fast.measure.exemplar.measured_run import MeasuredRun, measure_strategies, measure_wiring, open_measured
 from icl_fast.measure.exemplar.passes import SecondPass, answers_again, means_again
 from icl_fast.measure.exemplar.progress import Transplant, measure_over_snapshots
 from icl_fast.measure.exemplar.single_heads import attention_weight_curve, residual_heads, single_heads
@@ -19,7 +19,7 @@ from icl_fast.measure.exemplar.superposition import attention_deltas, temperatur
 from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
 from icl_fast.measure.heads.attribution import Attribution, logit_attribution
 from icl_fast.measure.heads.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
-from icl_fast.measure.heads.evaluate import SnapshotProgress, evaluate, measure_snapshots
+from icl_fast.measure.heads.evaluate import evaluate
 from icl_fast.measure.heads.reading import (
     TokenisedText,
     head_views,
@@ -38,8 +38,8 @@ from icl_fast.measure.heads.scores import (
     previous_token_scores,
     repeated_random_tokens,
 )
+from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import OtherResults, open_results, save_results
-from icl_fast.runs.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
 
 __all__ = [
     "AblationMode",
@@ -66,8 +66,6 @@ __all__ = [
     "distinct_random_tokens",
     "embedding_path",
     "evaluate",
-    "evaluation_tokens",
-    "find_snapshots",
     "head_views",
     "keep_one_head",
     "knock_out_each_head",
@@ -77,9 +75,8 @@ __all__ = [
     "measure_snapshots",
     "measure_strategies",
     "measure_wiring",
-    "missing_snapshots",
+    "open_measured",
     "open_results",
-    "open_run",
     "parse_targets",
     "plan_sweep",
     "prefix_matching",
@@ -87,7 +84,6 @@ __all__ = [
     "previous_token",
     "previous_token_scores",
     "qk_trace",
-    "readable_snapshots",
     "remove_sets",
     "repeated_random_tokens",
     "residual_heads",

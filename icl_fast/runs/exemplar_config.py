@@ -1,12 +1,9 @@
-"""An experiment of the exemplar world as data: one run, or a population of runs that differ in what is listed."""
+"""A run on exemplars as data, or a population of runs that differ in what is listed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -14,12 +11,10 @@ from icl_fast.data.exemplar_source import ExemplarSource
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
-from icl_fast.runs.text_config import SnapshotSchedule, read_yaml
-from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
+from icl_fast.runs.snapshot_schedule import SnapshotSchedule
+from icl_fast.schema import Config, Field, model_validator
 
 _HEAD = re.compile(r"^(\d+)\.(\d+)$")
-# what members of a population may differ in; everything else is one for all
-_FREE = ("interventions.", "sequences.", "training.seed", "graft.")
 
 
 class InterventionConfig(Config):
@@ -102,7 +97,9 @@ class MemberConfig(Config):
 
 
 class ExemplarRunConfig(Config):
-    """A whole run of the exemplar world, or a population of them."""
+    """A run on exemplars, or a population of such runs."""
+
+    task: ClassVar[Literal["exemplars"]] = "exemplars"
 
     model: ExemplarShape = ExemplarShape()
     exemplars: ExemplarSource = ExemplarSource()
@@ -128,74 +125,8 @@ class ExemplarRunConfig(Config):
         return self
 
     def to_yaml(self) -> str:
-        """The config with every default written out, as `load_exemplar_config` reads it."""
+        """The config with every default written out, as `load_config` reads it."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A member's name and its own config, in which `members` is 1."""
-
-    name: str
-    config: ExemplarRunConfig
-
-
-def members(config: ExemplarRunConfig) -> list[Member]:
-    """The members of a population, each as the run that it would be alone.
-
-    Raises:
-        InputError: a member that differs in what all must share, or has impossible values.
-    """
-    base = config.model_dump(mode="json") | {"members": 1}
-    if isinstance(config.members, int):
-        if config.members == 1:
-            return [Member("run", parse_exemplar_config(base))]
-        first = config.training.seed
-        given = [
-            MemberConfig(name=f"seed {first + i}", set={"training.seed": first + i}) for i in range(config.members)
-        ]
-    else:
-        given = config.members
-    return [_member(base, one) for one in given]
-
-
-def _member(base: dict[str, Any], given: MemberConfig) -> Member:
-    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
-    for key, value in given.set.items():
-        if not key.startswith(_FREE) or key == "sequences.pairs":
-            raise InputError(
-                f"members: {given.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
-                "sequences.* but pairs, and training.seed"
-            )
-        section, _, name = key.partition(".")
-        values[section][name] = value
-    return Member(given.name, parse_exemplar_config(values, f"member {given.name}"))
-
-
-def parse_exemplar_config(values: dict[str, Any], source: str = "config") -> ExemplarRunConfig:
-    """A config from plain data.
-
-    Raises:
-        InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
-    """
-    try:
-        return ExemplarRunConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {validation_message(error, '')}") from None
-
-
-def load_exemplar_config(path: str | Path, overrides: Sequence[str] = ()) -> ExemplarRunConfig:
-    """Read a YAML config that holds what differs from the defaults; then apply `a.b=c` overrides in order.
-
-    Raises:
-        InputError: as `icl_fast.training.load_config`.
-    """
-    return parse_exemplar_config(read_yaml(path, overrides), source=Path(path).name)
-
-
-def is_exemplar_config(path: str | Path) -> bool:
-    """Whether a config file is one of the exemplar world: it says which sequences or exemplars."""
-    return bool({"sequences", "exemplars"} & read_yaml(path).keys())
 
 
 def _head(text: str) -> tuple[int, int]:

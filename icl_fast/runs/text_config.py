@@ -1,26 +1,16 @@
-"""One experiment as data: read from YAML, changed by `--set a.b=c`, checked before anything runs."""
+"""A run on text as data."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import yaml
 
 from icl_fast.data import CORPUS_NAMES, DataConfig
-from icl_fast.errors import InputError
 from icl_fast.models import ModelShape
-from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
-
-
-class SnapshotSchedule(Config):
-    """When snapshots are taken: step 0, the last step, and in between every so many steps or at growing steps."""
-
-    schedule: Literal["linear", "exponential"] = "linear"
-    every: int = Field(50, ge=1, description="linear: steps between snapshots; exponential: the first one after step 0")
-    factor: float = Field(2.0, gt=1.0, description="exponential: each snapshot's step over the one's before")
+from icl_fast.runs.snapshot_schedule import SnapshotSchedule
+from icl_fast.schema import Config, Field, model_validator
 
 
 class OptimizerConfig(Config):
@@ -50,15 +40,17 @@ class OptimizerConfig(Config):
         return self
 
 
-class RunConfig(Config):
-    """A whole training run."""
+class TextRunConfig(Config):
+    """A training run on text."""
+
+    task: ClassVar[Literal["text"]] = "text"
 
     model: ModelShape = ModelShape()
     data: DataConfig = DataConfig()
     training: OptimizerConfig = OptimizerConfig()
     snapshots: SnapshotSchedule = SnapshotSchedule()
 
-    def with_absolute_corpus(self) -> RunConfig:
+    def with_absolute_corpus(self) -> TextRunConfig:
         """The same with a corpus folder's whole path, so that it is found again from any working directory."""
         if self.data.corpus in CORPUS_NAMES:
             return self
@@ -68,79 +60,3 @@ class RunConfig(Config):
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
-    """A config from plain data.
-
-    Raises:
-        InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
-    """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {validation_message(error, '')}") from None
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML config that holds what differs from the defaults; then apply `a.b=c` overrides in order.
-
-    Raises:
-        InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
-    """
-    return parse_config(read_yaml(path, overrides), source=Path(path).name)
-
-
-def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The sections of a config file, as plain data, with `a.b=c` overrides applied in order.
-
-    Raises:
-        InputError: no such file, not YAML, no sections, a malformed override.
-    """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except OSError as error:
-        raise InputError(f"config {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"config {path}: must be sections of keys and values, got {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    return values
-
-
-def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The dotted keys of two configs, as plain data, whose values differ."""
-    differing = []
-    for section, value in a.items():
-        if isinstance(value, dict) and isinstance(b[section], dict):
-            differing += [f"{section}.{key}" for key in value if value[key] != b[section][key]]
-        elif value != b[section]:
-            differing.append(section)
-    return differing
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set {override}: write it as section.key=value, such as training.lr=1e-3")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not YAML") from None
-    for part in parts[:-1]:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise InputError(f"--set {override}: {part!r} is a value, not a section")
-    values[parts[-1]] = value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, which no one writing a learning rate means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)

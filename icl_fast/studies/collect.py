@@ -24,27 +24,23 @@ from icl_fast.analysis import (
     head_types,
     joint_pca,
 )
-from icl_fast.data import Text, load_tokenizer
+from icl_fast.data import Text
 from icl_fast.errors import InputError
 from icl_fast.measure import (
     AblationMode,
     OtherResults,
     evaluate,
-    evaluation_tokens,
-    find_snapshots,
     head_views,
     measure_snapshots,
     open_results,
-    readable_snapshots,
     sweep,
     text_dataset,
     token_losses,
     tokenise,
 )
-from icl_fast.models import Snapshot
+from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, ModelStudy, Study
-from icl_fast.runs.names import run_names
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.runs import Series, open_series, run_names
 
 Progress = Callable[[int, int, str], None]  # done, of how many, at what
 Show = Callable[[str], AbstractContextManager[Progress]]
@@ -138,14 +134,13 @@ def read_claims(path: str | Path) -> list[Claim]:
 class _Usable:
     """A run's snapshots that can be used, and why each other cannot."""
 
-    folder: RunFolder
-    steps: list[int]
+    series: Series
     left_out: dict[int, str]
 
 
 def _usable(name: str, run: Path, options: Options) -> _Usable:
-    folder, asked = find_snapshots(run, options.snapshots)
-    steps, left_out = readable_snapshots(folder, asked)
+    series, left_out = open_series(run, options.snapshots).readable()
+    steps = series.steps
     if sum(step > 0 for step in steps) < 3:
         why = "; ".join(f"step {step}: {reason}" for step, reason in left_out.items())
         raise InputError(
@@ -154,21 +149,20 @@ def _usable(name: str, run: Path, options: Options) -> _Usable:
         )
     if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
         raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
-    return _Usable(folder, steps, left_out)
+    return _Usable(series, left_out)
 
 
 def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
-    folder, steps = run.folder, run.steps
-    chosen, results = ",".join(map(str, steps)), folder.path / "results" / "report"
-    examples = min(options.examples, len(evaluation_tokens(folder).inputs))
+    series, steps = run.series, run.series.steps
+    results = series.path / "results" / "report"
+    examples = min(options.examples, len(series.evaluation_set().inputs))
 
     def swept(what: str, heads: str, mode: str, positions: str, out: Path) -> xr.Dataset:
         def measure() -> Path:
             with show(f"{name}: {what}") as on:
                 return sweep(
-                    folder.path,
+                    series,
                     out=out,
-                    snapshots=chosen,
                     mode=mode,
                     heads=heads,
                     positions=positions,
@@ -185,8 +179,9 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     ablations = {
         mode: swept(f"{mode} ablation", "all", mode, "paper", results / f"{mode}.zarr") for mode in options.modes
     }
-    heads = _heads(name, folder, chosen, results / "heads.zarr", options, show)
-    readings = {text.name: _reading(name, folder, steps, text, results / "texts", options, show) for text in texts}
+    heads = _heads(name, series, results / "heads.zarr", options, show)
+    model = series.load(steps[-1]).model
+    readings = {text.name: _reading(name, series, model, text, results / "texts", show) for text in texts}
     change = find_phase_change(
         steps,
         losses["icl_score"].sel(ablation="none").values.tolist(),
@@ -194,12 +189,11 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     )
     interval = options.intervals.get(name, _found(change, steps))
     by_pattern, last = ablations["pattern-preserving"], heads.isel(snapshot=-1)
-    model = folder.load_snapshot(steps[-1]).model
     return ModelStudy(
         name=name,
         config=model.config,
         parameters=sum(weights.numel() for weights in model.parameters()),
-        corpus=folder.config().data.corpus,
+        corpus=series.corpus,
         left_out=run.left_out,
         losses=losses,
         heads=heads,
@@ -220,13 +214,12 @@ def _found(change: PhaseChange, steps: Sequence[int]) -> tuple[int, int] | None:
     return steps[change.start], steps[change.end]
 
 
-def _heads(name: str, folder: RunFolder, chosen: str, out: Path, options: Options, show: Show) -> xr.Dataset:
+def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -> xr.Dataset:
     def measure() -> Path:
         with show(f"{name}: heads") as on:
             return evaluate(
-                folder.path,
+                series,
                 out=out,
-                snapshots=chosen,
                 device=options.device,
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
@@ -234,27 +227,24 @@ def _heads(name: str, folder: RunFolder, chosen: str, out: Path, options: Option
     return open_results(_afresh(measure, out))
 
 
-def _reading(
-    name: str, folder: RunFolder, steps: list[int], text: Text, results: Path, options: Options, show: Show
-) -> xr.Dataset:
-    """What a run's snapshots make of a text."""
-    tokenised = tokenise(text, load_tokenizer(folder.path), folder.config().data.context)
+def _reading(name: str, series: Series, last: Transformer, text: Text, results: Path, show: Show) -> xr.Dataset:
+    """What a run's snapshots make of a text; `last` is the model of the last one."""
+    tokenised = tokenise(text, series.tokenizer(), last.config.context)
     identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
     out = results / f"{text.name}.zarr"
 
-    def losses(snapshot: Snapshot) -> dict[str, np.ndarray]:
+    def losses(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
         return {"loss": token_losses(snapshot.model, tokenised).numpy()}
 
     def assemble(parts: list[dict[str, np.ndarray]], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        pattern, logits = head_views(folder.load_snapshot(steps[-1]).model, tokenised)
+        pattern, logits = head_views(last, tokenised)
         by_snapshot = torch.from_numpy(np.stack([part["loss"] for part in parts]))
         return text_dataset(tokenised, steps, tokens, by_snapshot, pattern, logits)
 
     def measure() -> Path:
         with show(f"{name}: {text.title}") as on:
             return measure_snapshots(
-                folder,
-                steps,
+                series,
                 out,
                 identity,
                 losses,

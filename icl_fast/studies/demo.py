@@ -16,7 +16,8 @@ from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
 from icl_fast.measure import SweepProgress, open_results, prefix_matching_scores, sweep
 from icl_fast.report.draw.figures import phase_change_figure, save_figure
-from icl_fast.training import RunFolder, TrainingProgress, load_config, train
+from icl_fast.runs import Run, load_config
+from icl_fast.training import TrainingProgress, train
 
 MODELS = ("one_layer", "two_layer", "one_layer_smeared")
 ABLATED = "two_layer"
@@ -56,15 +57,15 @@ def run_demo(
     models: dict[str, xr.Dataset] = {}
     for name in MODELS:
         config = load_config(Path(configs) / f"{name}.yaml", [f"training.seed={seed}"])
-        folder = RunFolder(home / name)
+        run = Run(home / name)
         with show_training(name, config.training.steps) as on_step:
-            train(config, folder.path, resume=folder.exists, on_step=on_step)
+            train(config, run.path, resume=run.exists, on_progress=on_step)
         with show_sweep(name) as on_part:
             heads = "all" if name == ABLATED else "none"
             results = sweep(
-                folder.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, memory=MEMORY, on_part=on_part
+                run.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, memory=MEMORY, on_part=on_part
             )
-        models[name] = open_results(results).assign(prefix_matching=_prefix_matching(folder))
+        models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
     changes = {
         name: find_phase_change(
             data["snapshot"].values.tolist(),
@@ -79,9 +80,9 @@ def run_demo(
     return DemoResult(seed, models, changes, figure)
 
 
-def _prefix_matching(folder: RunFolder) -> xr.DataArray:
-    steps = folder.snapshot_steps()
-    scores = torch.stack([prefix_matching_scores(folder.load_snapshot(step).model) for step in steps])
+def _prefix_matching(run: Run) -> xr.DataArray:
+    steps = run.snapshot_steps()
+    scores = torch.stack([prefix_matching_scores(run.load_snapshot(step).model) for step in steps])
     return xr.DataArray(scores.numpy(), dims=("snapshot", "layer_", "head_"), coords={"snapshot": steps})
 
 

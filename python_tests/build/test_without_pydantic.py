@@ -54,8 +54,8 @@ from icl_fast import schema
 from icl_fast.measure import ablate
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.ops import _backend
-from icl_fast.training.exemplar_config import parse_exemplar_config
-from icl_fast.training.exemplar_loop import train_exemplars
+from icl_fast.runs import parse_config
+from icl_fast.training import train
 
 assert "pydantic" not in sys.modules and schema.Field.__module__ == "icl_fast.plain_schema"
 torch.manual_seed(0)
@@ -67,7 +67,7 @@ fast, slow = (ablate(model, tokens, engine=engine).position_loss.values for engi
 assert abs(fast - slow).max() < 1e-5 < 1e-3 < abs(slow[1:] - slow[0]).max(axis=1).min()
 
 def losses(engine):
-    run = parse_exemplar_config({
+    run = parse_config({
         "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
         "sequences": {"p_icl": 1.0, "classes": 20, "label_pool": 5, "held_out_classes": 6},
         "model": {"width": 16, "heads": 4},
@@ -77,7 +77,7 @@ def losses(engine):
         "members": 2,
     })
     with tempfile.TemporaryDirectory() as folder:
-        return train_exemplars(run, Path(folder) / "run").curves()["training_loss"].values
+        return train(run, Path(folder) / "run").curves()["training_loss"].values
 
 plain = losses("plain")
 if _backend.compiled():
@@ -136,26 +136,22 @@ def outcome(name: str, values: Any) -> Any:
 
 def read(path: Path) -> Any:
     """A config file, and its members."""
-    from icl_fast.training.config import load_config
-    from icl_fast.training.exemplar_config import is_exemplar_config, load_exemplar_config, members
+    from icl_fast.runs import TextRunConfig, load_config
+    from icl_fast.runs.population import members
 
-    if not is_exemplar_config(path):
-        return load_config(path).to_yaml()
-    config = load_exemplar_config(path)
+    config = load_config(path)
+    if isinstance(config, TextRunConfig):
+        return config.to_yaml()
     return config.to_yaml(), [(member.name, member.config.to_yaml()) for member in members(config)]
 
 
 def parse(values: Any) -> Any:
-    from icl_fast.training.config import parse_config
-    from icl_fast.training.exemplar_config import parse_exemplar_config
+    from icl_fast.runs import parse_config
 
-    said = []
-    for parser in (parse_config, parse_exemplar_config):
-        try:
-            parser(values)
-        except InputError as error:
-            said.append(str(error))
-    return said
+    try:
+        return parse_config(values).to_yaml()
+    except InputError as error:
+        return str(error)
 
 
 def serve() -> None:

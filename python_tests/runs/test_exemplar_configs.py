@@ -8,8 +8,8 @@ import pytest
 
 from icl_fast import InputError
 from icl_fast.data import Exemplars, gaussian_classes
-from icl_fast.runs.exemplar_config import is_exemplar_config, load_exemplar_config, members
-from icl_fast.runs.exemplar_run import Population
+from icl_fast.runs import ExemplarRunConfig, Population, TextRunConfig, load_config
+from icl_fast.runs.population import members
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted((FOLDER / "exemplars").glob("*.yaml"))
@@ -22,9 +22,9 @@ def exemplars() -> Exemplars:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_can_be_trained(path: Path, exemplars: Exemplars) -> None:
-    assert is_exemplar_config(path)
-    # the ResNet's images are not made here
-    population = Population(load_exemplar_config(path, ["model.encoder=linear"]))
+    config = load_config(path, ["model.encoder=linear"])  # the ResNet's images are not made here
+    assert isinstance(config, ExemplarRunConfig)
+    population = Population(config)
     assert population.clamps().members == population.model(exemplars).members == len(population.names)
     names = [one.name for one in population.evaluators(exemplars, count=2)]
     assert "train" in names
@@ -33,11 +33,11 @@ def test_it_can_be_trained(path: Path, exemplars: Exemplars) -> None:
 
 
 def test_text_configs_are_no_exemplar_configs() -> None:
-    assert not is_exemplar_config(FOLDER / "demo" / "two_layer.yaml")
+    assert isinstance(load_config(FOLDER / "demo" / "two_layer.yaml"), TextRunConfig)
 
 
 def test_the_grid_of_figure_4_9_is_every_combination() -> None:
-    config = load_exemplar_config(FOLDER / "exemplars" / "grid.yaml")
+    config = load_config(FOLDER / "exemplars" / "grid.yaml")
     values = [
         (m.config.sequences.classes, m.config.sequences.label_pool, *m.config.interventions.clamps)
         for m in members(config)
@@ -49,11 +49,11 @@ def test_the_grid_of_figure_4_9_is_every_combination() -> None:
 
 
 def test_overrides_reach_every_member() -> None:
-    config = load_exemplar_config(FOLDER / "exemplars" / "seeds.yaml", ["members=3", "interventions.clamps=[match]"])
+    config = load_config(FOLDER / "exemplars" / "seeds.yaml", ["members=3", "interventions.clamps=[match]"])
     assert [(m.name, m.config.training.seed) for m in members(config)] == [("seed 5", 5), ("seed 6", 6), ("seed 7", 7)]
     assert all(m.config.interventions.clamps == ["match"] for m in members(config))
 
 
 def test_an_unknown_clamp_is_named() -> None:
     with pytest.raises(InputError, match=r"interventions\.clamps\.0: input should be 'pt-attend'.*got 'mtach'"):
-        load_exemplar_config(FOLDER / "exemplars" / "chapter4.yaml", ["interventions.clamps=[mtach]"])
+        load_config(FOLDER / "exemplars" / "chapter4.yaml", ["interventions.clamps=[mtach]"])

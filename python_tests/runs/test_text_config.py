@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from icl_fast import InputError
-from icl_fast.training import RunConfig, load_config
+from icl_fast.runs import TextRunConfig, load_config
 
 
 def write(folder: Path, text: str) -> Path:
@@ -20,8 +20,8 @@ def test_a_file_holds_only_what_differs(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "training: {lr: 8e-3, steps: 7}"))
     assert config.training.lr == 8e-3
     assert config.training.steps == 7
-    assert config.training.batch == RunConfig().training.batch
-    assert load_config(write(tmp_path, "")) == RunConfig()
+    assert config.training.batch == TextRunConfig().training.batch
+    assert load_config(write(tmp_path, "")) == TextRunConfig()
 
 
 def test_overrides_apply_in_order(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ from icl_fast.measure import (
     tokenise,
 )
 from icl_fast.report.study import Study
+from icl_fast.runs import Run, parse_config
 from icl_fast.studies.collect import Options, collect, read_claims
-from icl_fast.training import RunFolder, parse_config, train
+from icl_fast.training import train
 
 Values = dict[str, dict[str, Any]]
 STEPS = list(range(0, 13, 2))
@@ -75,7 +76,7 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     study, _ = studied(runs)
     assert list(study.models) == ["layers1", "layers2"]
     assert study.pca is not None
-    two, folder = study.models["layers2"], RunFolder(runs[1])
+    two, folder = study.models["layers2"], Run(runs[1])
     for data in (two.losses, two.heads, two.texts["words"], *two.ablations.values()):
         assert data["snapshot"].values.tolist() == STEPS
         assert data["tokens"].values.tolist() == [step * 2 * 24 for step in STEPS]
@@ -145,7 +146,7 @@ def test_more_examples_than_there_are(runs: list[Path]) -> None:
 
 def damage(run: Path) -> None:
     """A missing, a truncated and a NaN snapshot."""
-    folder = RunFolder(run)
+    folder = Run(run)
     folder.snapshot_path(2).unlink()
     truncated = folder.snapshot_path(4)
     truncated.write_bytes(truncated.read_bytes()[:-100])
@@ -172,7 +173,7 @@ def test_damaged_snapshots_are_left_out(runs: list[Path], tmp_path: Path) -> Non
     assert study.models["layers1"].losses["snapshot"].values.tolist() == STEPS
     assert list(study.models["layers2"].left_out) == [2, 4, 8]
     for step in (6, 10):
-        RunFolder(runs[1]).snapshot_path(step).unlink()
+        Run(runs[1]).snapshot_path(step).unlink()
     with pytest.raises(InputError, match=r"3 usable snapshots after step 0.*it has 1 \(step 2: missing; step 4: trunc"):
         studied(runs)
 

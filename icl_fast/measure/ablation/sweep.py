@@ -1,4 +1,4 @@
-"""The ablation sweep over a run's snapshots: resumable at any moment, into one zarr store.
+"""The ablation sweep over a series: resumable at any moment, into one zarr store.
 
 A sweep works in parts, one for each snapshot and chunk of examples (see `icl_fast.measure.store`); at the end they
 are put together in a fixed order, so that a sweep that was killed and run again gives the same bits as one that ran
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from icl_fast.data import EvaluationSet
-from icl_fast.files import sha256
 from icl_fast.measure.ablation.definition import Replacement
 from icl_fast.measure.ablation.parts import (
     Engine,
@@ -27,9 +26,7 @@ from icl_fast.measure.ablation.parts import (
 from icl_fast.measure.ablation.plan import DTYPES
 from icl_fast.measure.store import Workspace
 from icl_fast.models import TransformerConfig
-from icl_fast.runs.devices import resolve_device
-from icl_fast.runs.snapshots import evaluation_tokens, find_snapshots, load_ahead
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.runs import Series, open_series, resolve_device
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,14 @@ class SweepProgress:
 class PlannedSweep:
     """All that a sweep will do, before it does anything."""
 
-    folder: RunFolder
-    steps: list[int]
+    series: Series
     config: TransformerConfig
     evaluation: EvaluationSet
     plan: SweepPlan
 
 
 def plan_sweep(
-    ckpt: str | Path, *, snapshots: str = "all", examples: int | None = None, **options: Any
+    ckpt: str | Path | Series, *, snapshots: str = "all", examples: int | None = None, **options: Any
 ) -> PlannedSweep:
     """What `sweep` would do with these arguments.
 
@@ -64,14 +60,14 @@ def plan_sweep(
     Raises:
         InputError: as `sweep`.
     """
-    folder, steps = find_snapshots(ckpt, snapshots)
-    evaluation = evaluation_tokens(folder, examples)
-    config = folder.load_snapshot(steps[0]).model.config
-    return PlannedSweep(folder, steps, config, evaluation, make_plan(config, evaluation, **options))
+    series = open_series(ckpt, snapshots)
+    evaluation = series.evaluation_set(examples)
+    config = series.load(series.steps[0]).model.config
+    return PlannedSweep(series, config, evaluation, make_plan(config, evaluation, **options))
 
 
 def sweep(
-    ckpt: str | Path,
+    ckpt: str | Path | Series,
     *,
     out: str | Path | None = None,
     snapshots: str = "all",
@@ -91,9 +87,9 @@ def sweep(
     """Ablate heads of a run's snapshots on its corpus' fixed evaluation set; the same call again resumes.
 
     Args:
-        ckpt: a run folder or one of its snapshots.
+        ckpt: a series, a run folder or one of its snapshots.
         out: the zarr store; default `RUN/results/ablation_<mode>.zarr`. What is there from an equal sweep is kept.
-        snapshots: see `find_snapshots`.
+        snapshots: see `icl_fast.runs.open_series`.
         mode, heads, positions, replacement, preserve_heads, icl_window, memory, engine, dtype: see `ablate`.
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
@@ -122,9 +118,10 @@ def sweep(
         dtype=dtype,
         device=on.type,
     )
-    folder, steps, plan, evaluation = planned.folder, planned.steps, planned.plan, planned.evaluation
-    target = Path(out) if out is not None else folder.path / "results" / f"ablation_{mode}.zarr"
-    identity = plan.as_json() | {"snapshots": {str(step): sha256(folder.snapshot_path(step)) for step in steps}}
+    series, plan, evaluation = planned.series, planned.plan, planned.evaluation
+    steps = series.steps
+    target = Path(out) if out is not None else series.path / "results" / f"ablation_{mode}.zarr"
+    identity = plan.as_json() | {"snapshots": series.hashes()}
     work = Workspace(target, identity, "sweep")
     if work.finished():
         return target
@@ -138,8 +135,8 @@ def sweep(
             on_part(SweepProgress(done, len(steps) * len(indices), step))
 
     report(steps[0])
-    for step, snapshot in zip(steps, load_ahead(folder, steps), strict=True):
-        tokens.append(snapshot.tokens)
+    for step, snapshot in zip(steps, series, strict=True):
+        tokens.append(snapshot.seen)
         model = snapshot.model.to(on, DTYPES[plan.dtype])
         for index, part in snapshot_parts(model, evaluation, plan, missing[step]):
             work.write(step, index, vars(part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,17 @@ from torch import Tensor
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.strategies import METRICS, StrategyMetrics, evaluate_strategies
-from icl_fast.models import Clamps, ExemplarSnapshot, ExemplarTransformer
+from icl_fast.measure.store import Arrays
+from icl_fast.models import Clamps, ExemplarTransformer, Snapshot
 from icl_fast.models.grafts import graft
+
+# of `AttentionMetrics`: the dims after those of all metrics
+_ATTENTION: dict[str, tuple[str, ...]] = {
+    "induction": ("layer", "head"),
+    "previous_token": ("layer", "head"),
+    "own": ("layer", "head"),
+    "query": ("layer", "head", "place", "position"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,13 +56,12 @@ class Transplant:
 
 
 def measure_over_snapshots(
-    snapshots: Iterable[ExemplarSnapshot],
+    snapshots: Iterable[Snapshot[ExemplarTransformer]],
     features: Tensor,
     evaluators: Sequence[EvaluationSequences],
     clamps: Mapping[str, Clamps | None] | None = None,
     *,
     transplant: Transplant | None = None,
-    on_snapshot: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
     """Metrics of every snapshot, under each of some clamps: strategies over training, and progress measures (Fig 4.8).
 
@@ -62,49 +70,57 @@ def measure_over_snapshots(
         features: `[K, E, F]`.
         clamps: by name, what is forced in the snapshots, whatever they were trained with; by default nothing, "none".
         transplant: what every snapshot is given first.
-        on_snapshot: told the step of every snapshot that is done.
 
     Returns:
-        The metrics of `StrategyMetrics`, each `[snapshot, clamp, evaluator, member]`; `induction`, `previous_token` and
-        `own` of `AttentionMetrics`, `[snapshot, clamp, evaluator, member, layer, head]`, and `query`, with `place` of
-        the right label and `position` after those. `snapshot` holds steps, `sequences` how many were seen.
+        See `strategies_dataset`.
 
     Raises:
         InputError: no snapshot, or as `evaluate_strategies`.
     """
     clamps = {"none": None} if clamps is None else clamps
-    steps, sequences, rows = [], [], []
-    for snapshot in snapshots:
-        model = snapshot.model if transplant is None else transplant(snapshot.model)
-        measured = {
-            name: evaluate_strategies(model, features, evaluators, held, attention=True)
-            for name, held in clamps.items()
-        }
-        rows.append(measured)
-        steps.append(snapshot.step)
-        sequences.append(snapshot.sequences)
-        if on_snapshot is not None:
-            on_snapshot(snapshot.step)
-    if not rows:
+    measured = [
+        (strategy_arrays(one.model, features, evaluators, clamps, transplant), one.step, one.seen) for one in snapshots
+    ]
+    if not measured:
         raise InputError("snapshots: none given")
-    names = [one.name for one in evaluators]
+    parts, steps, seen = (list(column) for column in zip(*measured, strict=True))
+    return strategies_dataset(parts, steps, seen, list(clamps), [one.name for one in evaluators])
 
-    def gathered(metric: str) -> np.ndarray:
-        per_row = [[[_value(of_clamp[name], metric) for name in names] for of_clamp in row.values()] for row in rows]
-        return np.stack([torch.stack([torch.stack(part) for part in row]).cpu().numpy() for row in per_row])
 
-    outer = ("snapshot", "clamp", "evaluator", "member")
-    inner: dict[str, tuple[str, ...]] = {
-        "induction": ("layer", "head"),
-        "previous_token": ("layer", "head"),
-        "own": ("layer", "head"),
-    }
-    inner["query"] = ("layer", "head", "place", "position")
-    found = xr.Dataset(coords={"snapshot": steps, "clamp": list(clamps), "evaluator": names})
-    found["sequences"] = "snapshot", np.array(sequences, np.int64)
-    for metric in (*METRICS, *inner):
-        found[metric] = (*outer, *inner.get(metric, ())), gathered(metric)
-    found["loss"].attrs["unit"] = "nats"
+def strategy_arrays(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluators: Sequence[EvaluationSequences],
+    clamps: Mapping[str, Clamps | None],
+    transplant: Transplant | None = None,
+) -> Arrays:
+    """The metrics of one snapshot, each `[clamp, evaluator, member, ...]`; see `measure_over_snapshots`."""
+    model = model if transplant is None else transplant(model)
+    by_clamp = [evaluate_strategies(model, features, evaluators, forced, attention=True) for forced in clamps.values()]
+
+    def array(metric: str) -> np.ndarray:
+        rows = [torch.stack([_value(measured[one.name], metric) for one in evaluators]) for measured in by_clamp]
+        return torch.stack(rows).cpu().numpy()
+
+    return {metric: array(metric) for metric in (*METRICS, *_ATTENTION)}
+
+
+def strategies_dataset(
+    parts: Sequence[Arrays], steps: list[int], seen: list[int], clamps: list[str], evaluators: list[str]
+) -> xr.Dataset:
+    """The `strategy_arrays` of all snapshots as one Dataset.
+
+    Returns:
+        The metrics of `StrategyMetrics`, each `[snapshot, clamp, evaluator, member]`; `induction`, `previous_token` and
+        `own` of `AttentionMetrics`, `[snapshot, clamp, evaluator, member, layer, head]`, and `query`, with `place` of
+        the right label and `position` after those. `snapshot` holds steps, `sequences` how many were seen.
+    """
+    found = xr.Dataset(coords={"snapshot": steps, "clamp": clamps, "evaluator": evaluators})
+    found["sequences"] = "snapshot", np.array(seen, np.int64)
+    for metric in (*METRICS, *_ATTENTION):
+        dims = ("snapshot", "clamp", "evaluator", "member", *_ATTENTION.get(metric, ()))
+        found[metric] = dims, np.stack([part[metric] for part in parts])
+    found["loss"].attrs["units"] = "nats"
     return found
 
 

@@ -1,34 +1,26 @@
-"""Measurements over a run's snapshots, resumable at any moment, into one zarr store: the scores and circuits of heads.
-
-A part of the work is one snapshot (see `icl_fast.measure.store`).
-"""
+"""The scores and circuits of every head over a series, into one zarr store."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.files import sha256
-from icl_fast.measure.heads.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
-from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_matching_scores, previous_token_scores
-from icl_fast.measure.store import Arrays, Workspace
-from icl_fast.models import Snapshot, Transformer
-from icl_fast.runs.devices import resolve_device
-from icl_fast.runs.snapshots import (
-    evaluation_tokens,
-    find_snapshots,
-    load_ahead,
-    missing_snapshots,
-    readable_snapshots,
+from icl_fast.measure.heads.circuits import (
+    composition_scores,
+    copying_eigenvalue_score,
+    copying_eigenvalues,
+    qk_trace,
 )
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_matching_scores, previous_token_scores
+from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
+from icl_fast.measure.store import Arrays
+from icl_fast.models import Snapshot, Transformer
+from icl_fast.runs import Series, open_series, resolve_device
 
 _HEADS = ("snapshot", "layer", "head")
 _PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
@@ -45,20 +37,10 @@ _VARIABLES = {  # name: (dims, long name, source); all are pure numbers
     "composition_k": (_PAIRS, "K-composition score: " + _RATIO.format("K"), _CIRCUITS),
     "composition_v": (_PAIRS, "V-composition score: " + _RATIO.format("V"), _CIRCUITS),
 }
-_TOKENS = "tokens seen"  # kept beside a snapshot's arrays
-
-
-@dataclass(frozen=True)
-class SnapshotProgress:
-    """Where a measurement is: how many snapshots are done, of how many, and the step of the last one looked at."""
-
-    done: int
-    snapshots: int
-    step: int
 
 
 def evaluate(
-    ckpt: str | Path,
+    ckpt: str | Path | Series,
     *,
     out: str | Path | None = None,
     snapshots: str = "all",
@@ -73,9 +55,9 @@ def evaluate(
     `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
 
     Args:
-        ckpt: a run folder or one of its snapshots.
+        ckpt: a series, a run folder or one of its snapshots.
         out: the zarr store; default `RUN/results/heads.zarr`. What is there from an equal call is kept.
-        snapshots: see `find_snapshots`.
+        snapshots: see `icl_fast.runs.open_series`.
         seed: of the random tokens and the choice of windows, the same for all snapshots.
         device: `auto`, `cpu` or `cuda`.
         skip_damaged: leave out what cannot be used and go on with the rest.
@@ -86,7 +68,7 @@ def evaluate(
         `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
         head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and `tokens` (seen).
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
-        asked for that are not in it (see `readable_snapshots`).
+        asked for that are not in it (see `Series.readable`).
 
     Raises:
         OtherResults: `out` holds an evaluation with another seed, of other snapshots, ...
@@ -96,14 +78,14 @@ def evaluate(
     if not 0 <= seed < 2**63:
         raise InputError(f"seed: must be from 0 to 2^63 - 1, got {seed}")
     on = resolve_device(device)
-    folder, asked = find_snapshots(ckpt, snapshots)
-    steps, left_out = readable_snapshots(folder, asked) if skip_damaged else (asked, missing_snapshots(folder))
-    if asked != folder.snapshot_steps():  # a snapshot that nobody asked for is not left out
-        left_out = {step: why for step, why in left_out.items() if step in asked}
-    if not steps:
+    series = open_series(ckpt, snapshots)
+    left_out = series.missing()
+    if skip_damaged:
+        series, left_out = series.readable()
+    if not series.steps:
         reasons = "; ".join(f"step {step}: {why}" for step, why in left_out.items())
         raise InputError(f"ckpt: {ckpt} has no snapshot that can be used ({reasons})")
-    evaluation = evaluation_tokens(folder)
+    evaluation = series.evaluation_set()
     windows = min(EXAMPLES, len(evaluation.inputs))
     identity = {
         "measured": "head scores and circuits, 1",  # raise the number when what is measured changes
@@ -114,8 +96,8 @@ def evaluate(
         "left_out": {str(step): why for step, why in left_out.items()},
     }
 
-    def measure(snapshot: Snapshot) -> Arrays:
-        model: Transformer = snapshot.model.to(on)
+    def measure(snapshot: Snapshot[Transformer]) -> Arrays:
+        model = snapshot.model.to(on)
         previous = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
         scores = {
             "prefix_matching": prefix_matching_scores(model, seed=seed),
@@ -131,60 +113,8 @@ def evaluate(
         dataset = _assemble(parts, steps, tokens)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
-    target = Path(out) if out is not None else folder.path / "results" / "heads.zarr"
-    return measure_snapshots(folder, steps, target, identity, measure, assemble, on_snapshot)
-
-
-def measure_snapshots(
-    folder: RunFolder,
-    steps: Sequence[int],
-    target: Path,
-    identity: Mapping[str, Any],
-    measure: Callable[[Snapshot], Arrays],
-    assemble: Callable[[list[Arrays], list[int], list[int]], xr.Dataset],
-    on_snapshot: Callable[[SnapshotProgress], None] | None = None,
-) -> Path:
-    """Measure snapshots one after the other and put the results into one zarr store; the same call again resumes.
-
-    Args:
-        folder: the run.
-        steps: of its snapshots, one or more, rising.
-        target: the store. What is there, or half done there, with an equal identity is kept.
-        identity: all that decides what `measure` and `assemble` give, as JSON data; the SHA-256 of the snapshots is
-            added to it as `snapshots`, and the Dataset gets it as its attribute `measurement`.
-        measure: named arrays of one snapshot, whose model is on the CPU. Given the same snapshot, the same bits.
-        assemble: from the arrays of all snapshots, the steps, and the tokens seen by then, the Dataset.
-        on_snapshot: called when a snapshot is done (and once at the start).
-
-    Returns:
-        `target`.
-
-    Raises:
-        OtherResults: what is there has another identity.
-        InputError: a snapshot damaged or not finite, `target` holds something else, the disk full. What was done so
-            far is kept.
-    """
-    hashes = {str(step): sha256(folder.snapshot_path(step)) for step in steps}
-    work = Workspace(target, {**identity, "snapshots": hashes}, "measurement")
-    if work.finished():
-        return target
-    work.begin()
-    missing = [step for step in steps if not work.has(step)]
-    done = len(steps) - len(missing)
-
-    def report(step: int) -> None:
-        if on_snapshot is not None:
-            on_snapshot(SnapshotProgress(done, len(steps), step))
-
-    report(steps[0])
-    for step, snapshot in zip(missing, load_ahead(folder, missing), strict=True):
-        work.write(step, None, {**measure(snapshot), _TOKENS: np.array(snapshot.tokens)})
-        done += 1
-        report(step)
-    parts = [work.read(step) for step in steps]
-    tokens = [int(part.pop(_TOKENS)) for part in parts]
-    work.finish(assemble(parts, list(steps), tokens))
-    return target
+    target = Path(out) if out is not None else series.path / "results" / "heads.zarr"
+    return measure_snapshots(series, target, identity, measure, assemble, on_snapshot)
 
 
 def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:

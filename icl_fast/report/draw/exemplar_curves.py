@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.report.draw.figures import COLOURS, save_figure
-from icl_fast.runs.exemplar_run import ExemplarRun
+from icl_fast.runs import Run
 
 # the strategies first, in colours of their own in every figure
 EVALUATORS = {
@@ -29,20 +30,20 @@ FACET = " | "  # in a member's name: what comes before it is a line, what comes 
 _MOST_NAMED = 12  # lines that a legend names
 
 
-def draw_run(run: ExemplarRun) -> Path:
+def draw_run(run: Run) -> Path:
     """Draw what was measured during training into the run folder, as `curves.png` and `curves.svg`.
 
     Raises:
         InputError: nothing is logged, the disk is full or the folder not writable.
     """
-    curves = run.curves()
-    labels = run.config.sequences.pairs
-    if len(run.members) == 1:
-        figure = run_figure(curves.isel(member=0), run.path.name, labels)
-    elif all(FACET in name for name in run.members):
-        figure = facet_figure(curves, run.path.name, labels)
+    curves, population = training_curves(run), run.population
+    pairs = population.config.sequences.pairs
+    if len(population.names) == 1:
+        figure = run_figure(curves.isel(member=0), run.path.name, pairs)
+    elif all(FACET in name for name in population.names):
+        figure = facet_figure(curves, run.path.name, pairs)
     else:
-        figure = population_figure(curves, run.path.name, labels)
+        figure = population_figure(curves, run.path.name, pairs)
     return save_figure(figure, run.path / "curves")[0]
 
 
@@ -50,7 +51,7 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     """One run: losses, accuracies by evaluator, and what the heads of the first and last layer attend to.
 
     Args:
-        curves: of `ExemplarRun.curves`, one member.
+        curves: of `training_curves`, one member.
         title: over the figure.
         pairs: n, which gives the loss of guessing one of the labels in context.
     """

@@ -62,15 +62,15 @@ def draw_heads(measured: MeasuredRun, member: int, path: Path) -> list[Path]:
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    evaluator, snapshot = measured.evaluators[0], measured.snapshot(measured.steps[-1])
+    evaluator, snapshot = measured.evaluators[0], measured.snapshot(measured.series.steps[-1])
     model = snapshot.model
     given: Given = (model, measured.features, evaluator, measured.clamps)
     metrics = evaluate_strategies(model, measured.features, [evaluator], measured.clamps, attention=True)
     attention = metrics[evaluator.name].attention
     assert attention is not None
     figure = Figure(figsize=(15, 12.4), layout="constrained")
-    name = measured.run.members[member]
-    figure.suptitle(f"{name}: heads of the last layer after {snapshot.sequences:,} sequences, on {evaluator.name}")
+    name = measured.series.population.names[member]
+    figure.suptitle(f"{name}: heads of the last layer after {snapshot.seen:,} sequences, on {evaluator.name}")
     axes = figure.subplots(3, 3)
     strength = attention.induction[member, -1].cpu().numpy()
     _strength_panel(axes[0, 0], given, member, strength)

@@ -17,7 +17,7 @@ import xarray as xr
 from icl_fast import InputError, ablate
 from icl_fast.data import load_text
 from icl_fast.measure import SweepProgress, open_results, sweep
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.runs import Run
 
 SMALL: dict[str, Any] = {"examples": 7, "memory": 200_000}
 
@@ -33,12 +33,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_equals_ablate_on_each_snapshot(run: Path) -> None:
     results = open_results(sweep(run, heads="all,0.0+1.1", positions="all", examples=7))
-    folder = RunFolder(run)
+    folder = Run(run)
     assert results["snapshot"].values.tolist() == [0, 6, 12]
     assert results["tokens"].values.tolist() == [0, 6 * 48, 12 * 48]
     assert results["ablation"].values.tolist() == ["none", "0.0", "0.1", "1.0", "1.1", "0.0+1.1"]
     assert results["layer"].values.tolist() == [-1, 0, 0, 1, 1, -1]
-    evaluation = load_text(folder.config().data).evaluation()
+    evaluation = load_text(folder.text_config.data).evaluation()
     for step in (0, 6, 12):
         expected = ablate(
             folder.load_snapshot(step).model,
@@ -102,7 +102,7 @@ def test_a_finished_sweep_is_kept(run: Path) -> None:
 
 
 def test_one_snapshot_and_choices(run: Path, tmp_path: Path) -> None:
-    file = RunFolder(run).snapshot_path(6)
+    file = Run(run).snapshot_path(6)
     one = open_results(sweep(file, out=tmp_path / "a", examples=7))
     assert one["snapshot"].values.tolist() == [6]
     last = open_results(sweep(run, snapshots="last", out=tmp_path / "b", examples=7))
@@ -127,14 +127,14 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         sweep(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no run"):
         sweep(tmp_path)
-    alone = Path(shutil.copy(RunFolder(run).snapshot_path(0), tmp_path / "alone.safetensors"))
+    alone = Path(shutil.copy(Run(run).snapshot_path(0), tmp_path / "alone.safetensors"))
     with pytest.raises(InputError, match="is not in RUN/snapshots/"):
         sweep(alone)
     assert not (run / "results").exists()
 
 
 def test_damaged_input(run: Path) -> None:
-    folder = RunFolder(run)
+    folder = Run(run)
     path = folder.snapshot_path(6)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="SHA-256"):

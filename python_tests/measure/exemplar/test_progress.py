@@ -15,7 +15,7 @@ from icl_fast.data.sequences import output_labels
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.progress import Transplant, measure_over_snapshots
 from icl_fast.measure.exemplar.strategies import METRICS, evaluate_strategies
-from icl_fast.models import ExemplarConfig, ExemplarSnapshot, ExemplarTransformer, make_clamps, stack_clamps
+from icl_fast.models import ExemplarConfig, ExemplarTransformer, Snapshot, make_clamps, stack_clamps
 
 CONFIG = SequenceConfig(labels_per_class=2)
 EXEMPLARS = gaussian_classes(12, 2, 6, seed=1)
@@ -32,7 +32,7 @@ def model(seed: int, members: int = 2, **shape: Any) -> ExemplarTransformer:
     return made
 
 
-SNAPSHOTS = [ExemplarSnapshot(model(10 * i), step, step * 32) for i, step in enumerate((0, 5, 20))]
+SNAPSHOTS = [Snapshot(model(10 * i), step, step * 32) for i, step in enumerate((0, 5, 20))]
 
 
 def test_every_snapshot_under_every_clamp() -> None:

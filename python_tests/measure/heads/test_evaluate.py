@@ -34,7 +34,7 @@ from icl_fast.measure import (
     sweep,
 )
 from icl_fast.models import Snapshot
-from icl_fast.runs.text_run import RunFolder
+from icl_fast.runs import Run
 
 HEADS = ("snapshot", "layer", "head")
 PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
@@ -53,25 +53,25 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
-def spoil(folder: RunFolder, step: int) -> None:
+def spoil(folder: Run, step: int) -> None:
     """Put NaN into a snapshot, as a training run that diverged would write it."""
     snapshot = folder.load_snapshot(step)
     with torch.no_grad():
         snapshot.model.blocks[1].attention.q.weight[0, 0] = torch.nan
-    folder.save_snapshot(snapshot.model, step=step, tokens=snapshot.tokens)
+    folder.save_snapshot(snapshot.model, step=step, seen=snapshot.seen)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_equals_the_scores_of_each_snapshot(run: Path, seed: int) -> None:
     target = evaluate(run, seed=seed)
     assert target == run / "results" / "heads.zarr"
-    results, folder = open_results(target), RunFolder(run)
+    results, folder = open_results(target), Run(run)
     assert results["snapshot"].values.tolist() == [0, 6, 12]
     assert results["tokens"].values.tolist() == [0, 6 * 48, 12 * 48]
     assert results.sizes == {"snapshot": 3, "layer": 2, "head": 2, "writer_layer": 2, "writer_head": 2}
     for dim in ("layer", "head", "writer_layer", "writer_head"):
         assert results[dim].values.tolist() == [0, 1]
-    text = load_text(folder.config().data).evaluation().inputs
+    text = load_text(folder.text_config.data).evaluation().inputs
     for step in (0, 6, 12):
         model = folder.load_snapshot(step).model
         previous = previous_token_scores(model, text, seed=seed)
@@ -102,8 +102,8 @@ def test_equals_the_scores_of_each_snapshot(run: Path, seed: int) -> None:
 def test_fewer_than_ten_held_out_windows(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 4"))
-    results, folder = open_results(evaluate(run, snapshots="last")), RunFolder(run)
-    text = load_text(folder.config().data).evaluation().inputs
+    results, folder = open_results(evaluate(run, snapshots="last")), Run(run)
+    text = load_text(folder.text_config.data).evaluation().inputs
     assert len(text) == 4
     expected = previous_token_scores(folder.load_snapshot(12).model, text, examples=4)
     np.testing.assert_array_equal(results["previous_token"][0], expected)
@@ -164,7 +164,7 @@ def test_parts_of_another_evaluation(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OtherResults, match=r"out.partial belongs to a measurement with other seed") as raised:
         evaluate(run, out=out, seed=1)
     assert raised.value.where == tmp_path / "out.partial"
-    spoil(RunFolder(run), 0)
+    spoil(Run(run), 0)
     with pytest.raises(OtherResults, match="other snapshots"):
         evaluate(run, out=out)
 
@@ -181,7 +181,7 @@ def test_something_else_there(run: Path, tmp_path: Path) -> None:
 def test_some_snapshots(run: Path, tmp_path: Path) -> None:
     whole = open_results(evaluate(run))
     for number, (ckpt, which, steps) in enumerate(
-        [(run, "last", [12]), (run, "12,0", [0, 12]), (RunFolder(run).snapshot_path(6), "all", [6])]
+        [(run, "last", [12]), (run, "12,0", [0, 12]), (Run(run).snapshot_path(6), "all", [6])]
     ):
         some = open_results(evaluate(ckpt, snapshots=which, out=tmp_path / str(number)))
         xr.testing.assert_equal(some, whole.sel(snapshot=steps))
@@ -189,7 +189,7 @@ def test_some_snapshots(run: Path, tmp_path: Path) -> None:
 
 def test_damaged_snapshots(run: Path, tmp_path: Path) -> None:
     whole = open_results(evaluate(run, out=tmp_path / "whole"))
-    folder = RunFolder(run)
+    folder = Run(run)
     spoil(folder, 0)
     with pytest.raises(InputError, match=r"step_00000000.safetensors: .* holds NaN or infinity"):
         evaluate(run)
@@ -214,7 +214,7 @@ def test_damaged_snapshots(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_snapshot_is_noted_without_being_asked(run: Path) -> None:
-    RunFolder(run).snapshot_path(6).unlink()
+    Run(run).snapshot_path(6).unlink()
     results = open_results(evaluate(run))
     assert results["snapshot"].values.tolist() == [0, 12]
     assert json.loads(results.attrs["left_out"]) == {"6": "missing"}
@@ -254,7 +254,7 @@ def test_a_full_disk(run: Path, small_disk: Path) -> None:
 
 
 def test_any_measurement(run: Path, tmp_path: Path) -> None:
-    folder, target, measured = RunFolder(run), tmp_path / "norms", []
+    folder, target, measured = Run(run), tmp_path / "norms", []
     identity: dict[str, Any] = {"what": ("norms", 2)}  # a tuple, which JSON gives back as a list
 
     def measure(snapshot: Snapshot) -> dict[str, np.ndarray]:

@@ -10,12 +10,12 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from icl_fast.measure.exemplar.measured_run import measure_wiring, open_run
+from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
 from icl_fast.report.draw.exemplar_curves import facet_figure, population_figure, run_figure, strategies_figure
 from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
-from icl_fast.runs.exemplar_config import parse_exemplar_config
-from icl_fast.runs.exemplar_run import ExemplarRun
-from icl_fast.training.exemplar_loop import train_exemplars
+from icl_fast.runs import Run, parse_config
+from icl_fast.training import train
 
 TINY: dict[str, Any] = {
     "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
@@ -30,13 +30,13 @@ FIXED = {"sequences": {"classes": 24}, "members": 1}
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> ExemplarRun:
-    return train_exemplars(parse_exemplar_config(TINY), tmp_path_factory.mktemp("runs") / "grid")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(parse_config(TINY), tmp_path_factory.mktemp("runs") / "grid")
 
 
 @pytest.fixture(scope="module")
-def fixed(tmp_path_factory: pytest.TempPathFactory) -> ExemplarRun:
-    return train_exemplars(parse_exemplar_config(TINY | FIXED), tmp_path_factory.mktemp("runs") / "fixed")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(parse_config(TINY | FIXED), tmp_path_factory.mktemp("runs") / "fixed")
 
 
 def drawn(axis: Any, label: str) -> np.ndarray:
@@ -44,8 +44,8 @@ def drawn(axis: Any, label: str) -> np.ndarray:
     return np.asarray(line.get_ydata(), float)
 
 
-def test_curves_of_one_run(fixed: ExemplarRun) -> None:
-    curves = fixed.curves().isel(member=0)
+def test_curves_of_one_run(fixed: Run) -> None:
+    curves = training_curves(fixed).isel(member=0)
     axes = run_figure(curves, "fixed", 2).axes
     assert np.array_equal(drawn(axes[0], "train"), curves["training_loss"].values)
     for name in ("icl", "ciwl", "flip", "train"):
@@ -58,8 +58,8 @@ def test_curves_of_one_run(fixed: ExemplarRun) -> None:
             assert np.array_equal(drawn(axis, f"{layer}.{head}"), values.isel(head=head).values)
 
 
-def test_curves_of_a_population(grid: ExemplarRun) -> None:
-    curves = grid.curves()
+def test_curves_of_a_population(grid: Run) -> None:
+    curves = training_curves(grid)
     axes = population_figure(curves, "grid", 2).axes
     for name in grid.members:
         assert np.array_equal(drawn(axes[0], name), curves["training_loss"].sel(member=name).values)
@@ -68,8 +68,8 @@ def test_curves_of_a_population(grid: ExemplarRun) -> None:
     ]
 
 
-def test_a_grid_has_a_row_a_word_and_a_column_a_clamp(grid: ExemplarRun) -> None:
-    curves = grid.curves()
+def test_a_grid_has_a_row_a_word_and_a_column_a_clamp(grid: Run) -> None:
+    curves = training_curves(grid)
     axes = np.array(facet_figure(curves, "grid", 2).axes).reshape(2, 2)
     for i, word in enumerate(("classes", "labels")):
         for j, clamp in enumerate("ab"):
@@ -79,7 +79,7 @@ def test_a_grid_has_a_row_a_word_and_a_column_a_clamp(grid: ExemplarRun) -> None
                 assert np.array_equal(drawn(axes[i, j], f"{word} {number}"), expected)
 
 
-def test_progress_measures(fixed: ExemplarRun) -> None:
+def test_progress_measures(fixed: Run) -> None:
     sizes = {"snapshot": 3, "clamp": 2, "evaluator": 2}
     random = np.random.default_rng(0)
     results = xr.Dataset(
@@ -95,9 +95,9 @@ def test_progress_measures(fixed: ExemplarRun) -> None:
 
 @pytest.mark.parametrize("which", ["grid", "fixed"])
 def test_wiring_and_heads_are_drawn(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    run: ExemplarRun = request.getfixturevalue(which)
-    measured = open_run(run.path, snapshots="last", evaluators=["train"], sequences=50)
-    member = len(run.members) - 1
+    run: Run = request.getfixturevalue(which)
+    measured = open_measured(run.path, snapshots="last", evaluators=["train"], sequences=50)
+    member = len(run.population.names) - 1
     files = draw_wiring(measure_wiring(measured), member, tmp_path / "wiring")
     files += draw_heads(measured, member, tmp_path / "heads")
     assert sorted(file.name for file in files) == ["heads.png", "heads.svg", "wiring.png", "wiring.svg"]

@@ -1,4 +1,4 @@
-"""Training of the exemplar world: a population as one, measured on the way, resumed to the same bits on CPU."""
+"""Training on exemplars: a population as one, measured on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,12 @@ from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
-from icl_fast.models import ExemplarTransformer, load_exemplar_snapshot
+from icl_fast.models import ExemplarTransformer, load_snapshot
 from icl_fast.models.grafts import graft, part_parameters
-from icl_fast.runs.devices import resolve_device
-from icl_fast.runs.exemplar_config import ExemplarRunConfig
-from icl_fast.runs.exemplar_run import ExemplarRun, Population
-from icl_fast.runs.text_config import differing_keys
+from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
+from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
-from icl_fast.training.interrupt import interruptible
-from icl_fast.training.schedules import learning_rate, snapshot_steps
+from icl_fast.training.schedules import learning_rate
 
 _CHUNK_BYTES = 32 * 2**20  # of integer draws; larger calls cost less per sequence
 _LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard
@@ -41,68 +37,23 @@ class ExemplarProgress:
     steps_per_second: float
 
 
-def train_exemplars(
-    config: ExemplarRunConfig,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    on_progress: Callable[[ExemplarProgress], None] | None = None,
-    on_exemplars: Callable[[int, int, str], None] | None = None,
-) -> ExemplarRun:
-    """Train a run, or a population of runs as one, and leave a run folder behind.
-
-    The same config gives the same weights, bit for bit, on one CPU with one engine, also if it was interrupted and
-    resumed any number of times; a member of a population has the same as the run alone, to rounding (with the fused
-    engine: to the bit).
-
-    Args:
-        config: what to train.
-        out: the run folder; it must not exist, or be empty, unless `resume`.
-        resume: go on from the last saved state of `out`, whose config must be the same.
-        on_progress: called after every call of the engine.
-        on_exemplars: called while glyphs are rendered.
-
-    Raises:
-        InputError: exemplars that cannot be had, members that do not fit them, `out` is taken or holds another run, a
-            full disk, a loss that is not finite. The folder then holds the state of the last save.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
-    """
-    run = ExemplarRun(out)
-    if resume and not run.exists:
-        raise InputError(f"--resume: {run.path} holds no run to resume; leave --resume out to begin one")
-    if resume and (differing := differing_keys(run.config.model_dump(), config.model_dump())):
-        raise InputError(f"--resume: {run.path} was begun with other values of {', '.join(differing)}")
-    trainer = _Trainer(config, on_exemplars)
-    state = None
-    if resume:
-        state = run.load_state()
-    else:
-        run.create(config)
-    if state is not None:
-        trainer.load_state(state)
-    run.cut_log(-1 if state is None else trainer.step)
-    begun_at = None if state is None else trainer.step
-    last, events = config.training.steps, trainer.events()
-    with interruptible() as interrupted:
-        while True:
-            step = trainer.step
-            if step != begun_at:
-                trainer.record(run)
-            if interrupted.is_set():
-                run.save_state(trainer.state())
-                raise KeyboardInterrupt(f"stopped after step {step} of {last}, its state is saved")
-            if step == last:
-                break
-            trainer.advance(events[bisect_right(events, step)], interrupted.is_set, on_progress)
-    run.finish()
-    return run
-
-
-class _Trainer:
+class ExemplarTrainer:
     """The population, its engine, and what is due when."""
 
-    def __init__(self, config: ExemplarRunConfig, on_exemplars: Callable[[int, int, str], None] | None) -> None:
-        self.config, self.population = config, Population(config)
+    tokenizer_json: str | None = None
+
+    def __init__(
+        self,
+        config: ExemplarRunConfig,
+        on_progress: Callable[[ExemplarProgress], None] | None = None,
+        on_exemplars: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Of a config; for the rest see `icl_fast.training.train`.
+
+        Raises:
+            InputError: exemplars that cannot be had, members that do not fit them, no such device.
+        """
+        self.config, self.on_progress, self.population = config, on_progress, Population(config)
         device = resolve_device(config.training.device)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
         self.model = self.population.model(exemplars).to(device)
@@ -116,23 +67,29 @@ class _Trainer:
         task = Task(self.model, self.features, self.clamps, trainable, config.training)
         self.engine: Engine = make_engine(task, self.population.noisy)
         self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
+        self.due = self._due()
         self.step = 0
         # sums of losses since the last log line
         self.losses = torch.zeros(self.model.members, dtype=torch.float64)
         self.since = 0
         self.rate = 0.0
 
-    def events(self) -> list[int]:
+    @property
+    def steps(self) -> int:
+        """At which the run ends."""
+        return self.config.training.steps
+
+    def _due(self) -> list[int]:
         """The steps at which something is written, in order."""
-        config, last = self.config, self.config.training.steps
+        config, last = self.config, self.steps
         every = [config.evaluation.every, config.training.log_every, config.training.checkpoint_every]
         due = {step for period in every for step in range(0, last, period)}
         return sorted(due | self.snapshots | {last})
 
-    def advance(
-        self, until: int, interrupted: Callable[[], bool], on_progress: Callable[[ExemplarProgress], None] | None
-    ) -> None:
-        """Make the steps up to `until`, in calls short enough to be interrupted between."""
+    def advance(self, interrupted: Callable[[], bool]) -> None:
+        """Make the steps up to the next at which something is written, in calls short enough to be interrupted
+        between."""
+        until = self.due[bisect_right(self.due, self.step)]
         while self.step < until and not interrupted():
             count = min(until - self.step, self._call())
             begun = time.monotonic()
@@ -142,21 +99,21 @@ class _Trainer:
             for row in losses.double():  # one by one: the sum must not depend on how the steps were cut into calls
                 self.losses += row
             self.step, self.since = self.step + count, self.since + count
-            if on_progress is not None:
-                on_progress(
+            if self.on_progress is not None:
+                self.on_progress(
                     ExemplarProgress(
                         step=self.step,
-                        steps=self.config.training.steps,
+                        steps=self.steps,
                         sequences=self.step * self.config.training.batch,
                         losses=(self.losses / self.since).tolist(),
                         steps_per_second=self.rate,
                     )
                 )
 
-    def record(self, run: ExemplarRun) -> None:
+    def record(self, run: Run) -> None:
         """Write what is due after this step: log line, evaluation, snapshot, state."""
         config, step = self.config, self.step
-        last = step == config.training.steps
+        last = step == self.steps
         seen = {"step": step, "sequences": step * config.training.batch}
         if self.since and (step % config.training.log_every == 0 or last):
             mean = _rounded(self.losses / self.since)
@@ -166,7 +123,7 @@ class _Trainer:
         if step % config.evaluation.every == 0 or last:
             run.append_log(seen | {"evaluators": self._evaluate()})
         if step in self.snapshots:
-            run.save_snapshot(self.model, step=step, sequences=seen["sequences"])
+            run.save_snapshot(self.model, step=step, seen=seen["sequences"])
         if last or step % config.training.checkpoint_every == 0:
             run.save_state(self.state())
 
@@ -218,7 +175,9 @@ def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tens
         if config.snapshot is None:
             continue
         try:
-            donor = load_exemplar_snapshot(config.snapshot).model
+            donor = load_snapshot(config.snapshot).model
+            if not isinstance(donor, ExemplarTransformer):
+                raise InputError(f"snapshot {config.snapshot}: is of a model on text")
             graft(model, donor, config.parts, member=number, donor_member=config.member)
         except InputError as error:
             raise InputError(f"{member.name}: graft: {error}") from None
