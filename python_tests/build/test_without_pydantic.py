@@ -97,9 +97,9 @@ NEEDED: dict[str, dict[str, Any]] = {
 JUNK: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 5, 300, 2**63, 10**400, 0.0, -0.0, 0.5, 1.0, 1.5, float("nan"), float("inf")),
     *("", " ", "x", "1", "cpu", "cuda:1", "cuda\n", "a\tb", b"x", date(2020, 1, 1), np.float64(0.5), np.int64(1)),
-    *([], [1], [[1]], [[1, None]], [0.5, 1], [0.5, 1.0], [1, 2, 3], ["x", 0.5], [True, 1], (0.5, 0.9), (2, 2), (1,), {}),
+    *([], [1], [[1]], [[1, None]], [0.5, 1], [0.5, 1.0], [1, 2, 3], ["x", 1], [True, 1], (0.5, 1), (2, 2), (1,), {}),
     *({"x": 1}, {"1.3": 0.5}, {1: 2}, {1.5: 1}, {True: 0.5}, {None: 1}, {"x": "y", 2: 3}, {"layers": 0, "x": 1, 7: 8}),
-    *([{}], [{"name": "x"}], [{"name": "x"}, {"name": "x"}], [{"name": "x", "set": {1: 2}}, {"nam": 1}], [{"name": 1}, 2]),
+    *([{}], [{"name": "x"}], [{"name": "x"}, {"name": "x"}], [{"name": "x", "set": {1: 2}}, {"n": 1}], [{"name": 1}]),
 ]  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def test_what_a_user_reads(values: Any, said: list[str], without: Callable[..., 
 def test_models_measuring_and_training_run() -> None:
     with python(RUN) as process:
         out, _ = process.communicate(timeout=300)
-    assert (process.returncode, out) == (0, b"ran (2, 6)\n")
+    assert (process.returncode, out) == (0, b"ran (6, 2)\n")
 
 
 def test_what_only_pydantic_has_is_refused() -> None:
