@@ -23,7 +23,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     """
     kind = ExemplarRunConfig if {"sequences", "exemplars"} & values.keys() else TextRunConfig
     try:
-        return kind(**values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{source}: {validation_message(error, '')}") from None
 
