@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from icl_fast.measure import SnapshotProgress, SweepProgress
+    from icl_fast.measure.ablation import SweepProgress
+    from icl_fast.measure.heads import SnapshotProgress
     from icl_fast.training import TrainingProgress
     from icl_fast.training.exemplar_loop import ExemplarProgress
 

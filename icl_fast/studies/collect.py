@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +26,13 @@ from icl_fast.analysis import (
 )
 from icl_fast.data import Text, load_tokenizer
 from icl_fast.errors import InputError
-from icl_fast.measure import (
-    AblationMode,
-    OtherResults,
-    evaluate,
-    evaluation_tokens,
-    find_snapshots,
-    head_views,
-    measure_snapshots,
-    open_results,
-    readable_snapshots,
-    sweep,
-    text_dataset,
-    token_losses,
-    tokenise,
-)
+from icl_fast.measure import AblationOptions, OtherResults, evaluate, open_results, sweep
+from icl_fast.measure.ablation import UNABLATED, AblationMode
+from icl_fast.measure.heads import head_views, measure_snapshots, text_dataset, token_losses, tokenise
 from icl_fast.models import Snapshot
 from icl_fast.report.study import Claim, ModelStudy, Study
 from icl_fast.runs.names import run_names
+from icl_fast.runs.snapshots import evaluation_tokens, find_snapshots, readable_snapshots
 from icl_fast.runs.text_run import RunFolder
 
 Progress = Callable[[int, int, str], None]  # done, of how many, at what
@@ -162,34 +151,31 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     chosen, results = ",".join(map(str, steps)), folder.path / "results" / "report"
     examples = min(options.examples, len(evaluation_tokens(folder).inputs))
 
-    def swept(what: str, heads: str, mode: str, positions: str, out: Path) -> xr.Dataset:
+    def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
         def measure() -> Path:
             with show(f"{name}: {what}") as on:
                 return sweep(
                     folder.path,
+                    ablation,
                     out=out,
                     snapshots=chosen,
-                    mode=mode,
-                    heads=heads,
-                    positions=positions,
-                    icl_window=options.icl_window,
                     examples=examples,
-                    memory=options.memory,
                     device=options.device,
                     on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
                 )
 
         return open_results(_afresh(measure, out))
 
-    losses = swept("losses", "none", "pattern-preserving", "all", results / "losses.zarr")
+    shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
+    losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
     ablations = {
-        mode: swept(f"{mode} ablation", "all", mode, "paper", results / f"{mode}.zarr") for mode in options.modes
+        mode: swept(f"{mode} ablation", replace(shared, mode=mode), results / f"{mode}.zarr") for mode in options.modes
     }
     heads = _heads(name, folder, chosen, results / "heads.zarr", options, show)
     readings = {text.name: _reading(name, folder, steps, text, results / "texts", options, show) for text in texts}
     change = find_phase_change(
         steps,
-        losses["icl_score"].sel(ablation="none").values.tolist(),
+        losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
         heads["prefix_matching"].max(("layer", "head")).values.tolist(),
     )
     interval = options.intervals.get(name, _found(change, steps))
