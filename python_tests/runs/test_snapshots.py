@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from icl_fast import InputError
-from icl_fast.runs.snapshots import find_snapshots, missing_snapshots, readable_snapshots
-from icl_fast.runs.snapshots import load_ahead
+from icl_fast.runs.snapshots import find_snapshots, load_ahead, missing_snapshots, readable_snapshots
 from icl_fast.runs.text_run import RunFolder
 
 HASH = "damaged: its SHA-256 is not the one in manifest.json"

@@ -116,12 +116,12 @@ def evaluate(
 
     def measure(snapshot: Snapshot) -> Arrays:
         model: Transformer = snapshot.model.to(on)
-        previous = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
+        previous_token = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
         scores = {
             "prefix_matching": prefix_matching_scores(model, seed=seed),
             "copying": copying_scores(model, seed=seed),
-            "previous_token": previous,
-            "qk_trace": qk_trace(model, previous),
+            "previous_token": previous_token,
+            "qk_trace": qk_trace(model, previous_token),
             "ov_copying": copying_eigenvalue_score(copying_eigenvalues(model)),
             **{f"composition_{by}": score for by, score in composition_scores(model).items()},
         }
@@ -131,14 +131,14 @@ def evaluate(
         dataset = _assemble(parts, steps, tokens)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
-    target = Path(out) if out is not None else folder.path / "results" / "heads.zarr"
-    return measure_snapshots(folder, steps, target, identity, measure, assemble, on_snapshot)
+    store = Path(out) if out is not None else folder.path / "results" / "heads.zarr"
+    return measure_snapshots(folder, steps, store, identity, measure, assemble, on_snapshot)
 
 
 def measure_snapshots(
     folder: RunFolder,
     steps: Sequence[int],
-    target: Path,
+    store: Path,
     identity: Mapping[str, Any],
     measure: Callable[[Snapshot], Arrays],
     assemble: Callable[[list[Arrays], list[int], list[int]], xr.Dataset],
@@ -149,7 +149,7 @@ def measure_snapshots(
     Args:
         folder: the run.
         steps: of its snapshots, one or more, rising.
-        target: the store. What is there, or half done there, with an equal identity is kept.
+        store: the zarr store. What is there, or half done there, with an equal identity is kept.
         identity: all that decides what `measure` and `assemble` give, as JSON data; the SHA-256 of the snapshots is
             added to it as `snapshots`, and the Dataset gets it as its attribute `measurement`.
         measure: named arrays of one snapshot, whose model is on the CPU. Given the same snapshot, the same bits.
@@ -157,17 +157,17 @@ def measure_snapshots(
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
-        `target`.
+        `store`.
 
     Raises:
         OtherResults: what is there has another identity.
-        InputError: a snapshot damaged or not finite, `target` holds something else, the disk full. What was done so
+        InputError: a snapshot damaged or not finite, `store` holds something else, the disk full. What was done so
             far is kept.
     """
     hashes = {str(step): sha256(folder.snapshot_path(step)) for step in steps}
-    work = Workspace(target, {**identity, "snapshots": hashes}, "measurement")
+    work = Workspace(store, {**identity, "snapshots": hashes}, "measurement")
     if work.finished():
-        return target
+        return store
     work.begin()
     missing = [step for step in steps if not work.has(step)]
     done = len(steps) - len(missing)
@@ -184,7 +184,7 @@ def measure_snapshots(
     parts = [work.read(step) for step in steps]
     tokens = [int(part.pop(_TOKENS)) for part in parts]
     work.finish(assemble(parts, list(steps), tokens))
-    return target
+    return store
 
 
 def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
