@@ -131,8 +131,8 @@ def missing() -> str:
 
 def plan(size: Size, rows: int, mode: str, device: str) -> Any:
     """The engine's schedule. Imported here: without the engine's packages the bench says so and goes on."""
-    from icl_fast.measure.ablation.definition import AblationMode
-    from icl_fast.measure.ablation.names import parse_targets
+    from icl_fast.measure.ablation.modes import AblationMode
+    from icl_fast.measure.ablation.names import parse_ablations
     from icl_fast.measure.ablation.schedule import make_schedule
 
     config = size.config()
@@ -141,7 +141,7 @@ def plan(size: Size, rows: int, mode: str, device: str) -> Any:
         examples=size.batch,
         context=size.context,
         rows=rows,
-        ablations=parse_targets("all", config),
+        ablations=parse_ablations("all", config),
         mode=AblationMode.parse(mode),
         memory=MEMORY,
         device=device,
@@ -150,8 +150,8 @@ def plan(size: Size, rows: int, mode: str, device: str) -> Any:
 
 def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
     """The engine, planning included."""
-    from icl_fast.measure.ablation.definition import AblationMode
     from icl_fast.measure.ablation.engine import ablation_effects
+    from icl_fast.measure.ablation.modes import AblationMode
 
     schedule, parsed = plan(size, x.rows.shape[1], mode, x.rows.device.type), AblationMode.parse(mode)
     whole = []
@@ -165,7 +165,8 @@ def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
 
 def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
     """By interventions; its losses are those of the fused `linear_cross_entropy`."""
-    from icl_fast.measure.ablation.definition import AblationMode, ablated_losses
+    from icl_fast.measure.ablation.definition import ablated_losses
+    from icl_fast.measure.ablation.modes import AblationMode
 
     base, *ablated = ablated_losses(x.model, x.inputs, x.targets, x.rows, x.ablations, AblationMode.parse(mode))
     return base, torch.stack(ablated) - base
@@ -173,8 +174,8 @@ def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
 
 def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
     """A model whose heads matter, so that effects stand well above rounding: peaked attention, large outputs."""
-    from icl_fast.measure.ablation.names import parse_targets
-    from icl_fast.measure.ablation.plan import parse_positions
+    from icl_fast.measure.ablation.names import parse_ablations
+    from icl_fast.measure.ablation.positions import parse_positions
     from icl_fast.models import Transformer
 
     config = size.config()
@@ -195,7 +196,7 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
         inputs=tokens[:, :-1].contiguous(),
         targets=tokens[:, 1:].contiguous(),
         rows=everywhere if positions == "all" else chosen,
-        ablations=parse_targets("all", config),
+        ablations=parse_ablations("all", config),
     )
 
 

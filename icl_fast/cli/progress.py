@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from icl_fast.measure import SnapshotProgress, SweepProgress
+    from icl_fast.measure.ablation import SweepProgress
+    from icl_fast.measure.over_snapshots import SnapshotProgress
     from icl_fast.training import ExemplarProgress, TrainingProgress
 
 _SECONDS_BETWEEN_LINES = 20.0

@@ -125,7 +125,7 @@ def coopetition(
     seeds. How each verdict is reached is printed below the table.
     """
     from icl_fast.cli.toy_tables import print_coopetition
-    from icl_fast.measure.ablation.plan import parse_memory
+    from icl_fast.measure.ablation.memory import parse_memory
     from icl_fast.runs.devices import resolve_device
     from icl_fast.studies.toy import coopetition_study
     from icl_fast.toy import Setting, settings_grid

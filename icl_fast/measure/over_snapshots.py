@@ -31,7 +31,7 @@ class SnapshotProgress:
 
 def measure_snapshots(
     series: Series,
-    target: Path,
+    store: Path,
     identity: Mapping[str, Any],
     measure: Callable[[Snapshot[Any]], Arrays],
     assemble: Callable[[list[Arrays], list[int], list[int]], xr.Dataset],
@@ -41,7 +41,7 @@ def measure_snapshots(
 
     Args:
         series: one snapshot or more.
-        target: the store. What is there, or half done there, with an equal identity is kept.
+        store: the zarr store. What is there, or half done there, with an equal identity is kept.
         identity: all that decides what `measure` and `assemble` give, as JSON data; the SHA-256 of the snapshots is
             added to it as `snapshots`, and the Dataset gets it as its attribute `measurement`.
         measure: named arrays of one snapshot, whose model is on the CPU. Given the same snapshot, the same bits.
@@ -50,16 +50,16 @@ def measure_snapshots(
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
-        `target`.
+        `store`.
 
     Raises:
         OtherResults: what is there has another identity.
-        InputError: a snapshot damaged or not finite, `target` holds something else, the disk full. What was done so
+        InputError: a snapshot damaged or not finite, `store` holds something else, the disk full. What was done so
             far is kept.
     """
-    work = Workspace(target, {**identity, "snapshots": series.hashes()}, "measurement")
+    work = Workspace(store, {**identity, "snapshots": series.hashes()}, "measurement")
     if work.finished():
-        return target
+        return store
     work.begin()
     steps = series.steps
     missing = [step for step in steps if not work.has(step)]
@@ -77,4 +77,4 @@ def measure_snapshots(
     parts = [work.read(step) for step in steps]
     seen = [int(part.pop(_SEEN)) for part in parts]
     work.finish(assemble(parts, list(steps), seen))
-    return target
+    return store

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,10 @@ from icl_fast.analysis import (
 )
 from icl_fast.data import Text
 from icl_fast.errors import InputError
-from icl_fast.measure import (
-    AblationMode,
-    OtherResults,
-    evaluate,
-    head_views,
-    measure_snapshots,
-    open_results,
-    sweep,
-    text_dataset,
-    token_losses,
-    tokenise,
-)
+from icl_fast.measure import AblationOptions, OtherResults, evaluate, open_results, sweep
+from icl_fast.measure.ablation import UNABLATED, AblationMode
+from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
+from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, ModelStudy, Study
 from icl_fast.runs import Series, open_series, run_names
@@ -157,34 +149,31 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     results = series.path / "results" / "report"
     examples = min(options.examples, len(series.evaluation_set().inputs))
 
-    def swept(what: str, heads: str, mode: str, positions: str, out: Path) -> xr.Dataset:
+    def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
         def measure() -> Path:
             with show(f"{name}: {what}") as on:
                 return sweep(
                     series,
+                    ablation,
                     out=out,
-                    mode=mode,
-                    heads=heads,
-                    positions=positions,
-                    icl_window=options.icl_window,
                     examples=examples,
-                    memory=options.memory,
                     device=options.device,
                     on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
                 )
 
         return open_results(_afresh(measure, out))
 
-    losses = swept("losses", "none", "pattern-preserving", "all", results / "losses.zarr")
+    shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
+    losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
     ablations = {
-        mode: swept(f"{mode} ablation", "all", mode, "paper", results / f"{mode}.zarr") for mode in options.modes
+        mode: swept(f"{mode} ablation", replace(shared, mode=mode), results / f"{mode}.zarr") for mode in options.modes
     }
     heads = _heads(name, series, results / "heads.zarr", options, show)
     model = series.load(steps[-1]).model
     readings = {text.name: _reading(name, series, model, text, results / "texts", show) for text in texts}
     change = find_phase_change(
         steps,
-        losses["icl_score"].sel(ablation="none").values.tolist(),
+        losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
         heads["prefix_matching"].max(("layer", "head")).values.tolist(),
     )
     interval = options.intervals.get(name, _found(change, steps))

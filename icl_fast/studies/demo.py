@@ -14,7 +14,8 @@ import xarray as xr
 from icl_fast.analysis import PhaseChange, find_phase_change
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
-from icl_fast.measure import SweepProgress, open_results, prefix_matching_scores, sweep
+from icl_fast.measure import AblationOptions, open_results, prefix_matching_scores, sweep
+from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.report.draw.figures import phase_change_figure, save_figure
 from icl_fast.runs import Run, load_config
 from icl_fast.training import TrainingProgress, train
@@ -61,15 +62,14 @@ def run_demo(
         with show_training(name, config.training.steps) as on_step:
             train(config, run.path, resume=run.exists, on_progress=on_step)
         with show_sweep(name) as on_part:
-            heads = "all" if name == ABLATED else "none"
-            results = sweep(
-                run.path, heads=heads, examples=EXAMPLES, icl_window=ICL_WINDOW, memory=MEMORY, on_part=on_part
-            )
+            heads = "all" if name == ABLATED else UNABLATED
+            ablation = AblationOptions(heads=heads, icl_window=ICL_WINDOW, memory=MEMORY)
+            results = sweep(run.path, ablation, examples=EXAMPLES, on_part=on_part)
         models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
     changes = {
         name: find_phase_change(
             data["snapshot"].values.tolist(),
-            data["icl_score"].sel(ablation="none").values.tolist(),
+            data["icl_score"].sel(ablation=UNABLATED).values.tolist(),
             data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
         )
         for name, data in models.items()

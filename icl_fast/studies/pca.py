@@ -12,7 +12,8 @@ import xarray as xr
 
 from icl_fast.analysis import JointPCA, joint_pca
 from icl_fast.errors import InputError
-from icl_fast.measure import OtherResults, SweepProgress, open_results, save_results, sweep
+from icl_fast.measure import AblationOptions, OtherResults, open_results, save_results, sweep
+from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.report.draw.figures import pca_figure, save_figure
 from icl_fast.runs.names import run_names
 
@@ -53,18 +54,16 @@ def pca_of_runs(
     if components < 2:
         raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
     _check_out(out)
-    losses = {}
+    losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
     for name, run in run_names(runs).items():
         with show_sweep(name) as on_part:
             try:
                 store = sweep(
                     run,
+                    ablation,
                     out=run / "results" / "losses.zarr",
-                    heads="none",
-                    positions="paper",
                     snapshots=snapshots,
                     examples=examples,
-                    memory=memory,
                     device=device,
                     on_part=on_part,
                 )

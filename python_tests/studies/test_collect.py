@@ -20,15 +20,8 @@ from icl_fast.cli.main import cli
 from icl_fast.data import Text, load_tokenizer
 from icl_fast.errors import InputError
 from icl_fast.files import sha256
-from icl_fast.measure import (
-    copying_scores,
-    logit_attribution,
-    open_results,
-    prefix_matching_scores,
-    sweep,
-    token_losses,
-    tokenise,
-)
+from icl_fast.measure import copying_scores, logit_attribution, open_results, prefix_matching_scores, sweep
+from icl_fast.measure.heads import token_losses, tokenise
 from icl_fast.report.study import Study
 from icl_fast.runs import Run, parse_config
 from icl_fast.studies.collect import Options, collect, read_claims

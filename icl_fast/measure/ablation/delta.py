@@ -15,31 +15,31 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from icl_fast.measure.ablation.definition import AblationMode
-from icl_fast.measure.ablation.names import Target
+from icl_fast.measure.ablation.modes import AblationMode
+from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
 from icl_fast.ops import gelu_difference, layer_norm_difference
 
 
 class Delta:
-    """What A ablations have removed from the stream, layer by layer. `targets` are sorted by their first layer."""
+    """What A ablations have removed from the stream, layer by layer. `ablations` are sorted by their first layer."""
 
-    def __init__(self, targets: Sequence[Target], mode: AblationMode, removal: Removal, resid: Tensor) -> None:
-        self.targets, self.mode, self.removal = targets, mode, removal
-        self.removed = resid.new_empty(len(targets), *resid.shape)  # [A,n,T,C], of which the first `alive` are there
+    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal, resid: Tensor) -> None:
+        self.ablations, self.mode, self.removal = ablations, mode, removal
+        self.removed = resid.new_empty(len(ablations), *resid.shape)  # [A,n,T,C], of which the first `alive` are filled
         self.alive = 0
 
     def layer(self, base: BaseLayer) -> None:
         """Go through a layer; after the last one, `removed` holds its rows only."""
-        alive = self.targets[: self.alive]
+        alive = self.ablations[: self.alive]
         moved = attention_change(self.removed[: self.alive], base, alive, self.mode, self.removal) if alive else None
         if base.rows is not None:
             self.removed = base.take(self.removed)
         if moved is not None:
             add_product(self.removed[: self.alive], moved, base.attention.out)
-        while self.alive < len(self.targets) and self.targets[self.alive].first_layer == base.layer:
-            self.removed[self.alive] = self.removal.of_stream(base, self.targets[self.alive].heads_of(base.layer))
+        while self.alive < len(self.ablations) and self.ablations[self.alive].first_layer == base.layer:
+            self.removed[self.alive] = self.removal.of_stream(base, self.ablations[self.alive].heads_of(base.layer))
             self.alive += 1
         if base.block.mlp is not None and self.alive:
             up, activation, down = base.block.mlp_parts
@@ -52,23 +52,23 @@ class Delta:
 
 
 def attention_change(
-    removed: Tensor, base: BaseLayer, targets: Sequence[Target], mode: AblationMode, removal: Removal
+    removed: Tensor, base: BaseLayer, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal
 ) -> Tensor | None:
     """What each ablation takes from the results of the heads of a layer, [A,n,R,H*D]; None: nothing.
 
     Args:
         removed: what it has taken from the stream before the layer, [A,n,T,C].
         base: the layer.
-        targets: the ablations.
+        ablations: what is removed in each run.
         mode: which heads' values are preserved.
         removal: how heads are removed.
     """
-    preserved = preserved_heads(mode, "v", base)
+    preserved = mode.preserved_heads("v", base.layer, base.heads)
     q, k, v = base.qkv
     if len(preserved) == v.shape[1]:
-        if not any(target.heads_of(base.layer) for target in targets):
+        if not any(ablation.heads_of(base.layer) for ablation in ablations):
             return None
-        z = v.new_zeros(len(targets), *base.z.shape)
+        z = v.new_zeros(len(ablations), *base.z.shape)
     else:
         normed = norm_difference(base.resid, removed, base.block.norm1)
         weight = base.attention.v.weight.view(v.shape[1], v.shape[3], -1)  # [H,D,C]
@@ -80,19 +80,10 @@ def attention_change(
             values = values.view(*values.shape[:3], *weight.shape[:2]).transpose(2, 3)
             z = attend(base.attention, q, k, values, base.rows)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
-    for index, target in enumerate(targets):
-        if heads := target.heads_of(base.layer):
+    for index, ablation in enumerate(ablations):
+        if heads := ablation.heads_of(base.layer):
             z[index][:, list(heads)] = removal.of_heads(base, heads)
     return merged(z)
-
-
-def preserved_heads(mode: AblationMode, name: str, base: BaseLayer) -> tuple[int, ...]:
-    """The heads of a layer whose activation `name` is that of the run without ablation."""
-    if name not in mode.preserve:
-        return ()
-    if mode.heads is None:
-        return tuple(range(base.qkv[0].shape[1]))
-    return tuple(head for layer, head in mode.heads if layer == base.layer)
 
 
 def norm_difference(stream: Tensor, removed: Tensor, norm: nn.LayerNorm) -> Tensor:

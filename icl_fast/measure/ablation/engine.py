@@ -1,6 +1,6 @@
 """Ablations done fast: one run without ablation for all of them, and of each only what it changes.
 
-Agrees with `ablated_losses`, the definition; `schedule.py` says which way is taken when.
+The definition is `ablated_losses`; `schedule.py` says which method computes which ablation.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icl_fast.measure.ablation.definition import AblationMode
 from icl_fast.measure.ablation.delta import Delta, norm_difference
-from icl_fast.measure.ablation.names import Target
+from icl_fast.measure.ablation.modes import AblationMode
+from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.ablation.rerun import Rerun
 from icl_fast.measure.ablation.schedule import Schedule
@@ -27,7 +27,7 @@ def ablation_effects(
     inputs: Tensor,
     targets: Tensor,
     rows: Tensor,
-    ablations: Sequence[Target],
+    ablations: Sequence[Ablation],
     mode: AblationMode,
     means: dict[str, Tensor] | None = None,
     *,
@@ -66,7 +66,7 @@ class _Chunk:
         inputs: Tensor,
         targets: Tensor,
         rows: Tensor | None,
-        ablations: Sequence[Target],
+        ablations: Sequence[Ablation],
         mode: AblationMode,
         removal: Removal,
         schedule: Schedule,
@@ -94,11 +94,11 @@ class _Chunk:
             method: [index for index in wave if self.schedule.methods[index] == method]
             for method in ("delta", "source sums", "rerun")
         }
-        targets = {method: [self.ablations[index] for index in indices] for method, indices in chosen.items()}
+        ablations = {method: [self.ablations[index] for index in indices] for method, indices in chosen.items()}
         resid, position = self.model.embedded(self.inputs)
-        delta = Delta(targets["delta"], self.mode, self.removal, resid) if chosen["delta"] else None
-        sums = SourceSums(targets["source sums"], self.mode, self.removal) if chosen["source sums"] else None
-        rerun = Rerun(targets["rerun"], self.mode, self.removal, resid) if chosen["rerun"] else None
+        delta = Delta(ablations["delta"], self.mode, self.removal, resid) if chosen["delta"] else None
+        sums = SourceSums(ablations["source sums"], self.mode, self.removal) if chosen["source sums"] else None
+        rerun = Rerun(ablations["rerun"], self.mode, self.removal, resid) if chosen["rerun"] else None
         base = None
         for base in base_layers(self.model, resid, position, self.rows):
             for method in (delta, sums, rerun):

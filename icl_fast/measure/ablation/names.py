@@ -1,4 +1,4 @@
-"""What an ablation removes: a head, a set of heads over any layers, all but a set, the embedding; and their names."""
+"""Ablations and their names: what is removed is a head, a set of heads, all heads but a set, or the embedding."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from icl_fast.errors import InputError
 from icl_fast.models import TransformerConfig
 
+UNABLATED = "none"  # the name of the whole model, beside those of ablations
 _HEAD = re.compile(r"^(\d+)\.(\d+|\*)$")
 
 
 @dataclass(frozen=True)
-class Target:
-    """The removed parts of one ablation. `heads` are 0-based (layer, head) pairs in order; `name` is what was asked."""
+class Ablation:
+    """What is removed from the model in one run.
+
+    Attributes:
+        name: as it was asked for, such as `0.3+1.2`.
+        heads: 0-based (layer, head) pairs, sorted.
+        embed: whether the token embedding is removed as well.
+    """
 
     name: str
     heads: tuple[tuple[int, int], ...]
@@ -29,8 +36,8 @@ class Target:
         return tuple(head for at, head in self.heads if at == layer)
 
 
-def parse_targets(text: str, config: TransformerConfig) -> list[Target]:
-    """The ablations that a `--heads` value asks for, in order, for such a model.
+def parse_ablations(text: str, config: TransformerConfig) -> list[Ablation]:
+    """The ablations that a `--heads` value asks for, in order.
 
     Comma-separated; each is one ablation: `all` is every head alone, one after the other; `0.3` one head; `1.*` all
     heads of a layer together; `*` all heads together; `0.3+1.2` a set; `~0.3+1.2` all heads but these; `embed` the
@@ -39,21 +46,21 @@ def parse_targets(text: str, config: TransformerConfig) -> list[Target]:
     Raises:
         InputError: a head that the model does not have, an empty or repeated item, anything not of that form.
     """
-    targets: list[Target] = []
-    if text.strip() == "none":
-        return targets
+    ablations: list[Ablation] = []
+    if text.strip() == UNABLATED:
+        return ablations
     for item in (part.strip() for part in text.split(",")):
         if item == "all":
-            targets.extend(Target(f"{layer}.{head}", ((layer, head),)) for layer, head in _every(config))
+            ablations.extend(Ablation(f"{layer}.{head}", ((layer, head),)) for layer, head in _every(config))
         else:
-            targets.append(_parse_set(item, config))
-    names = [target.name for target in targets]
+            ablations.append(_parse_set(item, config))
+    names = [ablation.name for ablation in ablations]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"heads: {', '.join(repeated)} asked for more than once")
-    return targets
+    return ablations
 
 
-def _parse_set(item: str, config: TransformerConfig) -> Target:
+def _parse_set(item: str, config: TransformerConfig) -> Ablation:
     complement = item.startswith("~")
     heads: set[tuple[int, int]] = set()
     embed = False
@@ -80,7 +87,7 @@ def _parse_set(item: str, config: TransformerConfig) -> Target:
         heads = set(_every(config)) - heads
         if not heads:
             raise InputError(f"heads: {item!r} leaves nothing to remove")
-    return Target(item, tuple(sorted(heads)), embed)
+    return Ablation(item, tuple(sorted(heads)), embed)
 
 
 def _every(config: TransformerConfig) -> list[tuple[int, int]]:

@@ -10,23 +10,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from icl_fast.measure.ablation.definition import AblationMode
-from icl_fast.measure.ablation.delta import preserved_heads
-from icl_fast.measure.ablation.names import Target
+from icl_fast.measure.ablation.modes import AblationMode
+from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
 
-SEEN_BY_PATTERN = {"q": ("q", "pattern"), "k": ("k", "pattern"), "v": ("v",)}
+# with which preserved sites a projection is that of the run without ablation
+PRESERVED_WITH = {"q": ("q", "pattern"), "k": ("k", "pattern"), "v": ("v",)}
 
 
 class Rerun:
-    """The streams of A ablated runs, layer by layer. `targets` are sorted by their first layer."""
+    """The streams of A ablated runs, layer by layer. `ablations` are sorted by their first layer."""
 
-    def __init__(self, targets: Sequence[Target], mode: AblationMode, removal: Removal, resid: Tensor) -> None:
-        self.targets, self.mode, self.removal = targets, mode, removal
-        self.resid = resid.new_empty(len(targets), *resid.shape)  # [A,n,T,C], of which the first `alive` are there
+    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal, resid: Tensor) -> None:
+        self.ablations, self.mode, self.removal = ablations, mode, removal
+        self.resid = resid.new_empty(len(ablations), *resid.shape)  # [A,n,T,C], of which the first `alive` are filled
         self.alive = 0
-        while self.alive < len(targets) and targets[self.alive].embed:
+        while self.alive < len(ablations) and ablations[self.alive].embed:
             self.resid[self.alive] = removal.embedding()
             self.alive += 1
 
@@ -37,8 +37,8 @@ class Rerun:
             self.resid = base.take(self.resid)
         if moved is not None:
             self.resid[: self.alive] += moved
-        while self.alive < len(self.targets) and self.targets[self.alive].first_layer == base.layer:
-            heads = self.targets[self.alive].heads_of(base.layer)
+        while self.alive < len(self.ablations) and self.ablations[self.alive].first_layer == base.layer:
+            heads = self.ablations[self.alive].heads_of(base.layer)
             self.resid[self.alive] = base.mid - self.removal.of_stream(base, heads)
             self.alive += 1
         if base.block.mlp is not None and self.alive:
@@ -51,15 +51,16 @@ class Rerun:
         variants, count = alive.shape[:2]
         own = attention.qkv(base.block.norm1(alive).flatten(0, 1), base.position)  # each [A*n,H,T,D]
         for name, mine, first in zip("qkv", own, base.qkv, strict=True):
-            heads = sorted({head for at in SEEN_BY_PATTERN[name] for head in preserved_heads(self.mode, at, base)})
+            sites = PRESERVED_WITH[name]
+            heads = sorted({h for at in sites for h in self.mode.preserved_heads(at, base.layer, base.heads)})
             if heads:
                 mine.view(variants, count, *mine.shape[1:])[:, :, heads] = first[:, heads]
         q, k, v = own
         rows = None if base.rows is None else base.rows.repeat(variants, 1)
         z = attend(attention, q, k, v[None], rows)[0]
         z = z.view(variants, count, *z.shape[1:])  # [A,n,H,R,D]
-        for index, target in enumerate(self.targets[: self.alive]):
-            if heads_removed := target.heads_of(base.layer):
+        for index, ablation in enumerate(self.ablations[: self.alive]):
+            if heads_removed := ablation.heads_of(base.layer):
                 z[index][:, list(heads_removed)] = self.removal.replacement(base.layer, heads_removed)
         written: Tensor = attention.out(merged(z))
         return written

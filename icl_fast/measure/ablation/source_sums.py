@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icl_fast.measure.ablation.definition import AblationMode
 from icl_fast.measure.ablation.delta import add_product, attention_change
-from icl_fast.measure.ablation.names import Target
+from icl_fast.measure.ablation.modes import AblationMode
+from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, merged
 
@@ -35,8 +35,8 @@ LEAST_VARIANCE = 0.05  # var' / var under which the direct way is taken: roundin
 class SourceSums:
     """What A ablations have removed from the rows' stream, [A,n,R,C] in `removed` after the last layer."""
 
-    def __init__(self, targets: Sequence[Target], mode: AblationMode, removal: Removal) -> None:
-        self.targets, self.mode, self.removal = targets, mode, removal
+    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal) -> None:
+        self.ablations, self.mode, self.removal = ablations, mode, removal
         self.results: list[Tensor] = []  # of each ablation, [n,T,rank]
         self.written: list[Tensor] = []  # its W_O, [rank,C]
         self.removed: Tensor
@@ -44,21 +44,21 @@ class SourceSums:
     def layer(self, base: BaseLayer) -> None:
         """The first layer, then the last."""
         if base.layer == 0:
-            for target in self.targets:
-                heads = target.heads_of(0)
+            for ablation in self.ablations:
+                heads = ablation.heads_of(0)
                 self.results.append(merged(self.removal.of_heads(base, heads)))
                 self.written.append(base.attention.w_o[list(heads)].flatten(0, 1))
             return
         rows = torch.stack([base.take(z) @ w for z, w in zip(self.results, self.written, strict=True)])  # [A,n,R,C]
         norms = _Norms(base)
-        for index, target in enumerate(self.targets):
+        for index, ablation in enumerate(self.ablations):
             change = norms.attention_change(self.results[index], self.written[index])
             if change is None:
                 whole = (self.results[index] @ self.written[index])[None]
-                moved = attention_change(whole, base, [target], self.mode, self.removal)
+                moved = attention_change(whole, base, [ablation], self.mode, self.removal)
                 assert moved is not None
                 change = moved[0]
-            elif heads := target.heads_of(1):
+            elif heads := ablation.heads_of(1):
                 by_head = change.view(*change.shape[:2], *base.z.shape[1::2])  # [n,R,H,D]
                 by_head[:, :, list(heads)] = self.removal.of_heads(base, heads).transpose(1, 2)
             add_product(rows[index], change, base.attention.out)

@@ -155,7 +155,7 @@ def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
 
 @torch.no_grad()
 def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
-    """`icl_fast.measure.circuits.composition_scores` of every member: "q", "k" and "v", `[P, L, H, L, H]` float64."""
+    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P, L, H, L, H]` float64."""
     members = [composition_of(_layer_weights(model, member)) for member in range(model.members)]
     return {name: torch.stack([scores[name] for scores in members]) for name in "qkv"}
 

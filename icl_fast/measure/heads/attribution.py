@@ -18,7 +18,7 @@ class Attribution:
 
     Attributes:
         pattern: its attention, [B,T,T], in the model's dtype.
-        logits: what it adds to the target's logit, [B,T,T] or [B,T,T,K], float64.
+        logits: what it adds to the logit of the target (or of each of K tokens), [B,T,T] or [B,T,T,K], float64.
     """
 
     pattern: Tensor
@@ -42,7 +42,7 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
     if model.config.norm_affine:
         directions = directions * model.final_norm.weight.double()
-    return directions - directions.mean(-1, keepdim=True)  # a centring of what it meets, moved over here
+    return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
 
 
 def head_outputs(model: Transformer, layer: int) -> Tensor:
@@ -72,8 +72,8 @@ def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: 
     Args:
         outputs: [H,D,C] float64, of `head_outputs`, of some heads.
         directions: [B,T,K,C] of `scaled_directions`.
-        values: [B,H,T,D] and
-        pattern: [B,H,T,T], of the same heads in the same run.
+        values: [B,H,T,D] of the same heads.
+        pattern: [B,H,T,T] of the same heads, in the same run.
 
     Returns:
         [B,H,T,T,K] float64: destinations, sources, tokens.
@@ -84,7 +84,7 @@ def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: 
 
 
 def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer: int, head: int) -> Attribution:
-    """Direct-path logit attribution of one head on a text (DESIGN section 6, "One text").
+    """Direct-path logit attribution of one head on a text (docs/design.md, "Direct-path logit attribution").
 
     Source j adds to the target's logit at destination i
 
@@ -98,8 +98,8 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
 
     Args:
         inputs: [B,T] token ids.
-        targets: the tokens whose logits are meant, at each destination: [B,T], for the true next token
-            `text[:, 1:]` where `inputs` is `text[:, :-1]`; or [B,T,K], any K tokens.
+        targets: [B,T] the token to predict at each destination, `text[:, 1:]` where `inputs` is `text[:, :-1]`; or
+            [B,T,K], any K tokens.
         layer: 0-based.
         head: 0-based.
 
@@ -119,17 +119,17 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
     if targets.numel() and not 0 <= targets.min() <= targets.max() < config.vocab:
         raise InputError(f"targets holds tokens outside the vocabulary, 0 to {config.vocab - 1}")
     device = model.embed.weight.device
-    kept = []
+    recorded = []
 
-    def keep(patterns: Tensor) -> Tensor:
-        kept.append(patterns[:, head].clone())  # a view would hold the patterns of all heads
+    def record(patterns: Tensor) -> Tensor:
+        recorded.append(patterns[:, head].clone())  # a view would hold the patterns of all heads
         return patterns
 
     values, last = site("v", layer), site("resid_post", config.layers - 1)
     with torch.no_grad():
-        watched = [Intervention.apply(site("pattern", layer), keep)]
-        _, sites = model.hidden(inputs.to(device), record=[values, last], interventions=watched)
-        (pattern,) = kept
+        recording = Intervention.apply(site("pattern", layer), record)
+        _, sites = model.hidden(inputs.to(device), record=[values, last], interventions=[recording])
+        (pattern,) = recorded
         directions = scaled_directions(model, targets.to(device).view(*inputs.shape, -1), sites[last])
         one = slice(head, head + 1)
         logits = direct_logits(

@@ -1,5 +1,5 @@
-"""What heads could do with each other's results, from weights alone (DESIGN section 6; Olsson et al. 2022, Data
-Collection (4) and Appendix; Elhage et al. 2021 for the circuits).
+"""What heads could do with each other's results, from weights alone (Olsson et al. 2022, Data Collection (4) and
+Appendix, "Validating head activation evaluators"; Elhage et al. 2021 for the circuits; docs/design.md, "Circuits").
 
 Tokens are rows: `W_E [V,C]`, of each head `W_Q, W_K, W_V [C,D]` and `W_O [D,C]`, `W_U [V,C]`. Folded in is what is
 linear in a LayerNorm: it centres what it reads over the width C, and multiplies by its gain. Left out is what depends
@@ -41,7 +41,8 @@ def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
 
         tr( W_E W_Q W_K^T (sum_k w_k W_V^k W_O^k)^T W_E^T ) = sum( (W_E^T W_E W_Q) * (sum_k w_k W_V^k W_O^k W_K) )
 
-    The paper takes its w_k from one example text, DESIGN from the score as it stands, a mean over ten.
+    The paper (Olsson et al. 2022, Data Collection (4)) takes its w_k from one example text; here it is the score, a
+    mean over ten.
 
     Args:
         previous_token: [layers,H], of `previous_token_scores`.
@@ -108,7 +109,8 @@ def composition_scores(model: Transformer) -> dict[str, Tensor]:
     """How much of what one head writes another reads, by its queries, keys and values.
 
     `||W_O W_X||_F / (||W_O||_F ||W_X||_F)`, X one of Q, K, V. W_O is centred, in the denominator too: no head can read
-    the mean that it writes. (Elhage et al. 2021 put W_V W_O and W_Q W_K^T in the place of W_O and W_X; DESIGN decides.)
+    the mean that it writes. (Elhage et al. 2021 put W_V W_O and W_Q W_K^T in the place of W_O and W_X; docs/design.md
+    says why not here.)
 
     Returns:
         "q", "k" and "v": each [layers,H,layers,H] float64, first the writing head, then the reading one; NaN where the

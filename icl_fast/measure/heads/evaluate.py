@@ -98,12 +98,12 @@ def evaluate(
 
     def measure(snapshot: Snapshot[Transformer]) -> Arrays:
         model = snapshot.model.to(on)
-        previous = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
+        previous_token = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
         scores = {
             "prefix_matching": prefix_matching_scores(model, seed=seed),
             "copying": copying_scores(model, seed=seed),
-            "previous_token": previous,
-            "qk_trace": qk_trace(model, previous),
+            "previous_token": previous_token,
+            "qk_trace": qk_trace(model, previous_token),
             "ov_copying": copying_eigenvalue_score(copying_eigenvalues(model)),
             **{f"composition_{by}": score for by, score in composition_scores(model).items()},
         }
@@ -113,8 +113,8 @@ def evaluate(
         dataset = _assemble(parts, steps, tokens)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
-    target = Path(out) if out is not None else series.path / "results" / "heads.zarr"
-    return measure_snapshots(series, target, identity, measure, assemble, on_snapshot)
+    store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
+    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot)
 
 
 def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:

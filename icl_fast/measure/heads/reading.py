@@ -122,12 +122,12 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
     pattern = torch.empty(config.layers, config.heads, length, length)
     logits = torch.empty_like(pattern)
 
-    def kept(layer: int) -> Intervention:
-        def keep(value: Tensor) -> Tensor:
+    def recording(layer: int) -> Intervention:
+        def record(value: Tensor) -> Tensor:
             pattern[layer] = value[0]
             return value
 
-        return Intervention.apply(site("pattern", layer), keep)
+        return Intervention.apply(site("pattern", layer), record)
 
     layers = range(config.layers)
     last = site("resid_post", config.layers - 1)
@@ -135,7 +135,7 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
         _, sites = model.hidden(
             text.inputs[None].to(device),
             record=[last, *(site("v", layer) for layer in layers)],
-            interventions=[kept(layer) for layer in layers],
+            interventions=[recording(layer) for layer in layers],
         )
         directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
         for layer in layers:

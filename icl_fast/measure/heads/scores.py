@@ -1,5 +1,7 @@
-"""Scores of attention heads from their activations (DESIGN section 6; Olsson et al. 2022, Data Collection (3)):
-copying, prefix matching, previous token. Each is a mean over 10 seeded sequences, for all heads of a model at once.
+"""Scores of attention heads from their activations: copying, prefix matching, previous token.
+
+Each is a mean over 10 seeded sequences, for all heads of a model at once (Olsson et al. 2022, Data Collection (3);
+docs/design.md, "Scores of heads", for what the paper leaves open).
 """
 
 from __future__ import annotations
@@ -77,27 +79,27 @@ def copying(pattern: Tensor, raised: Tensor) -> Tensor:
 def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
     """Copying score of every head of a model, [layers, heads]: does it raise the logit of the token it attends to?
 
-    On 25 distinct random tokens without BOS (the paper regrets its omission, but its numbers are made so; that tokens
-    be distinct it does not say). Source j raises the logits by its value's way through OV, final norm's gain and
-    unembedding, mean over the vocabulary subtracted, through a ReLU. The final norm's scale, one number a destination,
-    is left out, so that every destination weighs the same. Where the model's position table is shorter, so are the
-    sequences.
+    On 25 distinct random tokens without BOS (the paper regrets leaving it out, but its numbers are without it; that the
+    tokens are distinct it does not say). Source j raises the logits by its value through OV, the final norm's gain and
+    the unembedding, less the mean over the vocabulary, through a ReLU. The final norm's scale, one number per
+    destination, is left out, so that every destination weighs the same. Where the model's position table is shorter, so
+    are the sequences.
 
     Raises:
         InputError: a context under 2, or a vocabulary too small.
     """
-    room = _room(model.config)
-    length = PERIOD if room is None else min(PERIOD, room)
+    longest = _longest(model.config)
+    length = PERIOD if longest is None else min(PERIOD, longest)
     if length < 2:
         raise InputError(f"context: {length} position is too few to tell the attended token from others")
     tokens = distinct_random_tokens(model.config.vocab, length=length, seed=seed).to(model.embed.weight.device)
     directions = logit_directions(model, tokens)  # [B,T,C]
 
-    def look(layer: int, v: Tensor, pattern: Tensor) -> Tensor:
+    def score(layer: int, v: Tensor, pattern: Tensor) -> Tensor:
         raised = torch.einsum("bhjd,hdc,bkc->bhjk", v.double(), head_outputs(model, layer), directions).relu()
         return copying(pattern, raised)
 
-    return _by_layer(model, tokens, look)
+    return _by_layer(model, tokens, score)
 
 
 def prefix_matching(pattern: Tensor, *, period: int = PERIOD, repeats: int = REPEATS) -> Tensor:
@@ -137,8 +139,8 @@ def prefix_matching_scores(model: Transformer, *, bos: int = 0, seed: int = 0) -
         InputError: a context under 9, or a vocabulary too small.
     """
     config = model.config
-    room = _room(config)
-    period = PERIOD if room is None else min(PERIOD, (room - 1) // REPEATS)
+    longest = _longest(config)
+    period = PERIOD if longest is None else min(PERIOD, (longest - 1) // REPEATS)
     if period < 2:
         raise InputError(f"context: {config.context} positions are too few for {REPEATS} repeats of 2 tokens")
     tokens = repeated_random_tokens(config.vocab, bos, period=period, seed=seed).to(model.embed.weight.device)
@@ -193,29 +195,30 @@ def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = E
     return total / (examples * (length - 1))
 
 
-def _by_layer(model: Transformer, tokens: Tensor, look: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
-    """Run the model once and stack what `look(layer, v, pattern)` makes, [H], of each layer's values [B,H,T,D] and
-    pattern [B,H,T,T]. Recording the patterns would hold those of all layers; so they are looked at as they pass."""
+def _by_layer(model: Transformer, tokens: Tensor, score: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+    """Run the model once and stack `score(layer, v, pattern)`, [H], of each layer's values [B,H,T,D] and patterns
+    [B,H,T,T]. Recording would hold the patterns of all layers at once; here each is scored while its layer runs."""
     values: list[Tensor] = []
-    found: list[Tensor] = []
+    scores: list[Tensor] = []
 
-    def hold(v: Tensor) -> Tensor:
+    def keep_values(v: Tensor) -> Tensor:
         values.append(v)
         return v
 
-    def seen(pattern: Tensor) -> Tensor:
-        found.append(look(len(found), values.pop(), pattern))
+    def score_pattern(pattern: Tensor) -> Tensor:
+        scores.append(score(len(scores), values.pop(), pattern))
         return pattern
 
-    watched = []
+    interventions = []
     for layer in range(model.config.layers):
-        watched += [Intervention.apply(site("v", layer), hold), Intervention.apply(site("pattern", layer), seen)]
+        interventions.append(Intervention.apply(site("v", layer), keep_values))
+        interventions.append(Intervention.apply(site("pattern", layer), score_pattern))
     with torch.no_grad():
-        model.hidden(tokens, interventions=watched)
-    return torch.stack(found)
+        model.hidden(tokens, interventions=interventions)
+    return torch.stack(scores)
 
 
-def _room(config: TransformerConfig) -> int | None:
+def _longest(config: TransformerConfig) -> int | None:
     """The longest sequence that the model has positions for; None: any."""
     return config.context if config.position in ("learned", "shortformer") else None
 

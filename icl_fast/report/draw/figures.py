@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from icl_fast.analysis import JointPCA, PhaseChange
 from icl_fast.files import atomic_write
+from icl_fast.measure.ablation import UNABLATED
 
 # Okabe and Ito's colours, told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
@@ -33,7 +34,7 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
     axes = figure.subplots(2, 2)
     for colour, (name, data) in zip(COLOURS, models.items(), strict=False):
         tokens = data["tokens"] / 1e6
-        whole = data.sel(ablation="none")
+        whole = data.sel(ablation=UNABLATED)
         best = data["prefix_matching"].max(("layer_", "head_"))
         score, spread = whole["icl_score"], whole["icl_score_sem"]
         axes[0, 1].fill_between(tokens, score - spread, score + spread, color=colour, alpha=0.15, lw=0)
@@ -54,7 +55,7 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
 def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
     tokens = data["tokens"] / 1e6
     layers = sorted(set(data["layer"].values.tolist()) - {-1})
-    base = data["icl_score"].sel(ablation="none")
+    base = data["icl_score"].sel(ablation=UNABLATED)
     for position in np.flatnonzero(data["layer"].values >= 0):
         one = data.isel(ablation=int(position))
         layer, head = int(one["layer"]), int(one["head"])

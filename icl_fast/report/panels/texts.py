@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from icl_fast.analysis.arrays import Floats, finite
-from icl_fast.measure import template_attention
+from icl_fast.measure.heads import template_attention
 from icl_fast.report.study import ModelStudy, Study
 
 STEP = 0.01  # of what is kept of attention, logits and losses over training; before and after are float32

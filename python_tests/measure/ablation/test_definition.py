@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icl_fast import InputError, Intervention, Transformer, TransformerConfig, ablate
-from icl_fast.measure.ablation.definition import MODES
-from icl_fast.measure.ablation.plan import parse_memory, parse_positions
+from icl_fast.measure.ablation.memory import parse_memory
+from icl_fast.measure.ablation.modes import MODES
+from icl_fast.measure.ablation.positions import parse_positions
 
 N, T, V = 5, 11, 23
 

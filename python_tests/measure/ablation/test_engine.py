@@ -1,4 +1,4 @@
-"""The fast engine against the definition: every method, architecture, mode, kind of target, all positions and few."""
+"""The fast engine against the definition: every method, architecture, mode, kind of ablation, all positions and few."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from icl_fast import InputError, Transformer, TransformerConfig, ablate
-from icl_fast.measure.ablation.definition import (
-    MODES,
-    AblationMode,
-    ablated_losses,
-    mean_activations,
-    replacement_sites,
-)
+from icl_fast.measure.ablation.costs import METHODS
+from icl_fast.measure.ablation.definition import ablated_losses
 from icl_fast.measure.ablation.engine import ablation_effects
-from icl_fast.measure.ablation.names import parse_targets
-from icl_fast.measure.ablation.schedule import METHODS, make_schedule
+from icl_fast.measure.ablation.means import mean_activations, replacement_sites
+from icl_fast.measure.ablation.modes import MODES, AblationMode
+from icl_fast.measure.ablation.names import parse_ablations
+from icl_fast.measure.ablation.schedule import make_schedule
 
 N, T, V = 3, 19, 31
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -58,7 +55,7 @@ def compare(
 ) -> tuple[Tensor, Tensor, set[str]]:
     """Effects by the definition and by the engine [A,n,R], and the methods that it took."""
     inputs, targets = torch.randint(V, (2, len(rows), T))
-    ablations = parse_targets(heads, model.config)
+    ablations = parse_ablations(heads, model.config)
     means = mean_activations(model, iter([inputs]), replacement_sites(ablations)) if replacement == "mean" else None
     runs = torch.stack(list(ablated_losses(model, inputs, targets, rows, ablations, mode, means)))
     schedule = make_schedule(
@@ -156,7 +153,7 @@ def test_little_left_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_ablations_in_several_waves() -> None:
     model, mode = make(**ARCHITECTURES["mlp"]), AblationMode.parse("pattern-preserving")
-    ablations = parse_targets("all", model.config)
+    ablations = parse_ablations("all", model.config)
     inputs, targets = torch.randint(V, (2, N, T))
     rows, waves, results = all_rows(), set(), []
     for memory in (*range(100_000, 2_000_000, 50_000), 1 << 30):
@@ -182,7 +179,7 @@ def test_schedules(data: Any) -> None:
     config = TransformerConfig(
         layers=layers, heads=heads, width=8 * heads, mlp=data.draw(st.booleans()), vocab=100, context=context
     )
-    ablations = parse_targets(
+    ablations = parse_ablations(
         data.draw(st.sampled_from(["all", "all,*,embed", "none", "~0.0" if heads > 1 else "*"])), config
     )
     memory, examples = data.draw(st.integers(10**5, 10**9)), data.draw(st.integers(1, 50))

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_fast import InputError, TransformerConfig
-from icl_fast.measure import Target, parse_targets
+from icl_fast.measure.ablation import Ablation, parse_ablations
 
 CONFIG = TransformerConfig(vocab=10, context=4, layers=2, width=6, heads=3)
 
 
 def heads(text: str) -> list[tuple[tuple[int, int], ...]]:
-    return [target.heads for target in parse_targets(text, CONFIG)]
+    return [ablation.heads for ablation in parse_ablations(text, CONFIG)]
 
 
 def test_every_form() -> None:
@@ -23,9 +23,9 @@ def test_every_form() -> None:
     assert heads("*") == [tuple((layer, head) for layer in range(2) for head in range(3))]
     assert heads("1.1+0.2") == [((0, 2), (1, 1))]
     assert heads("~1.*+0.0") == [((0, 1), (0, 2))]
-    assert parse_targets("embed+1.1", CONFIG) == [Target("embed+1.1", ((1, 1),), embed=True)]
-    assert parse_targets("none", CONFIG) == []
-    assert parse_targets("1.1+0.2", CONFIG)[0].heads_of(1) == (1,)
+    assert parse_ablations("embed+1.1", CONFIG) == [Ablation("embed+1.1", ((1, 1),), embed=True)]
+    assert parse_ablations("none", CONFIG) == []
+    assert parse_ablations("1.1+0.2", CONFIG)[0].heads_of(1) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_every_form() -> None:
 )
 def test_bad_input(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
-        parse_targets(text, CONFIG)
+        parse_ablations(text, CONFIG)
     assert message in str(error.value)
 
 

@@ -16,7 +16,8 @@ import xarray as xr
 
 from icl_fast import InputError, ablate
 from icl_fast.data import load_text
-from icl_fast.measure import SweepProgress, open_results, sweep
+from icl_fast.measure import open_results, sweep
+from icl_fast.measure.ablation import SweepProgress
 from icl_fast.runs import Run
 
 SMALL: dict[str, Any] = {"examples": 7, "memory": 200_000}

@@ -20,19 +20,18 @@ from icl_fast.data import load_text
 from icl_fast.files import sha256
 from icl_fast.measure import (
     OtherResults,
-    SnapshotProgress,
     composition_scores,
     copying_eigenvalue_score,
     copying_eigenvalues,
     copying_scores,
     evaluate,
-    measure_snapshots,
     open_results,
     prefix_matching_scores,
     previous_token_scores,
     qk_trace,
     sweep,
 )
+from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.models import Snapshot
 from icl_fast.runs import Run
 

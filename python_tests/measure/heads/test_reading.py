@@ -23,7 +23,7 @@ from icl_fast import InputError, Transformer
 from icl_fast.data import Text, template_text
 from icl_fast.data.texts import Mark
 from icl_fast.data.tokenizer import BOS_ID, train_tokenizer
-from icl_fast.measure import (
+from icl_fast.measure.heads import (
     TokenisedText,
     head_views,
     logit_attribution,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from icl_fast import InputError, Transformer, TransformerConfig
-from icl_fast.measure import (
+from icl_fast.measure.heads import (
     copying,
     copying_scores,
     distinct_random_tokens,
