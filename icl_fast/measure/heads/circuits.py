@@ -41,8 +41,8 @@ def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
 
         tr( W_E W_Q W_K^T (sum_k w_k W_V^k W_O^k)^T W_E^T ) = sum( (W_E^T W_E W_Q) * (sum_k w_k W_V^k W_O^k W_K) )
 
-    The paper (Olsson et al. 2022, Data Collection (4)) takes its w_k from one example text; here it is the score, a mean
-    over ten.
+    The paper (Olsson et al. 2022, Data Collection (4)) takes its w_k from one example text; here it is the score, a
+    mean over ten.
 
     Args:
         previous_token: [layers,H], of `previous_token_scores`.
