@@ -101,9 +101,9 @@ def random_models() -> list[dict[str, Any]]:
             double, methods = engine(model, tokens, rows, ablations, mode)
             single = copy.deepcopy(model).float()
             fast, _ = engine(single, tokens, rows, ablations, mode)
-            naive = losses(single, tokens, rows, ablations, mode)
+            by_definition = losses(single, tokens, rows, ablations, mode)
             row: dict[str, Any] = {"model": name, "mode": mode_name, "positions": positions, "methods": methods}
-            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", naive)):
+            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", by_definition)):
                 difference = (effects - truth).abs()
                 row[kind] = [float(difference.max()), float(difference.mean()), worst(effects, truth)]
             found.append(row)
@@ -120,14 +120,14 @@ def bfloat16(run: Path) -> list[dict[str, Any]]:
     truth = losses(model, tokens, rows, ablations, mode).mean((1, 2))
     narrow = copy.deepcopy(model).bfloat16()
     fast = engine(narrow, tokens, rows, ablations, mode)[0].double().mean((1, 2))
-    naive = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
+    by_definition = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
     weakest = truth.abs().argsort()[:10].tolist()
     return [
         {
             "head": ablations[index].name,
             "mean effect": float(truth[index]),
             "engine": float((fast[index] / truth[index] - 1).abs()),
-            "definition": float((naive[index] / truth[index] - 1).abs()),
+            "definition": float((by_definition[index] / truth[index] - 1).abs()),
         }
         for index in weakest
     ]

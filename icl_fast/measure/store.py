@@ -66,7 +66,7 @@ class Workspace:
     """The parts of one result on disk, beside it: named arrays for each step, or for each step and part.
 
     Args:
-        out: the zarr store to be made.
+        out: the zarr store to write.
         identity: all that decides its values, as JSON data. What has an equal one is gone on with, or kept.
         kind: such as `sweep`: what messages call it, and the attribute that holds the identity.
     """

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icl_fast import InputError, Intervention, Transformer, TransformerConfig, ablate
-from icl_fast.measure.ablation.memory import parse_memory
 from icl_fast.measure.ablation.modes import MODES
-from icl_fast.measure.ablation.positions import parse_positions
 
 N, T, V = 5, 11, 23
 
@@ -296,13 +294,3 @@ def test_bad_tokens() -> None:
         ablate(make(), inputs, targets[:2])
     with pytest.raises(InputError, match="nothing to predict"):
         ablate(make(), inputs[:0])
-
-
-def test_amounts_and_positions() -> None:
-    assert [parse_memory(text) for text in ("2GiB", "500 MB", "1.5kib", 7)] == [2**31, 500_000_000, 1536, 7]
-    assert parse_positions("paper", 512).listed == (50, 500)
-    assert parse_positions("paper", 256, 5).listed == (23, 24, 25, 26, 27, 248, 249, 250, 251, 252)
-    assert parse_positions("all", 8, 1).early == (1,)
-    assert parse_positions("paper", 2048).listed == (50, 500)
-    assert parse_positions("paper", 256).listed == (25, 250)
-    assert parse_positions([500, 50], 512).listed == (50, 500)
