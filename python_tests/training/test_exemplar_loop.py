@@ -20,8 +20,8 @@ from icl_fast import InputError
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.measure.exemplar.curves import training_curves
-from icl_fast.runs import ExemplarProgress, Population, Run, parse_config
-from icl_fast.training import train
+from icl_fast.runs import Population, Run, parse_config
+from icl_fast.training import ExemplarProgress, train
 from icl_fast.training.exemplar_engine import FusedEngine, PlainEngine, Task, make_engine
 
 Values = dict[str, Any]
@@ -181,7 +181,7 @@ KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
 from icl_fast.runs import parse_config
-from icl_fast.training import train
+from icl_fast.training import ExemplarProgress, train
 at = int(sys.argv[3])
 def kill(progress):
     if progress.step >= at:
