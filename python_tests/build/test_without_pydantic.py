@@ -55,6 +55,7 @@ from icl_fast.measure import ablate
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.ops import _backend
 from icl_fast.runs import parse_config
+from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.training import train
 
 assert "pydantic" not in sys.modules and schema.Field.__module__ == "icl_fast.plain_schema"
@@ -77,7 +78,7 @@ def losses(engine):
         "members": 2,
     })
     with tempfile.TemporaryDirectory() as folder:
-        return train(run, Path(folder) / "run").curves()["training_loss"].values
+        return training_curves(train(run, Path(folder) / "run"))["training_loss"].values
 
 plain = losses("plain")
 if _backend.compiled():

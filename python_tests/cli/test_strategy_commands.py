@@ -1,4 +1,4 @@
-"""`icl-fast evaluate --strategies` and `icl-fast wiring` as a user sees them, and what they save."""
+"""`icl-fast evaluate` of runs on exemplars and `icl-fast wiring` as a user sees them, and what they save."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from click.testing import CliRunner, Result
 
 from icl_fast.cli.main import cli
+from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
-from icl_fast.measure import open_results
+from icl_fast.measure import OtherResults, open_results
 from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
 from icl_fast.measure.exemplar.progress import Transplant
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
+from icl_fast.measure.over_snapshots import SnapshotProgress
 from icl_fast.runs import Run, parse_config
 from icl_fast.training import train
 
@@ -58,7 +60,7 @@ def test_every_snapshot_and_evaluator(run: Path) -> None:
     assert found["clamp"].values.tolist() == ["as trained", "match"]
     assert found["member"].values.tolist() == ["free", "one head"]
     whole = Run(run)
-    exemplars = whole.exemplars()
+    exemplars = load_exemplars(whole.population.config.exemplars)
     sets = whole.population.evaluators(exemplars, count=30)
     assert found["evaluator"].values.tolist() == [one.name for one in sets]
     expected = evaluate_strategies(whole.load_snapshot(6).model, exemplars.features, sets, whole.population.clamps())
@@ -89,7 +91,7 @@ def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
     assert result.exit_code == 0, result.output
     found = open_results(run / "results" / "strategies_last_layer-2+unembed.zarr")
     whole = Run(run)
-    exemplars = whole.exemplars()
+    exemplars = load_exemplars(whole.population.config.exemplars)
     sets = whole.population.evaluators(exemplars, count=25)
     mixed = Transplant(whole.load_snapshot(12).model, ("layer-2", "unembed"))(whole.load_snapshot(0).model)
     expected = evaluate_strategies(mixed, exemplars.features, sets, whole.population.clamps())
@@ -98,12 +100,12 @@ def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
 
 
 def test_wiring(run: Path, tmp_path: Path) -> None:
-    result = call("wiring", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map")
+    result = call("wiring", "--ckpt", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map")
     assert result.exit_code == 0, result.output
     assert "free, step 12, 60 sequences of icl" in result.stdout
     assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
     whole = Run(run)
-    exemplars, clamps = whole.exemplars(), whole.population.clamps()
+    exemplars, clamps = load_exemplars(whole.population.config.exemplars), whole.population.clamps()
     given = (whole.load_snapshot(12).model, exemplars.features, whole.population.evaluators(exemplars, ["icl"], 60)[0])
     expected = wiring_map(*given, clamps)
     with np.load(tmp_path / "map.npz") as saved:
@@ -123,7 +125,7 @@ def test_wiring(run: Path, tmp_path: Path) -> None:
     rows = re.findall(r"^ +0\.1 +([\d. ]+?) *$", result.stdout, re.MULTILINE)
     pairs = expected["accuracy"].sel(kind="single-pair", preserve="value-preserving", writer="0.1", member=0)
     assert rows[0].split() == [f"{float(value):.3f}" for value in pairs]
-    other = call("wiring", run, "--sequences", 60, "--member", "one head", "--snapshot", 6)
+    other = call("wiring", "--ckpt", run, "--sequences", 60, "--member", "one head", "--snapshot", 6)
     assert other.exit_code == 0, other.output
     assert "one head, step 6, 60 sequences of train" in other.stdout
 
@@ -136,19 +138,23 @@ def test_wiring_of_a_run_as_data(run: Path) -> None:
 
 def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        (["evaluate"], "name a run with one of them"),
-        (["evaluate", "--ckpt", run, "--ckpt", run], "name a run with one of them"),
-        (["evaluate", "--ckpt", tiny_run, "--clamp", "match"], "go with --strategies"),
-        (["evaluate", "--ckpt", tmp_path / "none"], "holds no run"),
-        (["evaluate", "--ckpt", tiny_run], "config"),
+        (["evaluate", "--ckpt", tiny_run, "--clamp", "match"], "--clamp: for runs on exemplars"),
+        (["evaluate", "--ckpt", tiny_run, "--sequences", "5"], "--sequences: for runs on exemplars"),
+        (["evaluate", "--ckpt", run, "--seed", "1"], "--seed: for runs on text"),
+        (["evaluate", "--ckpt", tmp_path / "none"], "does not exist"),
+        (["evaluate", "--ckpt", tmp_path], "holds no run"),
+        (["wiring", "--ckpt", tiny_run], "was trained on text; this needs a run on exemplars"),
         (["evaluate", "--ckpt", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
         (["evaluate", "--ckpt", run, "--sequences", "0"], "sequences: must be 1 or more"),
         (["evaluate", "--ckpt", run, "--clamp", "mitch"], "clamp mitch: must be one of"),
         (["evaluate", "--ckpt", run, "--graft", "last"], "must be STEP:PARTS"),
         (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
         (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
-        (["wiring", run, "--evaluator", "nonsense"], "nonsense"),
-        (["wiring", run, "--member", "nobody", "--sequences", "5"], "member nobody: must be one of free, one head"),
+        (["wiring", "--ckpt", run, "--evaluator", "nonsense"], "nonsense"),
+        (
+            ["wiring", "--ckpt", run, "--member", "nobody", "--sequences", "5"],
+            "member nobody: must be one of free, one head",
+        ),
     ):
         result = call(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
@@ -162,8 +168,33 @@ def test_a_run_without_snapshots_is_refused(run: Path) -> None:
         open_measured(run)
 
 
-def test_progress_is_told(run: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+def test_stopped_and_gone_on_with(run: Path) -> None:
+    """The same bits as in one go; what was measured otherwise is not touched."""
+    told: list[SnapshotProgress] = []
     measured = open_measured(run, sequences=5, evaluators=["train"])
-    measure_strategies(measured, on_snapshot=lambda *at: told.append(at))
-    assert told == [(1, 3, "snapshot 0"), (2, 3, "snapshot 6"), (3, 3, "snapshot 12")]
+    whole = open_results(measure_strategies(measured, out=run / "whole", on_snapshot=told.append))
+    assert told == [SnapshotProgress(done, 3, step) for done, step in ((0, 0), (1, 0), (2, 6), (3, 12))]
+
+    def stop(at: SnapshotProgress) -> None:
+        if at.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_strategies(measured, out=run / "parts", on_snapshot=stop)
+    told.clear()
+    parts = measure_strategies(measured, out=run / "parts", on_snapshot=told.append)
+    assert told == [SnapshotProgress(2, 3, 0), SnapshotProgress(3, 3, 12)]
+    assert open_results(parts).identical(whole)
+    with pytest.raises(OtherResults, match="clamps"):
+        measure_strategies(measured, clamps=["match"], out=run / "parts")
+
+
+def test_a_damaged_snapshot_can_be_left_out(run: Path) -> None:
+    Run(run).snapshot_path(6).write_bytes(b"")
+    refused = call("evaluate", "--ckpt", run, "--sequences", 5, "--out", run / "all")
+    assert refused.exit_code == 2
+    assert "step_00000006.safetensors" in refused.stderr
+    result = call("evaluate", "--ckpt", run, "--sequences", 5, "--skip-damaged")
+    assert result.exit_code == 0, result.output
+    assert "snapshot 6 is left out: truncated" in result.stderr
+    assert open_results(run / "results" / "strategies.zarr")["snapshot"].values.tolist() == [0, 12]

@@ -59,7 +59,7 @@ def test_a_population_is_drawn(config: Path, tmp_path: Path, members: object) ->
     config.write_text(yaml.safe_dump(VALUES | {"members": members}))
     code, output = train(config, "--out", tmp_path / "run")
     assert code == 0, output
-    assert all(name in output for name in Run(tmp_path / "run").members)
+    assert all(name in output for name in Run(tmp_path / "run").population.names)
     assert (tmp_path / "run" / "curves.png").is_file()
 
 

@@ -112,14 +112,14 @@ def test_members_are_what_they_are_alone(population: Run, tmp_path: Path) -> Non
                 # Adam's first steps are nearly signs of gradients: rounding of those near 0 shows
                 assert (other - weight).abs().mean() < 1e-5, name
         losses = curves["training_loss"].isel(member=number).values
-        assert alone.curves()["training_loss"].isel(member=0).values == pytest.approx(losses, abs=1e-5)
+        assert training_curves(alone)["training_loss"].isel(member=0).values == pytest.approx(losses, abs=1e-5)
 
 
 def test_engines_agree(tmp_path: Path) -> None:
     plain, fused = (
         run(changed(members=MEMBERS, training={"engine": engine, "lr": 1e-3}), tmp_path / engine) for engine in ENGINES
     )
-    a, b = (one.curves()["training_loss"].values for one in (plain, fused))
+    a, b = (training_curves(one)["training_loss"].values for one in (plain, fused))
     assert a == pytest.approx(b, abs=2e-5)
     for name, weight in plain.load_snapshot(12).model.named_parameters():
         assert (weight - fused.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-5, name
@@ -132,7 +132,9 @@ def test_cuda_graphs_make_the_same_steps(impl: str, tmp_path: Path) -> None:
         run(changed(members=MEMBERS, training={"device": device, "lr": 1e-3}), tmp_path / device)
         for device in ("cpu", impl)
     )
-    assert cuda.curves()["training_loss"].values == pytest.approx(cpu.curves()["training_loss"].values, abs=1e-4)
+    assert training_curves(cuda)["training_loss"].values == pytest.approx(
+        training_curves(cpu)["training_loss"].values, abs=1e-4
+    )
     for name, weight in cpu.load_snapshot(12).model.named_parameters():
         assert (weight - cuda.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-4, name
 
@@ -144,14 +146,14 @@ def test_a_step_is_adam_written_out(tmp_path: Path) -> None:
     )
     values = changed(values, training={"l2": 0.01, "l2_on": "attention", "steps": 1, "lr": 1e-3})
     done = run(values, tmp_path / "run")
-    config, exemplars = done.config, done.exemplars()
+    config, exemplars = done.config, load_exemplars(done.population.config.exemplars)
     before, after = (done.load_snapshot(step).model.double() for step in (0, 1))
     drawn = training_sequences([config.sequences], exemplars).draw(0, 4)
     logits, _ = before(exemplars.features.double()[drawn.classes, drawn.exemplars], drawn.labels)
     loss = F.cross_entropy(logits[0], drawn.target[0])
     squares = sum(w.square().sum() for name, w in before.named_parameters() if ".attention." in name)
     (loss + 0.01 * squares).backward()
-    assert done.curves()["training_loss"].values[0, 0] == pytest.approx(loss.item(), abs=1e-5)
+    assert training_curves(done)["training_loss"].values[0, 0] == pytest.approx(loss.item(), abs=1e-5)
     for name, weight in before.named_parameters():
         gradient = weight.grad
         assert gradient is not None
@@ -237,9 +239,9 @@ def test_grafted_parts_stay_or_only_begin_there(tmp_path: Path, engine: str) -> 
 
 
 def test_noise_is_added_and_needs_the_plain_engine(tmp_path: Path) -> None:
-    quiet = run(changed(training={"engine": "auto"}), tmp_path / "quiet").curves()["training_loss"].values
+    quiet = training_curves(run(changed(training={"engine": "auto"}), tmp_path / "quiet"))["training_loss"].values
     noisy = changed(training={"engine": "auto"}, sequences={"noise": 1.0})
-    loud = run(noisy, tmp_path / "loud").curves()["training_loss"].values
+    loud = training_curves(run(noisy, tmp_path / "loud"))["training_loss"].values
     assert (quiet != loud).all()
     with pytest.raises(InputError, match=r"training\.engine fused: reads features.*sequences\.noise must be 0"):
         run(changed(noisy, training={"engine": "fused"}), tmp_path / "fused")
@@ -275,7 +277,7 @@ def test_a_resnet_on_images_is_trained(tmp_path: Path) -> None:
     first, last = (done.load_snapshot(step).model for step in (0, 6))
     moved = [n for n, w in first.named_parameters() if not torch.equal(w, last.get_parameter(n))]
     assert [name for name in moved if name.startswith("embed_exemplar.")]
-    assert math.isfinite(float(done.curves()["training_loss"][-1, 0]))
+    assert math.isfinite(float(training_curves(done)["training_loss"][-1, 0]))
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_curves_of_one_run(fixed: Run) -> None:
 def test_curves_of_a_population(grid: Run) -> None:
     curves = training_curves(grid)
     axes = population_figure(curves, "grid", 2).axes
-    for name in grid.members:
+    for name in grid.population.names:
         assert np.array_equal(drawn(axes[0], name), curves["training_loss"].sel(member=name).values)
     assert [axis.get_title() for axis in axes[1:4]] == [
         f"{name}: accuracy among the labels in context" for name in ("icl", "held-out-classes", "held-out-label-pairs")
