@@ -59,7 +59,7 @@ float block_sum(const float* a, const float* b, float d, int count, int fraction
   }
   if (std::isnan(sum)) return of_bits(0x7fffffff);
   if (std::isinf(sum)) return static_cast<float>(sum);
-  // the conversion to an integer truncates; at most 17 addends below 4, and what is kept of them, fit
+  // the conversion to an integer truncates; at most 17 addends below 2^27 stay far within 64 bits, and 53
   const double scale = std::ldexp(1.0, fraction_bits - largest);
   auto units = static_cast<int64_t>(d * scale);
   for (int k = 0; k < count; ++k) units += static_cast<int64_t>(product[k] * scale);
@@ -93,7 +93,7 @@ float exp2_approx(float x) {
   const float rounded = static_cast<float>(std::exp2(static_cast<double>(x)));
   if (rounded < kLeastNormal) return 0;
   if (!std::isfinite(rounded)) return rounded;
-  uint32_t mixed = bits_of(x);
+  uint32_t mixed = bits_of(x);  // a hash: neighbouring x are off by unrelated amounts
   mixed = (mixed ^ mixed >> 16) * 0x7feb352d;
   mixed = (mixed ^ mixed >> 15) * 0x846ca68b;
   mixed ^= mixed >> 16;

@@ -179,9 +179,7 @@ def test_the_order_within_a_block_is_irrelevant(zoo: Any, arch: str) -> None:
         ("sm_90", [1.5, 0.0, 2.0**-12] + [0.0] * 13, [1.5, 1.5, 2.0**-13] + [0.0] * 13, -2.25, 0.0),
     ],
 )
-def test_what_is_lost(
-    zoo: Any, arch: str, a: list[float], b: list[float], d: float, result: float, bf16: bool
-) -> None:
+def test_what_is_lost(zoo: Any, arch: str, a: list[float], b: list[float], d: float, result: float, bf16: bool) -> None:
     assert emulated(zoo, a, b, d, arch, bf16, False) == result
     assert model(a, b, d, arch, bf16) == result
 
