@@ -18,10 +18,10 @@
 // mma.sync and wgmma alike. wgmma, which sm_80 has not, is sm_90's in either mode.
 // Errors are therefore all towards zero, and grow with the number of instructions that add to one accumulator.
 //
-// 2^x (ex2.approx.ftz.f32) is off by at most 2 ulp from the correctly rounded result (PTX ISA): here by -2 to 2, always
-// the same for the same x. 2^0 is 1, and subnormal arguments and results are zero. The hardware may be better than that;
-// a kernel can count on no more. CUDA's mathematical library (logf, expf, expm1f, log1pf) is the C library in every mode,
-// and so are the intrinsics that no kernel uses (__expf, rsqrtf, ...). No kernel multiplies in TF32.
+// 2^x (ex2.approx.ftz.f32) is off by at most 2 ulp from the correctly rounded result (PTX ISA): here by -2 to 2,
+// always the same for the same x. 2^0 is 1, and subnormal arguments and results are zero. The hardware may be better
+// than that; a kernel can count on no more. CUDA's mathematical library (logf, expf, expm1f, log1pf) is the C library
+// in every mode, and so are the intrinsics that no kernel uses (__expf, rsqrtf, ...). No kernel multiplies in TF32.
 #pragma once
 
 namespace emu {
