@@ -105,11 +105,8 @@ EMU_UNCHECKED __device__ __forceinline__ void mma_16816(float (&d)[4], const uin
       memcpy(&word, lanes + 64 * ((lane % 4 * 2 + i) * 4 + k % 8 / 2) + 16 + 4 * (k >= 8), 4);
       b_columns[i][k] = half_of(word, k & 1);
     }
-  for (int i = 0; i < 4; ++i) {
-    float sum = 0;
-    for (int k = 0; k < 16; ++k) sum += a_rows[i / 2][k] * b_columns[i & 1][k];
-    d[i] += sum;
-  }
+  for (int i = 0; i < 4; ++i)
+    d[i] = emu::mma_sync_sum(a_rows[i / 2], b_columns[i & 1], d[i], std::is_same_v<T, bf16>);
 #else
   if constexpr (std::is_same_v<T, bf16>) {
     asm volatile(
@@ -208,7 +205,7 @@ constexpr float kLog2E = 1.44269504f;
 // 2^x, off by at most 2 ulp; 0 below the smallest normal number.
 __device__ __forceinline__ float exp2_approx(float x) {
 #ifdef ICL_EMU
-  return std::exp2(x);
+  return emu::exp2_approx(x);
 #else
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -13,7 +13,9 @@
 // code that is not instrumented, an index past a static __shared__ array that was passed on as a pointer and lands in
 // another such array (of known arrays the index is checked), more than two unordered readers of one warp (shadow.cpp),
 // one buffer run over into the next without a gap between them, the encoding of instructions, clusters, bank
-// conflicts, register counts, the last digits of fast-math functions, speed.
+// conflicts, register counts, the last digits of mathematical functions other than 2^x, speed.
+//
+// Matrix products and 2^x are computed in float32, or as tensor cores and ex2.approx are known to (arithmetic.h).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -100,6 +102,7 @@ EMU_UNCHECKED void launch(dim3 grid, dim3 block, size_t smem, const char* name, 
 
 }  // namespace emu
 
+#include "emu/arithmetic.h"
 #include "emu/async.h"
 #include "emu/intrinsics.h"
 #include "emu/runtime.h"

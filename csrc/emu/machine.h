@@ -146,8 +146,11 @@ struct TensorCopy {
   Loc loc;
 };
 
+enum class Arithmetic { kFloat32, kSm80, kSm90 };
+
 struct Settings {
   bool race = false, eager = false;
+  Arithmetic arithmetic = Arithmetic::kFloat32;
   std::string order = "asc";
   unsigned seed = 0;
   int multiprocessors = 3, major = 9, minor = 0;

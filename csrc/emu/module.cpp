@@ -19,6 +19,7 @@ PYBIND11_MODULE(_emu, m) {
       "set_order", [](const std::string& order, unsigned seed) { emu::set_order(order.c_str(), seed); },
       py::arg("order"), py::arg("seed") = 0);
   m.def("set_async", &emu::set_async, py::arg("eager"));
+  m.def("set_arithmetic", [](const std::string& name) { emu::set_arithmetic(name.c_str()); }, py::arg("name"));
   m.def("launched", &emu::launched);
   m.def("set_multiprocessors", &emu::set_multiprocessors, py::arg("count"));
   m.def(

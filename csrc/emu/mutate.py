@@ -186,7 +186,7 @@ def tests_of(file: str, folder: Path) -> list[str]:
     """Of an op's source its tests; of anything else all op tests; with the implementations that are emulated."""
     every = sorted(folder.glob("python_tests/ops/test_*.py"))
     own = [path for path in every if file.startswith(path.stem.removeprefix("test_"))]
-    return [str(p.relative_to(folder)) for p in own or every] + ["-k", "emu"]
+    return [str(p.relative_to(folder)) for p in own or every] + ["-k", "emu and not sm_80 and not sm_90"]  # race mode
 
 
 def check(copy: Copy, files: list[Path], arguments: list[str]) -> Iterator[Outcome]:

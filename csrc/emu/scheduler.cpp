@@ -291,6 +291,15 @@ void set_order(const char* order, unsigned seed) {
   machine.settings.order = name;
   machine.settings.seed = seed;
 }
+void set_arithmetic(const char* name) {
+  const std::string wanted = name;
+  if (wanted != "float32" && wanted != "sm_80" && wanted != "sm_90") {
+    throw std::runtime_error("arithmetic: float32, sm_80 or sm_90");
+  }
+  machine.settings.arithmetic = wanted == "float32" ? Arithmetic::kFloat32
+                                : wanted == "sm_80" ? Arithmetic::kSm80
+                                                    : Arithmetic::kSm90;
+}
 void set_compute_capability(int major, int minor) {
   machine.settings.major = major;
   machine.settings.minor = minor;

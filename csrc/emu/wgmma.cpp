@@ -176,9 +176,8 @@ void multiply(const Product& p, Fiber& fiber) {
     for (uint32_t j = 0; j < static_cast<uint32_t>(p.n) / 8; ++j) {
       for (uint32_t e = 0; e < 2; ++e) {
         const float* column = &instruction.b[(j * 8 + lane % 4 * 2 + e) * kDepth];
-        float sum = 0;
-        for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
-        d[j * 4 + 2 * half + e] += sum;
+        float& own = d[j * 4 + 2 * half + e];
+        own = wgmma_sum(row, column, own, p.bf16);
       }
     }
   }

@@ -1,4 +1,4 @@
-"""Builds zoo.cu with the emulator, once a session, and runs its kernels through ctypes: no torch, no extension."""
+"""Builds zoo*.cu with the emulator, once a session, and runs its kernels through ctypes: no torch, no extension."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ZOO = [Path(__file__).with_name(name) for name in ("zoo.cu", "zoo_sm90.cu")]
+ZOO = [Path(__file__).with_name(name) for name in ("zoo.cu", "zoo_sm90.cu", "zoo_arithmetic.cu")]
 CHECKED = ["-O1", "-g1", "-fsanitize=thread,bounds,alignment"]  # as the extension's CMakeLists.txt builds kernels
 
 
@@ -49,8 +49,16 @@ class Zoo:
         for text in says:
             assert (self.place(text[1:]) if text.startswith("@") else text) in report, report
 
-    def settings(self, *, race: bool = True, order: str = "asc", seed: int = 0, eager: bool = False) -> None:
-        self.library.zoo_settings(int(race), order.encode(), seed, int(eager))
+    def settings(
+        self,
+        *,
+        race: bool = True,
+        order: str = "asc",
+        seed: int = 0,
+        eager: bool = False,
+        arithmetic: str = "float32",
+    ) -> None:
+        self.library.zoo_settings(int(race), order.encode(), seed, int(eager), arithmetic.encode())
 
     def run(self, kernel: str, defect: str, buffers: dict[str, np.ndarray[Any, Any]], *numbers: int) -> str:
         """The report, empty if there is none."""

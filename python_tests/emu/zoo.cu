@@ -256,7 +256,7 @@ void dispatch(const std::string& name, int defect, void** p, const long* n) {
     if (n[4]) cudaFuncSetAttribute(empty, cudaFuncAttributeMaxDynamicSharedMemorySize, v(4));
     LAUNCH(empty, (static_cast<unsigned>(n[0]), static_cast<unsigned>(n[1])), static_cast<unsigned>(n[2]),
            static_cast<size_t>(n[3]));
-  } else if (!dispatch_sm90(name, defect, p, n)) {
+  } else if (!dispatch_sm90(name, defect, p, n) && !dispatch_arithmetic(name, p, n)) {
     throw std::runtime_error("there is no kernel " + name);
   }
 }
@@ -265,10 +265,12 @@ void dispatch(const std::string& name, int defect, void** p, const long* n) {
 
 extern "C" {
 
-__attribute__((visibility("default"))) void zoo_settings(int race, const char* order, unsigned seed, int eager) {
+__attribute__((visibility("default"))) void zoo_settings(int race, const char* order, unsigned seed, int eager,
+                                                         const char* arithmetic) {
   emu::set_race(race);
   emu::set_order(order, seed);
   emu::set_async(eager);
+  emu::set_arithmetic(arithmetic);
 }
 
 __attribute__((visibility("default"))) int zoo_run(const char* name, int defect, int count, void** buffers,

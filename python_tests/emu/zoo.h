@@ -46,5 +46,6 @@ struct alignas(16) Four {
   float x, y, z, w;
 };
 
-// In zoo_sm90.cu; false if the kernel is none of its own.
+// In zoo_sm90.cu and zoo_arithmetic.cu; false if the kernel is none of their own.
 bool dispatch_sm90(const std::string& name, int defect, void** p, const long* n);
+bool dispatch_arithmetic(const std::string& name, void** p, const long* n);

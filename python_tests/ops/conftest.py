@@ -2,8 +2,10 @@
 
 "cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. The CUDA kernels
 come as "cuda" where there is a GPU, and as "emu" (and, in tests of a `dtype` for which Hopper has a kernel of its own,
-"emu_sm90") on the emulator, which reports races and accesses out of bounds. A test module names its op in `OP`. A new
-kernel is tested by being registered; nothing here changes.
+"emu_sm90") on the emulator, which reports races and accesses out of bounds. Tests of the error rule (those that take
+`within` and `dtype`) run on it once more, unchecked, with the arithmetic of tensor cores (csrc/emu/arithmetic.h), as
+emu-sm_80 and emu_sm90-sm_90. A test module names its op in `OP`. A new kernel is tested by being registered; nothing
+here changes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 from icl_fast.ops import _backend, _registry, available_impls
 
 HALVES = (torch.bfloat16, torch.float16)
+TENSOR_CORES = {"emu": "sm_80", "emu_sm90": "sm_90"}
 SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
 
 
@@ -26,18 +29,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     op = metafunc.module.OP
     kernels = _registry._OPS[op].kernels
+    by_the_error_rule = {"within", "dtype"} <= set(metafunc.fixturenames)
     cases, ids = [], []
     for impl in available_impls()[op]:
         if impl == "emu_sm90" and "dtype" not in metafunc.fixturenames:
             continue
         dtypes = SM90.get(op, ()) if impl == "emu_sm90" else kernels[impl].dtypes
-        for isa in _backend.isas() if impl == "cpu" else (None,):
+        ways: list[tuple[str | None, str | None]] = [(None, None)]
+        if impl == "cpu":
+            ways = [(isa, None) for isa in _backend.isas()]
+        elif impl in TENSOR_CORES and by_the_error_rule:
+            ways.append((None, TENSOR_CORES[impl]))
+        for isa, arithmetic in ways:
             for dtype in dtypes if "dtype" in metafunc.fixturenames else (None,) if dtypes else ():
-                cases.append((impl, isa) if dtype is None else (impl, isa, dtype))
-                words = (impl, isa, str(dtype).removeprefix("torch.") if dtype else None)
+                cases.append((impl, isa, arithmetic, dtype))
+                words = (impl, isa, arithmetic, str(dtype).removeprefix("torch.") if dtype else None)
                 ids.append("-".join(word for word in words if word))
-    names = ("impl", "isa", "dtype")[: len(cases[0])]
-    metafunc.parametrize(names, cases, ids=ids, indirect=["isa"])
+    names = ("impl", "isa", "arithmetic", "dtype")
+    count = 4 if "dtype" in metafunc.fixturenames else 3
+    metafunc.parametrize(names[:count], [case[:count] for case in cases], ids=ids, indirect=["isa", "arithmetic"])
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +69,15 @@ def device(impl: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _emulator(request: pytest.FixtureRequest) -> None:
-    """In race mode, the threads of every test in another order."""
+def arithmetic(request: pytest.FixtureRequest) -> str | None:
+    """What the emulator computes with: float32, in race mode, or the tensor cores `pytest_generate_tests` asks for. The
+    threads of every test run in another order."""
+    wanted: str | None = getattr(request, "param", None)
     if (emulator := _backend.emulator()) is not None:
-        emulator.set_race(True)
+        emulator.set_race(wanted is None)
+        emulator.set_arithmetic(wanted or "float32")
         emulator.set_order("random", zlib.crc32(request.node.nodeid.encode()))
+    return wanted
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import icl_fast.ops as ops
+from icl_fast.ops import _backend
 from icl_fast.ops._registry import _OPS, Kernel, Kernels
 
 Q, TARGETS = torch.zeros(1, 2, 3, 4), torch.zeros(3, dtype=torch.int64)
@@ -131,3 +132,22 @@ def test_ops_import_with_torch_and_numpy_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_emulator_computes_as_it_is_told() -> None:
+    emulator = _backend.emulator()
+    if emulator is None:
+        pytest.skip("the emulator is not built")
+    with pytest.raises(RuntimeError, match="arithmetic: float32, sm_80 or sm_90"):
+        emulator.set_arithmetic("sm_70")
+    hidden, weight = torch.randn(16, 64).bfloat16(), torch.randn(300, 64).bfloat16()
+    targets = torch.arange(16)
+    losses = {}
+    for impl in ("emu", "emu_sm90"):
+        for arithmetic in ("float32", "sm_80", "sm_90"):
+            emulator.set_arithmetic(arithmetic)
+            losses[impl, arithmetic] = ops.linear_cross_entropy(hidden, weight, targets, impl=impl)
+        torch.testing.assert_close(losses[impl, "sm_80"], losses[impl, "float32"], rtol=1e-5, atol=1e-5)
+        assert not torch.equal(losses[impl, "sm_80"], losses[impl, "float32"])
+    assert not torch.equal(losses["emu", "sm_80"], losses["emu", "sm_90"])
+    assert torch.equal(losses["emu_sm90", "sm_80"], losses["emu_sm90", "sm_90"])  # wgmma is sm_90's
