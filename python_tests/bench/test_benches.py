@@ -115,7 +115,8 @@ def agree(case: harness.Case, names: list[str], dtype: torch.dtype = torch.float
     truth = harness.tensors_in(harness.prepare(case, candidates["reference"], inputs)())
     for name in names:
         result = harness.prepare(case, candidates[name], inputs)()
-        harness.check(candidates[name].unpack(result) if case.direction == "forward" else result, truth, dtype)
+        found = candidates[name].unpack(result) if case.direction == "forward" else result
+        harness.check(found, truth, harness.TOLERANCE[dtype])
 
 
 def test_flex_attention_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
