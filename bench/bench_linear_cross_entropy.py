@@ -45,6 +45,7 @@ def cases(options: Options) -> list[Case]:
 def case(shape: tuple[int, int, int], dtype: torch.dtype, direction: str, options: Options) -> Case:
     n, c, v = (48, 32, 97) if options.quick else shape
     forward = direction == FORWARD
+    first = torch.float32 if options.device == "cpu" else torch.bfloat16
     reduction: Any = "none" if forward else "mean"
     read = n * c + v * c
     return Case(
@@ -56,9 +57,7 @@ def case(shape: tuple[int, int, int], dtype: torch.dtype, direction: str, option
         bytes=read * dtype.itemsize * (1.0 if forward else 2.0) + 4.0 * n,
         direction=direction,
         gradients=() if forward else ("hidden", "weight"),
-        headline=forward
-        and shape in (*HEADLINES, CPU_SHAPES[0])
-        and dtype == (torch.float32 if options.device == "cpu" else torch.bfloat16),
+        headline=forward and shape in (*HEADLINES, CPU_SHAPES[0]) and dtype == first,
     )
 
 

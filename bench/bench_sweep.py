@@ -22,8 +22,8 @@ from torch import Tensor
 NAME = "sweep"
 MEMORY = 2 << 30  # the engine's budget in bytes on a CPU, weights aside
 GPU_SHARE = 0.4  # and on a GPU, of what was free there at first: three sets of inputs and the definition need some too
-# An effect is a difference of losses that are some 30 times as large. In bfloat16 the definition is 3% (root mean square)
-# from what it is in float32 with the same weights, and the engine 1.5%, at sizes like these on a CPU.
+# An effect is a difference of losses that are some 30 times as large. In bfloat16 the definition is 3% (root mean
+# square) from what it is in float32 with the same weights, and the engine 1.5%, at sizes like these on a CPU.
 HALF_TOLERANCE = 6e-2
 PATTERN_PRESERVING, FULL = "pattern-preserving", "full"
 
