@@ -12,6 +12,7 @@ from stages import BENCH, LEAST, PROCESSES, Job, Verdict, write_json
 
 START = 8.0  # seconds until a bench has imported torch and begins to count
 AGAIN = 3  # times that a bench is begun which loses the GPU
+NOTHING: dict[str, Any] = {"benches": [], "targets": []}
 
 
 def benches(flags: tuple[str, ...], file: str, names: Sequence[str]) -> Callable[[Job], Verdict]:
@@ -23,20 +24,21 @@ def benches(flags: tuple[str, ...], file: str, names: Sequence[str]) -> Callable
 
     def measure(job: Job) -> Verdict:
         written = job.out / file
-        report = json.loads(written.read_text()) if written.exists() else {"benches": [], "targets": []}
+        before = json.loads(written.read_text()) if written.exists() else NOTHING
+        mine = NOTHING
         for index, name in enumerate(names):
-            share = job.left() / (len(names) - index)
-            if share > LEAST:
-                report = merged(report, run_bench(job, name, flags, share))
-                write_json(report, written)
-        return bench_verdict(report, names)
+            if job.left() > LEAST:
+                share = max(job.left() / (len(names) - index), LEAST)
+                mine = merged(mine, run_bench(job, name, flags, share))
+                write_json(merged(before, mine), written)
+        return bench_verdict(mine, names)
 
     return measure
 
 
 def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[str, Any]:
     """The report of one bench, begun again after a case that took the process or the GPU away."""
-    others, report = job.left() - share, {"benches": [], "targets": []}  # others: the seconds that are not ours
+    others, report = job.left() - share, NOTHING  # others: the seconds that are not ours
     failed, done = "", 0  # cases, of this call
     for turn in range(AGAIN):
         left = job.left() - others
@@ -44,12 +46,12 @@ def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[s
         command = [sys.executable, BENCH / f"bench_{name}.py", *flags, "--begin", done, "--json", result]
         command += ["--budget", f"{max(left - START, left / 2):.1f}"]
         code = PROCESSES.run(command, job.log, min(1.5 * left, job.left()), job.environment)
-        part: dict[str, Any] = {"benches": [], "targets": []}
+        part = NOTHING
         with suppress(OSError):
             part = json.loads(result.read_text())
         report = merged(report, part)
         here = part["benches"][0] if part["benches"] else {"cases": [], "lost": ""}
-        if code in (0, 1) and not here["lost"]:
+        if part["benches"] and code in (0, 1) and not here["lost"]:
             break
         done += len(here["cases"])
         if code is None:
@@ -60,7 +62,7 @@ def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[s
         if not part["benches"] or job.left() - others < START:
             break
     if failed:
-        report = merged(report, {"benches": [{"name": name, "error": failed, "cases": []}], "targets": []})
+        report = merged(report, {**NOTHING, "benches": [{"name": name, "error": failed, "cases": []}]})
     return report
 
 
@@ -81,19 +83,21 @@ def merged(report: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_verdict(report: dict[str, Any], names: Sequence[str]) -> Verdict:
-    """Failed where a bench of these has no result, an error or a wrong result; targets do not count."""
-    there = {bench["name"]: bench for bench in report["benches"] if bench["name"] in names}
-    bad = {name: "no result" for name in names if name not in there}
-    bad |= {name: bench["error"].strip().splitlines()[-1] for name, bench in there.items() if bench["error"]}
-    for name, bench in there.items():
+    """Failed where a bench of these was not begun, has an error or a wrong result; targets do not count."""
+    bad = {}
+    for bench in report["benches"]:
         wrong = [
             f"{case['name']}: {error.strip().splitlines()[-1]}" for case in bench["cases"] for error in case["errors"]
         ]
-        if wrong:
-            bad[name] = "; ".join(filter(None, [bad.get(name), *wrong]))
-    targets = [target for target in report["targets"] if target["bench"] in names and target["measured"] is not None]
-    holds = sum(target["verdict"] == "holds" for target in targets)
-    out = sum(len(bench.get("left_out", ())) for bench in there.values())
-    summary = f"{sum(len(bench['cases']) for bench in there.values())} cases, {out} left out for want of time; "
-    summary += f"targets: {holds} of {len(targets)} hold" + "".join(f"; {name}: {why}" for name, why in bad.items())
+        if why := "; ".join(filter(None, (bench["error"], *wrong))):
+            bad[bench["name"]] = why
+    begun = {bench["name"] for bench in report["benches"]}
+    if late := [name for name in names if name not in begun]:
+        bad["no time for"] = ", ".join(late)
+    targets = [target["verdict"] for target in report["targets"] if target["measured"] is not None]
+    cases, out = (sum(len(bench.get(key, ())) for bench in report["benches"]) for key in ("cases", "left_out"))
+    summary = (
+        f"{cases} cases, {out} left out for want of time; targets: {targets.count('holds')} of {len(targets)} hold"
+    )
+    summary += "".join(f"; {name}: {why}" for name, why in bad.items())
     return Verdict("failed" if bad else "passed", summary[:1000], {"failures": bad})

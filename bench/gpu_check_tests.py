@@ -47,6 +47,7 @@ def run_suite(job: Job, op: str, arch: str) -> dict[str, Any]:
     journal, log = job.scratch / f"{name}.jsonl", job.scratch / f"{name}.log"
     environment = {**job.environment, "GPU_CHECK_JOURNAL": str(journal), "GPU_CHECK_ARCH": arch}
     environment["OMP_NUM_THREADS"] = "1"  # there are as many processes as suites
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever is installed there
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu_check_plugin"]
     command += [str(ROOT / "python_tests" / WORLDS.get(op, f"ops/test_{op}.py"))]
     patience = min(STALLED, job.left() / 3)
