@@ -56,13 +56,13 @@ def probe() -> dict[str, Any]:
 
 
 def launch() -> dict[str, Any]:
-    """The smallest kernel on the GPU; how the module was built, and the ops for which it has no kernel."""
+    """The smallest kernel on the GPU; how the module was built, the sources left out, and the ops without a kernel."""
     x, y = torch.randn(2, 10_007)
     out = _backend.axpy(0.5, x.to(DEVICE), y.to(DEVICE)).cpu()
     if not torch.allclose(out, 0.5 * x + y):
         raise SystemExit("axpy is wrong on the GPU")
     lacking = [op for op, impls in ops.available_impls().items() if IMPL not in impls]
-    return {**_backend.build_info(), "lacking": lacking}
+    return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
 def ceilings() -> dict[str, float]:

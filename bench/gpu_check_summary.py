@@ -48,6 +48,8 @@ def failed(stages: dict[str, Any]) -> Iterator[str]:
                     yield f"{what}: {found['not_run']} tests did not run"
             elif name.endswith("check"):
                 yield f"{name} {what}: {'; '.join(found)}"
+            elif what == "not_built":
+                yield from (f"{source}.cu: {why}" for source, why in found.items())
             elif what == "failures":
                 yield from (f"{name}: {bench}: {why}" for bench, why in found.items())
 

@@ -162,13 +162,16 @@ def make_inputs(case: Case, options: Options, seed: int = 0) -> Inputs:
     return inputs
 
 
-def check(result: Any, truth: list[Tensor], tolerance: float) -> None:
-    """Compare a result with the reference's, as a whole and at its worst element: errors relative to the values.
+def check(result: Any, truth: list[Tensor], dtype: torch.dtype, tolerance: float | None = None) -> None:
+    """Compare a result with the reference's, as a whole and at its worst element.
+
+    Args:
+        tolerance: of errors relative to the values, instead of that of the dtype.
 
     Raises:
         WrongResult: another shape, something not finite, or too far away.
     """
-    found = tensors_in(result)
+    tolerance, found = tolerance or TOLERANCE[dtype], tensors_in(result)
     if [t.shape for t in found] != [t.shape for t in truth]:
         raise WrongResult(f"shapes {[list(t.shape) for t in found]}, not {[list(t.shape) for t in truth]}")
     for index, (tensor, right) in enumerate(zip(found, truth, strict=True)):
@@ -246,7 +249,7 @@ def compare(
             if candidate.name == "reference":
                 truth = tensors_in(result)
             elif candidate.compare and truth is not None:
-                check(result, truth, case.tolerance or TOLERANCE[case.dtype])
+                check(result, truth, case.dtype, case.tolerance)
             del result
             if options.device == "cuda" and options.memory and not case.host:
                 rows[candidate.name] |= cuda_peak(call)

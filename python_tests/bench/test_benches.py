@@ -123,7 +123,7 @@ def agree(case: harness.Case, names: list[str], dtype: torch.dtype = torch.float
     for name in names:
         result = harness.prepare(case, candidates[name], inputs)()
         found = candidates[name].unpack(result) if case.direction == "forward" else result
-        harness.check(found, truth, harness.TOLERANCE[dtype])
+        harness.check(found, truth, dtype)
 
 
 def test_flex_attention_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:

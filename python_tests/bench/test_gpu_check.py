@@ -32,7 +32,7 @@ if what == "op":
 versions = {"torch": "2.11.0+cu130", "torch_cuda": "13.0", "pytest": "8"}
 found = {
     "probe": {"device": {"name": "NVIDIA Nothing", "capability": [8, 0]}, "driver": None, "versions": versions},
-    "launch": {"nvcc": "13.0", "cuda_archs": ["80"], "lacking": ["gamma"]},
+    "launch": {"nvcc": "13.0", "cuda_archs": ["80"], "lacking": ["gamma"], "not_built": {"gamma_fwd": "error"}},
     "ceilings": {"matmul bfloat16": 8e14, "copy": 3e12},
 }[what]
 open(rest[0], "w").write(json.dumps(found)) if rest else print(json.dumps(found))
@@ -139,7 +139,7 @@ def test_every_stage_ends_and_says_how(dry_run: tuple[subprocess.CompletedProces
         "bench the rest": "failed",
         "bench compiled": "failed",
     }
-    assert stages["build"]["summary"] == "no kernels for gamma"
+    assert stages["build"]["summary"] == "left out: gamma, gamma_fwd"
     assert stages["tests"]["summary"].startswith("3 passed, 3 failed, 0 skipped; not well: alpha, beta, gamma")
     assert stages["bench headlines"]["seconds"] < 20
     assert stages["bench the rest"]["seconds"] < 20
@@ -178,6 +178,7 @@ def test_the_summary_comes_last(dry_run: tuple[subprocess.CompletedProcess[str],
     assert len(lines) < 60
     for line in (
         "== gpu-check: NOT all passed",
+        "gamma_fwd.cu: error",
         "test_bad[reference]: hangs",
         "test_bad[reference]: the process ended with exit code 11",
         "alpha, second: 1 ms; 700 TFLOP/s; 88% of matmul; 3.00x torch; of matmul at least 0.7 holds",
@@ -231,7 +232,7 @@ def test_it_builds_for_this_gpu_and_says_why_not(
     found = gpu_check.build(here)
     assert (found.verdict, found.summary) == ("failed", "exit code 1: error: a.cu")
     log = here.log.read_text()
-    assert str({"ICL_FAST_CUDA": "on", "ICL_FAST_CUDA_ARCHS": archs}) in log
+    assert str({"ICL_FAST_CUDA": "keep-going", "ICL_FAST_CUDA_ARCHS": archs}) in log
     assert f"'--build-lib', '{tmp_path}'" in log
 
 
