@@ -42,8 +42,7 @@ def failed(stages: dict[str, Any]) -> Iterator[str]:
     for name, stage in stages.items():
         for what, found in stage["details"].items() if stage["verdict"] != "skipped" else ():
             if name == "tests":
-                for test in found["failures"]:
-                    yield f"{test['id'].partition('::')[2] or what}: {test['message']}"
+                yield from failed_tests(what, found["failures"])
                 if found["not_run"]:
                     yield f"{what}: {found['not_run']} tests did not run"
             elif name.endswith("check"):
@@ -52,6 +51,17 @@ def failed(stages: dict[str, Any]) -> Iterator[str]:
                 yield from (f"{source}.cu: {why}" for source, why in found.items())
             elif what == "failures":
                 yield from (f"{name}: {bench}: {why}" for bench, why in found.items())
+
+
+def failed_tests(suite: str, failures: list[dict[str, str]]) -> Iterator[str]:
+    """A line for each test function and message, of which the first failure stands for all."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        test = failure["id"].partition("::")[2]
+        alike.setdefault((test.partition("[")[0], failure["message"]), []).append(test)
+    for (_, message), tests in alike.items():
+        more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+        yield f"{suite}: {tests[0]}{more}: {message}"
 
 
 def slowest(stages: dict[str, Any]) -> list[str]:

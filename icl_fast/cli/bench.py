@@ -14,10 +14,10 @@ from icl_fast.errors import InputError
 
 HELP = f"""Measure the fused ops and the sweep against plain torch and what else a user would write today.
 
-NAMES are {", ".join(icl_fast.OPS)}, call_overhead, sweep (every head of a model ablated; against TransformerLens too where
-it is installed), toy (the coopetition model) and exemplar_training (steps and evaluation of exemplar models; against JAX
-too where it is installed); all of them by default. Each ratio stands beside its target from bench/targets.toml. Exit
-code 1: a bench failed or a result was wrong; a target that is not reached is no failure.
+NAMES are {", ".join(icl_fast.OPS)}, call_overhead, sweep (every head of a model ablated; against TransformerLens too
+where it is installed), toy (the coopetition model) and exemplar_training (steps and evaluation of exemplar models;
+against JAX too where it is installed); all of them by default. Each ratio stands beside its target from
+bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target that is not reached is no failure.
 """
 
 

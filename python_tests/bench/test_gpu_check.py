@@ -179,12 +179,12 @@ def test_the_summary_comes_last(dry_run: tuple[subprocess.CompletedProcess[str],
     for line in (
         "== gpu-check: NOT all passed",
         "gamma_fwd.cu: error",
-        "test_bad[reference]: hangs",
-        "test_bad[reference]: the process ended with exit code 11",
+        "beta: test_bad[reference]: hangs",
+        "gamma: test_bad[reference]: the process ended with exit code 11",
         "alpha, second: 1 ms; 700 TFLOP/s; 88% of matmul; 3.00x torch; of matmul at least 0.7 holds",
     ):
         assert line in lines
-    assert any(line.startswith("test_bad[reference]: AssertionError: the result is wrong") for line in lines)
+    assert any(line.startswith("alpha: test_bad[reference]: AssertionError: the result is wrong") for line in lines)
     assert any(line.startswith("bench headlines: gamma: ended after") for line in lines)
     assert any(line.startswith("NVIDIA Nothing; ") for line in lines)
     assert any(line.startswith("torch 2.11.0+cu130, CUDA 13.0, ") for line in lines)
@@ -204,6 +204,8 @@ def test_a_long_summary_is_cut() -> None:
     assert lines[0] == "== gpu-check: ended before its end"
     assert "== failures: 41" in lines
     assert "... and 25 more" in lines
+    same = [{"id": f"a.py::test_a[{n}]", "message": "wrong"} for n in range(3)]
+    assert list(gpu_check_summary.failed_tests("op", same)) == ["op: test_a[0] and 2 more: wrong"]
     assert "  4.0 s  test_4" in lines
     assert max(map(len, lines)) == gpu_check_summary.WIDTH
 
