@@ -139,21 +139,21 @@ def missing_jax(options: Options) -> str:
 
 def configured(setting: str, members: int, options: Options) -> Any:
     """The `ExemplarRunConfig` of a file; members differ in their weights and sequences."""
-    from icl_fast.training.exemplar_config import load_exemplar_config, parse_exemplar_config
+    from icl_fast.runs import load_config, parse_config
 
     exemplars = {"chapter4": 1, "chapter5": 3}[setting]
     tiny = (*TINY, "sequences.classes=30", f"sequences.exemplars={exemplars}") if options.quick else ()
-    config = load_exemplar_config(CONFIGS / f"{setting}.yaml", [RATE, *tiny])
+    config = load_config(CONFIGS / f"{setting}.yaml", [RATE, *tiny])
     seeds = [
         {"name": f"seed {seed}", "set": {"training.seed": seed, "sequences.seed": seed}} for seed in range(members)
     ]
-    return parse_exemplar_config({**config.model_dump(mode="json"), "members": seeds})
+    return parse_config({**config.model_dump(mode="json"), "members": seeds})
 
 
 def make(maker: Maker, config: Any) -> Inputs:
     """Exemplars and members; candidates make weights, and whatever else they need, in their first call."""
     from icl_fast.data import Exemplars, gaussian_classes
-    from icl_fast.training.exemplar_run import Population
+    from icl_fast.runs import Population
 
     wanted = config.sequences
     made = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
@@ -258,8 +258,8 @@ def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
 @torch.inference_mode()
 def two_passes(x: Inputs) -> Tensor:
     """Losses of both passes, `[2, P, N]`."""
+    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
     from icl_fast.models.exemplar_inference import ExemplarInference
-    from icl_fast.training.strategies import EmbeddedEvaluators, score_answers
 
     inference, heads, found = ExemplarInference(x.model), torch.ones(heads_of(x.model), device=x.device), []
     heads[(slice(None), *AGAIN_WITHOUT)] = 0
@@ -273,8 +273,8 @@ def two_passes(x: Inputs) -> Tensor:
 @torch.inference_mode()
 def two_passes_by_definition(x: Inputs) -> Tensor:
     """The same by interventions."""
+    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
     from icl_fast.models import Intervention, site
-    from icl_fast.training.strategies import EmbeddedEvaluators, score_answers
 
     layer, head = AGAIN_WITHOUT
     patterns, found = [site("pattern", layer) for layer in range(x.model.config.layers)], []

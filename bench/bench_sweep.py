@@ -158,9 +158,9 @@ def memory(device: str) -> int:
 
 def plan(size: Size, rows: int, mode: str, device: str, dtype: torch.dtype) -> Any:
     """The engine's schedule. Imported here: without the engine's packages the bench says so and goes on."""
-    from icl_fast.measure.ablation import AblationMode
-    from icl_fast.measure.schedule import make_schedule
-    from icl_fast.measure.targets import parse_targets
+    from icl_fast.measure.ablation.modes import AblationMode
+    from icl_fast.measure.ablation.names import parse_ablations
+    from icl_fast.measure.ablation.schedule import make_schedule
 
     config = size.config()
     return make_schedule(
@@ -168,7 +168,7 @@ def plan(size: Size, rows: int, mode: str, device: str, dtype: torch.dtype) -> A
         examples=size.batch,
         context=size.context,
         rows=rows,
-        ablations=parse_targets("all", config),
+        ablations=parse_ablations("all", config),
         mode=AblationMode.parse(mode),
         memory=memory(device),
         itemsize=dtype.itemsize,
@@ -178,8 +178,8 @@ def plan(size: Size, rows: int, mode: str, device: str, dtype: torch.dtype) -> A
 
 def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
     """The engine, planning included."""
-    from icl_fast.measure.ablation import AblationMode
-    from icl_fast.measure.engine import ablation_effects
+    from icl_fast.measure.ablation.engine import ablation_effects
+    from icl_fast.measure.ablation.modes import AblationMode
 
     schedule = plan(size, x.rows.shape[1], mode, x.rows.device.type, x.model.embed.weight.dtype)
     parsed = AblationMode.parse(mode)
@@ -194,7 +194,8 @@ def engine(x: Inputs, size: Size, mode: str) -> tuple[Tensor, Tensor]:
 
 def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
     """By interventions; its losses are those of the fused `linear_cross_entropy`."""
-    from icl_fast.measure.ablation import AblationMode, ablated_losses
+    from icl_fast.measure.ablation.definition import ablated_losses
+    from icl_fast.measure.ablation.modes import AblationMode
 
     base, *ablated = ablated_losses(x.model, x.inputs, x.targets, x.rows, x.ablations, AblationMode.parse(mode))
     return base, torch.stack(ablated) - base
@@ -202,8 +203,8 @@ def definition(x: Inputs, mode: str) -> tuple[Tensor, Tensor]:
 
 def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
     """A model whose heads matter, so that effects stand well above rounding: peaked attention, large outputs."""
-    from icl_fast.measure.plan import parse_positions
-    from icl_fast.measure.targets import parse_targets
+    from icl_fast.measure.ablation.names import parse_ablations
+    from icl_fast.measure.ablation.positions import parse_positions
     from icl_fast.models import Transformer
 
     config = size.config()
@@ -224,7 +225,7 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
         inputs=tokens[:, :-1].contiguous(),
         targets=tokens[:, 1:].contiguous(),
         rows=everywhere if positions == "all" else chosen,
-        ablations=parse_targets("all", config),
+        ablations=parse_ablations("all", config),
     )
 
 

@@ -30,12 +30,13 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from icl_fast.data import load_text
-from icl_fast.measure.ablation import MODES, AblationMode, ablated_losses
-from icl_fast.measure.engine import ablation_effects
-from icl_fast.measure.schedule import make_schedule
-from icl_fast.measure.targets import Target, parse_targets
+from icl_fast.measure.ablation.definition import ablated_losses
+from icl_fast.measure.ablation.engine import ablation_effects
+from icl_fast.measure.ablation.modes import MODES, AblationMode
+from icl_fast.measure.ablation.names import Ablation, parse_ablations
+from icl_fast.measure.ablation.schedule import make_schedule
 from icl_fast.models import Transformer, TransformerConfig
-from icl_fast.training import RunFolder
+from icl_fast.runs import Run
 
 N, T, V = 4, 64, 257
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ EVERY_MODE = [*MODES, "q+k", "v+k"]
 
 
 def losses(
-    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Target], mode: AblationMode
+    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Ablation], mode: AblationMode
 ) -> Tensor:
     """Effects [A,n,R] by the definition."""
     base, *ablated = ablated_losses(model, *tokens, rows, ablations, mode)
@@ -57,7 +58,7 @@ def losses(
 
 
 def engine(
-    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Target], mode: AblationMode
+    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Ablation], mode: AblationMode
 ) -> tuple[Tensor, str]:
     """Effects [A,n,R] by the engine, and the methods it took."""
     schedule = make_schedule(
@@ -94,15 +95,15 @@ def random_models() -> list[dict[str, Any]]:
                 parameter.mul_(1.5)
         tokens = torch.randint(V, (N, T)), torch.randint(V, (N, T))
         last, mode = config.layers - 1, AblationMode.parse(mode_name)
-        ablations = parse_targets(f"all,0.0+{last}.1,0.*,~0.0", config)
+        ablations = parse_ablations(f"all,0.0+{last}.1,0.*,~0.0", config)
         for positions, rows in (("all", every), ("few", few)):
             truth = losses(model, tokens, rows, ablations, mode)
             double, methods = engine(model, tokens, rows, ablations, mode)
             single = copy.deepcopy(model).float()
             fast, _ = engine(single, tokens, rows, ablations, mode)
-            naive = losses(single, tokens, rows, ablations, mode)
+            by_definition = losses(single, tokens, rows, ablations, mode)
             row: dict[str, Any] = {"model": name, "mode": mode_name, "positions": positions, "methods": methods}
-            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", naive)):
+            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", by_definition)):
                 difference = (effects - truth).abs()
                 row[kind] = [float(difference.max()), float(difference.mean()), worst(effects, truth)]
             found.append(row)
@@ -110,23 +111,23 @@ def random_models() -> list[dict[str, Any]]:
 
 
 def bfloat16(run: Path) -> list[dict[str, Any]]:
-    folder = RunFolder(run)
+    folder = Run(run)
     model = folder.load_snapshot(folder.snapshot_steps()[-1]).model.double().requires_grad_(False)
-    evaluation = load_text(folder.config().data).evaluation()
+    evaluation = load_text(folder.text_config.data).evaluation()
     tokens = evaluation.inputs[:64], evaluation.targets[:64]
     rows = torch.arange(tokens[0].shape[1]).expand(len(tokens[0]), -1)
-    ablations, mode = parse_targets("all", model.config), AblationMode.parse("pattern-preserving")
+    ablations, mode = parse_ablations("all", model.config), AblationMode.parse("pattern-preserving")
     truth = losses(model, tokens, rows, ablations, mode).mean((1, 2))
     narrow = copy.deepcopy(model).bfloat16()
     fast = engine(narrow, tokens, rows, ablations, mode)[0].double().mean((1, 2))
-    naive = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
+    by_definition = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
     weakest = truth.abs().argsort()[:10].tolist()
     return [
         {
             "head": ablations[index].name,
             "mean effect": float(truth[index]),
             "engine": float((fast[index] / truth[index] - 1).abs()),
-            "definition": float((naive[index] / truth[index] - 1).abs()),
+            "definition": float((by_definition[index] / truth[index] - 1).abs()),
         }
         for index in weakest
     ]

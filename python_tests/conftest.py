@@ -66,7 +66,8 @@ def tiny_values(corpus_folder: Path) -> dict[str, dict[str, object]]:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_values: dict[str, dict[str, object]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder; tests that change it must copy it."""
-    from icl_fast.training import parse_config, train
+    from icl_fast.runs import parse_config
+    from icl_fast.training import train
 
     return train(parse_config(tiny_values), tmp_path_factory.mktemp("runs") / "tiny").path
 

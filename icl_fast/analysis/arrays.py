@@ -11,10 +11,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from icl_fast.errors import InputError
+from icl_fast.measure.ablation import UNABLATED
 
 Floats = NDArray[np.float64]
 Values = NDArray[Any] | xr.DataArray
-UNABLATED = "none"  # the name that a sweep gives the whole model
 
 
 def finite(name: str, values: Values, dims: Sequence[str]) -> Floats:

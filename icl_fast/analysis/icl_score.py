@@ -247,11 +247,14 @@ def _mean_at(by_position: xr.DataArray, at: int | Sequence[int]) -> Floats:
 
 
 def _bins(at: Floats, count: int) -> Floats:
-    """[bin, point] that takes the mean over the points in each of the equally wide bins that hold any; `at` rises."""
+    """[bin, point] that takes the mean over the points in each of the equally wide bins that hold any; `at` rises.
+
+    A point between two bins is the later one's, whichever way its logarithm was rounded.
+    """
     if count < 2:
         raise InputError(f"bins: a derivative needs 2 or more, got {count}")
     edges = np.linspace(at[0], at[-1], count + 1) if len(at) else np.zeros(count + 1)
-    _, bin_of, points = np.unique(np.digitize(at, edges[1:-1]), return_inverse=True, return_counts=True)
+    _, bin_of, points = np.unique(np.digitize(at, edges[1:-1] - 1e-9), return_inverse=True, return_counts=True)
     member: Floats = (bin_of == np.arange(len(points))[:, None]) / points[:, None]
     return member
 

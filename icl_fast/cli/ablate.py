@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
+
+if TYPE_CHECKING:
+    from icl_fast.measure.ablation.options import Engine, Replacement
 
 
 @click.command()
@@ -23,11 +26,11 @@ from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
     default="all",
     show_default=True,
     help="Ablations, comma-separated: all (each head alone), 0.3, 1.* (a layer), * (all together), 0.3+1.2 (a set), "
-    "~0.3 (all but it), embed.",
+    "~0.3 (all but it), embed, or none.",
 )
 @click.option("--positions", default="paper", show_default=True, help="all, paper, or positions such as 50,500.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--replace", type=click.Choice(["zero", "mean"]), default="zero", show_default=True)
+@click.option("--replace", "replacement", type=click.Choice(["zero", "mean"]), default="zero", show_default=True)
 @click.option("--preserve-heads", help="Preserve only these heads' activations, such as 1.0+1.2; default all.")
 @click.option("--icl-window", type=int, default=1, show_default=True, help="Positions averaged around the score's two.")
 @click.option("--examples", type=int, help="Use the first so many evaluation examples; default all.")
@@ -37,7 +40,7 @@ from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
     type=click.Choice(["fast", "definition"]),
     default="fast",
     show_default=True,
-    help="definition: two whole passes for every ablation, to check the fast one.",
+    help="definition: the whole model runs again for every ablation, to check the fast engine.",
 )
 @click.option(
     "--dtype",
@@ -55,12 +58,12 @@ def ablate(
     heads: str,
     positions: str,
     snapshots: str,
-    replace: str,
+    replacement: Replacement,
     preserve_heads: str | None,
     icl_window: int,
     examples: int | None,
     memory: str,
-    engine: str,
+    engine: Engine,
     dtype: str,
     only_plan: bool,
     device: str,
@@ -71,26 +74,23 @@ def ablate(
     A sweep that was stopped goes on when the same command is given again, to the same bits.
     """
     from icl_fast.cli.tables import print_ablations, print_plan
-    from icl_fast.measure import open_results, plan_sweep, sweep
-    from icl_fast.training import resolve_device
+    from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
 
-    options: dict[str, Any] = {
-        "snapshots": snapshots,
-        "examples": examples,
-        "mode": mode,
-        "heads": heads,
-        "positions": positions,
-        "replacement": replace,
-        "preserve_heads": preserve_heads,
-        "icl_window": icl_window,
-        "memory": memory,
-        "engine": engine,
-        "dtype": dtype,
-    }
+    options = AblationOptions(
+        mode=mode,
+        heads=heads,
+        positions=positions,
+        replacement=replacement,
+        preserve_heads=preserve_heads,
+        icl_window=icl_window,
+        memory=memory,
+        engine=engine,
+        dtype=dtype,
+    )
     if only_plan:
-        print_plan(plan_sweep(ckpt, device=resolve_device(device).type, **options))
+        print_plan(plan_sweep(ckpt, options, snapshots=snapshots, examples=examples, device=device))
         return
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(ckpt.name) as update:
-        target = sweep(ckpt, out=out, device=device, on_part=update, **options)
-    print_ablations(open_results(target))
-    click.echo(f"results in {target}")
+        store = sweep(ckpt, options, out=out, snapshots=snapshots, examples=examples, device=device, on_part=update)
+    print_ablations(open_results(store))
+    click.echo(f"results in {store}")

@@ -15,11 +15,9 @@ def corpus(name: str, vocab: int, context: int) -> None:
     NAME is stdlib, stdlib+tests, docs or books; FOLDER holds .txt, .md and .py files. For a named corpus that is not on
     this machine it says which Debian packages to install.
     """
-    from pydantic import ValidationError
-
     from icl_fast.data import DataConfig, load_text, read_corpus
     from icl_fast.errors import InputError
-    from icl_fast.models.config import validation_message
+    from icl_fast.schema import ValidationError, validation_message
 
     try:
         config = DataConfig(corpus=name, vocab=vocab, context=context)

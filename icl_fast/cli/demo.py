@@ -11,7 +11,7 @@ import click
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
 
 if TYPE_CHECKING:
-    from icl_fast.report.demo import DemoResult
+    from icl_fast.studies.demo import DemoResult
 
 
 @click.command()
@@ -26,7 +26,7 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
     is fixed in icl_fast/analysis/phase_change.py. Run again, it goes on where it was stopped.
     """
     from icl_fast.cli.tables import print_demo
-    from icl_fast.report.demo import default_configs, run_demo
+    from icl_fast.studies.demo import default_configs, run_demo
 
     begun = time.monotonic()
     results: list[DemoResult] = []

@@ -3,78 +3,82 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
-from icl_fast.errors import InputError
+from icl_fast.cli.tasks import refuse
+
+if TYPE_CHECKING:
+    from icl_fast.runs import Series
 
 
 @click.command()
-@click.option("--ckpt", type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
-@click.option(
-    "--strategies",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="A run folder of the exemplar world, instead of --ckpt: how every snapshot answers every evaluator.",
-)
+@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens, and which text is read.")
+@click.option("--seed", type=int, help="On text: of the random tokens, and which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out snapshots that cannot be used, and say which.")
-@click.option("--sequences", type=int, default=1000, show_default=True, help="With --strategies: of each evaluator.")
+@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
 @click.option(
     "--clamp",
     "clamps",
     multiple=True,
     metavar="NAME",
-    help="With --strategies: also with this forced in every snapshot (a progress measure), such as match.",
+    help="On exemplars: also with this forced in every snapshot (a progress measure), such as match.",
 )
 @click.option(
     "--graft",
     metavar="STEP:PARTS",
-    help="With --strategies: give every snapshot these parts of one of them first, such as last:layer-2+unembed.",
+    help="On exemplars: give every snapshot these parts of one of them first, such as last:layer-2+unembed.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Zarr store; default RUN/results/heads.zarr, or strategies."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Zarr store; default RUN/results/heads.zarr, or strategies.zarr on exemplars.",
 )
 def evaluate(
-    ckpt: Path | None,
-    strategies: Path | None,
+    ckpt: Path,
     snapshots: str,
-    seed: int,
+    seed: int | None,
     device: str,
     skip_damaged: bool,
-    sequences: int,
+    sequences: int | None,
     clamps: tuple[str, ...],
     graft: str | None,
     out: Path | None,
 ) -> None:
-    """Score every head of a run: prefix matching, copying, previous token, QK trace, OV copying, composition.
+    """Measure every snapshot of a run.
+
+    Of a run on text, the scores of every head: prefix matching, copying, previous token, QK trace, OV copying,
+    composition. Of a run on exemplars: accuracy, probability and loss by evaluator (ICL, IWL, CIWL, Flip, held out),
+    and where heads attend.
 
     An evaluation that was stopped goes on when the same command is given again, to the same bits.
-
-    With --strategies, of a run on exemplars: accuracy, probability and loss by evaluator (ICL, IWL, CIWL, Flip, held
-    out), and where heads attend.
     """
-    if (ckpt is None) == (strategies is None):
-        raise InputError("--ckpt, --strategies: name a run with one of them")
-    if strategies is not None:
-        _evaluate_strategies(strategies, snapshots, device, sequences, clamps, graft, out)
+    from icl_fast.runs import open_series
+
+    series = open_series(ckpt, snapshots)
+    if series.task == "exemplars":
+        refuse(ckpt, "exemplars", {"--seed": seed})
+        left_out: dict[int, str] = {}
+        if skip_damaged:
+            series, left_out = series.readable()
+        for step, why in left_out.items():
+            click.echo(f"snapshot {step} is left out: {why}", err=True)
+        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, out)
         return
-    if clamps or graft:
-        raise InputError("--clamp, --graft: go with --strategies")
-    assert ckpt is not None
+    refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})
     from icl_fast.cli.tables import print_head_scores
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(ckpt.name) as update:
         target = run(
-            ckpt,
+            series,
             out=out,
-            snapshots=snapshots,
-            seed=seed,
+            seed=0 if seed is None else seed,
             device=device,
             skip_damaged=skip_damaged,
             on_snapshot=update,
@@ -84,28 +88,22 @@ def evaluate(
 
 
 def _evaluate_strategies(
-    path: Path,
-    snapshots: str,
-    device: str,
-    sequences: int,
-    clamps: tuple[str, ...],
-    graft: str | None,
-    out: Path | None,
+    series: Series, device: str, sequences: int, clamps: tuple[str, ...], graft: str | None, out: Path | None
 ) -> None:
     from icl_fast.cli.measure_tables import print_strategies
     from icl_fast.measure import open_results
-    from icl_fast.measure.exemplar_runs import measure_strategies, open_run
-    from icl_fast.report.exemplar_curves import strategies_figure
-    from icl_fast.report.figures import save_figure
+    from icl_fast.measure.exemplar.measured_run import measure_strategies, open_measured
+    from icl_fast.report.draw.exemplar_curves import strategies_figure
+    from icl_fast.report.draw.figures import save_figure
 
     with counting("rendering glyphs") as rendering:
-        measured = open_run(path, snapshots=snapshots, sequences=sequences, device=device, on_exemplars=rendering)
-    with advice_on_interrupt("nothing is saved; the same command begins again"), counting("measuring") as update:
+        measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
+    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
         target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, on_snapshot=update)
     results = open_results(target)
     print_strategies(results)
     click.echo(f"results in {target}")
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
-        title = f"{path.name}, every snapshot given {graft}" if graft else path.name
-        figure = strategies_figure(results.isel(member=0), title, measured.run.config.sequences.pairs)
+        title = f"{series.name}, every snapshot given {graft}" if graft else series.name
+        figure = strategies_figure(results.isel(member=0), title, series.population.config.sequences.pairs)
         click.echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")

@@ -34,7 +34,7 @@ def pca(
     the same command is given again.
     """
     from icl_fast.cli.tables import print_pca
-    from icl_fast.report.pca import pca_of_runs
+    from icl_fast.studies.pca import pca_of_runs
 
     with advice_on_interrupt("the same command goes on from there"):
         found, figure = pca_of_runs(

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from icl_fast.measure import SnapshotProgress, SweepProgress
-    from icl_fast.training import TrainingProgress
-    from icl_fast.training.exemplar_loop import ExemplarProgress
+    from icl_fast.measure.ablation import SweepProgress
+    from icl_fast.measure.over_snapshots import SnapshotProgress
+    from icl_fast.training import ExemplarProgress, TrainingProgress
 
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -41,7 +41,7 @@ def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgr
 
 @contextmanager
 def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarProgress], None]]:
-    """Shows the losses (lowest and highest of a population), steps/s and time left of a run of the exemplar world."""
+    """Shows the losses (lowest and highest of a population), steps/s and time left of a run on exemplars."""
     with _bar(f"training {name}", steps) as show:
 
         def update(at: ExemplarProgress) -> None:

@@ -61,8 +61,8 @@ def report(
     from icl_fast.analysis import Thresholds
     from icl_fast.cli.tables import print_study
     from icl_fast.data import default_texts, read_texts
-    from icl_fast.report.collect import Options, collect, read_claims
     from icl_fast.report.write import write_report
+    from icl_fast.studies.collect import Options, collect, read_claims
 
     begun = time.monotonic()
     options = Options(

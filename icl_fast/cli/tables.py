@@ -15,14 +15,15 @@ from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
-from icl_fast.measure.plan import DTYPES
-from icl_fast.measure.rates import measure_rates
+from icl_fast.measure.ablation import UNABLATED
+from icl_fast.measure.ablation.device_speed import measure_speed
+from icl_fast.measure.ablation.options import DTYPES
 
 if TYPE_CHECKING:
     from icl_fast.analysis import PhaseChange
-    from icl_fast.measure.sweep import PlannedSweep
-    from icl_fast.report.demo import DemoResult
+    from icl_fast.measure.ablation import PlannedSweep
     from icl_fast.report.study import Study
+    from icl_fast.studies.demo import DemoResult
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
@@ -43,8 +44,8 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     for ablation in last["ablation"].values[: most + 1]:
         row = [str(ablation)]
         for values in columns.values():
-            value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation="none"))
-            row += [f"{value:.4f}", "" if ablation == "none" else f"{value - whole:+.4f}"]
+            value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
+            row += [f"{value:.4f}", "" if ablation == UNABLATED else f"{value - whole:+.4f}"]
         table.add_row(*row)
     Console().print(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
@@ -113,7 +114,7 @@ def print_pca(pca: JointPCA) -> None:
 def print_plan(planned: PlannedSweep) -> None:
     """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
     plan, console = planned.plan, Console()
-    chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.steps)
+    chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.series.steps)
     console.print(
         f"{len(plan.ablations)} ablations ({plan.mode}) of {snapshots} snapshots on {plan.examples} examples of "
         f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each",
@@ -124,7 +125,7 @@ def print_plan(planned: PlannedSweep) -> None:
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
-    rates = measure_rates(on, DTYPES[plan.dtype])
+    speed = measure_speed(on, DTYPES[plan.dtype])
     table = Table(
         "stage",
         *(Column(name, justify="right") for name in ("variants", "GFLOP", "MB", "ms")),
@@ -132,14 +133,14 @@ def print_plan(planned: PlannedSweep) -> None:
         title=f"a chunk of {plan.chunk} examples, {plan.dtype}",
     )
     for stage in schedule.stages:
-        numbers = f"{stage.flops / 1e9:.2f}", f"{stage.bytes / 1e6:.0f}", f"{rates.seconds(stage) * 1e3:.1f}"
+        numbers = f"{stage.flops / 1e9:.2f}", f"{stage.bytes / 1e6:.0f}", f"{speed.seconds(stage) * 1e3:.1f}"
         table.add_row(stage.name, str(stage.variants), *numbers)
     console.print(table)
-    seconds, times = sum(map(rates.seconds, schedule.stages)), chunks * snapshots
+    seconds, times = sum(map(speed.seconds, schedule.stages)), chunks * snapshots
     together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
     console.print(
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
-        f"on {on}, which multiplies {rates.flops / 1e9:.0f} GFLOP/s and copies {rates.bytes / 1e9:.1f} GB/s: at "
+        f"on {on}, which multiplies {speed.flops / 1e9:.0f} GFLOP/s and copies {speed.bytes / 1e9:.1f} GB/s: at "
         f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all",
         highlight=False,
     )
@@ -154,7 +155,7 @@ _RULE = (
 
 def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> tuple[str, ...]:
     """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
-    last, best = sweep.isel(snapshot=-1).sel(ablation="none"), matching.argmax(("layer", "head"))
+    last, best = sweep.isel(snapshot=-1).sel(ablation=UNABLATED), matching.argmax(("layer", "head"))
     verdict = "yes" if change.happened else "no"
     if change.happened and change.start is not None and change.end is not None:
         tokens = sweep["tokens"].values / 1e6
@@ -206,7 +207,7 @@ def print_demo(result: DemoResult) -> None:
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
             last = data.isel(snapshot=-1)
-            effect = (last["icl_score"] - last["icl_score"].sel(ablation="none")).isel(ablation=slice(1, None))
+            effect = (last["icl_score"] - last["icl_score"].sel(ablation=UNABLATED)).isel(ablation=slice(1, None))
             strongest = effect.sortby(effect, ascending=False)[:3]
             errors = last["icl_effect_sem"].sel(ablation=strongest["ablation"])
             heads = ", ".join(

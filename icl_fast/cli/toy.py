@@ -55,8 +55,8 @@ def phase_change(
 ) -> None:
     """Learn a*⊗b*⊗c* as a⊗b⊗c: a plateau, then a phase change; with all vectors but one clamped, neither."""
     from icl_fast.cli.toy_tables import print_phase_change
-    from icl_fast.report.toy import phase_change_study
-    from icl_fast.training import resolve_device
+    from icl_fast.runs.devices import resolve_device
+    from icl_fast.studies.toy import phase_change_study
 
     with advice_on_interrupt(_STOPPED):
         found = phase_change_study(
@@ -125,10 +125,10 @@ def coopetition(
     seeds. How each verdict is reached is printed below the table.
     """
     from icl_fast.cli.toy_tables import print_coopetition
-    from icl_fast.measure.plan import parse_memory
-    from icl_fast.report.toy import coopetition_study
+    from icl_fast.measure.ablation.memory import parse_memory
+    from icl_fast.runs.devices import resolve_device
+    from icl_fast.studies.toy import coopetition_study
     from icl_fast.toy import Setting, settings_grid
-    from icl_fast.training import resolve_device
 
     sizes = [int(value) for value in _numbers("dims", dims)]
     if len(sizes) != 4:

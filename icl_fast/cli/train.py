@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting, population_progress, training_progress
+
+if TYPE_CHECKING:
+    from icl_fast.runs import ExemplarRunConfig, TextRunConfig
 
 _ADVICE = "go on with --resume"
 
@@ -19,53 +23,51 @@ _ADVICE = "go on with --resume"
     "clamps",
     multiple=True,
     metavar="NAME",
-    help="Exemplar worlds: force this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
+    help="On exemplars: force this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
     "no-previous-token); may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the config file>.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last saved state.")
 def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out: Path | None, resume: bool) -> None:
-    """Train as CONFIG (a YAML file) says and keep snapshots: a Transformer on text, or a run or population of the
-    exemplar world, of which the curves are drawn as well.
+    """Train as CONFIG (a YAML file) says and keep snapshots: a Transformer on text, or a run or a population of runs on
+    exemplars, of which the curves are drawn as well.
 
     Ctrl-C saves the state and stops; the same command with --resume goes on, on CPU to the same bits.
     """
     from icl_fast.errors import InputError
-    from icl_fast.training.exemplar_config import is_exemplar_config
+    from icl_fast.runs import ExemplarRunConfig, load_config
 
     folder = out if out is not None else Path("runs") / config.stem
-    if is_exemplar_config(config):
-        if clamps:
-            overrides = (*overrides, f"interventions.clamps=[{', '.join(clamps)}]")
-        _train_exemplars(config, overrides, folder, resume)
-    elif clamps:
-        raise InputError(f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars")
+    parsed = load_config(config, overrides)
+    if clamps:
+        if not isinstance(parsed, ExemplarRunConfig):
+            raise InputError(f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars")
+        parsed = load_config(config, (*overrides, f"interventions.clamps=[{', '.join(clamps)}]"))
+    if isinstance(parsed, ExemplarRunConfig):
+        _train_on_exemplars(parsed, folder, resume)
     else:
-        _train_text(config, overrides, folder, resume)
+        _train_on_text(parsed, folder, resume)
 
 
-def _train_text(config: Path, overrides: tuple[str, ...], folder: Path, resume: bool) -> None:
-    from icl_fast.training import load_config
+def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
     from icl_fast.training import train as run
 
-    parsed = load_config(config, overrides)
-    with advice_on_interrupt(_ADVICE), training_progress(folder.name, parsed.training.steps) as update:
-        done = run(parsed, folder, resume=resume, on_step=update)
+    with advice_on_interrupt(_ADVICE), training_progress(folder.name, config.training.steps) as update:
+        done = run(config, folder, resume=resume, on_progress=update)
     click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
-def _train_exemplars(config: Path, overrides: tuple[str, ...], folder: Path, resume: bool) -> None:
+def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
     from icl_fast.cli.measure_tables import print_end
-    from icl_fast.report.exemplar_curves import draw_run
-    from icl_fast.training.exemplar_config import load_exemplar_config
-    from icl_fast.training.exemplar_loop import train_exemplars
+    from icl_fast.measure.exemplar.curves import training_curves
+    from icl_fast.report.draw.exemplar_curves import draw_run
+    from icl_fast.training import train as run
 
-    parsed = load_exemplar_config(config, overrides)
     with (
         advice_on_interrupt(_ADVICE),
         counting("rendering glyphs") as rendering,
-        population_progress(folder.name, parsed.training.steps) as update,
+        population_progress(folder.name, config.training.steps) as update,
     ):
-        done = train_exemplars(parsed, folder, resume=resume, on_progress=update, on_exemplars=rendering)
-    print_end(done.curves())
+        done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
+    print_end(training_curves(done))
     click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {draw_run(done)}")

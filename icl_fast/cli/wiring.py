@@ -10,7 +10,7 @@ from icl_fast.cli.progress import counting
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder on exemplars.")
 @click.option("--snapshot", default="last", show_default=True, help="A step, or last.")
 @click.option("--evaluator", default="train", show_default=True, help="Whose sequences: train, icl, ciwl, flip, ...")
 @click.option("--sequences", type=int, default=1000, show_default=True, help="How many of them.")
@@ -24,7 +24,7 @@ from icl_fast.cli.progress import counting
     help="Draw the map, and what each head of the last layer does, as PNG and SVG.",
 )
 def wiring(
-    run: Path,
+    ckpt: Path,
     snapshot: str,
     evaluator: str,
     sequences: int,
@@ -39,12 +39,12 @@ def wiring(
     beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
     """
     from icl_fast.cli.measure_tables import print_wiring
-    from icl_fast.measure.exemplar_runs import measure_wiring, open_run
-    from icl_fast.measure.exemplar_wiring import save_wiring
+    from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
+    from icl_fast.measure.exemplar.wiring import save_wiring
 
     with counting("rendering glyphs") as rendering:
-        measured = open_run(
-            run,
+        measured = open_measured(
+            ckpt,
             snapshots=snapshot,
             evaluators=[evaluator],
             sequences=sequences,
@@ -56,8 +56,8 @@ def wiring(
     if out is not None:
         click.echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
-        from icl_fast.report.exemplar_heads import draw_heads, draw_wiring
+        from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
 
-        number = 0 if member is None else measured.run.members.index(member)
+        number = 0 if member is None else measured.series.population.names.index(member)
         drawn = draw_wiring(found, number, figures / "wiring") + draw_heads(measured, number, figures / "heads")
         click.echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")

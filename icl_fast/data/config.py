@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
 from icl_fast.data.tokenizer import SMALLEST_VOCAB
+from icl_fast.schema import Config, Field, field_validator
 
 
-class DataConfig(BaseModel):
+class DataConfig(Config):
     """The text of a run. Everything drawn at random here follows from `seed` alone, never from the run's own seed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     corpus: str = Field(
         default="stdlib", description="stdlib, stdlib+tests, docs, books, or a folder of .txt/.md/.py files"

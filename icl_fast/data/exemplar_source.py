@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from icl_fast.data.clusters import cluster_embeddings
 from icl_fast.data.encoders import ENCODERS, encode
@@ -17,12 +16,11 @@ from icl_fast.data.glyphs import render_glyphs
 from icl_fast.data.image_folder import read_images
 from icl_fast.data.transforms import transformed
 from icl_fast.errors import InputError
+from icl_fast.schema import Config, Field, model_validator
 
 
-class ExemplarSource(BaseModel):
+class ExemplarSource(Config):
     """Classes and their exemplars, and the frozen encoder that makes vectors of them (Singh 2025, 2.2.1, 4.2.1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: Literal["glyphs", "images", "vectors", "clusters", "gaussian"] = Field(
         "glyphs",
@@ -34,7 +32,7 @@ class ExemplarSource(BaseModel):
     exemplars: int = Field(20, ge=1, description="exemplars of each class")
     size: int = Field(28, ge=1, le=256, description="pixels of a side of glyphs and images")
     transforms: bool = Field(False, description="every character as 8 classes: 4 rotations, mirrored or not")
-    within: float = Field(0.5, ge=0, allow_inf_nan=False, description="gaussian: deviation within a class")
+    within: float = Field(0.5, ge=0, description="gaussian: deviation within a class")
     encoder: str = Field(
         "random-projection",
         description="random-projection, pca, random-convolutions, none, or a TorchScript file: images to vectors",

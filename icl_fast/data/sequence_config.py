@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from icl_fast.schema import Config, Field, model_validator
 
 LARGEST_SPLIT_POOL = 2048  # its pairs are listed: two million of them
 
 
-class SequenceConfig(BaseModel):
+class SequenceConfig(Config):
     """Sequences of `pairs` (exemplar, label) pairs and a query exemplar (Singh 2025, 2.2.1, 3.2.1, 4.2.1, 5.2.2).
 
     A share `p_icl` of the training sequences can be solved in context only, `p_iwl` in weights only, `p_ciwl` in
@@ -19,8 +19,6 @@ class SequenceConfig(BaseModel):
     The defaults are chapter 5's (with `held_out_*` at nothing); chapter 4's are `p_icl=1, classes=50, exemplars=1,
     label_pool=5, held_out_classes=100, held_out_label_pairs=0.2`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     pairs: int = Field(default=2, ge=1, le=256, description="n: (exemplar, label) pairs before the query")
     p_bursty: float = Field(
@@ -38,9 +36,7 @@ class SequenceConfig(BaseModel):
     exemplars: int | None = Field(
         default=None, ge=1, description="E: exemplars of a class trained on; all that are not held out"
     )
-    noise: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="standard deviation of Gaussian noise on every exemplar"
-    )
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of Gaussian noise on every exemplar")
     labels_per_class: int = Field(default=1, ge=1, description="labels of a class, one of them drawn per sequence")
     label_pool: int = Field(default=2, ge=2, le=2**20, description="L: labels that p_icl sequences draw from")
     zipf: float = Field(default=0.0, ge=0, le=10, description="exponent: class of rank x has frequency x^-zipf")

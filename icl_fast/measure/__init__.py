@@ -1,103 +1,30 @@
-"""Everything read off one model: head scores, circuits, attributions, ablations, their sweep over a run's snapshots."""
+"""Everything read off one model: ablations, heads, strategies; what is not here is reached through its room.
 
-from icl_fast.measure.ablation import AblationMode
-from icl_fast.measure.attribution import Attribution, logit_attribution
-from icl_fast.measure.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
-from icl_fast.measure.evaluate import SnapshotProgress, evaluate, measure_snapshots
-from icl_fast.measure.exemplar_ablation import (
-    composition,
-    cut_output_connections,
-    embedding_path,
-    keep_one_head,
-    knock_out_each_head,
-)
-from icl_fast.measure.exemplar_copying import attention_weight_curve, residual_heads, single_heads
-from icl_fast.measure.exemplar_passes import SecondPass, answers_again, means_again
-from icl_fast.measure.exemplar_progress import Transplant, measure_over_snapshots
-from icl_fast.measure.exemplar_runs import MeasuredRun, measure_strategies, measure_wiring, open_run
-from icl_fast.measure.exemplar_superposition import attention_deltas, temperature_curves
-from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
-from icl_fast.measure.head_scores import (
-    copying,
+`icl_fast.measure.ablation`, `icl_fast.measure.heads` and `icl_fast.measure.exemplar` hold the rest.
+"""
+
+from icl_fast.measure.ablation import AblationOptions, ablate, plan_sweep, sweep
+from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
+from icl_fast.measure.heads import (
+    composition_scores,
+    copying_eigenvalue_score,
+    copying_eigenvalues,
     copying_scores,
-    distinct_random_tokens,
-    prefix_matching,
+    evaluate,
+    logit_attribution,
     prefix_matching_scores,
-    previous_token,
     previous_token_scores,
-    repeated_random_tokens,
+    qk_trace,
 )
-from icl_fast.measure.parts import ablate
-from icl_fast.measure.reading import (
-    TokenisedText,
-    head_views,
-    template_attention,
-    text_dataset,
-    token_losses,
-    tokenise,
-)
-from icl_fast.measure.snapshots import evaluation_tokens, find_snapshots, missing_snapshots, readable_snapshots
-from icl_fast.measure.sweep import SweepProgress, plan_sweep, sweep
-from icl_fast.measure.targets import Target, parse_targets
-from icl_fast.measure.workspace import OtherResults, open_results, save_results
+from icl_fast.measure.store import OtherResults, open_results, save_results
 
-__all__ = [
-    "AblationMode",
-    "Attribution",
-    "MeasuredRun",
-    "OtherResults",
-    "SecondPass",
-    "SnapshotProgress",
-    "SweepProgress",
-    "Target",
-    "TokenisedText",
-    "Transplant",
-    "ablate",
-    "answers_again",
-    "attention_deltas",
-    "attention_weight_curve",
-    "composition",
-    "composition_scores",
-    "copying",
-    "copying_eigenvalue_score",
-    "copying_eigenvalues",
-    "copying_scores",
-    "cut_output_connections",
-    "distinct_random_tokens",
-    "embedding_path",
-    "evaluate",
-    "evaluation_tokens",
-    "find_snapshots",
-    "head_views",
-    "keep_one_head",
-    "knock_out_each_head",
-    "logit_attribution",
-    "means_again",
-    "measure_over_snapshots",
-    "measure_snapshots",
-    "measure_strategies",
-    "measure_wiring",
-    "missing_snapshots",
-    "open_results",
-    "open_run",
-    "parse_targets",
-    "plan_sweep",
-    "prefix_matching",
-    "prefix_matching_scores",
-    "previous_token",
-    "previous_token_scores",
-    "qk_trace",
-    "readable_snapshots",
-    "remove_sets",
-    "repeated_random_tokens",
-    "residual_heads",
-    "save_results",
-    "single_heads",
-    "sweep",
-    "temperature_curves",
-    "template_attention",
-    "text_dataset",
-    "token_losses",
-    "tokenise",
-    "wiring_map",
-]
+# ablations
+__all__ = ["AblationOptions", "ablate", "plan_sweep", "sweep"]
+# scores and circuits of heads
+__all__ += ["copying_scores", "evaluate", "prefix_matching_scores", "previous_token_scores"]
+__all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalues", "qk_trace"]
+__all__ += ["logit_attribution"]
+# exemplar runs
+__all__ += ["measure_strategies", "measure_wiring", "open_measured"]
+# results on disk
+__all__ += ["OtherResults", "open_results", "save_results"]

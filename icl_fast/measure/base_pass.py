@@ -39,6 +39,11 @@ class BaseLayer:
     def attention(self) -> Attention:
         return self.block.attention
 
+    @property
+    def heads(self) -> int:
+        """How many heads the layer has."""
+        return self.attention.config.heads
+
     @cached_property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as attention sees them, each [n,H,T,D]."""

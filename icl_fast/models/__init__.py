@@ -1,11 +1,8 @@
 """The Transformer, its sites and interventions, and its snapshots."""
 
 from icl_fast.models.checkpoints import (
-    ExemplarSnapshot,
     Snapshot,
-    load_exemplar_snapshot,
     load_snapshot,
-    save_exemplar_snapshot,
     save_snapshot,
 )
 from icl_fast.models.clamps import ClampName, Clamps, make_clamps, no_clamps, stack_clamps
@@ -21,19 +18,16 @@ __all__ = [
     "Clamps",
     "ExemplarConfig",
     "ExemplarShape",
-    "ExemplarSnapshot",
     "ExemplarTransformer",
     "Intervention",
     "ModelShape",
     "Snapshot",
     "Transformer",
     "TransformerConfig",
-    "load_exemplar_snapshot",
     "load_snapshot",
     "make_clamps",
     "no_clamps",
     "parse_transformer_config",
-    "save_exemplar_snapshot",
     "save_snapshot",
     "site",
     "stack_clamps",

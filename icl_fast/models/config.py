@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
 from icl_fast.errors import InputError
+from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
 
 PositionKind = Literal["learned", "sinusoidal", "shortformer", "rotary", "none"]
 KeyKind = Literal["plain", "smeared"]
 
 
-class ModelShape(BaseModel):
+class ModelShape(Config):
     """All of a Transformer's shape that does not follow from the data it reads.
 
     Windows are given per layer and head: `windows[l][h]` is the number of latest positions, its own
     included, that head h of layer l may attend to; None means a dense head (Olsson et al. 2022, Model
     Details, "local attention head").
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: int = Field(2, ge=1, description="number of layers")
     width: int = Field(128, ge=1, description="C, the width of the residual stream")
@@ -86,22 +83,6 @@ def parse_transformer_config(values: dict[str, Any], source: str = "model") -> T
         InputError: an unknown key, a wrong type or an impossible shape; the message names the key.
     """
     try:
-        return TransformerConfig(**values)
+        return TransformerConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(validation_message(error, source)) from None
-
-
-def validation_message(error: ValidationError, source: str) -> str:
-    """Pydantic's findings as one line: each key by its dotted path below `source`, what was wrong with it."""
-    findings = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in (source, *item["loc"]) if part != "")
-        if item["type"] == "extra_forbidden":
-            findings.append(f"{path}: unknown key")
-        elif item["type"] == "missing":
-            findings.append(f"{path}: missing")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-            findings.append(f"{path}: {text[0].lower()}{text[1:]}{given}".removeprefix(": "))
-    return "; ".join(findings)

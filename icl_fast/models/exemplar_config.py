@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from icl_fast.schema import Config, Field, model_validator
 
 
-class ExemplarShape(BaseModel):
+class ExemplarShape(Config):
     """All of an exemplar model's shape that does not follow from its data; the defaults are Singh 2025, 4.2.1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     layers: int = Field(2, ge=1, description="number of layers")
     width: int = Field(64, ge=1, description="C, the width of the residual stream")

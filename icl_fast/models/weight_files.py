@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from icl_fast.errors import InputError
@@ -21,6 +20,9 @@ def write_weights(path: str | Path, module: nn.Module, kind: str, header: dict[s
     Raises:
         InputError: the disk is full or the folder not writable.
     """
+    from safetensors import SafetensorError  # here: models, which seldom meet a file, need torch alone
+    from safetensors.torch import save_file
+
     weights = {name: weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}
     with atomic_write(path) as temporary:
         try:
@@ -30,12 +32,14 @@ def write_weights(path: str | Path, module: nn.Module, kind: str, header: dict[s
             raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
 
 
-def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The header and the weights that `write_weights` wrote.
+def read_weights(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    """The kind, the header and the weights that `write_weights` wrote.
 
     Raises:
-        InputError: no such file, not of that kind, truncated or damaged.
+        InputError: no such file, of none of these kinds, truncated or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"snapshot {path}: {'is a folder, not a snapshot file' if path.is_dir() else 'no such file'}")
@@ -45,10 +49,11 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
-    if kind not in metadata:
-        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {kind!r})")
+    kind = next((kind for kind in kinds if kind in metadata), None)
+    if kind is None:
+        raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {kinds[0]!r})")
     try:
-        return dict(json.loads(metadata[kind])), weights
+        return kind, dict(json.loads(metadata[kind])), weights
     except (TypeError, ValueError) as error:
         raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
 

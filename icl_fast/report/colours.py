@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from icl_fast.analysis.heads import INDUCTION, OTHER, PREVIOUS_TOKEN
-from icl_fast.report.panel import Panel
+from icl_fast.report.panels.panel import Panel
 from icl_fast.report.study import ModelStudy, Study
 
 By = Literal["depth", "type"]

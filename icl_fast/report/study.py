@@ -33,7 +33,7 @@ class ModelStudy:
         attributions: over (snapshot, ablation): `icl`, `icl_sem` and, where there is an interval, `before_after`,
             `before_after_sem` (see `icl_fast.analysis.attribute_heads`). Ablations have coords `layer` and `head`.
         types: of the heads at the last snapshot.
-        texts: by name of a text, what the model makes of it (see `icl_fast.measure.read_text`).
+        texts: by name of a text, what the model makes of it (see `icl_fast.measure.heads.text_dataset`).
     """
 
     name: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from icl_fast.report.family import family_panels
-from icl_fast.report.page import write_page
-from icl_fast.report.static import write_static
+from icl_fast.report.draw.static import write_static
+from icl_fast.report.page.write import write_page
+from icl_fast.report.panels.family import family_panels
+from icl_fast.report.panels.table import ROWS, table_panels
 from icl_fast.report.study import Study
-from icl_fast.report.table import ROWS, table_panels
 
 
 def write_report(

@@ -1,17 +1,7 @@
-"""Training runs: configs, schedules, the loop, and run folders."""
+"""Training: one loop, for text and for exemplars."""
 
-from icl_fast.training.config import OptimizerConfig, RunConfig, SnapshotSchedule, load_config, parse_config
-from icl_fast.training.loop import TrainingProgress, resolve_device, train
-from icl_fast.training.run_folder import RunFolder
+from icl_fast.training.exemplars import ExemplarProgress
+from icl_fast.training.loop import train
+from icl_fast.training.text import TrainingProgress
 
-__all__ = [
-    "OptimizerConfig",
-    "RunConfig",
-    "RunFolder",
-    "SnapshotSchedule",
-    "TrainingProgress",
-    "load_config",
-    "parse_config",
-    "resolve_device",
-    "train",
-]
+__all__ = ["ExemplarProgress", "TrainingProgress", "train"]

@@ -14,7 +14,7 @@ from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.ops import exemplar_steps, exemplar_steps_supported
-from icl_fast.training.exemplar_config import ExemplarTraining
+from icl_fast.runs.exemplar_config import ExemplarTraining
 from icl_fast.training.schedules import learning_rate
 
 State = dict[str, Tensor]

@@ -9,7 +9,11 @@ import pytest
 import torch
 import xarray as xr
 
-from icl_fast.measure.parts import EvaluationTokens, Part, assemble, make_plan
+from icl_fast.data import EvaluationSet
+from icl_fast.measure import AblationOptions
+from icl_fast.measure.ablation.dataset import sweep_dataset
+from icl_fast.measure.ablation.plan import make_plan
+from icl_fast.measure.ablation.sums import LossSums
 from icl_fast.models import TransformerConfig
 
 LAYERS, HEADS = 2, 2
@@ -30,14 +34,15 @@ def made_sweep() -> MadeSweep:
         tokens = torch.zeros(count, context, dtype=torch.int64)
         random_position = torch.arange(count) % context + 1
         config = TransformerConfig(vocab=50, layers=LAYERS, width=8, heads=HEADS, context=context)
-        evaluation = EvaluationTokens(tokens, tokens, random_position, text)
-        plan = make_plan(config, evaluation, mode=mode, positions="all", preserve_heads=preserve_heads)
+        evaluation = EvaluationSet(tokens, tokens, random_position, text)
+        options = AblationOptions(mode=mode, positions="all", preserve_heads=preserve_heads)
+        plan = make_plan(config, evaluation, options)
         (early,), (late,) = plan.positions.of_score
         parts = []
         for of_snapshot in losses.astype(np.float64):
             effects, scores = of_snapshot - of_snapshot[:1], of_snapshot[..., late - 1] - of_snapshot[..., early - 1]
             parts.append(
-                Part(
+                LossSums(
                     sums=of_snapshot.sum(1),
                     squares=(of_snapshot**2).sum(1),
                     effect_squares=(effects**2).sum(1),
@@ -46,7 +51,7 @@ def made_sweep() -> MadeSweep:
                     example_loss=of_snapshot[:, np.arange(count), random_position.numpy() - 1].astype(np.float32),
                 )
             )
-        return assemble(parts, plan, steps, [step * 100 for step in steps])
+        return sweep_dataset(parts, plan, steps, [step * 100 for step in steps])
 
     return make
 

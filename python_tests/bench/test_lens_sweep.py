@@ -89,7 +89,6 @@ def test_every_head_of_the_inputs_matters() -> None:
 
 def test_operations_counted_by_hand() -> None:
     """One layer of two heads, C = 4, T = 8, V = 10, one example."""
-    pytest.importorskip("pydantic")
     size = bench_sweep.Size("tiny", 1, 4, 2, 8, 10, 1)
     pairs = 8 * 9 // 2
     attention, logits = 4 * 2 * 8 * 4 * 4 + 2 * 2 * pairs * 4, 2 * 8 * 4 * 10

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from icl_fast.cli.main import cli
 from icl_fast.measure import open_results
-from icl_fast.training import RunFolder
+from icl_fast.runs import Run
 
 Values = dict[str, dict[str, Any]]
 
@@ -116,8 +116,5 @@ def test_ctrl_c_and_resume(config: Path, tiny_run: Path, tmp_path: Path) -> None
         assert "Traceback" not in output
     resumed = call("train", config, "--out", tmp_path / "run", "--resume")
     assert resumed.exit_code == 0, resumed.output
-    for step in RunFolder(tiny_run).snapshot_steps():
-        assert (
-            RunFolder(tmp_path / "run").snapshot_path(step).read_bytes()
-            == RunFolder(tiny_run).snapshot_path(step).read_bytes()
-        )
+    for step in Run(tiny_run).snapshot_steps():
+        assert Run(tmp_path / "run").snapshot_path(step).read_bytes() == Run(tiny_run).snapshot_path(step).read_bytes()

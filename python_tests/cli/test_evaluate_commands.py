@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from icl_fast.analysis import joint_pca
 from icl_fast.cli.main import cli
 from icl_fast.measure import evaluate, open_results, sweep
-from icl_fast.training import RunFolder
+from icl_fast.runs import Run
 
 
 def call(*arguments: object) -> Result:
@@ -30,7 +30,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 def other(tiny_run: Path, tmp_path: Path) -> Path:
     """A run of the same corpus with the last snapshot missing, so that its path is another."""
     folder = Path(shutil.copytree(tiny_run, tmp_path / "other"))
-    RunFolder(folder).snapshot_path(12).unlink()
+    Run(folder).snapshot_path(12).unlink()
     return folder
 
 
@@ -61,7 +61,7 @@ def test_evaluate(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_every_option(run: Path, tmp_path: Path) -> None:
-    folder, out = RunFolder(run), tmp_path / "out"
+    folder, out = Run(run), tmp_path / "out"
     folder.snapshot_path(6).write_bytes(folder.snapshot_path(6).read_bytes()[:-8])
     options = ["--snapshots", "0,6", "--seed", 3, "--device", "cpu", "--skip-damaged", "--out", out]
     result = call("evaluate", "--ckpt", run, *options)
@@ -83,7 +83,7 @@ def test_at_most_forty_heads(run: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_ctrl_c_and_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["icl_fast.measure.evaluate"]
+    module = sys.modules["icl_fast.measure.heads.evaluate"]
     whole, trace, calls = evaluate(run, out=tmp_path / "whole"), module.qk_trace, []
 
     def interrupted(*arguments: object) -> object:
@@ -163,7 +163,7 @@ def test_other_losses_and_other_examples(run: Path, other: Path, tmp_path: Path)
 
 def test_bad_input(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file.zarr").write_text("")
-    snapshot = RunFolder(run).snapshot_path(0)
+    snapshot = Run(run).snapshot_path(0)
     before = sorted(tmp_path.rglob("*"))
     for command, message in (
         (["evaluate", "--ckpt", tmp_path / "nothing"], "does not exist"),

@@ -14,13 +14,12 @@ from click.testing import CliRunner, Result
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
 from icl_fast.measure import open_results
-from icl_fast.measure.exemplar_progress import Transplant
-from icl_fast.measure.exemplar_runs import measure_strategies, measure_wiring, open_run
-from icl_fast.measure.exemplar_wiring import remove_sets, wiring_map
-from icl_fast.training.exemplar_config import parse_exemplar_config
-from icl_fast.training.exemplar_loop import train_exemplars
-from icl_fast.training.exemplar_run import ExemplarRun
-from icl_fast.training.strategies import evaluate_strategies
+from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
+from icl_fast.measure.exemplar.progress import Transplant
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
+from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
+from icl_fast.runs import Run, parse_config
+from icl_fast.training import train
 
 VALUES = {
     "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
@@ -36,8 +35,8 @@ MEMBERS = [{"name": "free"}, {"name": "one head", "set": {"interventions.only_he
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = parse_exemplar_config({**VALUES, "members": MEMBERS})
-    return train_exemplars(config, tmp_path_factory.mktemp("runs") / "two").path
+    config = parse_config({**VALUES, "members": MEMBERS})
+    return train(config, tmp_path_factory.mktemp("runs") / "two").path
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def call(*arguments: object) -> Result:
 
 
 def test_every_snapshot_and_evaluator(run: Path) -> None:
-    result = call("evaluate", "--strategies", run, "--sequences", 30, "--clamp", "match")
+    result = call("evaluate", "--ckpt", run, "--sequences", 30, "--clamp", "match")
     assert result.exit_code == 0, result.output
     store = run / "results" / "strategies.zarr"
     assert result.stdout.splitlines()[-1] == f"results in {store}"
@@ -58,7 +57,7 @@ def test_every_snapshot_and_evaluator(run: Path) -> None:
     assert found["snapshot"].values.tolist() == [0, 6, 12]
     assert found["clamp"].values.tolist() == ["as trained", "match"]
     assert found["member"].values.tolist() == ["free", "one head"]
-    whole = ExemplarRun(run)
+    whole = Run(run)
     exemplars = whole.exemplars()
     sets = whole.population.evaluators(exemplars, count=30)
     assert found["evaluator"].values.tolist() == [one.name for one in sets]
@@ -78,18 +77,18 @@ def test_every_snapshot_and_evaluator(run: Path) -> None:
 
 
 def test_a_run_alone_has_a_row_a_snapshot(tmp_path: Path) -> None:
-    alone = train_exemplars(parse_exemplar_config(VALUES), tmp_path / "alone").path
-    result = call("evaluate", "--strategies", alone, "--sequences", 20, "--snapshots", "0,12", "--out", tmp_path / "o")
+    alone = train(parse_config(VALUES), tmp_path / "alone").path
+    result = call("evaluate", "--ckpt", alone, "--sequences", 20, "--snapshots", "0,12", "--out", tmp_path / "o")
     assert result.exit_code == 0, result.output
     assert re.findall(r"^ +(\d+) +\d\.\d{4} ", result.stdout, re.MULTILINE) == ["0", "48"]
     assert open_results(tmp_path / "o").attrs["evaluated"] == 20
 
 
 def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
-    result = call("evaluate", "--strategies", run, "--sequences", 25, "--graft", "last:layer-2+unembed")
+    result = call("evaluate", "--ckpt", run, "--sequences", 25, "--graft", "last:layer-2+unembed")
     assert result.exit_code == 0, result.output
     found = open_results(run / "results" / "strategies_last_layer-2+unembed.zarr")
-    whole = ExemplarRun(run)
+    whole = Run(run)
     exemplars = whole.exemplars()
     sets = whole.population.evaluators(exemplars, count=25)
     mixed = Transplant(whole.load_snapshot(12).model, ("layer-2", "unembed"))(whole.load_snapshot(0).model)
@@ -103,7 +102,7 @@ def test_wiring(run: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "free, step 12, 60 sequences of icl" in result.stdout
     assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
-    whole = ExemplarRun(run)
+    whole = Run(run)
     exemplars, clamps = whole.exemplars(), whole.population.clamps()
     given = (whole.load_snapshot(12).model, exemplars.features, whole.population.evaluators(exemplars, ["icl"], 60)[0])
     expected = wiring_map(*given, clamps)
@@ -130,7 +129,7 @@ def test_wiring(run: Path, tmp_path: Path) -> None:
 
 
 def test_wiring_of_a_run_as_data(run: Path) -> None:
-    found = measure_wiring(open_run(run, snapshots="0", evaluators=["train"], sequences=20))
+    found = measure_wiring(open_measured(run, snapshots="0", evaluators=["train"], sequences=20))
     assert (found.attrs["step"], found.attrs["evaluated"]) == (0, 20)
     assert found["loss_without"].sizes == {"set": 2, "preserve": 2, "member": 2}
 
@@ -138,16 +137,16 @@ def test_wiring_of_a_run_as_data(run: Path) -> None:
 def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (["evaluate"], "name a run with one of them"),
-        (["evaluate", "--ckpt", run, "--strategies", run], "name a run with one of them"),
+        (["evaluate", "--ckpt", run, "--ckpt", run], "name a run with one of them"),
         (["evaluate", "--ckpt", tiny_run, "--clamp", "match"], "go with --strategies"),
-        (["evaluate", "--strategies", tmp_path / "none"], "holds no run"),
-        (["evaluate", "--strategies", tiny_run], "config"),
-        (["evaluate", "--strategies", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
-        (["evaluate", "--strategies", run, "--sequences", "0"], "sequences: must be 1 or more"),
-        (["evaluate", "--strategies", run, "--clamp", "mitch"], "clamp mitch: must be one of"),
-        (["evaluate", "--strategies", run, "--graft", "last"], "must be STEP:PARTS"),
-        (["evaluate", "--strategies", run, "--graft", "all:embed"], "name one step, or last"),
-        (["evaluate", "--strategies", run, "--graft", "6:layer-9"], "layer-9"),
+        (["evaluate", "--ckpt", tmp_path / "none"], "holds no run"),
+        (["evaluate", "--ckpt", tiny_run], "config"),
+        (["evaluate", "--ckpt", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
+        (["evaluate", "--ckpt", run, "--sequences", "0"], "sequences: must be 1 or more"),
+        (["evaluate", "--ckpt", run, "--clamp", "mitch"], "clamp mitch: must be one of"),
+        (["evaluate", "--ckpt", run, "--graft", "last"], "must be STEP:PARTS"),
+        (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
+        (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
         (["wiring", run, "--evaluator", "nonsense"], "nonsense"),
         (["wiring", run, "--member", "nobody", "--sequences", "5"], "member nobody: must be one of free, one head"),
     ):
@@ -160,11 +159,11 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
 def test_a_run_without_snapshots_is_refused(run: Path) -> None:
     shutil.rmtree(run / "snapshots")
     with pytest.raises(InputError, match="has no snapshots yet"):
-        open_run(run)
+        open_measured(run)
 
 
 def test_progress_is_told(run: Path) -> None:
     told: list[tuple[int, int, str]] = []
-    measured = open_run(run, sequences=5, evaluators=["train"])
+    measured = open_measured(run, sequences=5, evaluators=["train"])
     measure_strategies(measured, on_snapshot=lambda *at: told.append(at))
     assert told == [(1, 3, "snapshot 0"), (2, 3, "snapshot 6"), (3, 3, "snapshot 12")]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import icl_fast.report.toy as studies
+import icl_fast.studies.toy as studies
 from icl_fast.cli.main import cli
 from icl_fast.measure import open_results
-from icl_fast.report.figures import save_figure
+from icl_fast.report.draw.figures import save_figure
 from icl_fast.toy import Coopetition, Setting, TensorProduct, draw_runs, record_at, simulate
 from icl_fast.toy.summary import RULES
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from icl_fast.cli.main import cli
-from icl_fast.training.exemplar_run import ExemplarRun
+from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.runs import Run
 
 VALUES = {
     "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
@@ -37,11 +38,11 @@ def train(*arguments: object) -> tuple[int, str]:
 def test_a_clamp_by_name(config: Path, tmp_path: Path) -> None:
     code, output = train(config, "--clamp", "match", "--clamp", "pt-attend", "--out", tmp_path / "run")
     assert code == 0, output
-    run = ExemplarRun(tmp_path / "run")
+    run = Run(tmp_path / "run")
     assert run.config.interventions.clamps == ["match", "pt-attend"]
-    strength = run.curves()["induction"].sel(evaluator="train").isel(evaluation=-1, member=0, layer=1)
+    strength = training_curves(run)["induction"].sel(evaluator="train").isel(evaluation=-1, member=0, layer=1)
     assert float(strength[3]) == 1
-    end = float(run.curves()["accuracy_in_context"].sel(evaluator="train").isel(evaluation=-1, member=0))
+    end = float(training_curves(run)["accuracy_in_context"].sel(evaluator="train").isel(evaluation=-1, member=0))
     assert f"{end:.3f}" in output
     assert "3 snapshots in" in output
     with Image.open(tmp_path / "run" / "curves.png") as image:
@@ -58,7 +59,7 @@ def test_a_population_is_drawn(config: Path, tmp_path: Path, members: object) ->
     config.write_text(yaml.safe_dump(VALUES | {"members": members}))
     code, output = train(config, "--out", tmp_path / "run")
     assert code == 0, output
-    assert all(name in output for name in ExemplarRun(tmp_path / "run").members)
+    assert all(name in output for name in Run(tmp_path / "run").members)
     assert (tmp_path / "run" / "curves.png").is_file()
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from scipy import stats
 
 from icl_fast.data.counter_random import normal, random_words
@@ -28,6 +27,7 @@ from icl_fast.data.sequences import (
 )
 from icl_fast.data.splits import ExemplarTable, split
 from icl_fast.errors import InputError
+from icl_fast.schema import ValidationError
 
 
 def table(classes: int, exemplars: int = 1, per_character: int = 1) -> ExemplarTable:

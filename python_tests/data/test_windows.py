@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from icl_fast.data import DataConfig, TextData, load_text, read_corpus
 from icl_fast.data.tokenizer import BOS_ID, train_tokenizer
 from icl_fast.data.windows import _split
 from icl_fast.errors import InputError
+from icl_fast.schema import ValidationError
 
 TOKENIZER = train_tokenizer(["unused"], 257)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from icl_fast.errors import InputError
 from icl_fast.models import Snapshot, Transformer, load_snapshot, save_snapshot
-from icl_fast.models.checkpoints import FORMAT
+from icl_fast.models.checkpoints import TEXT_FORMAT
 
 Build = Callable[..., Transformer]
 
@@ -32,13 +32,13 @@ def model(build: Build) -> Transformer:
 @pytest.fixture
 def saved(model: Transformer, tmp_path: Path) -> Path:
     path = tmp_path / "step_00000007.safetensors"
-    save_snapshot(path, model, step=7, tokens=3_584)
+    save_snapshot(path, model, step=7, seen=3_584)
     return path
 
 
 def header_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        header: dict[str, Any] = json.loads(file.metadata()[FORMAT])
+        header: dict[str, Any] = json.loads(file.metadata()[TEXT_FORMAT])
     return header
 
 
@@ -46,7 +46,7 @@ def rewrite(path: Path, weights: dict[str, torch.Tensor | None] | None = None, h
     """The same snapshot with some other weights (None: taken out), or another header (text: as it is)."""
     metadata = header if isinstance(header, str) else json.dumps(header or header_of(path))
     kept = {name: weight for name, weight in {**load_file(path), **(weights or {})}.items() if weight is not None}
-    save_file(kept, path, metadata={FORMAT: metadata})
+    save_file(kept, path, metadata={TEXT_FORMAT: metadata})
 
 
 # --- round trip ------------------------------------------------------------------------------------------------------
@@ -65,10 +65,10 @@ def rewrite(path: Path, weights: dict[str, torch.Tensor | None] | None = None, h
 )
 def test_round_trip(build: Build, tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype) -> None:
     model = build(dtype=dtype, **changes)
-    save_snapshot(tmp_path / "a.safetensors", model, step=2**40, tokens=2**60 + 1)
+    save_snapshot(tmp_path / "a.safetensors", model, step=2**40, seen=2**60 + 1)
     snapshot = load_snapshot(str(tmp_path / "a.safetensors"))
     assert isinstance(snapshot, Snapshot)
-    assert (snapshot.step, snapshot.tokens) == (2**40, 2**60 + 1)
+    assert (snapshot.step, snapshot.seen) == (2**40, 2**60 + 1)
     assert snapshot.model.config == model.config
     loaded, original = snapshot.model.state_dict(), model.state_dict()
     assert list(loaded) == list(original)
@@ -89,9 +89,9 @@ def test_loaded_model_can_be_trained_and_saved_again(saved: Path) -> None:
     torch.optim.SGD(first.parameters(), lr=0.1).step()
     assert saved.read_bytes() == before
     trained = torch.nn.utils.parameters_to_vector(first.parameters()).detach().clone()
-    save_snapshot(saved, first, step=8, tokens=0)
+    save_snapshot(saved, first, step=8, seen=0)
     again = load_snapshot(saved)
-    save_snapshot(saved, load_snapshot(saved).model.float(), step=9, tokens=0)
+    save_snapshot(saved, load_snapshot(saved).model.float(), step=9, seen=0)
     saved.write_bytes(b"\0" * len(before))
     assert again.step == 8
     assert torch.equal(torch.nn.utils.parameters_to_vector(again.model.parameters()), trained)
@@ -100,7 +100,7 @@ def test_loaded_model_can_be_trained_and_saved_again(saved: Path) -> None:
 
 def test_folders_are_made_and_nothing_else_is_left(model: Transformer, tmp_path: Path) -> None:
     path = tmp_path / "run" / "snapshots" / "step_1.safetensors"
-    save_snapshot(path, model, step=1, tokens=1)
+    save_snapshot(path, model, step=1, seen=1)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
 
@@ -109,7 +109,7 @@ def test_a_model_on_other_weights_after_saving_is_not_what_was_saved(saved: Path
     with torch.no_grad():
         model.unembed.weight.set_(torch.randn(12, 11).T)
     assert not model.unembed.weight.is_contiguous()
-    save_snapshot(saved, model, step=1, tokens=1)
+    save_snapshot(saved, model, step=1, seen=1)
     assert torch.equal(load_snapshot(saved).model.unembed.weight, model.unembed.weight)
 
 
@@ -124,7 +124,7 @@ def test_same_model_same_bytes(saved: Path, model: Transformer) -> None:
     """A manifest's checksum means something: nothing in the file depends on the moment it was written."""
     before = saved.read_bytes()
     for _ in range(5):
-        save_snapshot(saved, model, step=7, tokens=3_584)
+        save_snapshot(saved, model, step=7, seen=3_584)
         assert saved.read_bytes() == before
 
 
@@ -274,15 +274,15 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 def test_full_disk(small_disk: Path, model: Transformer, build: Build) -> None:
     """A disk that really is full: one line, the old snapshot untouched, no half file."""
     path = small_disk / "step_1.safetensors"
-    save_snapshot(path, model, step=1, tokens=1)
+    save_snapshot(path, model, step=1, seen=1)
     before = path.read_bytes()
     big = build(vocab=10_000)
     for target in (path, small_disk / "step_2.safetensors"):
         with pytest.raises(InputError, match=rf"^{target}: the disk is full; free some space or write elsewhere"):
-            save_snapshot(target, big, step=2, tokens=2)
+            save_snapshot(target, big, step=2, seen=2)
     assert [p.name for p in small_disk.iterdir()] == [path.name]
     assert path.read_bytes() == before
-    save_snapshot(path, model, step=3, tokens=3)
+    save_snapshot(path, model, step=3, seen=3)
     assert load_snapshot(path).step == 3
 
 
@@ -291,21 +291,21 @@ def test_a_folder_in_the_way(tmp_path: Path, model: Transformer) -> None:
     target.mkdir()
     (target / "kept").write_text("x")
     with pytest.raises(InputError, match=rf"^{target}: cannot be written \(Is a directory\); choose another place$"):
-        save_snapshot(target, model, step=1, tokens=1)
+        save_snapshot(target, model, step=1, seen=1)
     assert [p.name for p in tmp_path.rglob("*")] == ["step_1.safetensors", "kept"]
 
 
 def test_a_file_as_the_folder(tmp_path: Path, model: Transformer) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(InputError, match=r"run/a: cannot be written \(.*\); choose another place$"):
-        save_snapshot(tmp_path / "run" / "a", model, step=1, tokens=1)
+        save_snapshot(tmp_path / "run" / "a", model, step=1, seen=1)
 
 
 KILLED = """
 import os, signal, sys
-import torch
+import safetensors.torch, torch
 from safetensors.torch import save_file
-from icl_fast.models import Transformer, TransformerConfig, checkpoints, weight_files
+from icl_fast.models import Transformer, TransformerConfig, checkpoints
 
 def half(weights, path, metadata):
     save_file(weights, path, metadata=metadata)
@@ -313,9 +313,9 @@ def half(weights, path, metadata):
     os.kill(os.getpid(), signal.SIGKILL)
 
 model = Transformer(TransformerConfig(layers=1, width=8, heads=2, vocab=5, context=4))
-checkpoints.save_snapshot(sys.argv[1], model, step=1, tokens=1)
-weight_files.save_file = half
-checkpoints.save_snapshot(sys.argv[int(sys.argv[3])], model, step=2, tokens=2)
+checkpoints.save_snapshot(sys.argv[1], model, step=1, seen=1)
+safetensors.torch.save_file = half
+checkpoints.save_snapshot(sys.argv[int(sys.argv[3])], model, step=2, seen=2)
 """
 
 
@@ -328,5 +328,5 @@ def test_killed_in_mid_write(tmp_path: Path, which: int) -> None:
     assert load_snapshot(old).step == 1
     assert not new.exists()
     assert any(p.name.startswith(".tmp-") for p in tmp_path.iterdir())  # it did die in the middle
-    save_snapshot(new, load_snapshot(old).model, step=3, tokens=3)
+    save_snapshot(new, load_snapshot(old).model, step=3, seen=3)
     assert load_snapshot(new).step == 3

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape, Transformer, TransformerConfig, parse_transformer_config
+from icl_fast.schema import ValidationError
 
 GOOD: dict[str, Any] = {"layers": 2, "width": 12, "heads": 3, "vocab": 11, "context": 16}
 

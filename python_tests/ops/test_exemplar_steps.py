@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-pytest.importorskip("pydantic", reason="the definition is a model, and those need pydantic")
-
 from icl_fast.errors import InputError
 from icl_fast.models.clamps import Clamps, make_clamps, no_clamps, stack_clamps
 from icl_fast.models.exemplar_config import ExemplarConfig

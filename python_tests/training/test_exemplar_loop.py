@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from icl_fast import InputError
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
-from icl_fast.training.exemplar_config import parse_exemplar_config
+from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.runs import Population, Run, parse_config
+from icl_fast.training import ExemplarProgress, train
 from icl_fast.training.exemplar_engine import FusedEngine, PlainEngine, Task, make_engine
-from icl_fast.training.exemplar_loop import ExemplarProgress, train_exemplars
-from icl_fast.training.exemplar_run import ExemplarRun, Population
 
 Values = dict[str, Any]
 TINY: Values = {
@@ -53,8 +53,8 @@ def changed(values: Values = TINY, **sections: Any) -> Values:
     return result
 
 
-def run(values: Values, folder: Path, **options: Any) -> ExemplarRun:
-    return train_exemplars(parse_exemplar_config(values), folder, **options)
+def run(values: Values, folder: Path, **options: Any) -> Run:
+    return train(parse_config(values), folder, **options)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -66,17 +66,17 @@ def log(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def population(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExemplarRun:
+def population(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     values = changed(members=MEMBERS, training={"engine": request.param})
     return run(values, tmp_path_factory.mktemp("runs") / "population")
 
 
-def test_a_run_folder_is_complete(population: ExemplarRun) -> None:
+def test_a_run_folder_is_complete(population: Run) -> None:
     assert population.snapshot_steps() == [0, 6, 12]
     snapshot = population.load_snapshot(12)
-    assert (snapshot.step, snapshot.sequences, snapshot.model.members) == (12, 48, 4)
+    assert (snapshot.step, snapshot.seen, snapshot.model.members) == (12, 48, 4)
     assert snapshot.model.outputs.tolist() == [5, 5, 3, 5]
-    curves = population.curves()
+    curves = training_curves(population)
     assert curves["logged_sequences"].values.tolist() == [16, 32, 48]
     assert curves["sequences"].values.tolist() == [0, 24, 48]
     assert curves["member"].values.tolist() == ["free", "match", "few", "one head"]
@@ -90,8 +90,8 @@ def test_a_run_folder_is_complete(population: ExemplarRun) -> None:
     assert set(population.manifest()) == expected - {"manifest.json"}
 
 
-def test_members_are_what_they_are_alone(population: ExemplarRun, tmp_path: Path) -> None:
-    together, curves = population.load_snapshot(12).model, population.curves()
+def test_members_are_what_they_are_alone(population: Run, tmp_path: Path) -> None:
+    together, curves = population.load_snapshot(12).model, training_curves(population)
     engine = population.config.training.engine
     for number, member in enumerate(MEMBERS):
         values = changed(training={"engine": engine})
@@ -180,13 +180,13 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path: Path, engine: str
 KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
-from icl_fast.training.exemplar_config import parse_exemplar_config
-from icl_fast.training.exemplar_loop import train_exemplars
+from icl_fast.runs import parse_config
+from icl_fast.training import ExemplarProgress, train
 at = int(sys.argv[3])
 def kill(progress):
     if progress.step >= at:
         os.kill(os.getpid(), signal.SIGKILL)
-train_exemplars(parse_exemplar_config(json.loads(sys.argv[1])), sys.argv[2], on_progress=kill)
+train(parse_config(json.loads(sys.argv[1])), sys.argv[2], on_progress=kill)
 """
 
 
@@ -247,7 +247,7 @@ def test_noise_is_added_and_needs_the_plain_engine(tmp_path: Path) -> None:
 
 def test_auto_takes_the_fused_engine_where_it_can() -> None:
     def engine(values: Values) -> type:
-        config = parse_exemplar_config(changed(values, training={"engine": "auto"}))
+        config = parse_config(changed(values, training={"engine": "auto"}))
         population, exemplars = Population(config), load_exemplars(config.exemplars)
         task = Task(population.model(exemplars), exemplars.features, population.clamps(), {}, config.training)
         return type(make_engine(task, population.noisy))
@@ -297,9 +297,9 @@ def test_bad_input(tmp_path: Path) -> None:
     refused("run: graft: snapshot nowhere: no such file", changed(graft={"snapshot": "nowhere"}))
     refused("image None: the encoder resnet reads images", changed(model={"encoder": "resnet"}))
     with pytest.raises(InputError, match=r"config: training\.lrr: unknown key"):
-        parse_exemplar_config(changed(training={"lrr": 1}))
+        parse_config(changed(training={"lrr": 1}))
     with pytest.raises(InputError, match=r"config: members: need one or more, with different names"):
-        parse_exemplar_config(changed(members=[{"name": "a"}, {"name": "a"}]))
+        parse_config(changed(members=[{"name": "a"}, {"name": "a"}]))
     with pytest.raises(InputError, match="holds no run to resume"):
         run(TINY, tmp_path / "nothing", resume=True)
     done = run(TINY, tmp_path / "run")
@@ -320,14 +320,14 @@ def test_a_diverging_member_is_named(tmp_path: Path, engine: str) -> None:
     values = changed(members=MEMBERS, training={"lr": 1e30, "engine": engine})
     with pytest.raises(InputError, match=r"training\.lr: the loss of free is not finite at step 1; lower training\.lr"):
         run(values, tmp_path / "run")
-    assert ExemplarRun(tmp_path / "run").load_snapshot(0).step == 0
+    assert Run(tmp_path / "run").load_snapshot(0).step == 0
 
 
 def test_a_full_disk(small_disk: Path) -> None:
     values = changed(model={"width": 64}, training={"steps": 100}, snapshots={"every": 1})
     with pytest.raises(InputError, match="the disk is full"):
         run(values, small_disk / "run")
-    folder = ExemplarRun(small_disk / "run")
+    folder = Run(small_disk / "run")
     assert not list(folder.path.rglob(".tmp-*"))
     for step in folder.snapshot_steps():
         assert folder.load_snapshot(step).step == step

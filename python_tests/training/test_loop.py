@@ -17,7 +17,8 @@ import torch
 
 from icl_fast import InputError
 from icl_fast.models import load_snapshot
-from icl_fast.training import RunFolder, TrainingProgress, parse_config, train
+from icl_fast.runs import Run, parse_config
+from icl_fast.training import TrainingProgress, train
 
 Values = dict[str, dict[str, Any]]
 
@@ -34,11 +35,11 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_folder_is_complete(tiny_run: Path) -> None:
-    folder = RunFolder(tiny_run)
+    folder = Run(tiny_run)
     assert folder.snapshot_steps() == [0, 6, 12]
     assert [record["step"] for record in folder.read_log()] == list(range(1, 13))
     snapshot = folder.load_snapshot(12)
-    assert (snapshot.step, snapshot.tokens) == (12, 12 * 2 * 24)
+    assert (snapshot.step, snapshot.seen) == (12, 12 * 2 * 24)
     expected = {"config.yaml", "tokenizer.json", "log.jsonl", "optimizer.pt"}
     expected |= {f"snapshots/step_{step:08d}.safetensors" for step in (0, 6, 12)}
     assert set(folder.manifest()) == expected
@@ -58,7 +59,7 @@ def test_the_loss_falls_and_schedules_are_followed(tiny_values: Values, tmp_path
     seen: list[TrainingProgress] = []
     training = {"steps": 150, "batch": 4, "weight_decay_change_step": 100, "weight_decay_after": 0.5}
     config = parse_config(changed(tiny_values, training=training, data={"repeat": True}))
-    train(config, tmp_path / "run", on_step=seen.append)
+    train(config, tmp_path / "run", on_progress=seen.append)
     losses = [progress.loss for progress in seen]
     assert sum(losses[-20:]) < sum(losses[:20]) - 20 * 0.5
     assert [progress.weight_decay for progress in seen[99:101]] == [0.01, 0.5]
@@ -98,23 +99,24 @@ def test_interrupted_and_resumed_gives_the_same_bits(
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {at + 1} of 12, its state is saved"):
-        train(config, tmp_path / "run", on_step=interrupt)
+        train(config, tmp_path / "run", on_progress=interrupt)
     train(config, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tiny_run)
     keys = ("step", "loss", "icl_score", "grad_norm")
-    logs = [[[r[k] for k in keys] for r in RunFolder(f).read_log()] for f in (tmp_path / "run", tiny_run)]
+    logs = [[[r[k] for k in keys] for r in Run(f).read_log()] for f in (tmp_path / "run", tiny_run)]
     assert logs[0] == logs[1]
 
 
 KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
-from icl_fast.training import parse_config, train
+from icl_fast.runs import parse_config
+from icl_fast.training import train
 at = int(sys.argv[3])
 def kill(progress):
     if progress.step == at:
         os.kill(os.getpid(), signal.SIGKILL)
-train(parse_config(json.loads(sys.argv[1])), sys.argv[2], on_step=kill)
+train(parse_config(json.loads(sys.argv[1])), sys.argv[2], on_progress=kill)
 """
 
 
@@ -128,7 +130,7 @@ def test_killed_and_resumed_gives_the_same_bits(tiny_run: Path, tiny_values: Val
     (tmp_path / "run" / "snapshots" / ".tmp-1-step_00000006.safetensors").write_bytes(b"half")
     train(parse_config(tiny_values), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tiny_run)
-    assert [record["step"] for record in RunFolder(tmp_path / "run").read_log()] == list(range(1, 13))
+    assert [record["step"] for record in Run(tmp_path / "run").read_log()] == list(range(1, 13))
 
 
 def test_killed_at_random_moments(tiny_run: Path, tiny_values: Values, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_killed_at_random_moments(tiny_run: Path, tiny_values: Values, tmp_path:
             process.wait()
     for path in (tmp_path / "run").glob("snapshots/step_*"):
         assert load_snapshot(path).step in (0, 6, 12)
-    train(parse_config(tiny_values), tmp_path / "run", resume=RunFolder(tmp_path / "run").exists)
+    train(parse_config(tiny_values), tmp_path / "run", resume=Run(tmp_path / "run").exists)
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
@@ -176,14 +178,14 @@ def test_a_diverging_run_stops_with_advice(tiny_values: Values, tmp_path: Path) 
     config = parse_config(changed(tiny_values, training={"lr": 1e30, "warmup": 0, "clip": None}))
     with pytest.raises(InputError, match=r"training.lr=1e\+30: the loss or its gradient is not finite at step"):
         train(config, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").load_snapshot(0).step == 0
+    assert Run(tmp_path / "run").load_snapshot(0).step == 0
 
 
 def test_a_full_disk(tiny_values: Values, small_disk: Path) -> None:
     config = parse_config(changed(tiny_values, model={"width": 32}, training={"steps": 100}, snapshots={"every": 1}))
     with pytest.raises(InputError, match="the disk is full"):
         train(config, small_disk / "run")
-    folder = RunFolder(small_disk / "run")
+    folder = Run(small_disk / "run")
     assert not list(folder.path.rglob(".tmp-*"))
     for step in folder.snapshot_steps():
         assert folder.load_snapshot(step).step == step
@@ -211,7 +213,7 @@ def test_options_train_about_the_same(
     tiny_run: Path, tiny_values: Values, tmp_path: Path, training: dict[str, Any]
 ) -> None:
     folder = train(parse_config(changed(tiny_values, training=training)), tmp_path / "run")
-    losses = [[record["loss"] for record in RunFolder(path).read_log()] for path in (folder.path, tiny_run)]
+    losses = [[record["loss"] for record in Run(path).read_log()] for path in (folder.path, tiny_run)]
     # bfloat16 has 8 bits: losses of about 6 nats agree to about 6/256
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < (2e-2 if "precision" in training else 1e-4)
     assert losses[0] != losses[1] or "compile" in training

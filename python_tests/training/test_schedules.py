@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl_fast.training import OptimizerConfig, SnapshotSchedule
-from icl_fast.training.schedules import learning_rate, snapshot_steps, weight_decay
+from icl_fast.runs.snapshot_schedule import SnapshotSchedule, snapshot_steps
+from icl_fast.runs.text_config import OptimizerConfig
+from icl_fast.training.schedules import learning_rate, weight_decay
 
 
 def test_warmup_rises_linearly_and_reaches_the_rate() -> None:

@@ -1,0 +1,19 @@
+"""One command for runs on text and runs on exemplars: which of its options are for the other kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from icl_fast.errors import InputError
+
+
+def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing for a run of this task; None: not given.
+
+    Raises:
+        InputError: one was given.
+    """
+    other = {"text": "exemplars", "exemplars": "text"}[task]
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(given)}: for runs on {other}; {ckpt} was trained on {task}, leave it out")

@@ -1,0 +1,177 @@
+"""What computing ablations costs: floating-point operations and memory traffic, by method and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from icl_fast.measure.ablation.modes import AblationMode
+from icl_fast.measure.ablation.names import Ablation
+from icl_fast.models import TransformerConfig
+
+Method = Literal["low rank", "source sums", "delta", "rerun"]
+METHODS: tuple[Method, ...] = ("low rank", "source sums", "delta", "rerun")
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """How large a pass over one example is.
+
+    Attributes:
+        config: of the model.
+        context: T.
+        rows: R, positions whose losses are wanted.
+        itemsize: bytes of a number (4 for float32).
+    """
+
+    config: TransformerConfig
+    context: int
+    rows: int
+    itemsize: int
+
+    @property
+    def few(self) -> bool:
+        """Whether the last layer computes some positions only."""
+        return self.rows < self.context
+
+    @property
+    def inner(self) -> int:
+        """H*D, the width of all heads side by side."""
+        return self.config.heads * self.config.d_head
+
+    @property
+    def hidden(self) -> int:
+        """The MLP's width; 0 without one."""
+        return self.config.mlp_ratio * self.config.width if self.config.mlp else 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the computation for one chunk of examples, with the work that cannot be avoided in it.
+
+    Attributes:
+        name: such as `layer 1, delta`.
+        variants: how many ablations go through it.
+        flops: floating-point operations of its matrix products, two to a multiply-add, causal halves counted once.
+        bytes: what it reads and writes at least.
+    """
+
+    name: str
+    variants: int
+    flops: float
+    bytes: float
+
+
+class Costs:
+    """Floating-point operations of one size of pass and one mode."""
+
+    def __init__(self, size: PassSize, mode: AblationMode) -> None:
+        self.config, self.context, self.rows, self.itemsize = size.config, size.context, size.rows, size.itemsize
+        self.few, self.inner = size.few, size.inner
+        self.values_change = mode.preserved_values != "all"
+
+    def low_rank_flops(self, heads: int, examples: int) -> float:
+        """The losses of ablating each of these heads at low rank, beside those of the whole model."""
+        c, v, rank = self.config.width, self.config.vocab, heads * self.config.d_head
+        return 2.0 * v * (rank * c + examples * self.rows * rank)
+
+    def dense_flops(self, variants: int, examples: int) -> float:
+        """The losses of all these variants."""
+        return 2.0 * variants * examples * self.rows * self.config.width * self.config.vocab
+
+    def low_rank_pays(self, heads: int, examples: int) -> bool:
+        """Whether there are enough rows: a low rank is prepared once for the whole vocabulary."""
+        return self.low_rank_flops(heads, examples) < self.dense_flops(heads, examples)
+
+    def source_sum_flops(self, rank: int) -> float:
+        """One example and ablation of heads with `rank` numbers a position, in the last layer (see source_sums.py)."""
+        config = self.config
+        pairs = config.heads * self.rows * self.context
+        scalars = 2.0 * self.context * rank * rank
+        return scalars + 2.0 * pairs * (rank + config.d_head) + 2.0 * self.rows * config.heads * rank * config.d_head
+
+    def delta_layer_flops(self, layer: int) -> float:
+        """One example and ablation that goes through a layer in delta form (see delta.py)."""
+        config = self.config
+        c, inner, t = config.width, self.inner, self.context
+        if self.few and layer == config.layers - 1:
+            summed = min(  # values first, or sums over positions first
+                2.0 * t * c * inner + self._attention_flops(self.rows),
+                2.0 * config.heads * self.rows * t * c + 2.0 * self.rows * c * inner,
+            )
+            t = self.rows
+        else:
+            summed = 2.0 * t * c * inner + self._attention_flops(t)
+        mlp = 4.0 * t * config.mlp_ratio * c * c if config.mlp else 0.0
+        return (summed + 2.0 * t * inner * c if self.values_change else 0.0) + mlp
+
+    def _rerun_layer_flops(self) -> float:
+        """One example and ablation: a layer run again at all positions."""
+        c, inner, t = self.config.width, self.inner, self.context
+        mlp = 4.0 * t * self.config.mlp_ratio * c * c if self.config.mlp else 0.0
+        return 8.0 * t * c * inner + 2 * self._attention_flops(t) + mlp
+
+    def _base_flops(self) -> float:
+        """One example: the run of the whole model, up to the unembedding."""
+        config = self.config
+        whole = self._rerun_layer_flops()
+        if not self.few:
+            return config.layers * whole
+        t, r, c, inner = self.context, self.rows, self.config.width, self.inner
+        mlp = 4.0 * r * config.mlp_ratio * c * c if config.mlp else 0.0
+        last = 4.0 * t * c * inner + 4.0 * r * c * inner + 2 * self._attention_flops(r) + mlp
+        return (config.layers - 1) * whole + last
+
+    def _attention_flops(self, queries: int) -> float:
+        """One example: the scores, or the weighted sums, of all heads."""
+        pairs = queries * self.context if self.few and queries == self.rows else self.context * (self.context + 1) / 2
+        return 2.0 * pairs * self.inner
+
+    def stages(
+        self, methods: Sequence[Method], ablations: Sequence[Ablation], examples: int, variants: int
+    ) -> tuple[Stage, ...]:
+        """The stages of one chunk.
+
+        Args:
+            methods: of each ablation.
+            ablations: what is removed.
+            examples: of the chunk.
+            variants: how many of the ablations that need activations of their own are computed together.
+        """
+        config, n = self.config, examples
+        c, v, size = config.width, config.vocab, self.itemsize
+        stream = float(n * self.context * c * size)
+        weights = float(v * c * size)
+        chosen: dict[Method, list[Ablation]] = {method: [] for method in METHODS}
+        for ablation, method in zip(ablations, methods, strict=True):
+            chosen[method].append(ablation)
+        low_rank, source_sums = len(chosen["low rank"]), len(chosen["source sums"])
+        passes = max(1, -(-(len(methods) - low_rank) // variants))
+        found = [Stage("base pass", 1, passes * n * self._base_flops(), passes * config.layers * 12 * stream)]
+        for layer in range(config.layers):
+            for method, each in (("delta", self.delta_layer_flops(layer)), ("rerun", self._rerun_layer_flops())):
+                starting = [ablation for ablation in chosen[method] if ablation.first_layer == layer]
+                through = sum(ablation.first_layer < layer for ablation in chosen[method])
+                rank = sum(len(ablation.heads_of(layer)) for ablation in starting) * config.d_head
+                flops = n * (through * each + 2.0 * self.context * rank * c)
+                if config.mlp:
+                    flops += n * len(starting) * 4.0 * self.context * config.mlp_ratio * c * c
+                if through or starting:
+                    traffic = (8 * through + 2 * len(starting)) * stream
+                    found.append(Stage(f"layer {layer}, {method}", through + len(starting), flops, traffic))
+        if source_sums:
+            ranks = (len(ablation.heads_of(0)) * config.d_head for ablation in chosen["source sums"])
+            flops = sum(n * self.source_sum_flops(rank) for rank in ranks)
+            shared = n * 2.0 * self.context * c * self.inner  # what the norm's scalars need of the stream
+            traffic = source_sums * 4.0 * n * config.heads * self.rows * self.context * size
+            found.append(Stage("layer 1, source sums", source_sums, flops + shared, traffic))
+        base = 2.0 * n * self.rows * c * v
+        if low_rank:
+            flops = base + self.low_rank_flops(low_rank, n)
+            found.append(Stage("losses, low rank", low_rank, flops, weights + low_rank * n * self.rows * c * size))
+        rest = len(methods) - low_rank
+        if rest or not low_rank:
+            flops = passes * base + self.dense_flops(rest, n)
+            found.append(Stage("losses", rest, flops, passes * weights + rest * n * self.rows * c * size))
+        return tuple(found)

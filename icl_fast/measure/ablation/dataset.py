@@ -1,0 +1,89 @@
+"""The Dataset of a sweep, from the sums of its snapshots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.measure.ablation.names import UNABLATED
+from icl_fast.measure.ablation.plan import SweepPlan
+from icl_fast.measure.ablation.sums import LossSums
+
+
+def sweep_dataset(
+    snapshots: Sequence[LossSums], plan: SweepPlan, steps: Sequence[int], tokens: Sequence[int]
+) -> xr.Dataset:
+    """One Dataset of all snapshots (see `ablate` for what it holds).
+
+    Args:
+        snapshots: the sums over all examples, of each snapshot.
+        plan: what was done.
+        steps: of the snapshots, rising.
+        tokens: seen by then.
+    """
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([getattr(snapshot, name) for snapshot in snapshots])
+
+    count = plan.examples
+    mean = stacked("sums") / count
+    effect = mean - mean[:, :1]
+
+    def standard_error(squares: np.ndarray, means: np.ndarray) -> np.ndarray:
+        scatter = np.clip(squares / count - means**2, 0, None)
+        return np.sqrt(scatter / (count - 1)) if count > 1 else np.full_like(scatter, np.nan)
+
+    nats, paired = {"units": "nats per token"}, f"that of ablation {UNABLATED!r}, paired by example"
+    names = [UNABLATED, *(ablation.name for ablation in plan.ablations)]
+    single = [
+        ablation.heads[0] if len(ablation.heads) == 1 and not ablation.embed else (-1, -1)
+        for ablation in plan.ablations
+    ]
+    dims = ("snapshot", "ablation", "position")
+    dataset = xr.Dataset(
+        {
+            "position_loss": (dims, mean, nats | {"long_name": "mean loss by context position"}),
+            "position_loss_sem": (dims, standard_error(stacked("squares"), mean), nats),
+            "effect_sem": (
+                dims,
+                standard_error(stacked("effect_squares"), effect),
+                nats | {"long_name": f"standard error of position_loss minus {paired}"},
+            ),
+        },
+        coords={
+            "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
+            "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
+            "ablation": ("ablation", names, {"long_name": f"what was removed; {UNABLATED!r}: nothing"}),
+            "layer": ("ablation", [-1, *(layer for layer, _ in single)], {"long_name": "-1: not a single head"}),
+            "head": ("ablation", [-1, *(head for _, head in single)], {"long_name": "-1: not a single head"}),
+            "position": ("position", np.asarray(plan.positions.listed), {"long_name": "context position, 1-based"}),
+        },
+        attrs={"plan": json.dumps(plan.as_json()), "source": "Olsson et al. 2022, Data Collection (2)"},
+    )
+    if plan.positions.example:
+        loss = stacked("example_loss")
+        dataset["loss"] = (
+            ("snapshot", "ablation", "example"),
+            loss,
+            nats | {"long_name": "loss at one random position per example"},
+        )
+    if plan.positions.has_score:
+        early, late = (
+            dataset["position_loss"].sel(position=list(at)).mean("position") for at in plan.positions.of_score
+        )
+        score = (late - early).values
+        definition = "mean loss at positions {} to {} minus at {} to {}".format(
+            *(at[end] for at in reversed(plan.positions.of_score) for end in (0, -1))
+        )
+        dataset["icl_score"] = (dims[:2], score, nats | {"long_name": definition})
+        dataset["icl_score_sem"] = (dims[:2], standard_error(stacked("score_squares"), score), nats)
+        effect = score - score[:, :1]
+        dataset["icl_effect_sem"] = (
+            dims[:2],
+            standard_error(stacked("score_effect_squares"), effect),
+            nats | {"long_name": f"standard error of icl_score minus {paired}"},
+        )
+    return dataset

@@ -1,0 +1,109 @@
+"""What is kept of the losses of a chunk of examples: sums by position, from which means and standard errors follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icl_fast.data import EvaluationSet
+from icl_fast.measure.ablation.definition import ablated_losses
+from icl_fast.measure.ablation.engine import ablation_effects
+from icl_fast.measure.ablation.means import mean_activations, replacement_sites
+from icl_fast.measure.ablation.plan import SweepPlan
+from icl_fast.measure.ablation.schedule import Schedule
+from icl_fast.models import Transformer
+
+
+@dataclass
+class LossSums:
+    """The sums of some examples of one snapshot. Index 0 of A+1 is the whole model, P are the listed positions.
+
+    Attributes:
+        sums: float64 [A+1,P] of the losses.
+        squares: float64 [A+1,P] of the squared losses.
+        effect_squares: float64 [A+1,P] of the squared differences to the losses of the whole model.
+        score_squares: float64 [A+1] of the examples' squared ICL scores, 0 without the score's positions.
+        score_effect_squares: float64 [A+1] of their squared differences to those of the whole model.
+        example_loss: float32 [A+1,n] at each example's random position, or [A+1,0].
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
+    effect_squares: np.ndarray
+    score_squares: np.ndarray
+    score_effect_squares: np.ndarray
+    example_loss: np.ndarray
+
+    @classmethod
+    def total(cls, parts: Sequence[LossSums]) -> LossSums:
+        """Those of several parts together, added in their order."""
+        sums: dict[str, np.ndarray] = {
+            field.name: np.sum([getattr(part, field.name) for part in parts], axis=0)
+            for field in fields(cls)
+            if field.name != "example_loss"
+        }
+        return cls(**sums, example_loss=np.concatenate([part.example_loss for part in parts], axis=1))
+
+
+def part_sums(
+    model: Transformer, evaluation: EvaluationSet, plan: SweepPlan, wanted: Sequence[int] | None = None
+) -> Iterator[tuple[int, LossSums]]:
+    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `wanted` ones."""
+    parts = plan.parts
+    wanted = range(len(parts)) if wanted is None else wanted
+    if not wanted:
+        return
+    means = None
+    if plan.replacement == "mean":
+        device = model.embed.weight.device
+        pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
+        with torch.no_grad():
+            means = mean_activations(model, pieces, replacement_sites(plan.ablations))
+    schedule = plan.schedule(model.config, evaluation.inputs.shape[1]) if plan.engine == "fast" else None
+    for index in wanted:
+        chunks = _chunks(parts[index], plan.chunk)
+        yield index, LossSums.total([_chunk_sums(model, evaluation, plan, chunk, means, schedule) for chunk in chunks])
+
+
+def _chunks(examples: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, examples.stop)) for start in range(examples.start, examples.stop, size)]
+
+
+def _chunk_sums(
+    model: Transformer,
+    evaluation: EvaluationSet,
+    plan: SweepPlan,
+    chunk: slice,
+    means: dict[str, Tensor] | None,
+    schedule: Schedule | None,
+) -> LossSums:
+    """The sums of one chunk, by the fast engine's schedule, or without one by definition."""
+    device = model.embed.weight.device
+    inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
+    rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
+    if schedule is not None:
+        base, effects = ablation_effects(
+            model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means, schedule=schedule
+        )
+        base, effects = base.double().cpu(), effects.double().cpu()
+    else:
+        runs = ablated_losses(model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means)
+        base, *ablated = [losses.double().cpu() for losses in runs]
+        effects = torch.stack(ablated) - base if ablated else base.new_empty(0, *base.shape)
+    effects = torch.cat((base.new_zeros(1, *base.shape), effects))  # [A+1,n,R]
+    losses, listed = base + effects, len(plan.positions.listed)
+    scores, score_effects = (
+        torch.stack([plan.positions.scores(of_one[:, :listed]) for of_one in x]) for x in (losses, effects)
+    )
+    return LossSums(
+        sums=losses[:, :, :listed].sum(1).numpy(),
+        squares=losses[:, :, :listed].square().sum(1).numpy(),
+        effect_squares=effects[:, :, :listed].square().sum(1).numpy(),
+        score_squares=scores.square().sum(1).numpy(),
+        score_effect_squares=score_effects.square().sum(1).numpy(),
+        example_loss=(losses[:, :, -1] if plan.positions.example else losses[:, :0, 0]).float().numpy(),
+    )

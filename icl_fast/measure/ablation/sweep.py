@@ -1,0 +1,126 @@
+"""The ablation sweep over a series: resumable at any moment, into one zarr store.
+
+A sweep works in parts, one for each snapshot and chunk of examples (see `icl_fast.measure.store`); at the end they
+are put together in a fixed order, so that a sweep that was killed and run again gives the same bits as one that ran
+through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icl_fast.data import EvaluationSet
+from icl_fast.measure.ablation.dataset import sweep_dataset
+from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
+from icl_fast.measure.ablation.plan import SweepPlan, make_plan
+from icl_fast.measure.ablation.sums import LossSums, part_sums
+from icl_fast.measure.store import Workspace
+from icl_fast.models import TransformerConfig
+from icl_fast.runs import Series, open_series, resolve_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class SweepProgress:
+    """Where a sweep is, in parts (a chunk of examples of one snapshot, all its ablations)."""
+
+    done: int
+    parts: int
+    step: int
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """All that a sweep will do, before it does anything."""
+
+    series: Series
+    config: TransformerConfig
+    evaluation: EvaluationSet
+    plan: SweepPlan
+
+
+def plan_sweep(
+    ckpt: str | Path | Series,
+    options: AblationOptions | None = None,
+    *,
+    snapshots: str = "all",
+    examples: int | None = None,
+    device: str = "auto",
+    **keywords: Unpack[AblationKeywords],
+) -> PlannedSweep:
+    """What `sweep` would do with these arguments.
+
+    Raises:
+        InputError: as `sweep`.
+    """
+    chosen, on = AblationOptions.of(options, keywords), resolve_device(device)
+    series = open_series(ckpt, snapshots)
+    evaluation = series.evaluation_set(examples)
+    config = series.load(series.steps[0]).model.config
+    return PlannedSweep(series, config, evaluation, make_plan(config, evaluation, chosen, device=on.type))
+
+
+def sweep(
+    ckpt: str | Path | Series,
+    options: AblationOptions | None = None,
+    *,
+    out: str | Path | None = None,
+    snapshots: str = "all",
+    examples: int | None = None,
+    device: str = "auto",
+    on_part: Callable[[SweepProgress], None] | None = None,
+    **keywords: Unpack[AblationKeywords],
+) -> Path:
+    """Ablate heads of a run's snapshots on its corpus' fixed evaluation set; the same call again resumes.
+
+    Args:
+        ckpt: a series, a run folder or one of its snapshots.
+        options: what is removed, where losses are wanted, what computes them.
+        out: the zarr store; default `RUN/results/ablation_<mode>.zarr`. What is there from an equal sweep is kept.
+        snapshots: see `icl_fast.runs.open_series`.
+        examples: use only the first so many of the evaluation set; default all of it.
+        device: `auto`, `cpu` or `cuda`.
+        on_part: called when a part is done (and once at the start).
+        keywords: fields of `AblationOptions`, in the place of those of `options`.
+
+    Returns:
+        Where the Dataset lies: that of `ablate` with a leading `snapshot` dim (optimizer steps) and a `tokens` coord.
+
+    Raises:
+        OtherResults: `out` holds another sweep.
+        InputError: an argument or option not understood, a snapshot damaged or not finite, an `out` that holds
+            something else, the disk full. What was done so far is kept.
+    """
+    on = resolve_device(device)
+    planned = plan_sweep(ckpt, options, snapshots=snapshots, examples=examples, device=device, **keywords)
+    series, plan, evaluation = planned.series, planned.plan, planned.evaluation
+    steps = series.steps
+    store = Path(out) if out is not None else series.path / "results" / f"ablation_{plan.mode}.zarr"
+    work = Workspace(store, plan.as_json() | {"snapshots": series.hashes()}, "sweep")
+    if work.finished():
+        return store
+    work.begin()
+    indices = range(len(plan.parts))
+    missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
+    done, tokens = len(steps) * len(indices) - sum(map(len, missing.values())), []
+
+    def report(step: int) -> None:
+        if on_part is not None:
+            on_part(SweepProgress(done, len(steps) * len(indices), step))
+
+    report(steps[0])
+    for step, snapshot in zip(steps, series, strict=True):
+        tokens.append(snapshot.seen)
+        model = snapshot.model.to(on, DTYPES[plan.dtype])
+        for index, part in part_sums(model, evaluation, plan, missing[step]):
+            work.write(step, index, vars(part))
+            done += 1
+            report(step)
+        work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
+    work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, tokens))
+    return store

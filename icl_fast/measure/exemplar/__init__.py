@@ -1,0 +1,1 @@
+"""Measurements of exemplar models: strategies, heads alone and in sets, wiring, progress measures."""

@@ -1,0 +1,193 @@
+"""Measurements of a run folder of the exemplar world: its snapshots, exemplars, evaluators and clamps put together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from icl_fast.data.evaluation_sequences import EvaluationSequences
+from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
+from icl_fast.measure.exemplar.wiring import previous_token_heads, remove_sets, wiring_map
+from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
+from icl_fast.measure.store import Arrays
+from icl_fast.models import ClampName, Clamps, ExemplarTransformer, Snapshot, stack_clamps
+from icl_fast.runs import Series, open_series, resolve_device
+
+AS_TRAINED = "as trained"
+PREVIOUS_TOKEN, REST = "previous token", "rest"
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run and what its snapshots are measured on, on one device.
+
+    Attributes:
+        features: `[K, E, F]`.
+        evaluators: with fields `[P, N, ...]`.
+        clamps: what its members were trained with.
+    """
+
+    series: Series
+    features: Tensor
+    evaluators: list[EvaluationSequences]
+    clamps: Clamps
+    device: torch.device
+
+    def snapshots(self) -> Iterator[Snapshot[ExemplarTransformer]]:
+        """The chosen ones, in order, read one at a time."""
+        return (self.snapshot(step) for step in self.series.steps)
+
+    def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
+        """The one at a step.
+
+        Raises:
+            InputError: as `Series.load`.
+        """
+        snapshot = self.series.load(step)
+        return replace(snapshot, model=snapshot.model.to(self.device))
+
+
+def open_measured(
+    ckpt: str | Path | Series,
+    *,
+    snapshots: str = "all",
+    evaluators: Sequence[str] = (),
+    sequences: int = 1000,
+    device: str = "auto",
+    on_exemplars: Callable[[int, int, str], None] | None = None,
+) -> MeasuredRun:
+    """A series on exemplars, ready to be measured.
+
+    Args:
+        ckpt: a series, a run folder or one of its snapshots.
+        snapshots: `all`, `last`, or steps such as `0,50,100`.
+        evaluators: by name; by default all that are defined for every member.
+        sequences: of each evaluator.
+        on_exemplars: called while glyphs are rendered.
+
+    Raises:
+        InputError: no run on exemplars there, no such snapshot or evaluator, exemplars that cannot be had.
+    """
+    if sequences < 1:
+        raise InputError(f"sequences: must be 1 or more, got {sequences}")
+    series, where = open_series(ckpt, snapshots), resolve_device(device)
+    population = series.population
+    exemplars = series.exemplars(on_exemplars)
+    sets = population.evaluators(exemplars, list(evaluators), sequences, where)
+    return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
+
+
+def measure_strategies(
+    measured: MeasuredRun,
+    *,
+    clamps: Sequence[str] = (),
+    graft: str | None = None,
+    out: str | Path | None = None,
+    on_snapshot: Callable[[SnapshotProgress], None] | None = None,
+) -> Path:
+    """`measure_over_snapshots` of a run, kept in a zarr store; the same call again resumes.
+
+    Args:
+        clamps: names of clamps; each is forced alone in every snapshot, besides what the run was trained with: progress
+            measures (Singh 2025, Fig 4.8). The heads are those that the run's config names.
+        graft: `STEP:PARTS`, such as `last:layer-2+unembed` (Fig 5.6b): given to every snapshot first.
+        out: the store; by default in `results/` of the run folder. What is there from an equal call is kept.
+        on_snapshot: called when a snapshot is done (and once at the start).
+
+    Returns:
+        Where the Dataset of `strategies_dataset` lies.
+
+    Raises:
+        OtherResults: `out` holds what was measured with other clamps, of other snapshots, ...
+        InputError: an unknown clamp or part, a graft that is not understood, a disk that is full.
+    """
+    forced: dict[str, Clamps | None] = {AS_TRAINED: measured.clamps}
+    forced |= {name: _with_clamp(measured, name) for name in clamps}
+    transplant = None if graft is None else _transplant(measured, graft)
+    names, count = [one.name for one in measured.evaluators], len(measured.evaluators[0].answered[0])
+    identity = {
+        "measured": "strategies, 1",  # raise the number when what is measured changes
+        "evaluators": names,
+        "sequences": count,
+        "clamps": list(forced),
+        "graft": graft or "",
+        "features": hashlib.sha256(measured.features.cpu().numpy().tobytes()).hexdigest(),
+        "device": measured.device.type,
+    }
+
+    def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
+        model = snapshot.model.to(measured.device)
+        return strategy_arrays(model, measured.features, measured.evaluators, forced, transplant)
+
+    def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
+        found = strategies_dataset(parts, steps, seen, list(forced), names)
+        return found.assign_coords(member=measured.series.population.names).assign_attrs(
+            graft=graft or "", evaluated=count
+        )
+
+    name = "strategies" if graft is None else f"strategies_{graft.replace(':', '_')}"
+    target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
+    return measure_snapshots(measured.series, target, identity, measure, assemble, on_snapshot)
+
+
+def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
+    """`wiring_map` of the last chosen snapshot on the first chosen evaluator, and table C.3 of each member.
+
+    Returns:
+        Of `wiring_map`, with the members' names; besides the metrics of `remove_sets` as `<metric>_without`
+        `[set, preserve, member]`, for the sets "previous token" (`previous_token_heads`) and "rest"; which those heads
+        are and what they rest on as `is_previous_token` and `previous_token` `[writer, member]`; the last layer's
+        induction strengths as `induction` `[reader, member]`.
+
+    Raises:
+        InputError: a model of one layer.
+    """
+    evaluator, snapshot = measured.evaluators[0], measured.snapshot(measured.series.steps[-1])
+    given = (snapshot.model, measured.features, evaluator)
+    found = wiring_map(*given, measured.clamps).assign_coords(member=measured.series.population.names)
+    metrics = evaluate_strategies(snapshot.model, measured.features, [evaluator], measured.clamps, attention=True)
+    attention = metrics[evaluator.name].attention
+    assert attention is not None
+    heads = range(snapshot.model.config.heads)
+    tables, is_previous = [], np.zeros((len(heads), snapshot.model.members), dtype=bool)
+    for member in range(snapshot.model.members):
+        previous = previous_token_heads(attention.previous_token[member])
+        is_previous[[head for _, head in previous], member] = True
+        sets = {PREVIOUS_TOKEN: previous, REST: [(0, head) for head in heads if (0, head) not in previous]}
+        tables.append(remove_sets(*given, sets, measured.clamps).isel(member=member))
+    both = xr.concat(tables, dim="member").transpose("set", "preserve", "member")
+    found = found.merge(both.rename({name: f"{name}_without" for name in both}).assign_coords(member=found["member"]))
+    found["previous_token"] = ("writer", "member"), attention.previous_token[:, 0].T.cpu().numpy()
+    found["is_previous_token"] = ("writer", "member"), is_previous
+    found["induction"] = ("reader", "member"), attention.induction[:, -1].T.cpu().numpy()
+    found.attrs |= {"step": snapshot.step, "sequences": snapshot.seen, "evaluated": len(evaluator.answered[0])}
+    return found
+
+
+def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
+    if name not in get_args(ClampName):
+        raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
+    population = measured.series.population
+    configs = [member.config.interventions for member in population.all]
+    with_clamp = [config.model_copy(update={"clamps": [*config.clamps, name]}) for config in configs]
+    return stack_clamps([config.make(population.config.model) for config in with_clamp]).to(measured.device)
+
+
+def _transplant(measured: MeasuredRun, graft: str) -> Transplant:
+    step, _, parts = graft.partition(":")
+    if not parts:
+        raise InputError(f"graft {graft!r}: must be STEP:PARTS, such as last:layer-2+unembed")
+    steps = open_series(measured.series.path, step).steps
+    if len(steps) != 1:
+        raise InputError(f"graft {graft!r}: name one step, or last")
+    return Transplant(measured.snapshot(steps[0]).model, tuple(parts.split("+")))

@@ -1,0 +1,129 @@
+"""Exemplar models over snapshots: strategies, progress measures, grafts (Singh 2025, 4.4.3, 5.6.1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from icl_fast.data.evaluation_sequences import EvaluationSequences
+from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.strategies import METRICS, StrategyMetrics, evaluate_strategies
+from icl_fast.measure.store import Arrays
+from icl_fast.models import Clamps, ExemplarTransformer, Snapshot
+from icl_fast.models.grafts import graft
+
+# of `AttentionMetrics`: the dims after those of all metrics
+_ATTENTION: dict[str, tuple[str, ...]] = {
+    "induction": ("layer", "head"),
+    "previous_token": ("layer", "head"),
+    "own": ("layer", "head"),
+    "query": ("layer", "head", "place", "position"),
+}
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """Parts of a donor that every snapshot is given before it is measured.
+
+    "layer-2" and "unembed" of the last snapshot: Fig 5.6b. "embed" and "layer-1" of one on the way: Fig 5.6c.
+
+    Attributes:
+        donor: of the snapshots' members, or of one member for all.
+        parts: as in `icl_fast.models.grafts`.
+    """
+
+    donor: ExemplarTransformer
+    parts: tuple[str, ...]
+
+    def __call__(self, model: ExemplarTransformer) -> ExemplarTransformer:
+        """A copy of the model with the donor's parts.
+
+        Raises:
+            InputError: a donor that does not fit, an unknown part.
+        """
+        if self.donor.members not in (1, model.members):
+            raise InputError(f"donor: has {self.donor.members} members; must have 1 or {model.members}")
+        grafted = copy.deepcopy(model)
+        for member in range(model.members):
+            graft(grafted, self.donor, self.parts, member=member, donor_member=min(member, self.donor.members - 1))
+        return grafted
+
+
+def measure_over_snapshots(
+    snapshots: Iterable[Snapshot[ExemplarTransformer]],
+    features: Tensor,
+    evaluators: Sequence[EvaluationSequences],
+    clamps: Mapping[str, Clamps | None] | None = None,
+    *,
+    transplant: Transplant | None = None,
+) -> xr.Dataset:
+    """Metrics of every snapshot, under each of some clamps: strategies over training, and progress measures (Fig 4.8).
+
+    Args:
+        snapshots: in order of training; read one after the other.
+        features: `[K, E, F]`.
+        clamps: by name, what is forced in the snapshots, whatever they were trained with; by default nothing, "none".
+        transplant: what every snapshot is given first.
+
+    Returns:
+        See `strategies_dataset`.
+
+    Raises:
+        InputError: no snapshot, or as `evaluate_strategies`.
+    """
+    clamps = {"none": None} if clamps is None else clamps
+    measured = [
+        (strategy_arrays(one.model, features, evaluators, clamps, transplant), one.step, one.seen) for one in snapshots
+    ]
+    if not measured:
+        raise InputError("snapshots: none given")
+    parts, steps, seen = (list(column) for column in zip(*measured, strict=True))
+    return strategies_dataset(parts, steps, seen, list(clamps), [one.name for one in evaluators])
+
+
+def strategy_arrays(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluators: Sequence[EvaluationSequences],
+    clamps: Mapping[str, Clamps | None],
+    transplant: Transplant | None = None,
+) -> Arrays:
+    """The metrics of one snapshot, each `[clamp, evaluator, member, ...]`; see `measure_over_snapshots`."""
+    model = model if transplant is None else transplant(model)
+    by_clamp = [evaluate_strategies(model, features, evaluators, forced, attention=True) for forced in clamps.values()]
+
+    def array(metric: str) -> np.ndarray:
+        rows = [torch.stack([_value(measured[one.name], metric) for one in evaluators]) for measured in by_clamp]
+        return torch.stack(rows).cpu().numpy()
+
+    return {metric: array(metric) for metric in (*METRICS, *_ATTENTION)}
+
+
+def strategies_dataset(
+    parts: Sequence[Arrays], steps: list[int], seen: list[int], clamps: list[str], evaluators: list[str]
+) -> xr.Dataset:
+    """The `strategy_arrays` of all snapshots as one Dataset.
+
+    Returns:
+        The metrics of `StrategyMetrics`, each `[snapshot, clamp, evaluator, member]`; `induction`, `previous_token` and
+        `own` of `AttentionMetrics`, `[snapshot, clamp, evaluator, member, layer, head]`, and `query`, with `place` of
+        the right label and `position` after those. `snapshot` holds steps, `sequences` how many were seen.
+    """
+    found = xr.Dataset(coords={"snapshot": steps, "clamp": clamps, "evaluator": evaluators})
+    found["sequences"] = "snapshot", np.array(seen, np.int64)
+    for metric in (*METRICS, *_ATTENTION):
+        dims = ("snapshot", "clamp", "evaluator", "member", *_ATTENTION.get(metric, ()))
+        found[metric] = dims, np.stack([part[metric] for part in parts])
+    found["loss"].attrs["units"] = "nats"
+    return found
+
+
+def _value(metrics: StrategyMetrics, name: str) -> Tensor:
+    values: Tensor = getattr(metrics if name in METRICS else metrics.attention, name)
+    return values

@@ -1,0 +1,175 @@
+"""Which first-layer heads which last-layer heads read, and how: the wiring of an exemplar model (Singh 2025, C.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from icl_fast.data.evaluation_sequences import EvaluationSequences
+from icl_fast.errors import InputError
+from icl_fast.files import atomic_write
+from icl_fast.measure.exemplar.passes import SecondPass, means_again, only_head, without_heads
+from icl_fast.measure.exemplar.strategies import METRICS
+from icl_fast.measure.heads.circuits import LayerWeights, composition_of
+from icl_fast.models import Clamps, ExemplarTransformer
+from icl_fast.models.clamps import Head
+from icl_fast.models.exemplar_inference import Preservable
+from icl_fast.models.exemplar_transformer import ExemplarBlock
+
+PRESERVE: dict[str, tuple[Preservable, ...]] = {"value-preserving": ("v",), "pattern-preserving": ("pattern",)}
+KINDS = {
+    "single": "one writer removed",
+    "single-pair": "all writers removed but one",
+}
+
+
+def wiring_map(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluator: EvaluationSequences,
+    clamps: Clamps | None = None,
+    *,
+    writers: int = 0,
+    readers: int = -1,
+) -> xr.Dataset:
+    """How one head of an earlier layer serves one head of a later layer, the others of that layer removed (Fig C.3).
+
+    With values preserved what is measured goes by way of patterns (the match), with patterns preserved by way of
+    values (the copy); preserved are those of a pass in which nothing is removed.
+
+    Args:
+        writers, readers: the two layers; negative ones count from the last. Other layers keep all heads.
+
+    Returns:
+        The metrics of `StrategyMetrics`, each `[kind, preserve, writer, reader, member]` with the kinds "single" (that
+        writer removed; Fig C.3 left is its difference from "alone") and "single-pair" (only that writer kept; middle),
+        and as `<metric>_alone` `[reader, member]`: no writer removed. `composition` `[matrix, writer, reader, member]`:
+        composition scores of q, k and v (right).
+
+    Raises:
+        InputError: layers that are not one before the other, or as `answers_again`.
+    """
+    layers, count = model.config.layers, model.config.heads
+    if not (-layers <= writers < layers and -layers <= readers < layers and writers % layers < readers % layers):
+        raise InputError(f"writers {writers}, readers {readers}: must be two of {layers} layers, the first one earlier")
+    writers, readers = writers % layers, readers % layers
+    alone = [only_head(model, readers, reader) for reader in range(count)]
+    left = {
+        "single": [without_heads(model, [(writers, head)]) for head in range(count)],
+        "single-pair": [only_head(model, writers, head) for head in range(count)],
+    }
+    passes = [SecondPass(heads) for heads in alone]
+    passes += [
+        SecondPass(kept * heads, preserve=preserve)
+        for kind in KINDS
+        for preserve in PRESERVE.values()
+        for kept in left[kind]
+        for heads in alone
+    ]
+    means = means_again(model, features, evaluator, passes, clamps)
+    dims = ("kind", "preserve", "writer", "reader", "member")
+    shape = (len(KINDS), len(PRESERVE), count, count, model.members)
+    found = xr.Dataset(
+        coords={
+            "kind": list(KINDS),
+            "preserve": list(PRESERVE),
+            "writer": [f"{writers}.{head}" for head in range(count)],
+            "reader": [f"{readers}.{head}" for head in range(count)],
+            "matrix": ["q", "k", "v"],
+        },
+        attrs={"evaluator": evaluator.name},
+    )
+    for name in METRICS:
+        values = getattr(means, name).cpu().numpy()
+        found[name] = dims, values[count:].reshape(shape)
+        found[f"{name}_alone"] = ("reader", "member"), values[:count]
+    scores = composition_scores(model)
+    between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
+    found["composition"] = ("matrix", "member", "writer", "reader"), between
+    found["composition"] = found["composition"].transpose("matrix", "writer", "reader", "member")
+    return found
+
+
+def remove_sets(
+    model: ExemplarTransformer,
+    features: Tensor,
+    evaluator: EvaluationSequences,
+    sets: Mapping[str, Sequence[Head]],
+    clamps: Clamps | None = None,
+) -> xr.Dataset:
+    """Sets of heads removed, values or patterns preserved, everything else active (table C.3).
+
+    Returns:
+        The metrics of `StrategyMetrics`, each `[set, preserve, member]`.
+
+    Raises:
+        InputError: no set, a head that the model does not have, or as `answers_again`.
+    """
+    if not sets:
+        raise InputError("sets: none given")
+    passes = [
+        SecondPass(without_heads(model, heads), preserve=preserve)
+        for heads in sets.values()
+        for preserve in PRESERVE.values()
+    ]
+    means = means_again(model, features, evaluator, passes, clamps)
+    shape = (len(sets), len(PRESERVE), model.members)
+    variables = {name: getattr(means, name).cpu().numpy().reshape(shape) for name in METRICS}
+    dims = ("set", "preserve", "member")
+    return xr.Dataset(
+        {name: (dims, values) for name, values in variables.items()},
+        coords={"set": list(sets), "preserve": list(PRESERVE)},
+        attrs={"evaluator": evaluator.name},
+    )
+
+
+def previous_token_heads(previous_token: Tensor, least: float = 0.5) -> list[Head]:
+    """The first layer's previous-token heads, of `[L, H]`, one member's `AttentionMetrics.previous_token`.
+
+    The thesis names them "by inspecting attention patterns" (4.3.3); here labels attend to the exemplar before them
+    with a weight of `least` or more.
+    """
+    return [(0, head) for head, weight in enumerate(previous_token[0].tolist()) if weight >= least]
+
+
+def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
+    """Write every array, and the names along its dims as `dim:<name>`, into an .npz file; it appears whole or not.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    target = Path(path).with_suffix(".npz")
+    arrays: dict[str, Any] = {str(name): values.values for name, values in found.data_vars.items()}
+    arrays |= {f"dim:{name}": np.asarray(values.values, np.str_) for name, values in found.coords.items()}
+    arrays |= {f"dims of {name}": np.array(values.dims, np.str_) for name, values in found.data_vars.items()}
+    with atomic_write(target) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    return target
+
+
+@torch.no_grad()
+def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
+    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P, L, H, L, H]` float64."""
+    members = [composition_of(_layer_weights(model, member)) for member in range(model.members)]
+    return {name: torch.stack([scores[name] for scores in members]) for name in "qkv"}
+
+
+def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
+    layers = []
+    for block in model.blocks:
+        assert isinstance(block, ExemplarBlock)
+        attention, gain = block.attention, block.norm1.weight[member].double()
+        read = [
+            (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
+            for linear in (attention.q, attention.k, attention.v)
+        ]
+        q, k, v = (weight - weight.mean(1, keepdim=True) for weight in read)  # [H, C, D]
+        o = attention.out.weight[member].double().T.view(model.config.heads, -1, model.config.width)  # [H, D, C]
+        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
+    return layers

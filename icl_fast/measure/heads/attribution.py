@@ -1,0 +1,138 @@
+"""What one head adds to logits on a text, source by source, along the direct path (Olsson et al. 2022, Argument 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from icl_fast.errors import InputError
+from icl_fast.models import Intervention, Transformer, site
+from icl_fast.models.transformer import Block
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A head on a text. Rows are destinations, columns sources.
+
+    Attributes:
+        pattern: its attention, [B,T,T], in the model's dtype.
+        logits: what it adds to the logit of the target (or of each of K tokens), [B,T,T] or [B,T,T,K], float64.
+    """
+
+    pattern: Tensor
+    logits: Tensor
+
+
+def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
+    """What a vector in the final residual stream is multiplied by to give a token's logit over the mean logit.
+
+    The scale of the final norm is left out: it depends on the position. Centring of the stream and the norm's gain
+    are in; its bias and that of the unembedding are the same whatever a head does.
+
+    Args:
+        tokens: [...] ids.
+
+    Returns:
+        [...,C] float64.
+    """
+    weight = model.unembed.weight
+    # the mean logit is the logit of the mean row: all the vocabulary in one vector
+    directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
+    if model.config.norm_affine:
+        directions = directions * model.final_norm.weight.double()
+    return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
+
+
+def head_outputs(model: Transformer, layer: int) -> Tensor:
+    """What the heads of a layer write into the residual stream for their results: [H,D,C] float64."""
+    block = model.blocks[layer]
+    assert isinstance(block, Block)
+    return block.attention.w_o.double()
+
+
+def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tensor:
+    """As `logit_directions`, over the final norm's scale in one run: what a head's result is multiplied by there.
+
+    Args:
+        tokens: [B,T,K] ids, K at each destination.
+        last: [B,T,C] the final residual stream.
+
+    Returns:
+        [B,T,K,C] float64.
+    """
+    variance = last.double().var(-1, correction=0)  # [B,T]
+    return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
+
+
+def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: Tensor) -> Tensor:
+    """What heads add along the direct path to the logits of K tokens at each destination, source by source.
+
+    Args:
+        outputs: [H,D,C] float64, of `head_outputs`, of some heads.
+        directions: [B,T,K,C] of `scaled_directions`.
+        values: [B,H,T,D] of the same heads.
+        pattern: [B,H,T,T] of the same heads, in the same run.
+
+    Returns:
+        [B,H,T,T,K] float64: destinations, sources, tokens.
+    """
+    reads = torch.einsum("bikc,hdc->bhikd", directions, outputs)
+    logits = torch.einsum("bhikd,bhjd->bhijk", reads, values.double())
+    return logits.mul_(pattern[..., None])
+
+
+def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer: int, head: int) -> Attribution:
+    """Direct-path logit attribution of one head on a text (docs/design.md, "Direct-path logit attribution").
+
+    Source j adds to the target's logit at destination i
+
+        A_ij v_j W_O centred, times the final norm's gain, over that norm's scale in this run at i,
+            times (unembedding of the target - mean over the vocabulary)
+
+    with A the pattern and v_j the value that the head read in this run, its bias (of `attention_bias`) included.
+    Summed over sources it is the head's whole direct effect. The bias of the output projection belongs to no head. What
+    later layers make of the head's result is not in it: this is the direct path alone. Of all that is as large as the
+    text squared, only the pattern of the head's own layer and one such array a target are ever held.
+
+    Args:
+        inputs: [B,T] token ids.
+        targets: [B,T] the token to predict at each destination, `text[:, 1:]` where `inputs` is `text[:, :-1]`; or
+            [B,T,K], any K tokens.
+        layer: 0-based.
+        head: 0-based.
+
+    Raises:
+        InputError: a head that the model does not have; targets of another shape or outside the vocabulary; inputs that
+            the model refuses.
+    """
+    config = model.config
+    for name, index, count in (("layer", layer, config.layers), ("head", head, config.heads)):
+        if not 0 <= index < count:
+            raise InputError(f"{name}: {index} is not in this model, which has {count} (0 to {count - 1})")
+    if targets.ndim not in (2, 3) or targets.shape[:2] != inputs.shape or targets.dtype != torch.int64:
+        raise InputError(
+            f"targets must be int64 [B,T] or [B,T,K] with inputs' B and T {list(inputs.shape)}, "
+            f"got {targets.dtype} {list(targets.shape)}"
+        )
+    if targets.numel() and not 0 <= targets.min() <= targets.max() < config.vocab:
+        raise InputError(f"targets holds tokens outside the vocabulary, 0 to {config.vocab - 1}")
+    device = model.embed.weight.device
+    recorded = []
+
+    def record(patterns: Tensor) -> Tensor:
+        recorded.append(patterns[:, head].clone())  # a view would hold the patterns of all heads
+        return patterns
+
+    values, last = site("v", layer), site("resid_post", config.layers - 1)
+    with torch.no_grad():
+        recording = Intervention.apply(site("pattern", layer), record)
+        _, sites = model.hidden(inputs.to(device), record=[values, last], interventions=[recording])
+        (pattern,) = recorded
+        directions = scaled_directions(model, targets.to(device).view(*inputs.shape, -1), sites[last])
+        one = slice(head, head + 1)
+        logits = direct_logits(
+            head_outputs(model, layer)[one], directions, sites[values][:, one], pattern[:, None]
+        ).squeeze(1)  # [B,T,T,K]
+    return Attribution(pattern, logits if targets.ndim == 3 else logits[..., 0])

@@ -1,0 +1,137 @@
+"""The scores and circuits of every head over a series, into one zarr store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.errors import InputError
+from icl_fast.measure.heads.circuits import (
+    composition_scores,
+    copying_eigenvalue_score,
+    copying_eigenvalues,
+    qk_trace,
+)
+from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_matching_scores, previous_token_scores
+from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
+from icl_fast.measure.store import Arrays
+from icl_fast.models import Snapshot, Transformer
+from icl_fast.runs import Series, open_series, resolve_device
+
+_HEADS = ("snapshot", "layer", "head")
+_PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
+_EVALUATORS = "Olsson et al. 2022, Data Collection (3)"
+_CIRCUITS = "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits"
+_RATIO = "||W_O W_{0}|| / (||W_O|| ||W_{0}||) of a writing head's W_O and a later head's W_{0}, Frobenius norms"
+_VARIABLES = {  # name: (dims, long name, source); all are pure numbers
+    "prefix_matching": (_HEADS, "attention to what followed earlier copies of the present token, 0 to 1", _EVALUATORS),
+    "copying": (_HEADS, "how much the logit of the attended token is what is raised, -1 to 1", _EVALUATORS),
+    "previous_token": (_HEADS, "attention to the token before, on held-out text, 0 to 1", _EVALUATORS),
+    "qk_trace": (_HEADS, "trace of the previous-token QK circuit", "Olsson et al. 2022, Data Collection (4)"),
+    "ov_copying": (_HEADS, "sum over |sum| of the eigenvalues of the OV circuit, -1 to 1", _CIRCUITS),
+    "composition_q": (_PAIRS, "Q-composition score: " + _RATIO.format("Q"), _CIRCUITS),
+    "composition_k": (_PAIRS, "K-composition score: " + _RATIO.format("K"), _CIRCUITS),
+    "composition_v": (_PAIRS, "V-composition score: " + _RATIO.format("V"), _CIRCUITS),
+}
+
+
+def evaluate(
+    ckpt: str | Path | Series,
+    *,
+    out: str | Path | None = None,
+    snapshots: str = "all",
+    seed: int = 0,
+    device: str = "auto",
+    skip_damaged: bool = False,
+    on_snapshot: Callable[[SnapshotProgress], None] | None = None,
+) -> Path:
+    """Scores and circuits of every head of a run's snapshots; the same call again resumes.
+
+    See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on the run's held-out windows, 10 of them),
+    `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
+
+    Args:
+        ckpt: a series, a run folder or one of its snapshots.
+        out: the zarr store; default `RUN/results/heads.zarr`. What is there from an equal call is kept.
+        snapshots: see `icl_fast.runs.open_series`.
+        seed: of the random tokens and the choice of windows, the same for all snapshots.
+        device: `auto`, `cpu` or `cuda`.
+        skip_damaged: leave out what cannot be used and go on with the rest.
+        on_snapshot: called when a snapshot is done (and once at the start).
+
+    Returns:
+        Where the Dataset lies, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in layer 0),
+        `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
+        head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and `tokens` (seen).
+        Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
+        asked for that are not in it (see `Series.readable`).
+
+    Raises:
+        OtherResults: `out` holds an evaluation with another seed, of other snapshots, ...
+        InputError: an argument not understood, a snapshot damaged or not finite (with `skip_damaged`: all of them), a
+            model too small for the scores, the disk full. What was done so far is kept.
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: must be from 0 to 2^63 - 1, got {seed}")
+    on = resolve_device(device)
+    series = open_series(ckpt, snapshots)
+    left_out = series.missing()
+    if skip_damaged:
+        series, left_out = series.readable()
+    if not series.steps:
+        reasons = "; ".join(f"step {step}: {why}" for step, why in left_out.items())
+        raise InputError(f"ckpt: {ckpt} has no snapshot that can be used ({reasons})")
+    evaluation = series.evaluation_set()
+    windows = min(EXAMPLES, len(evaluation.inputs))
+    identity = {
+        "measured": "head scores and circuits, 1",  # raise the number when what is measured changes
+        "seed": seed,
+        "evaluation": evaluation.digest,
+        "windows": windows,
+        "device": on.type,
+        "left_out": {str(step): why for step, why in left_out.items()},
+    }
+
+    def measure(snapshot: Snapshot[Transformer]) -> Arrays:
+        model = snapshot.model.to(on)
+        previous_token = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
+        scores = {
+            "prefix_matching": prefix_matching_scores(model, seed=seed),
+            "copying": copying_scores(model, seed=seed),
+            "previous_token": previous_token,
+            "qk_trace": qk_trace(model, previous_token),
+            "ov_copying": copying_eigenvalue_score(copying_eigenvalues(model)),
+            **{f"composition_{by}": score for by, score in composition_scores(model).items()},
+        }
+        return {name: score.double().cpu().numpy() for name, score in scores.items()}
+
+    def assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
+        dataset = _assemble(parts, steps, tokens)
+        return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
+
+    store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
+    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot)
+
+
+def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
+    variables = {}
+    for name, (dims, long_name, source) in _VARIABLES.items():
+        values = np.stack([part[name] for part in parts])
+        variables[name] = (dims, values, {"units": "1", "long_name": long_name, "source": source})
+    layers, heads = parts[0]["prefix_matching"].shape
+    return xr.Dataset(
+        variables,
+        coords={
+            "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
+            "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
+            "layer": np.arange(layers),
+            "head": np.arange(heads),
+            "writer_layer": np.arange(layers),
+            "writer_head": np.arange(heads),
+        },
+        attrs={"source": "Olsson et al. 2022, Data Collection (3), (4)"},
+    )

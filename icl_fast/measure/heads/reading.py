@@ -1,0 +1,242 @@
+"""What one model makes of one text: losses token by token, and every head's attention and direct effect on it.
+
+Olsson et al. 2022, Argument 1, "Per-token losses on Harry Potter", and Argument 4.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+import xarray as xr
+from tokenizers import Tokenizer, pre_tokenizers
+from torch import Tensor
+
+from icl_fast.data import Text
+from icl_fast.data.tokenizer import BOS_ID
+from icl_fast.errors import InputError
+from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
+from icl_fast.models import Intervention, Transformer, site
+from icl_fast.ops import linear_cross_entropy
+
+BOS_PIECE = "<bos>"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedText:
+    r"""A text as a model reads it: T tokens at most as long as its context.
+
+    Attributes:
+        name, title, kind, source: of the text.
+        inputs: [T] int64, BOS then all targets but the last.
+        targets: [T] int64, the text's tokens.
+        pieces: [T] what each target adds to the text. Bytes of a character that is spread over several tokens are
+            written `\xe2`; the other pieces, joined, are the text.
+        categories: [T] int64, where the target is a label of a template text its category, else -1.
+        left_out: tokens of the text beyond the context.
+    """
+
+    name: str
+    title: str
+    kind: str
+    source: str
+    inputs: Tensor
+    targets: Tensor
+    pieces: tuple[str, ...]
+    categories: Tensor
+    left_out: int
+
+
+def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
+    """Tokens of the front of a text, as many as the model's context holds.
+
+    Raises:
+        InputError: no text, a context under 1, or a tokenizer that is not a byte-level BPE.
+    """
+    if context < 1:
+        raise InputError(f"context: {context}: give 1 or more")
+    encoding = tokenizer.encode(text.text, add_special_tokens=False)
+    ids = encoding.ids
+    if not ids:
+        raise InputError(f"text {text.name}: is empty; give one with some text")
+    parts = [_bytes(token) for token in encoding.tokens]
+    if b"".join(parts) != text.text.encode():
+        raise InputError(
+            f"tokenizer: its tokens do not give text {text.name} back; give a byte-level BPE that changes no text"
+        )
+    targets = torch.tensor(ids[:context])
+    categories = torch.full_like(targets, -1)
+    ends = list(accumulate(map(len, parts)))
+    for mark in text.marks:
+        position = bisect_right(ends, len(text.text[: mark.start].encode()))
+        if position < len(targets):
+            categories[position] = mark.category
+    return TokenisedText(
+        name=text.name,
+        title=text.title,
+        kind=text.kind,
+        source=text.source,
+        inputs=torch.cat((torch.tensor([BOS_ID]), targets[:-1])),
+        targets=targets,
+        pieces=tuple(part.decode("utf-8", "backslashreplace") for part in parts[:context]),
+        categories=categories,
+        left_out=len(ids) - len(targets),
+    )
+
+
+def token_losses(model: Transformer, text: TokenisedText) -> Tensor:
+    """Per-token losses in nats, [T] float32 on the CPU; the model's input and targets are the text's.
+
+    Raises:
+        InputError: tokens that the model does not have, or more of them than its context.
+    """
+    device = model.embed.weight.device
+    _check_vocabulary(model, text)
+    with torch.no_grad():
+        hidden, _ = model.hidden(text.inputs[None].to(device))
+        losses = linear_cross_entropy(
+            hidden, model.unembed.weight, text.targets[None].to(device), bias=model.unembed.bias, reduction="none"
+        )
+    return losses[0].float().cpu()
+
+
+def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]:
+    """Every head's attention and its direct-path logit attribution of the true next token.
+
+    The second is `icl_fast.measure.logit_attribution` of each head with the text's targets. The model runs once, and
+    beside the result no more is held than what one layer's heads need.
+
+    Returns:
+        pattern and logits, each [layers,H,T,T] float32 on the CPU: destinations, then sources.
+
+    Raises:
+        InputError: tokens that the model does not have, or more of them than its context.
+    """
+    config, device = model.config, model.embed.weight.device
+    _check_vocabulary(model, text)
+    length = len(text.inputs)
+    pattern = torch.empty(config.layers, config.heads, length, length)
+    logits = torch.empty_like(pattern)
+
+    def recording(layer: int) -> Intervention:
+        def record(value: Tensor) -> Tensor:
+            pattern[layer] = value[0]
+            return value
+
+        return Intervention.apply(site("pattern", layer), record)
+
+    layers = range(config.layers)
+    last = site("resid_post", config.layers - 1)
+    with torch.no_grad():
+        _, sites = model.hidden(
+            text.inputs[None].to(device),
+            record=[last, *(site("v", layer) for layer in layers)],
+            interventions=[recording(layer) for layer in layers],
+        )
+        directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
+        for layer in layers:
+            # no name for what is computed: it would be held while the next layer's is
+            logits[layer] = direct_logits(
+                head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
+            )[0, ..., 0]
+    return pattern, logits
+
+
+def text_dataset(
+    text: TokenisedText, steps: Sequence[int], tokens: Sequence[int], losses: Tensor, pattern: Tensor, logits: Tensor
+) -> xr.Dataset:
+    """All that is known of a text and a run, as one Dataset.
+
+    Args:
+        text: T tokens.
+        steps: of the snapshots, rising.
+        tokens: seen by then.
+        losses: [snapshot,T] of `token_losses`.
+        pattern, logits: [layers,H,T,T] of `head_views` at the last snapshot.
+
+    Returns:
+        `loss` [snapshot, position] and `pattern`, `logits` [layer, head, position, source] with coords `snapshot`
+        (steps), `tokens`, `position` (1-based), `input` and `target` (pieces of the token that is read there, first
+        "<bos>", and of the one that is predicted), `category` (of a label that is predicted there, else -1);
+        attributes name, title, kind, source, left_out_tokens.
+    """
+    dims = ("layer", "head", "position", "source")
+    return xr.Dataset(
+        {
+            "loss": (("snapshot", "position"), losses.numpy(), {"units": "nats"}),
+            "pattern": (dims, pattern.numpy(), {"long_name": "attention"}),
+            "logits": (dims, logits.numpy(), {"long_name": "direct effect on the target's logit over the mean logit"}),
+        },
+        coords={
+            "snapshot": list(steps),
+            "tokens": ("snapshot", list(tokens)),
+            "position": np.arange(1, len(text.pieces) + 1),
+            # as objects: numpy's own strings lose a zero character at the end
+            "input": ("position", np.array([BOS_PIECE, *text.pieces[:-1]], dtype=object)),
+            "target": ("position", np.array(text.pieces, dtype=object)),
+            "category": ("position", text.categories.numpy()),
+        },
+        attrs={
+            "name": text.name,
+            "title": text.title,
+            "kind": text.kind,
+            "source": text.source,
+            "left_out_tokens": text.left_out,
+        },
+    )
+
+
+def template_attention(pattern: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+    """How far heads look at the right lines of a template text (Olsson et al. 2022, Argument 4, behavior 3).
+
+    Where a label is predicted, a head that matches the pattern attends to the labels of earlier lines of the same
+    category: the paper's example does with "about 65% of its attention".
+
+    Args:
+        pattern: [...,T,T] attention of any heads.
+        categories: [T], as in `TokenisedText`.
+
+    Returns:
+        The attention to the label tokens of all earlier lines of the same category, and that to those of all earlier
+        lines of other categories, each [...] float64: means over the labels that have an earlier line of their category
+        (NaN if none has).
+    """
+    length = len(categories)
+    read = torch.full_like(categories, -1)  # the category of the label that is read at each source
+    read[1:] = categories[:-1]  # a label is read one position after it was predicted
+    labels = (categories >= 0)[:, None] & (read >= 0)[None, :] & torch.ones(length, length, dtype=torch.bool).tril()
+    same = labels & (categories[:, None] == read[None, :])
+    other = labels & ~same
+    counted = same.any(-1)
+    rows = pattern[..., counted, :].double()
+    to_same, to_other = ((rows * chosen[counted]).sum(-1).mean(-1) for chosen in (same, other))
+    return to_same, to_other
+
+
+def _check_vocabulary(model: Transformer, text: TokenisedText) -> None:
+    largest = int(text.targets.max())
+    if largest >= model.config.vocab:
+        raise InputError(
+            f"text {text.name}: holds token {largest}, but the model's vocabulary is 0 to {model.config.vocab - 1}; "
+            "tokenise it with the model's own tokenizer"
+        )
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a character: a printable one as itself, the others in order from U+0100."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_of = {symbol: ord(symbol) for symbol in alphabet if ord(symbol) < 256}
+    others = sorted(set(range(256)) - set(bytes_of.values()))
+    return bytes_of | dict(zip((symbol for symbol in alphabet if ord(symbol) >= 256), others, strict=True))
+
+
+_BYTES = _byte_of_symbol()
+
+
+def _bytes(token: str) -> bytes:
+    # a symbol of another kind of tokenizer becomes text of its own, so that the whole is not the text
+    return b"".join(bytes([_BYTES[symbol]]) if symbol in _BYTES else b"\xff" for symbol in token)

@@ -1,0 +1,80 @@
+"""A measurement of every snapshot of a series, into one zarr store, resumable at any moment.
+
+A part of the work is one snapshot (see `icl_fast.measure.store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.measure.store import Arrays, Workspace
+from icl_fast.models import Snapshot
+from icl_fast.runs import Series
+
+_SEEN = "tokens seen"  # kept beside a snapshot's arrays
+
+
+@dataclass(frozen=True)
+class SnapshotProgress:
+    """Where a measurement is: how many snapshots are done, of how many, and the step of the last one looked at."""
+
+    done: int
+    snapshots: int
+    step: int
+
+
+def measure_snapshots(
+    series: Series,
+    store: Path,
+    identity: Mapping[str, Any],
+    measure: Callable[[Snapshot[Any]], Arrays],
+    assemble: Callable[[list[Arrays], list[int], list[int]], xr.Dataset],
+    on_snapshot: Callable[[SnapshotProgress], None] | None = None,
+) -> Path:
+    """Measure snapshots one after the other and put the results into one zarr store; the same call again resumes.
+
+    Args:
+        series: one snapshot or more.
+        store: the zarr store. What is there, or half done there, with an equal identity is kept.
+        identity: all that decides what `measure` and `assemble` give, as JSON data; the SHA-256 of the snapshots is
+            added to it as `snapshots`, and the Dataset gets it as its attribute `measurement`.
+        measure: named arrays of one snapshot, whose model is on the CPU. Given the same snapshot, the same bits.
+        assemble: from the arrays of all snapshots, the steps, and the training tokens or sequences seen by
+            then, the Dataset.
+        on_snapshot: called when a snapshot is done (and once at the start).
+
+    Returns:
+        `store`.
+
+    Raises:
+        OtherResults: what is there has another identity.
+        InputError: a snapshot damaged or not finite, `store` holds something else, the disk full. What was done so
+            far is kept.
+    """
+    work = Workspace(store, {**identity, "snapshots": series.hashes()}, "measurement")
+    if work.finished():
+        return store
+    work.begin()
+    steps = series.steps
+    missing = [step for step in steps if not work.has(step)]
+    done = len(steps) - len(missing)
+
+    def report(step: int) -> None:
+        if on_snapshot is not None:
+            on_snapshot(SnapshotProgress(done, len(steps), step))
+
+    report(steps[0])
+    for step, snapshot in zip(missing, series.at(missing), strict=True):
+        work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
+        done += 1
+        report(step)
+    parts = [work.read(step) for step in steps]
+    seen = [int(part.pop(_SEEN)) for part in parts]
+    work.finish(assemble(parts, list(steps), seen))
+    return store

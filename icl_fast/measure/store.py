@@ -1,0 +1,155 @@
+"""Work that is killed and goes on to the same bits: parts on disk beside the result, put together at the end.
+
+Parts are written whole or not at all under `<out>.partial/`, with what decides the result in its `plan.json`. The
+result is a zarr store that says the same in its attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.errors import InputError
+from icl_fast.files import atomic_write
+
+Arrays = dict[str, np.ndarray]
+
+
+class OtherResults(InputError):
+    """What lies at a place was made with other settings or of other snapshots than what is asked for now.
+
+    Attributes:
+        where: a store, or the parts of one.
+        what: it belongs to, such as "a sweep with other positions".
+    """
+
+    def __init__(self, where: Path, what: str) -> None:
+        super().__init__(f"out: {where} belongs to {what}; choose another --out or remove it")
+        self.where, self.what = where, what
+
+
+def open_results(path: str | Path) -> xr.Dataset:
+    """Load a Dataset that `sweep`, `evaluate` or another measurement wrote.
+
+    Raises:
+        InputError: nothing there, or not such a store.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"results {path}: do not exist")
+    try:
+        with xr.open_zarr(path) as store:
+            dataset: xr.Dataset = store.load()
+            return dataset
+    except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
+        raise InputError(f"results {path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def save_results(dataset: xr.Dataset, path: Path) -> None:
+    """Write a zarr store, whole or not at all; a folder at `path` is replaced.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    with atomic_write(path) as temporary:
+        dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+
+
+class Workspace:
+    """The parts of one result on disk, beside it: named arrays for each step, or for each step and part.
+
+    Args:
+        out: the zarr store to write.
+        identity: all that decides its values, as JSON data. What has an equal one is gone on with, or kept.
+        kind: such as `sweep`: what messages call it, and the attribute that holds the identity.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], kind: str) -> None:
+        self.out, self.kind = out, kind
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
+        self.partial = out.with_name(out.name + ".partial")
+
+    def finished(self) -> bool:
+        """Whether the result is there.
+
+        Raises:
+            OtherResults: it has another identity, or none.
+            InputError: something else is there.
+        """
+        if not self.out.exists():
+            return False
+        theirs = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
+        self._check_same(theirs, self.out)
+        return True
+
+    def begin(self) -> None:
+        """Go on with the parts of the same identity, or begin.
+
+        Raises:
+            OtherResults: the parts have another identity.
+            InputError: nothing can be written here.
+        """
+        path = self.partial / "plan.json"
+        if path.is_file():
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), self.partial)
+            return
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(self.identity), encoding="utf-8")
+
+    def has(self, step: int, part: int | None = None) -> bool:
+        """Whether a part is there, alone or in its step's; or the whole of a step."""
+        return self._readable(step) or (part is not None and self._readable(step, part))
+
+    def read(self, step: int, part: int | None = None) -> Arrays:
+        """A part, or the whole of a step."""
+        with np.load(self._path(step, part), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def write(self, step: int, part: int | None, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a part, or the whole of a step.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        named: dict[str, Any] = dict(arrays)
+        with atomic_write(self._path(step, part)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **named)
+
+    def close(self, step: int, parts: int, join: Callable[[list[Arrays]], Mapping[str, np.ndarray]]) -> None:
+        """Put the parts of a step together, in their order."""
+        if not self._readable(step):
+            self.write(step, None, join([self.read(step, part) for part in range(parts)]))
+        for part in range(parts):
+            self._path(step, part).unlink(missing_ok=True)
+
+    def finish(self, dataset: xr.Dataset) -> None:
+        """Write the result and remove the parts.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        save_results(dataset.assign_attrs({self.kind: json.dumps(self.identity)}), self.out)
+        shutil.rmtree(self.partial)
+
+    def _readable(self, step: int, part: int | None = None) -> bool:
+        try:
+            self.read(step, part)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False  # not there, or cut off by a power cut: do it again
+        return True
+
+    def _path(self, step: int, part: int | None) -> Path:
+        return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
+
+    def _check_same(self, theirs: dict[str, Any], where: Path) -> None:
+        if differing := sorted(
+            k for k in self.identity.keys() | theirs.keys() if self.identity.get(k) != theirs.get(k)
+        ):
+            raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")

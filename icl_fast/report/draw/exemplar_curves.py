@@ -1,0 +1,210 @@
+"""Curves of the exemplar world over training, as in Figures 4.3, 4.5b, 4.6b, 4.9, 5.1b, 5.2, 5.7 of Singh's thesis."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.report.draw.figures import COLOURS, save_figure
+from icl_fast.runs import Run
+
+# the strategies first, in colours of their own in every figure
+EVALUATORS = {
+    "icl": COLOURS[0],
+    "ciwl": COLOURS[2],
+    "flip": COLOURS[1],
+    "iwl": COLOURS[6],
+    "held-out-classes": COLOURS[4],
+    "held-out-label-pairs": COLOURS[3],
+    "held-out-exemplars": COLOURS[5],
+    "train": COLOURS[7],
+}
+FACET = " | "  # in a member's name: what comes before it is a line, what comes after it a panel
+_MOST_NAMED = 12  # lines that a legend names
+
+
+def draw_run(run: Run) -> Path:
+    """Draw what was measured during training into the run folder, as `curves.png` and `curves.svg`.
+
+    Raises:
+        InputError: nothing is logged, the disk is full or the folder not writable.
+    """
+    curves, population = training_curves(run), run.population
+    pairs = population.config.sequences.pairs
+    if len(population.names) == 1:
+        figure = run_figure(curves.isel(member=0), run.path.name, pairs)
+    elif all(FACET in name for name in population.names):
+        figure = facet_figure(curves, run.path.name, pairs)
+    else:
+        figure = population_figure(curves, run.path.name, pairs)
+    return save_figure(figure, run.path / "curves")[0]
+
+
+def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
+    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer attend to.
+
+    Args:
+        curves: of `training_curves`, one member.
+        title: over the figure.
+        pairs: n, which gives the loss of guessing one of the labels in context.
+    """
+    figure = Figure(figsize=(15, 8.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 3)
+    _loss(axes[0, 0], curves, pairs)
+    _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
+    _accuracies(axes[0, 2], curves, "accuracy", "Accuracy among all outputs", None)
+    shown = "flip" if "flip" in curves["evaluator"] else "train"
+    last = curves.sizes["layer"] - 1
+    measured = (
+        ("induction", last, "attention of the query to right less wrong labels"),
+        ("previous_token", 0, "attention of labels to the exemplar before"),
+        ("own", 0, "attention of labels to themselves"),
+    )
+    for axis, (metric, layer, what) in zip(axes[1], measured, strict=True):
+        values = curves[metric].sel(evaluator=shown).isel(layer=layer)
+        for head in range(curves.sizes["head"]):
+            axis.plot(
+                _millions(curves), values.isel(head=head), color=COLOURS[head % 8], label=f"{layer}.{head}", lw=1.4
+            )
+        _axis(axis, f"Heads of layer {layer}, {what} ({shown})", "attention")
+        axis.legend(frameon=False, ncols=2, fontsize=8)
+    return figure
+
+
+def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
+    """Several runs: their training losses, and each evaluator's accuracy, a line a member."""
+    names = [name for name in EVALUATORS if name in curves["evaluator"].values and name != "train"]
+    panels = 1 + len(names)
+    columns = 2 if panels == 4 else min(3, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
+    figure.suptitle(title)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    _member_losses(axes[0], curves, "Training loss", pairs)
+    for axis, name in zip(axes[1:], names, strict=False):
+        answered = bool(np.isfinite(curves["accuracy_in_context"].sel(evaluator=name)).any())
+        metric = "accuracy_in_context" if answered else "accuracy"
+        for member, style in _lines(curves):
+            values = curves[metric].sel(evaluator=name, member=member)
+            axis.plot(_millions(curves), values, **style)
+        where = "among the labels in context" if answered else "among all outputs"
+        _axis(axis, f"{name}: accuracy {where}", "accuracy")
+        axis.set_ylim(-0.02, 1.02)
+    for axis in axes[1 + len(names) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
+    """A grid of runs (Figure 4.9): a panel for what comes after ` | ` in the members' names, a line for what is before.
+
+    Members whose names begin with another word, such as "classes" and "labels", are another row.
+    """
+    members = [str(name) for name in curves["member"].values]
+    rows = list(dict.fromkeys(name.split()[0] for name in members))
+    columns = list(dict.fromkeys(name.split(FACET)[1] for name in members))
+    figure = Figure(figsize=(4.4 * len(columns), 3.6 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            chosen = [name for name in members if name.split()[0] == row and name.split(FACET)[1] == column]
+            part = curves.sel(member=chosen)
+            named = part.assign_coords(member=[name.split(FACET)[0] for name in chosen])
+            _member_losses(axes[i, j], named, column, pairs)
+    return figure
+
+
+def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
+    """One run's snapshots under some clamps (progress measures, Figure 4.8) or with grafts (5.6b, c).
+
+    Args:
+        results: of `icl_fast.measure.measure_over_snapshots`, one member.
+    """
+    clamps = list(results["clamp"].values)
+    figure = Figure(figsize=(5 * (1 + len(clamps)), 4.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 1 + len(clamps), squeeze=False)[0]
+    named = "train" if "train" in results["evaluator"].values else results["evaluator"].values[0]
+    for number, clamp in enumerate(clamps):
+        loss = results["loss"].sel(clamp=clamp, evaluator=named)
+        axes[0].plot(_millions(results), loss, color=[COLOURS[7], *COLOURS][number % 9], label=str(clamp))
+    _guessing(axes[0], pairs)
+    _axis(axes[0], f"Loss of every snapshot ({named})", "nats")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis, clamp in zip(axes[1:], clamps, strict=True):
+        _accuracies(axis, results.sel(clamp=clamp), "accuracy_in_context", f"{clamp}: accuracy in context", 1 / pairs)
+    return figure
+
+
+def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
+    axis.plot(curves["logged_sequences"] / 1e6, curves["training_loss"], color=EVALUATORS["train"], lw=1, label="train")
+    for name in ("held-out-classes", "held-out-label-pairs", "held-out-exemplars"):
+        if name in curves["evaluator"].values:
+            axis.plot(_millions(curves), curves["loss"].sel(evaluator=name), color=EVALUATORS[name], label=name)
+    _guessing(axis, pairs)
+    _axis(axis, "Loss", "nats")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance: float | None) -> None:
+    for name, colour in EVALUATORS.items():
+        if name not in curves["evaluator"].values:
+            continue
+        values = curves[metric].sel(evaluator=name)
+        if bool(np.isfinite(values).any()):
+            axis.plot(_millions(curves), values, color=colour, label=name)
+    if chance is not None:
+        axis.axhline(chance, color="0.6", lw=0.8, ls=":")
+    _axis(axis, title, "accuracy")
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
+    for member, style in _lines(curves):
+        values = curves["training_loss"].sel(member=member)
+        axis.plot(curves["logged_sequences"] / 1e6, values, label=str(member), **style)
+    _guessing(axis, pairs)
+    _axis(axis, title, "nats")
+    axis.set_ylim(bottom=0)
+    if curves.sizes["member"] <= _MOST_NAMED:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def _lines(curves: xr.Dataset) -> list[tuple[str, dict[str, Any]]]:
+    """Each member and how its lines look."""
+    members = [str(name) for name in curves["member"].values]
+    width = 0.6 if len(members) > _MOST_NAMED else 1.4
+    # the first of a small population is what the others are compared with
+    colours = [COLOURS[7], *COLOURS[:7]]
+    return [
+        (name, {"color": colours[i % 8], "ls": ("-", "--")[i // 8 % 2], "lw": width}) for i, name in enumerate(members)
+    ]
+
+
+def _guessing(axis: Axes, pairs: int) -> None:
+    if pairs > 1:
+        axis.axhline(math.log(pairs), color="0.6", lw=0.8, ls=":")
+        axis.annotate(f"log {pairs}", (1, math.log(pairs)), xycoords=("axes fraction", "data"), fontsize=8, color="0.4")
+
+
+def _millions(curves: xr.Dataset) -> xr.DataArray:
+    return curves["sequences"] / 1e6
+
+
+def _axis(axis: Axes, title: str, unit: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("training sequences (millions)")
+    axis.set_ylabel(unit)
+    axis.spines[["top", "right"]].set_visible(False)

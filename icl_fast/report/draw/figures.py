@@ -1,0 +1,121 @@
+"""Static figures (matplotlib), as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icl_fast.analysis import JointPCA, PhaseChange
+from icl_fast.files import atomic_write
+from icl_fast.measure.ablation import UNABLATED
+
+# Okabe and Ito's colours, told apart with any colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
+
+
+def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, PhaseChange], ablated: str) -> Figure:
+    """Loss, ICL score and prefix matching of some models over training, and what one model's heads do to the score.
+
+    Bands are one standard error over examples; shaded intervals are phase changes.
+
+    Args:
+        models: by name, a Dataset over `snapshot` with coord `tokens` and, as `icl_fast.measure` gives them, `loss`,
+            `icl_score`, and `prefix_matching` (snapshot, layer_, head_).
+        changes: the verdict on each model; its interval is shaded where the change happened.
+        ablated: the model whose ablations the fourth panel shows.
+    """
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for colour, (name, data) in zip(COLOURS, models.items(), strict=False):
+        tokens = data["tokens"] / 1e6
+        whole = data.sel(ablation=UNABLATED)
+        best = data["prefix_matching"].max(("layer_", "head_"))
+        score, spread = whole["icl_score"], whole["icl_score_sem"]
+        axes[0, 1].fill_between(tokens, score - spread, score + spread, color=colour, alpha=0.15, lw=0)
+        for axis, values in zip(axes.flat, (whole["loss"].mean("example"), score, best), strict=False):
+            axis.plot(tokens, values, color=colour, label=name, marker=".", markersize=4)
+            change = changes[name]
+            if change.happened and change.start is not None and change.end is not None:
+                axis.axvspan(float(tokens[change.start]), float(tokens[change.end]), color=colour, alpha=0.1, lw=0)
+    _panel(axes[0, 0], "Loss", "nats per token")
+    _panel(axes[0, 1], "In-context-learning score ± SE (lower: more in-context learning)", "nats per token")
+    _panel(axes[1, 0], "Best head's prefix-matching score (1: a perfect induction head)", "attention")
+    axes[1, 0].set_ylim(-0.02, 1.02)
+    axes[0, 0].legend(frameon=False)
+    _ablation_panel(axes[1, 1], models[ablated], ablated)
+    return figure
+
+
+def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
+    tokens = data["tokens"] / 1e6
+    layers = sorted(set(data["layer"].values.tolist()) - {-1})
+    base = data["icl_score"].sel(ablation=UNABLATED)
+    for position in np.flatnonzero(data["layer"].values >= 0):
+        one = data.isel(ablation=int(position))
+        layer, head = int(one["layer"]), int(one["head"])
+        effect, spread = one["icl_score"] - base, one["icl_effect_sem"]
+        colour = COLOURS[layers.index(layer) % len(COLOURS)]
+        axis.fill_between(tokens, effect - spread, effect + spread, color=colour, alpha=0.1, lw=0)
+        axis.plot(
+            tokens,
+            effect,
+            color=colour,
+            linestyle=("-", "--", ":", "-.")[head % 4],
+            label=f"head {layer}.{head}",
+        )
+    _panel(axis, f"{name}: ablating a head changes the ICL score by (± SE)", "nats per token")
+    axis.legend(frameon=False, ncols=2, fontsize=8)
+
+
+def _panel(axis: Axes, title: str, unit: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("training tokens (millions)")
+    axis.set_ylabel(unit)
+    axis.axhline(0, color="0.7", lw=0.8, zorder=0) if "score" in title else None
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def pca_figure(pca: JointPCA) -> Figure:
+    """Each run's path over training in the plane of the first two principal components (Olsson et al. 2022, Analyses).
+
+    Args:
+        pca: of 2 components or more.
+    """
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, path) in enumerate(pca.coordinates.items()):
+        colour, style = COLOURS[number % len(COLOURS)], ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, marker=".", markersize=4, label=name)
+        for (x, y), marker, fill in ((path[0, :2], "o", "white"), (path[-1, :2], "s", colour)):
+            axis.plot(x, y, marker, color=colour, markerfacecolor=fill, markersize=8)
+    labels = [
+        f"component {k + 1} (nats), {part:.1%} of variance" for k, part in enumerate(pca.explained_variance_ratio)
+    ]
+    axis.set_title("Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", fontsize=10)
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as PNG and SVG; `path` is given without an ending. Returns both paths.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    written = []
+    with matplotlib.rc_context({"svg.hashsalt": "icl_fast"}):
+        for ending in ("png", "svg"):
+            target = Path(path).with_suffix(f".{ending}")
+            with atomic_write(target) as temporary:
+                figure.savefig(temporary, format=ending, dpi=150, metadata={"Date": None} if ending == "svg" else None)
+            written.append(target)
+    return written

@@ -1,0 +1,182 @@
+"""What the page's scripts are given: a Study and its panels as JSON, with every array in a Blob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.analysis.arrays import Floats, ablated, unablated
+from icl_fast.errors import InputError
+from icl_fast.report import colours
+from icl_fast.report.page.payload import Blob
+from icl_fast.report.panels.panel import Panel
+from icl_fast.report.panels.table import Row
+from icl_fast.report.study import ModelStudy, Study
+
+# of what `icl_fast.measure.evaluate` wrote: what each score is called on the page
+SCORES = {
+    "prefix_matching": "prefix matching",
+    "copying": "copying",
+    "previous_token": "previous token",
+    "qk_trace": "QK trace",
+    "ov_copying": "OV copying eigenvalues",
+}
+COMPOSITIONS = ("composition_q", "composition_k", "composition_v")
+
+
+def manifest(
+    study: Study,
+    table: dict[str, list[Panel]],
+    rows: Sequence[Row],
+    family: Sequence[tuple[str, list[Panel]]],
+    blob: Blob,
+) -> dict[str, Any]:
+    """Everything on the page but the texts; an array is the number that `blob.add` gave.
+
+    Raises:
+        InputError: a table that lacks a model or a row, or two panels with one key.
+    """
+    if list(table) != list(study.models) or any(len(panels) != len(rows) for panels in table.values()):
+        found = ", ".join(f"{name}: {len(panels)}" for name, panels in table.items()) or "none"
+        raise InputError(f"table: must have {len(rows)} panels for each of {', '.join(study.models)}; got {found}")
+    keys = [panel.key for panels in (*table.values(), *(panels for _, panels in family)) for panel in panels]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
+    return {
+        "title": study.title,
+        "models": [_model(study, model, blob) for model in study.models.values()],
+        "scores": SCORES,
+        "colours": {
+            "series": colours.MODELS,
+            "types": colours.TYPES,
+            "depth": colours.DEPTH,
+            "sequential": colours.SEQUENTIAL,
+            "diverging": colours.DIVERGING,
+        },
+        "rows": [{field.name: getattr(row, field.name) for field in fields(row)} for row in rows],
+        "table": [[_panel(study, panel, blob) for panel in panels] for panels in table.values()],
+        "family": [
+            {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]}
+            for heading, panels in family
+        ],
+        "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
+        "explained": None if study.pca is None else [float(ratio) for ratio in study.pca.explained_variance_ratio],
+    }
+
+
+def _panel(study: Study, panel: Panel, blob: Blob) -> dict[str, Any]:
+    simple = {field.name: getattr(panel, field.name) for field in fields(panel)}
+    heatmap = panel.heatmap and {
+        **{field.name: getattr(panel.heatmap, field.name) for field in fields(panel.heatmap)},
+        **{name: blob.add(getattr(panel.heatmap, name)) for name in "xyz"},
+    }
+    series = [
+        {
+            **{field.name: getattr(one, field.name) for field in fields(one)},
+            "x": blob.add(one.x),
+            "y": blob.add(one.y),
+            "error": None if one.error is None else blob.add(one.error),
+        }
+        for one in panel.series
+    ]
+    return {
+        **simple,
+        "heatmap": heatmap,
+        "series": series,
+        "colours": colours.series_colours(study, panel),
+        "by": colours.default_by(panel),
+    }
+
+
+def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
+    config = model.config
+    steps, tokens = model.losses["snapshot"].values, model.losses["tokens"].values
+    interval = None
+    if model.interval is not None:
+        interval = [int(np.flatnonzero(steps == step)[0]) for step in model.interval]
+    last = model.heads.isel(snapshot=-1)
+    return {
+        "name": model.name,
+        "colour": colours.model_colours(study)[model.name],
+        "depth_colours": [colours.depth_colour(layer, config.layers) for layer in range(config.layers)],
+        "layers": config.layers,
+        "heads": config.heads,
+        "width": config.width,
+        "context": config.context,
+        "vocab": config.vocab,
+        "mlp": config.mlp,
+        "key": config.key,
+        "position": config.position,
+        "parameters": model.parameters,
+        "corpus": model.corpus,
+        "steps": blob.add(steps),
+        "tokens": blob.add(tokens),
+        "left_out": [[int(step), why] for step, why in sorted(model.left_out.items())],
+        "interval": interval,  # indices of snapshots
+        "change": {
+            "happened": bool(model.change.happened),
+            "drop": _number(model.change.drop),
+            "prefix_matching": _number(model.change.prefix_matching),
+        },
+        "types": model.types.types.tolist(),
+        "thresholds": {
+            field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)
+        },
+        "scores": {
+            name: blob.add(model.heads[name].transpose("snapshot", "layer", "head").values)
+            for name in SCORES
+            if name in model.heads
+        },
+        "ablations": {
+            mode: _effects(mode, sweep, config.layers, config.heads, blob) for mode, sweep in model.ablations.items()
+        },
+        "before_after": _before_after(model, blob),
+        "composition": {
+            name[-1]: blob.add(last[name].transpose("writer_layer", "writer_head", "layer", "head").values)
+            for name in COMPOSITIONS
+            if name in last
+        },
+    }
+
+
+def _effects(mode: str, sweep: xr.Dataset, layers: int, heads: int, blob: Blob) -> dict[str, int]:
+    """What removing each head changes, [snapshot, layer, head]: the loss (mean over examples) and the ICL score."""
+    losses = ablated(mode, sweep["loss"]) - unablated(mode, sweep, "loss")
+    examples = losses.sizes["example"]
+    scores = ablated(mode, sweep["icl_score"]) - unablated(mode, sweep, "icl_score")
+    values = {
+        "loss": losses.mean("example"),
+        # paired by example; of a single one it is not known
+        "loss_sem": losses.std("example", ddof=1) / np.sqrt(examples)
+        if examples > 1
+        else losses.mean("example") * np.nan,
+        "icl": scores,
+        "icl_sem": ablated(mode, sweep["icl_effect_sem"]),
+    }
+    return {name: blob.add(_by_head(value, layers, heads)) for name, value in values.items()}
+
+
+def _before_after(model: ModelStudy, blob: Blob) -> dict[str, int] | None:
+    """Each head's attribution to the phase change, [snapshot, layer, head], and its standard error."""
+    if "before_after" not in model.attributions:
+        return None
+    layers, heads = model.config.layers, model.config.heads
+    return {
+        name: blob.add(_by_head(model.attributions[variable], layers, heads))
+        for name, variable in {"value": "before_after", "error": "before_after_sem"}.items()
+    }
+
+
+def _by_head(values: xr.DataArray, layers: int, heads: int) -> Floats:
+    out = np.full((values.sizes["snapshot"], layers, heads), np.nan)
+    out[:, values["layer"].values, values["head"].values] = values.transpose("snapshot", "ablation").values
+    return out
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

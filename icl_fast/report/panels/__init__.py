@@ -1,0 +1,1 @@
+"""What each panel of a report shows, as data."""

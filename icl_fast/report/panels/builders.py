@@ -1,0 +1,286 @@
+"""What the panels of the table and of the family are put together from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.analysis import opaque_heads
+from icl_fast.analysis.arrays import Floats, finite, unablated
+from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.errors import InputError
+from icl_fast.report.panels.panel import Heatmap, Panel, Series
+from icl_fast.report.study import ModelStudy, Study
+
+TOKENS = "training tokens seen"
+NATS = "nats per token"
+NOTHING_FINITE = "there is no finite value to show"
+
+
+def slugs(study: Study) -> dict[str, str]:
+    """By model, its name as a part of a key: lower case, `[a-z0-9_-]` only, unique in the study.
+
+    No dots: what follows the last one would pass for a file's ending.
+    """
+    made: dict[str, str] = {}
+    for name in study.models:
+        plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "model"
+        slug, number = plain, 1
+        while slug in made.values():
+            number += 1
+            slug = f"{plain}-{number}"
+        made[name] = slug
+    return made
+
+
+def filled(panel: Panel, content: Callable[[], Mapping[str, Any]]) -> Panel:
+    """The panel with what `content` gives for its fields; where an analysis refuses, with its reason instead."""
+    try:
+        return replace(panel, **content())
+    except InputError as error:
+        return replace(panel, absent=f"N/A: {error}", series=(), heatmap=None)
+
+
+def over_training(model: ModelStudy, kind: str = "lines") -> dict[str, Any]:
+    """The fields of a panel that shows one model over training."""
+    return {
+        "kind": kind,
+        "x_label": TOKENS,
+        "over_training": True,
+        "log_x": spaced_exponentially(tokens_seen(model)),
+        "band": band(model),
+    }
+
+
+def tokens_seen(model: ModelStudy) -> Floats:
+    """[snapshot]."""
+    return np.asarray(model.losses["tokens"].values, dtype=np.float64)
+
+
+def band(model: ModelStudy) -> tuple[float, float] | None:
+    """The interval of the phase change in tokens."""
+    if model.interval is None:
+        return None
+    # an interval set by hand need not begin and end at a snapshot
+    start, end = np.interp(model.interval, model.losses["snapshot"].values, tokens_seen(model))
+    return float(start), float(end)
+
+
+def spaced_exponentially(tokens: Floats) -> bool:
+    """Whether the snapshots after 0 tokens lie more evenly on a logarithmic axis than on a linear one."""
+    trained = tokens[tokens > 0]
+    if len(trained) < 3:
+        return False
+    linear, log = np.diff(trained), np.diff(np.log(trained))
+    return bool(log.std() / log.mean() < linear.std() / linear.mean())
+
+
+def snapshot_names(model: ModelStudy) -> tuple[str, ...]:
+    """[snapshot] what each snapshot is called."""
+    steps = model.losses["snapshot"].values
+    return tuple(f"step {step:,}, {int(seen):,} tokens" for step, seen in zip(steps, tokens_seen(model), strict=True))
+
+
+def line(label: str, x: Floats, y: Floats, error: Floats | None = None, **fields: Any) -> Series | None:
+    """A series of the finite points; None where there is none."""
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        return None
+    if error is not None:
+        error = error[known] if np.isfinite(error[known]).all() else None
+    if names := fields.get("names"):
+        fields["names"] = tuple(name for name, keep in zip(names, known, strict=True) if keep)
+    return Series(label, x[known], y[known], error, **fields)
+
+
+def there(series: Iterable[Series | None], empty: str = NOTHING_FINITE) -> tuple[Series, ...]:
+    """Those that hold something.
+
+    Raises:
+        InputError: none does; the message is `empty`.
+    """
+    kept = tuple(one for one in series if one is not None)
+    if not kept:
+        raise InputError(empty)
+    return kept
+
+
+def scores(model: ModelStudy, name: str) -> xr.DataArray:
+    """A head score over training, [snapshot, layer, head].
+
+    Raises:
+        InputError: it was not measured.
+    """
+    if name not in model.heads:
+        raise InputError(f"{name} of {model.name} was not measured; run `icl-fast evaluate` on it")
+    return model.heads[name].transpose("snapshot", "layer", "head")
+
+
+def final_scores(model: ModelStudy, name: str) -> Floats:
+    """The same at the last snapshot, [layer, head].
+
+    Raises:
+        InputError: it was not measured.
+    """
+    return np.asarray(scores(model, name).values[-1], dtype=np.float64)
+
+
+def score_lines(model: ModelStudy, name: str) -> tuple[Series, ...]:
+    """A head score over training, a line a head.
+
+    Raises:
+        InputError: it was not measured, or is nowhere finite.
+    """
+    values = np.asarray(scores(model, name).values, dtype=np.float64)
+    return head_lines(model, {head: (values[(slice(None), *head)], None) for head in np.ndindex(values.shape[1:])})
+
+
+def effect_lines(model: ModelStudy, values: xr.DataArray, errors: xr.DataArray) -> tuple[Series, ...]:
+    """What removing each head does over training, a line a head, of values [snapshot, ablation].
+
+    Raises:
+        InputError: no single head was removed, or no value is finite.
+    """
+    columns = single_heads(values)
+    values, errors = values.transpose("snapshot", "ablation"), errors.transpose("snapshot", "ablation")
+    return head_lines(model, {head: (values.values[:, at], errors.values[:, at]) for head, at in columns.items()})
+
+
+def single_heads(values: xr.DataArray) -> dict[tuple[int, ...], int]:
+    """Where along `ablation` each head is the only one removed."""
+    pairs = zip(values["layer"].values.tolist(), values["head"].values.tolist(), strict=True)
+    return {(layer, head): at for at, (layer, head) in enumerate(pairs) if layer >= 0}
+
+
+def head_lines(model: ModelStudy, of: Mapping[tuple[int, ...], tuple[Floats, Floats | None]]) -> tuple[Series, ...]:
+    """A line over training for each head, from its values and standard errors.
+
+    Raises:
+        InputError: no value is finite.
+    """
+    x = tokens_seen(model)
+    return of_heads(model, {head: (x, values, error) for head, (values, error) in of.items()})
+
+
+def head_points(model: ModelStudy, x: Floats, y: Floats) -> tuple[Series, ...]:
+    """A point for each head, from [layer, head] values.
+
+    Raises:
+        InputError: no value is finite.
+    """
+    return of_heads(model, {head: (x[head][None], y[head][None], None) for head in np.ndindex(x.shape)})
+
+
+def of_heads(
+    model: ModelStudy, of: Mapping[tuple[int, ...], tuple[Floats, Floats, Floats | None]]
+) -> tuple[Series, ...]:
+    """A series for each head, from its x, y and standard errors.
+
+    Raises:
+        InputError: no value is finite.
+    """
+    drawn = opaque(model)
+    return there(
+        line(f"head {head[0]}.{head[1]}", x, y, error, model=model.name, head=head, opaque=bool(drawn[head]))
+        for head, (x, y, error) in of.items()
+    )
+
+
+def opaque(model: ModelStudy) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[layer, head] which heads are drawn opaque: all, of a model with more than 100 a sample of 100."""
+    return opaque_heads(final_scores(model, "prefix_matching"))
+
+
+def sampled(model: ModelStudy) -> str:
+    """What a caption says of a model with heads that are not drawn opaque."""
+    shown = opaque(model)
+    if shown.all():
+        return ""
+    return (
+        f" Of {shown.size} heads {int(shown.sum())} are drawn opaque: a random sample, biased towards high "
+        "prefix-matching scores at the last snapshot."
+    )
+
+
+def loss_curve(model: ModelStudy) -> tuple[Floats, Floats | None]:
+    """The paper's loss curve, [snapshot]: the mean over examples of the loss at one random position each, and its SE.
+
+    Raises:
+        InputError: the losses are not there or not finite.
+    """
+    losses = finite(f"losses of {model.name}", unablated(model.name, model.losses, "loss"), ("snapshot", "example"))
+    count = losses.shape[1]
+    return losses.mean(1), losses.std(1, ddof=1) / np.sqrt(count) if count > 1 else None
+
+
+def icl_curve(model: ModelStudy) -> tuple[Floats, Floats]:
+    """The ICL score and its standard error, [snapshot].
+
+    Raises:
+        InputError: they are not there.
+    """
+    of = (unablated(model.name, model.losses, name) for name in ("icl_score", "icl_score_sem"))
+    score, error = (np.asarray(values.values, dtype=np.float64) for values in of)
+    return score, error
+
+
+def icl_definition(model: ModelStudy) -> str:
+    """Which positions the ICL score compares."""
+    attributes = model.losses["icl_score"].attrs if "icl_score" in model.losses else {}
+    return str(attributes.get("long_name", "mean loss at a late position minus at an early one"))
+
+
+def no_phase_change(model: ModelStudy) -> str:
+    """Why a model has no before-and-after vector."""
+    change = model.change
+    return (
+        f"no phase change: the ICL score fell by {change.drop:.2f} nats and the best head's prefix-matching score "
+        f"ended at {change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g} and {MIN_PREFIX_MATCHING:g}, so "
+        "there is no before and after"
+    )
+
+
+def share_range(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels with one y axis: that of all their values, with their errors."""
+    ends = [end for panel in panels for series in panel.series for end in _extent(series)]
+    if not ends:
+        return list(panels)
+    low, high = min(ends), max(ends)
+    margin = 0.04 * (high - low) or 0.5
+    return [replace(panel, y_range=(low - margin, high + margin)) for panel in panels]
+
+
+def _extent(series: Series) -> tuple[float, float]:
+    error = np.zeros(len(series.y)) if series.error is None else series.error
+    return float((series.y - error).min()), float((series.y + error).max())
+
+
+def share_colours(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels' sequential heatmaps with the same colours: between two percentiles of all trained snapshots' values.
+
+    A few values are far out (the first positions, an untrained model), and would leave one colour to the rest.
+    """
+    maps = [panel.heatmap for panel in panels if panel.heatmap is not None]
+    if not maps or maps[0].scale == "diverging":
+        return list(panels)
+    values = np.concatenate([(of.z[:, of.x > 0] if (of.x > 0).any() else of.z).ravel() for of in maps])
+    low, high = (float(end) for end in np.percentile(values, (2, 98)))
+    high = high if high > low else low + 1.0
+    return [
+        panel if panel.heatmap is None else replace(panel, heatmap=replace(panel.heatmap, low=low, high=high))
+        for panel in panels
+    ]
+
+
+def heatmap(model: ModelStudy, values: xr.DataArray, unit: str, most: float | None = None) -> Heatmap:
+    """Values [snapshot, position] over tokens seen: about 0 up to `most` either way, or, if there is none, sequential
+    with colours whose ends `share_colours` sets."""
+    z, y = values.transpose("position", "snapshot").values, values["position"].values.astype(np.float64)
+    if most is not None:
+        return Heatmap(tokens_seen(model), y, z, "diverging", -most, most, unit)
+    return Heatmap(tokens_seen(model), y, z, "sequential", float(z.min()), float(z.max()), unit)

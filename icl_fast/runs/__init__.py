@@ -1,0 +1,26 @@
+"""Training runs on disk: configs, folders, snapshots, logs, manifests; and series of snapshots."""
+
+from icl_fast.runs.config import RunConfig, load_config, parse_config
+from icl_fast.runs.devices import resolve_device
+from icl_fast.runs.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.names import run_names
+from icl_fast.runs.population import Population
+from icl_fast.runs.run import Run
+from icl_fast.runs.run_series import RunSeries, open_series
+from icl_fast.runs.series import Series
+from icl_fast.runs.text_config import TextRunConfig
+
+__all__ = [
+    "ExemplarRunConfig",
+    "Population",
+    "Run",
+    "RunConfig",
+    "RunSeries",
+    "Series",
+    "TextRunConfig",
+    "load_config",
+    "open_series",
+    "parse_config",
+    "resolve_device",
+    "run_names",
+]

@@ -1,0 +1,51 @@
+"""The config of a run, on text or on exemplars: which of the two a file describes shows in its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icl_fast.errors import InputError
+from icl_fast.runs.config_files import read_yaml
+from icl_fast.runs.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.text_config import TextRunConfig
+from icl_fast.schema import ValidationError, validation_message
+
+RunConfig = TextRunConfig | ExemplarRunConfig
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
+    """A config from plain data: of a run on exemplars if it has a section `sequences` or `exemplars`, else on text.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
+    """
+    kind = ExemplarRunConfig if {"sequences", "exemplars"} & values.keys() else TextRunConfig
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {validation_message(error, '')}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config that holds what differs from the defaults; then apply `a.b=c` overrides in order.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
+    """
+    return parse_config(read_yaml(path, overrides), source=Path(path).name)
+
+
+def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
+    """The dotted keys whose values differ between two configs; of two tasks, "task" alone."""
+    if a.task != b.task:
+        return ["task"]
+    differing = []
+    ours, theirs = a.model_dump(), b.model_dump()
+    for section, value in ours.items():
+        if isinstance(value, dict) and isinstance(theirs[section], dict):
+            differing += [f"{section}.{key}" for key in value if value[key] != theirs[section][key]]
+        elif value != theirs[section]:
+            differing.append(section)
+    return differing

@@ -1,0 +1,25 @@
+"""Which device a model runs on."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from icl_fast.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where torch sees a GPU.
+
+    Raises:
+        InputError: no name of a device that is supported, or a CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device {name}: must be auto, cpu, cuda or cuda:<number>")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu or auto")
+    return device

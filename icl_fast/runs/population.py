@@ -1,0 +1,135 @@
+"""The members of a run on exemplars: what each has instead of what the config says, and what follows from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
+from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, evaluators, output_labels
+from icl_fast.data.sequence_config import SequenceConfig
+from icl_fast.errors import InputError
+from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_clamps
+from icl_fast.runs.config import parse_config
+from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
+
+# what members of a population may differ in; everything else is one for all
+_FREE = ("interventions.", "sequences.", "training.seed", "graft.")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member's name and its own config, in which `members` is 1."""
+
+    name: str
+    config: ExemplarRunConfig
+
+
+def members(config: ExemplarRunConfig) -> list[Member]:
+    """The members of a population, each as the run that it would be alone.
+
+    Raises:
+        InputError: a member that differs in what all must share, or has impossible values.
+    """
+    base = config.model_dump(mode="json") | {"members": 1}
+    if isinstance(config.members, int):
+        if config.members == 1:
+            return [Member("run", _parse(base))]
+        first = config.training.seed
+        given = [
+            MemberConfig(name=f"seed {first + i}", set={"training.seed": first + i}) for i in range(config.members)
+        ]
+    else:
+        given = config.members
+    return [_member(base, one) for one in given]
+
+
+def _member(base: dict[str, Any], given: MemberConfig) -> Member:
+    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
+    for key, value in given.set.items():
+        if not key.startswith(_FREE) or key == "sequences.pairs":
+            raise InputError(
+                f"members: {given.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
+                "sequences.* but pairs, and training.seed"
+            )
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return Member(given.name, _parse(values, f"member {given.name}"))
+
+
+def _parse(values: dict[str, Any], source: str = "config") -> ExemplarRunConfig:
+    config = parse_config(values, source)
+    assert isinstance(config, ExemplarRunConfig)
+    return config
+
+
+class Population:
+    """The members of a config, and what follows from them: configs, seeds, clamps, outputs, evaluation sets."""
+
+    def __init__(self, config: ExemplarRunConfig) -> None:
+        self.config = config
+        self.all: list[Member] = members(config)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the members, in order."""
+        return [member.name for member in self.all]
+
+    @property
+    def sequences(self) -> list[SequenceConfig]:
+        """The `sequences:` block of each member."""
+        return [member.config.sequences for member in self.all]
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any member's features have noise."""
+        return any(member.config.sequences.noise for member in self.all)
+
+    def clamps(self) -> Clamps:
+        """What is forced in each member.
+
+        Raises:
+            InputError: a head that the model does not have; it names the member.
+        """
+        made = []
+        for member in self.all:
+            try:
+                made.append(member.config.interventions.make(self.config.model))
+            except InputError as error:
+                raise InputError(f"{member.name}: {error}") from None
+        return stack_clamps(made)
+
+    def model(self, exemplars: Exemplars) -> ExemplarTransformer:
+        """The population at step 0, before any graft.
+
+        Raises:
+            InputError: exemplars that the members' sequences cannot be made of, or a ResNet without images.
+        """
+        outputs = [output_labels(member.config.sequences, exemplars) for member in self.all]
+        config = ExemplarConfig(
+            **self.config.model.model_dump(),
+            features=exemplars.features.shape[-1],
+            image=exemplars.image,
+            outputs=max(outputs),
+            pairs=self.config.sequences.pairs,
+        )
+        return ExemplarTransformer(config, [member.config.training.seed for member in self.all], outputs)
+
+    def evaluators(
+        self,
+        exemplars: Exemplars,
+        names: list[str] | None = None,
+        count: int = 1000,
+        device: torch.device | str = "cpu",
+    ) -> list[EvaluationSequences]:
+        """The evaluation sets, `[P, count]` each; by default all that every member has.
+
+        Raises:
+            InputError: an unknown evaluator, or one that a member does not have; the message says why.
+        """
+        if not names:
+            first, *others = [evaluators(config, exemplars) for config in self.sequences]
+            names = [name for name in first if all(name in other for other in others)]
+        return [evaluation_sequences(name, self.sequences, exemplars, count, device) for name in names]

@@ -1,0 +1,220 @@
+"""A training run on disk: config.yaml, tokenizer.json of a run on text, snapshots/, log.jsonl, optimizer.pt,
+manifest.json."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icl_fast.errors import InputError
+from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+from icl_fast.models import ExemplarTransformer, Snapshot, Transformer, load_snapshot, save_snapshot
+from icl_fast.runs.config import RunConfig, differing_keys, load_config
+from icl_fast.runs.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.population import Population
+from icl_fast.runs.text_config import TextRunConfig
+
+_SNAPSHOT_NAME = re.compile(r"^step_(\d{8})\.safetensors$")
+TOKENIZER = "tokenizer.json"
+
+
+class Run:
+    """Reads and writes the folder of one run, or of a population of runs. Every file but the log appears whole or not
+    at all.
+
+    `manifest.json` maps each file that will not change any more to its SHA-256. The config says what the run is trained
+    on, its `task`: text, or exemplars.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.yaml").is_file()
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's config.
+
+        Raises:
+            InputError: no run here, or its config is damaged.
+        """
+        if not self.exists:
+            raise InputError(f"run folder {self.path}: holds no run (no config.yaml)")
+        return load_config(self.path / "config.yaml")
+
+    @property
+    def text_config(self) -> TextRunConfig:
+        """The config of a run on text.
+
+        Raises:
+            InputError: as `config`, or the run is on exemplars.
+        """
+        if not isinstance(self.config, TextRunConfig):
+            raise InputError(f"run folder {self.path}: was trained on exemplars; this needs a run on text")
+        return self.config
+
+    @cached_property
+    def population(self) -> Population:
+        """The members of a run on exemplars.
+
+        Raises:
+            InputError: as `config`, or the run is on text.
+        """
+        if not isinstance(self.config, ExemplarRunConfig):
+            raise InputError(f"run folder {self.path}: was trained on text; this needs a run on exemplars")
+        return Population(self.config)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer.json of a run on text."""
+        return self.path / TOKENIZER
+
+    def check(self, config: RunConfig, *, resume: bool) -> None:
+        """Whether a run with this config can begin here, or go on.
+
+        Raises:
+            InputError: the folder holds something already; with `resume`: no run, or one with another config.
+        """
+        if not resume:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(f"run folder {self.path}: exists and is not empty; use --resume or another --out")
+        elif not self.exists:
+            raise InputError(f"--resume: {self.path} holds no run to resume; leave --resume out to begin one")
+        elif differing := differing_keys(self.config, config):
+            raise InputError(f"--resume: {self.path} was begun with other values of {', '.join(differing)}")
+
+    def begin(self, config: RunConfig, *, resume: bool, tokenizer_json: str | None = None) -> dict[str, Any] | None:
+        """Begin a run here, or go on with the one that is here.
+
+        Args:
+            tokenizer_json: of a run on text.
+
+        Returns:
+            The state saved last; None: there is none, the run begins.
+
+        Raises:
+            InputError: as `check`; the folder cannot be written; the saved state is damaged, or belongs to another
+                corpus.
+        """
+        self.check(config, resume=resume)
+        if not resume:
+            # config.yaml comes last, so that a folder that has one is a run that can be resumed
+            files = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
+            files["config.yaml"] = config.to_yaml()
+            for name, text in files.items():
+                with atomic_write(self.path / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            self.note(*files)
+            return None
+        if tokenizer_json is not None and self.tokenizer_path.read_text(encoding="utf-8") != tokenizer_json:
+            corpus = self.text_config.data.corpus
+            raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
+        return self.load_state()
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the snapshot after `step` steps lies."""
+        return self.path / "snapshots" / f"step_{step:08d}.safetensors"
+
+    def snapshot_steps(self) -> list[int]:
+        """The steps that have a snapshot, in order."""
+        folder = self.path / "snapshots"
+        names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+        return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.match(name)))
+
+    def save_snapshot(self, model: Transformer | ExemplarTransformer, *, step: int, seen: int) -> None:
+        """Write a snapshot and note its hash."""
+        path = self.snapshot_path(step)
+        save_snapshot(path, model, step=step, seen=seen)
+        self.note(str(path.relative_to(self.path)))
+
+    def load_snapshot(self, step: int) -> Snapshot[Any]:
+        """Read a snapshot.
+
+        Raises:
+            InputError: none at that step, damaged (also where only its hash shows it), or with weights not finite.
+        """
+        path = self.snapshot_path(step)
+        noted = self.manifest().get(str(path.relative_to(self.path)))
+        if path.is_file() and noted is not None and noted != sha256(path):
+            raise InputError(f"snapshot {path}: its SHA-256 is not the one in manifest.json; the file is damaged")
+        return load_snapshot(path)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write what a resumed run needs (weights included), replacing what was there."""
+        with atomic_write(self.path / "optimizer.pt") as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch wraps what the file raised, such as a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state written last, or None if the run was stopped before its first.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.path / "optimizer.pt"
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); start the run anew") from None
+        return state
+
+    def append_log(self, record: dict[str, Any]) -> None:
+        """Add a line to log.jsonl."""
+        try:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise disk_error(self.path / "log.jsonl", error) from error
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines of log.jsonl; a last line cut off by a kill is left out."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def cut_log(self, step: int) -> None:
+        """Forget the lines after `step`, and leftovers of a killed run: what follows is done again."""
+        kept = [record for record in self.read_log() if record["step"] <= step]
+        with atomic_write(self.path / "log.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        for folder in (self.path, self.path / "snapshots"):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink()
+
+    def finish(self) -> None:
+        """Note the hashes of the files that stop changing when the run ends."""
+        self.note("log.jsonl", "optimizer.pt")
+
+    def manifest(self) -> dict[str, str]:
+        """File name to SHA-256 (hex).
+
+        Raises:
+            InputError: manifest.json is damaged.
+        """
+        path = self.path / "manifest.json"
+        if not path.is_file():
+            return {}
+        try:
+            entries: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error})") from None
+        return entries
+
+    def note(self, *names: str) -> None:
+        """Put the hashes of files, by their names in the folder, into the manifest."""
+        manifest = self.manifest() | {name: sha256(self.path / name) for name in names}
+        with atomic_write(self.path / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

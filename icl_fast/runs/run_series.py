@@ -1,0 +1,142 @@
+"""The snapshots of a run folder as a series."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
+from icl_fast.data.exemplar_source import load_exemplars
+from icl_fast.errors import InputError
+from icl_fast.files import sha256
+from icl_fast.models import Snapshot, load_snapshot
+from icl_fast.runs.population import Population
+from icl_fast.runs.run import Run
+from icl_fast.runs.series import Series
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_LISTED = re.compile(r"^snapshots/step_(\d{8})\.safetensors$")
+_LONGEST_HEADER = 100_000_000  # of safetensors; a file that claims a longer one is none
+
+
+class RunSeries(Series):
+    """Snapshots of a `Run`, all of them or some."""
+
+    def __init__(self, run: Run, steps: Sequence[int] | None = None) -> None:
+        """Of a run, and which steps; by default all that have a snapshot.
+
+        Raises:
+            InputError: no run there, or its config is damaged.
+        """
+        self.run, self.task = run, run.config.task
+        self.name, self.path = run.path.name, run.path
+        self.steps = run.snapshot_steps() if steps is None else sorted(steps)
+
+    def at(self, steps: Sequence[int]) -> RunSeries:
+        return RunSeries(self.run, steps)
+
+    def load(self, step: int) -> Snapshot[Any]:
+        return self.run.load_snapshot(step)
+
+    def weights_hash(self, step: int) -> str:
+        return sha256(self.run.snapshot_path(step))
+
+    def missing(self) -> dict[int, str]:
+        """Snapshots that manifest.json names and that are not there: step -> "missing"; of some of a run's snapshots
+        none is, since nobody asked for it.
+
+        Raises:
+            InputError: manifest.json is damaged.
+        """
+        if self.steps != self.run.snapshot_steps():
+            return {}
+        listed = {int(match[1]) for name in self.run.manifest() if (match := _LISTED.match(name))}
+        return {step: "missing" for step in sorted(listed.difference(self.run.snapshot_steps()))}
+
+    def why_not(self, step: int) -> str | None:
+        path = self.run.snapshot_path(step)
+        if not path.is_file():
+            return "missing"
+        if _cut_off(path):
+            return "truncated"
+        if self.run.manifest().get(str(path.relative_to(self.path)), digest := sha256(path)) != digest:
+            return "damaged: its SHA-256 is not the one in manifest.json"
+        try:
+            load_snapshot(path)
+        except InputError as error:
+            reason = str(error).removeprefix(f"snapshot {path}: ").partition(";")[0]
+            return f"weights not finite: {reason}" if "holds NaN or infinity" in reason else reason
+        return None
+
+    def evaluation_set(self, examples: int | None = None) -> EvaluationSet:
+        text = load_text(self.run.text_config.data)
+        if text.tokenizer.to_str() != self.run.tokenizer_path.read_text(encoding="utf-8"):
+            raise InputError(f"ckpt: the corpus {self.corpus} on this machine is not the one of {self.path}")
+        whole = text.evaluation()
+        count = len(whole.inputs)
+        if examples is not None and not 1 <= examples <= count:
+            raise InputError(f"examples: must be from 1 to {count}, what the evaluation set holds; got {examples}")
+        chosen = slice(0, count if examples is None else examples)
+        return EvaluationSet(whole.inputs[chosen], whole.targets[chosen], whole.random_position[chosen], whole.digest)
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+    @property
+    def corpus(self) -> str:
+        return self.run.text_config.data.corpus
+
+    @property
+    def population(self) -> Population:
+        return self.run.population
+
+    def exemplars(self, progress: Callable[[int, int, str], None] | None = None) -> Exemplars:
+        return load_exemplars(self.population.config.exemplars, progress)
+
+
+def open_series(ckpt: str | Path | Series, which: str = "all") -> Series:
+    """The series that a `--ckpt` and a `--snapshots` value mean.
+
+    Args:
+        ckpt: a run folder, or one snapshot file in a run folder's `snapshots/`; a series is taken as it is.
+        which: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
+
+    Raises:
+        InputError: no run there, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
+    """
+    if isinstance(ckpt, Series):
+        return ckpt.chosen(which)
+    path = Path(ckpt)
+    if path.is_file():
+        run = Run(path.resolve().parent.parent)
+        steps = [step for step in run.snapshot_steps() if run.snapshot_path(step).name == path.name]
+        if not run.exists or not steps:
+            raise InputError(
+                f"ckpt: {path} is not in RUN/snapshots/ of a run folder, whose corpus and tokenizer it needs"
+            )
+        return RunSeries(run, steps)
+    if not path.is_dir():
+        raise InputError(f"ckpt: {path} does not exist")
+    series = RunSeries(Run(path))
+    if not series.steps:
+        raise InputError(f"ckpt: {path} has no snapshots yet")
+    return series.chosen(which)
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether a safetensors file is shorter than it says: 8 bytes (little-endian) with the length of the header, the
+    header (JSON), which says where each tensor ends, the tensors."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, _LONGEST_HEADER))
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        return bool(size < 8 + length + max(ends, default=0))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):  # cut off in the header, or another format
+        return size < 8 + length <= 8 + _LONGEST_HEADER

@@ -1,0 +1,1 @@
+"""What trains, measures and draws to answer a question."""

@@ -1,0 +1,261 @@
+"""From run folders to a study: measure what is missing, keep what is there, analyse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from icl_fast.analysis import (
+    JointPCA,
+    PhaseChange,
+    Thresholds,
+    attribute_heads,
+    attribute_icl,
+    find_phase_change,
+    head_types,
+    joint_pca,
+)
+from icl_fast.data import Text
+from icl_fast.errors import InputError
+from icl_fast.measure import AblationOptions, OtherResults, evaluate, open_results, sweep
+from icl_fast.measure.ablation import UNABLATED, AblationMode
+from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
+from icl_fast.measure.over_snapshots import measure_snapshots
+from icl_fast.models import Snapshot, Transformer
+from icl_fast.report.study import Claim, ModelStudy, Study
+from icl_fast.runs import Series, open_series, run_names
+
+Progress = Callable[[int, int, str], None]  # done, of how many, at what
+Show = Callable[[str], AbstractContextManager[Progress]]
+
+MODES = ("pattern-preserving", "full")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how it is judged.
+
+    Attributes:
+        snapshots: `all`, or steps such as `0,50,100`.
+        examples: use the first so many of the evaluation set, or all where there are fewer.
+        icl_window: positions averaged around each of the ICL score's two (the paper: 1).
+        modes: of ablation, "pattern-preserving" among them.
+        intervals: phase changes set by hand: model -> (start, end) steps.
+        thresholds: of the head types.
+        memory, device: as in `sweep`.
+    """
+
+    snapshots: str = "all"
+    examples: int = 512
+    icl_window: int = 1
+    modes: tuple[str, ...] = MODES
+    intervals: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    memory: str = "2GiB"
+    device: str = "auto"
+
+
+def collect(
+    runs: Sequence[str | Path],
+    texts: Sequence[Text],
+    options: Options,
+    show: Show,
+    *,
+    title: str = "In-context learning over training",
+    claims: Sequence[Claim] = (),
+) -> Study:
+    """Measure some runs, in `RUN/results/report/`, and put together what a report shows.
+
+    What is there from an equal measurement is kept; what was stopped goes on. Snapshots that cannot be read or are not
+    finite are left out, and the study says so.
+
+    Args:
+        runs: run folders, one model each, in the order of the columns.
+        texts: that the models read.
+        options: what is measured.
+        show: makes, for a title, a context manager that shows progress.
+        title, claims: of the report.
+
+    Raises:
+        InputError: no such run, too few usable snapshots, an option not understood, the disk full.
+    """
+    if not runs:
+        raise InputError("runs: give at least one run folder")
+    named = run_names(runs)
+    if unknown := sorted(set(options.intervals) - set(named)):
+        raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(named)}")
+    if "pattern-preserving" not in options.modes:
+        raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
+    for mode in options.modes:
+        AblationMode.parse(mode)
+    # all runs are looked at before the first is measured, which may take long
+    usable = {name: _usable(name, run, options) for name, run in named.items()}
+    models = {name: _study(name, run, texts, options, show) for name, run in usable.items()}
+    return Study(title, models, _joint_pca(models), tuple(claims))
+
+
+def read_claims(path: str | Path) -> list[Claim]:
+    """A JSON list of objects with `claim`, `source`, `verdict` and `evidence`, each text.
+
+    Raises:
+        InputError: no such file, or not of that form.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not all(isinstance(value, str) for row in rows for value in row.values()):
+            raise TypeError("a value is not text")
+        return [Claim(**row) for row in rows]
+    except OSError as error:
+        raise InputError(f"claims {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"claims {path}: must be a JSON list of objects with claim, source, verdict and evidence ({error})"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """A run's snapshots that can be used, and why each other cannot."""
+
+    series: Series
+    left_out: dict[int, str]
+
+
+def _usable(name: str, run: Path, options: Options) -> _Usable:
+    series, left_out = open_series(run, options.snapshots).readable()
+    steps = series.steps
+    if sum(step > 0 for step in steps) < 3:
+        why = "; ".join(f"step {step}: {reason}" for step, reason in left_out.items())
+        raise InputError(
+            f"run {run}: 3 usable snapshots after step 0 or more are needed, it has {sum(step > 0 for step in steps)}"
+            + (f" ({why})" if why else "")
+        )
+    if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
+        raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
+    return _Usable(series, left_out)
+
+
+def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
+    series, steps = run.series, run.series.steps
+    results = series.path / "results" / "report"
+    examples = min(options.examples, len(series.evaluation_set().inputs))
+
+    def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
+        def measure() -> Path:
+            with show(f"{name}: {what}") as on:
+                return sweep(
+                    series,
+                    ablation,
+                    out=out,
+                    examples=examples,
+                    device=options.device,
+                    on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
+                )
+
+        return open_results(_afresh(measure, out))
+
+    shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
+    losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
+    ablations = {
+        mode: swept(f"{mode} ablation", replace(shared, mode=mode), results / f"{mode}.zarr") for mode in options.modes
+    }
+    heads = _heads(name, series, results / "heads.zarr", options, show)
+    model = series.load(steps[-1]).model
+    readings = {text.name: _reading(name, series, model, text, results / "texts", show) for text in texts}
+    change = find_phase_change(
+        steps,
+        losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
+        heads["prefix_matching"].max(("layer", "head")).values.tolist(),
+    )
+    interval = options.intervals.get(name, _found(change, steps))
+    by_pattern, last = ablations["pattern-preserving"], heads.isel(snapshot=-1)
+    return ModelStudy(
+        name=name,
+        config=model.config,
+        parameters=sum(weights.numel() for weights in model.parameters()),
+        corpus=series.corpus,
+        left_out=run.left_out,
+        losses=losses,
+        heads=heads,
+        ablations=ablations,
+        change=change,
+        interval=interval,
+        attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
+        types=head_types(
+            last["previous_token"].values, last["prefix_matching"].values, last["copying"].values, options.thresholds
+        ),
+        texts=readings,
+    )
+
+
+def _found(change: PhaseChange, steps: Sequence[int]) -> tuple[int, int] | None:
+    if not change.happened or change.start is None or change.end is None:
+        return None
+    return steps[change.start], steps[change.end]
+
+
+def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -> xr.Dataset:
+    def measure() -> Path:
+        with show(f"{name}: heads") as on:
+            return evaluate(
+                series,
+                out=out,
+                device=options.device,
+                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+            )
+
+    return open_results(_afresh(measure, out))
+
+
+def _reading(name: str, series: Series, last: Transformer, text: Text, results: Path, show: Show) -> xr.Dataset:
+    """What a run's snapshots make of a text; `last` is the model of the last one."""
+    tokenised = tokenise(text, series.tokenizer(), last.config.context)
+    identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
+    out = results / f"{text.name}.zarr"
+
+    def losses(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
+        return {"loss": token_losses(snapshot.model, tokenised).numpy()}
+
+    def assemble(parts: list[dict[str, np.ndarray]], steps: list[int], tokens: list[int]) -> xr.Dataset:
+        pattern, logits = head_views(last, tokenised)
+        by_snapshot = torch.from_numpy(np.stack([part["loss"] for part in parts]))
+        return text_dataset(tokenised, steps, tokens, by_snapshot, pattern, logits)
+
+    def measure() -> Path:
+        with show(f"{name}: {text.title}") as on:
+            return measure_snapshots(
+                series,
+                out,
+                identity,
+                losses,
+                assemble,
+                lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+            )
+
+    return open_results(_afresh(measure, out))
+
+
+def _afresh(measure: Callable[[], Path], out: Path) -> Path:
+    """Measure; what lies there of other snapshots or options is measured again. The folder is the report's own."""
+    try:
+        return measure()
+    except OtherResults:
+        for stale in (out, out.with_name(out.name + ".partial")):
+            shutil.rmtree(stale, ignore_errors=True)
+        return measure()
+
+
+def _joint_pca(models: Mapping[str, ModelStudy]) -> JointPCA | None:
+    try:
+        return joint_pca({name: model.losses for name, model in models.items()})
+    except InputError:
+        return None  # other examples: each was trained on a text of its own

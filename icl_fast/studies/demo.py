@@ -1,0 +1,98 @@
+"""The demo: three small models, dense snapshots, every head of one knocked out, a verdict by a fixed rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from icl_fast.analysis import PhaseChange, find_phase_change
+from icl_fast.errors import InputError
+from icl_fast.files import atomic_write
+from icl_fast.measure import AblationOptions, open_results, prefix_matching_scores, sweep
+from icl_fast.measure.ablation import UNABLATED, SweepProgress
+from icl_fast.report.draw.figures import phase_change_figure, save_figure
+from icl_fast.runs import Run, load_config
+from icl_fast.training import TrainingProgress, train
+
+MODELS = ("one_layer", "two_layer", "one_layer_smeared")
+ABLATED = "two_layer"
+EXAMPLES = 384
+ICL_WINDOW = 13
+MEMORY = "128MiB"  # little, because it is faster: the allocator reuses small buffers and pages large ones in anew
+
+ShowTraining = Callable[[str, int], AbstractContextManager[Callable[[TrainingProgress], None]]]
+ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What one seed's demo found: a Dataset and a verdict by model, and the figure's files."""
+
+    seed: int
+    models: dict[str, xr.Dataset]
+    changes: dict[str, PhaseChange]
+    figure: list[Path]
+
+
+def run_demo(
+    configs: str | Path, out: str | Path, seed: int, show_training: ShowTraining, show_sweep: ShowSweep
+) -> DemoResult:
+    """Train, measure, ablate and draw; what is there already from an earlier call is kept, so that it resumes.
+
+    Args:
+        configs: a folder with `<model>.yaml` for each of `MODELS`.
+        out: where run folders `seed<N>/<model>`, figures and `seed<N>/summary.json` go.
+        seed: seed of the initial weights of all three models; the data are the same for all seeds.
+        show_training, show_sweep: context managers that show progress (see `icl_fast.cli.progress`).
+
+    Raises:
+        InputError: a config missing or wrong, a run folder that holds another run, the disk full.
+    """
+    home = Path(out) / f"seed{seed}"
+    models: dict[str, xr.Dataset] = {}
+    for name in MODELS:
+        config = load_config(Path(configs) / f"{name}.yaml", [f"training.seed={seed}"])
+        run = Run(home / name)
+        with show_training(name, config.training.steps) as on_step:
+            train(config, run.path, resume=run.exists, on_progress=on_step)
+        with show_sweep(name) as on_part:
+            heads = "all" if name == ABLATED else UNABLATED
+            ablation = AblationOptions(heads=heads, icl_window=ICL_WINDOW, memory=MEMORY)
+            results = sweep(run.path, ablation, examples=EXAMPLES, on_part=on_part)
+        models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
+    changes = {
+        name: find_phase_change(
+            data["snapshot"].values.tolist(),
+            data["icl_score"].sel(ablation=UNABLATED).values.tolist(),
+            data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
+        )
+        for name, data in models.items()
+    }
+    figure = save_figure(phase_change_figure(models, changes, ABLATED), home / "phase_change")
+    with atomic_write(home / "summary.json") as temporary:
+        temporary.write_text(json.dumps({name: asdict(change) for name, change in changes.items()}, indent=1))
+    return DemoResult(seed, models, changes, figure)
+
+
+def _prefix_matching(run: Run) -> xr.DataArray:
+    steps = run.snapshot_steps()
+    scores = torch.stack([prefix_matching_scores(run.load_snapshot(step).model) for step in steps])
+    return xr.DataArray(scores.numpy(), dims=("snapshot", "layer_", "head_"), coords={"snapshot": steps})
+
+
+def default_configs() -> Path:
+    """The demo's configs in the checkout that this package runs from.
+
+    Raises:
+        InputError: the package was installed without its checkout.
+    """
+    folder = Path(__file__).resolve().parents[2] / "configs" / "demo"
+    if not folder.is_dir():
+        raise InputError("configs: not found beside the package; run from a checkout or give --configs configs/demo")
+    return folder

@@ -1,0 +1,109 @@
+"""Joint PCA of some runs: measures the losses that are missing, projects, writes and draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from icl_fast.analysis import JointPCA, joint_pca
+from icl_fast.errors import InputError
+from icl_fast.measure import AblationOptions, OtherResults, open_results, save_results, sweep
+from icl_fast.measure.ablation import UNABLATED, SweepProgress
+from icl_fast.report.draw.figures import pca_figure, save_figure
+from icl_fast.runs.names import run_names
+
+ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
+
+
+def pca_of_runs(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    show_sweep: ShowSweep,
+    *,
+    components: int = 2,
+    snapshots: str = "all",
+    examples: int | None = None,
+    memory: str | int = "2GiB",
+    device: str = "auto",
+) -> tuple[JointPCA, list[Path]]:
+    """Where all snapshots of all runs lie in their common principal components (see `icl_fast.analysis.joint_pca`).
+
+    Args:
+        runs: run folders of one corpus. What their `results/losses.zarr` hold is kept.
+        out: a zarr store, `NAME.zarr`: `coordinates` [point, component], a point a snapshot of a run, with coords
+            `run`, `snapshot` (optimizer steps) and `tokens` (seen); `components` [component, example]; `mean`
+            [example]; `explained_variance` and `explained_variance_ratio` [component]. An earlier one is replaced.
+        show_sweep: a context manager that shows progress (see `icl_fast.cli.progress`).
+        components: how many, 2 or more.
+        snapshots, examples, memory, device: see `icl_fast.measure.sweep`.
+
+    Returns:
+        The PCA, by name of the run (its folder's, or the path as given where two have the same); and the files of the
+        figure, `NAME.png` and `NAME.svg`.
+
+    Raises:
+        InputError: an `out` that holds something else, runs that `joint_pca` or `sweep` refuse, losses that were
+            measured with other arguments, the disk full.
+    """
+    out = Path(out)
+    if components < 2:
+        raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
+    _check_out(out)
+    losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
+    for name, run in run_names(runs).items():
+        with show_sweep(name) as on_part:
+            try:
+                store = sweep(
+                    run,
+                    ablation,
+                    out=run / "results" / "losses.zarr",
+                    snapshots=snapshots,
+                    examples=examples,
+                    device=device,
+                    on_part=on_part,
+                )
+            except OtherResults as error:  # its advice is about an --out that means something else here
+                raise InputError(
+                    f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
+                ) from None
+        losses[name] = open_results(store)
+    found = joint_pca(losses, components=components)
+    save_results(_dataset(found, losses), out)
+    return found, save_figure(pca_figure(found), out)
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".zarr":
+        raise InputError(f"out: {out} must be NAME.zarr; NAME.png and NAME.svg are written beside it")
+    if out.exists() and not (out.is_dir() and "explained_variance_ratio" in open_results(out)):
+        raise InputError(f"out: {out} holds something else than a PCA; choose another --out or remove it")
+
+
+def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:
+    def of_all(coord: str) -> np.ndarray:
+        return np.concatenate([data[coord].values for data in losses.values()])
+
+    names = [name for name, path in found.coordinates.items() for _ in path]
+    sweeps = {name: json.loads(data.attrs["sweep"]) for name, data in losses.items()}  # what decided the losses
+    nats, squared = {"units": "nats per token"}, {"units": "(nats per token)^2"}
+    return xr.Dataset(
+        {
+            "coordinates": (("point", "component"), np.concatenate([*found.coordinates.values()]), nats),
+            "components": (("component", "example"), found.components, {"units": "1", "long_name": "unit vectors"}),
+            "mean": ("example", found.mean, nats | {"long_name": "mean loss over all points"}),
+            "explained_variance": ("component", found.explained_variance, squared),
+            "explained_variance_ratio": ("component", found.explained_variance_ratio, {"units": "1"}),
+        },
+        coords={
+            "run": ("point", names),
+            "snapshot": ("point", of_all("snapshot"), {"long_name": "optimizer step"}),
+            "tokens": ("point", of_all("tokens"), {"long_name": "training tokens seen"}),
+            "component": np.arange(1, len(found.components) + 1),
+        },
+        attrs={"source": "Olsson et al. 2022, Analyses, PCA", "sweeps": json.dumps(sweeps)},
+    )

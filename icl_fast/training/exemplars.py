@@ -1,0 +1,200 @@
+"""Training on exemplars: a population as one, measured on the way."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icl_fast.data import training_sequences
+from icl_fast.data.exemplar_source import load_exemplars
+from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
+from icl_fast.models import ExemplarTransformer, load_snapshot
+from icl_fast.models.grafts import graft, part_parameters
+from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
+from icl_fast.runs.snapshot_schedule import snapshot_steps
+from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
+from icl_fast.training.schedules import learning_rate
+
+_CHUNK_BYTES = 32 * 2**20  # of integer draws; larger calls cost less per sequence
+_LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard
+
+
+@dataclass(frozen=True)
+class ExemplarProgress:
+    """Where a run is. `losses` are the members' mean training losses since the last log line, in nats."""
+
+    step: int
+    steps: int
+    sequences: int
+    losses: list[float]
+    steps_per_second: float
+
+
+class ExemplarTrainer:
+    """The population, its engine, and what is due when."""
+
+    tokenizer_json: str | None = None
+
+    def __init__(
+        self,
+        config: ExemplarRunConfig,
+        on_progress: Callable[[ExemplarProgress], None] | None = None,
+        on_exemplars: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Of a config; for the rest see `icl_fast.training.train`.
+
+        Raises:
+            InputError: exemplars that cannot be had, members that do not fit them, no such device.
+        """
+        self.config, self.on_progress, self.population = config, on_progress, Population(config)
+        device = resolve_device(config.training.device)
+        exemplars = load_exemplars(config.exemplars, on_exemplars)
+        self.model = self.population.model(exemplars).to(device)
+        trainable = _graft(self.model, self.population)
+        self.clamps = self.population.clamps().to(device)
+        self.sampler = training_sequences(self.population.sequences, exemplars, device)
+        self.evaluators = self.population.evaluators(
+            exemplars, config.evaluation.names, config.evaluation.sequences, device
+        )
+        self.features = exemplars.features.to(device)
+        task = Task(self.model, self.features, self.clamps, trainable, config.training)
+        self.engine: Engine = make_engine(task, self.population.noisy)
+        self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
+        self.due = self._due()
+        self.step = 0
+        # sums of losses since the last log line
+        self.losses = torch.zeros(self.model.members, dtype=torch.float64)
+        self.since = 0
+        self.rate = 0.0
+
+    @property
+    def steps(self) -> int:
+        """At which the run ends."""
+        return self.config.training.steps
+
+    def _due(self) -> list[int]:
+        """The steps at which something is written, in order."""
+        config, last = self.config, self.steps
+        every = [config.evaluation.every, config.training.log_every, config.training.checkpoint_every]
+        due = {step for period in every for step in range(0, last, period)}
+        return sorted(due | self.snapshots | {last})
+
+    def advance(self, interrupted: Callable[[], bool]) -> None:
+        """Make the steps up to the next at which something is written, in calls short enough to be interrupted
+        between."""
+        until = self.due[bisect_right(self.due, self.step)]
+        while self.step < until and not interrupted():
+            count = min(until - self.step, self._call())
+            begun = time.monotonic()
+            losses = self.engine.run(self._draws(count), self.step)
+            self.rate = count / max(time.monotonic() - begun, 1e-9)
+            check_losses(losses, self.population.names, self.step)
+            for row in losses.double():  # one by one: the sum must not depend on how the steps were cut into calls
+                self.losses += row
+            self.step, self.since = self.step + count, self.since + count
+            if self.on_progress is not None:
+                self.on_progress(
+                    ExemplarProgress(
+                        step=self.step,
+                        steps=self.steps,
+                        sequences=self.step * self.config.training.batch,
+                        losses=(self.losses / self.since).tolist(),
+                        steps_per_second=self.rate,
+                    )
+                )
+
+    def record(self, run: Run) -> None:
+        """Write what is due after this step: log line, evaluation, snapshot, state."""
+        config, step = self.config, self.step
+        last = step == self.steps
+        seen = {"step": step, "sequences": step * config.training.batch}
+        if self.since and (step % config.training.log_every == 0 or last):
+            mean = _rounded(self.losses / self.since)
+            run.append_log(seen | {"loss": mean, "lr": learning_rate(step - 1, config.training)})
+            self.losses.zero_()
+            self.since = 0
+        if step % config.evaluation.every == 0 or last:
+            run.append_log(seen | {"evaluators": self._evaluate()})
+        if step in self.snapshots:
+            run.save_snapshot(self.model, step=step, seen=seen["sequences"])
+        if last or step % config.training.checkpoint_every == 0:
+            run.save_state(self.state())
+
+    def _evaluate(self) -> dict[str, dict[str, Any]]:
+        measured = evaluate_strategies(self.model, self.features, self.evaluators, self.clamps, attention=True)
+        return {name: _numbers(metrics) for name, metrics in measured.items()}
+
+    def _call(self) -> int:
+        """How many steps to make in one call."""
+        config = self.config
+        words = self.model.members * config.training.batch * (4 * config.sequences.pairs + 3)
+        by_memory = max(1, _CHUNK_BYTES // (8 * words))
+        by_time = max(1, int(self.rate * _LONGEST_CALL)) if self.rate else 16
+        return min(by_memory, by_time)
+
+    def _draws(self, count: int) -> Draws:
+        batch = self.config.training.batch
+        start = self.step * batch
+
+        def noise(i: int) -> Tensor:
+            return self.sampler.noise(start + i * batch, batch, self.features.shape[-1])
+
+        sequences = self.sampler.draw(start, count * batch)
+        return steps_of(sequences, count, noise if self.population.noisy else None)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "engine": self.engine.state(),
+            "losses": self.losses,
+            "since": self.since,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.model.load_state_dict(state["model"])
+        self.step, self.since = state["step"], state["since"]
+        self.losses = state["losses"]
+        self.engine.load_state(state["engine"], self.step)
+
+
+def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tensor]:
+    """Put other runs' weights into members; which parameters of which members are still trained."""
+    trainable: dict[str, Tensor] = {}
+    for number, member in enumerate(population.all):
+        config = member.config.graft
+        if config.snapshot is None:
+            continue
+        try:
+            donor = load_snapshot(config.snapshot).model
+            if not isinstance(donor, ExemplarTransformer):
+                raise InputError(f"snapshot {config.snapshot}: is of a model on text")
+            graft(model, donor, config.parts, member=number, donor_member=config.member)
+        except InputError as error:
+            raise InputError(f"{member.name}: graft: {error}") from None
+        if config.frozen:
+            for name in part_parameters(model, config.parts):
+                trainable.setdefault(name, torch.ones(model.members, dtype=torch.bool))[number] = False
+    return trainable
+
+
+def _numbers(metrics: StrategyMetrics) -> dict[str, Any]:
+    """What of an evaluator goes into the log; where each position is attended to would be too much."""
+    values = {name: value for name, value in vars(metrics).items() if isinstance(value, Tensor)}
+    if metrics.attention is not None:
+        values |= {name: value for name, value in vars(metrics.attention).items() if name != "query"}
+    return {name: _rounded(value) for name, value in values.items()}
+
+
+def _rounded(values: Tensor) -> Any:
+    """As nested lists, to 6 digits; NaN as it is (json writes and reads it)."""
+    return torch.round(values.double().cpu(), decimals=6).tolist()

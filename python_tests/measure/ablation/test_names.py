@@ -1,0 +1,58 @@
+"""The `--heads` language."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_fast import InputError, TransformerConfig
+from icl_fast.measure.ablation import Ablation, parse_ablations
+
+CONFIG = TransformerConfig(vocab=10, context=4, layers=2, width=6, heads=3)
+
+
+def heads(text: str) -> list[tuple[tuple[int, int], ...]]:
+    return [ablation.heads for ablation in parse_ablations(text, CONFIG)]
+
+
+def test_every_form() -> None:
+    assert heads("all") == [((0, 0),), ((0, 1),), ((0, 2),), ((1, 0),), ((1, 1),), ((1, 2),)]
+    assert heads("0.2, 1.0") == [((0, 2),), ((1, 0),)]
+    assert heads("1.*") == [((1, 0), (1, 1), (1, 2))]
+    assert heads("*") == [tuple((layer, head) for layer in range(2) for head in range(3))]
+    assert heads("1.1+0.2") == [((0, 2), (1, 1))]
+    assert heads("~1.*+0.0") == [((0, 1), (0, 2))]
+    assert parse_ablations("embed+1.1", CONFIG) == [Ablation("embed+1.1", ((1, 1),), embed=True)]
+    assert parse_ablations("none", CONFIG) == []
+    assert parse_ablations("1.1+0.2", CONFIG)[0].heads_of(1) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2.0", "'2.0' is not in this model; it has layers 0 to 1 and heads 0 to 2"),
+        ("0.3", "'0.3' is not in this model"),
+        ("0.-1", "is not understood"),
+        ("", "'' is not understood"),
+        ("0.1,,0.2", "'' is not understood"),
+        ("head 3", "is not understood"),
+        ("0.1,0.1", "0.1 asked for more than once"),
+        ("all,1.1", "1.1 asked for more than once"),
+        ("~*", "leaves nothing to remove"),
+        ("~embed", "is not understood"),
+    ],
+)
+def test_bad_input(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_ablations(text, CONFIG)
+    assert message in str(error.value)
+
+
+@given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=1, max_size=5))
+def test_a_set_and_its_complement_part_the_model(chosen: set[tuple[int, int]]) -> None:
+    text = "+".join(f"{layer}.{head}" for layer, head in chosen)
+    inside, outside = heads(text)[0], heads("~" + text)[0]
+    assert set(inside) == chosen
+    assert set(inside) | set(outside) == set(heads("*")[0])
+    assert not set(inside) & set(outside)

@@ -1,0 +1,248 @@
+"""From run folders to a study and its report: what is measured, kept, measured again, left out, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from icl_fast.cli.main import cli
+from icl_fast.data import Text, load_tokenizer
+from icl_fast.errors import InputError
+from icl_fast.files import sha256
+from icl_fast.measure import copying_scores, logit_attribution, open_results, prefix_matching_scores, sweep
+from icl_fast.measure.heads import token_losses, tokenise
+from icl_fast.report.study import Study
+from icl_fast.runs import Run, parse_config
+from icl_fast.studies.collect import Options, collect, read_claims
+from icl_fast.training import train
+
+Values = dict[str, dict[str, Any]]
+STEPS = list(range(0, 13, 2))
+TEXT = Text("words", "Some words", "passage", "one two one two one", "made up")
+OPTIONS = Options(examples=6, icl_window=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_values: Values, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of one and of two layers."""
+    runs = []
+    for layers in (1, 2):
+        values = tiny_values | {"model": tiny_values["model"] | {"layers": layers}, "snapshots": {"every": 2}}
+        runs.append(train(parse_config(values), tmp_path_factory.mktemp("trained") / f"layers{layers}").path)
+    return runs
+
+
+@pytest.fixture
+def runs(trained: list[Path], tmp_path: Path) -> list[Path]:
+    return [Path(shutil.copytree(run, tmp_path / run.name)) for run in trained]
+
+
+class Watched:
+    """Counts what is measured, by title."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, list[int]] = {}
+
+    @contextmanager
+    def __call__(self, title: str) -> Iterator[Callable[[int, int, str], None]]:
+        self.done[title] = []
+        yield lambda done, of, text: self.done[title].append(done)
+
+
+def studied(runs: list[Path], options: Options = OPTIONS) -> tuple[Study, Watched]:
+    watched = Watched()
+    return collect(runs, [TEXT], options, watched), watched
+
+
+def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
+    study, _ = studied(runs)
+    assert list(study.models) == ["layers1", "layers2"]
+    assert study.pca is not None
+    two, folder = study.models["layers2"], Run(runs[1])
+    for data in (two.losses, two.heads, two.texts["words"], *two.ablations.values()):
+        assert data["snapshot"].values.tolist() == STEPS
+        assert data["tokens"].values.tolist() == [step * 2 * 24 for step in STEPS]
+    model = folder.load_snapshot(6).model
+    at = {"snapshot": 6}
+    np.testing.assert_array_equal(two.heads["prefix_matching"].sel(at).values, prefix_matching_scores(model).numpy())
+    np.testing.assert_array_equal(two.heads["copying"].sel(at).values, copying_scores(model).numpy())
+    assert two.losses.sizes["position"] == 24
+    for mode in ("pattern-preserving", "full"):
+        alone = open_results(
+            sweep(runs[1], out=runs[1] / mode, snapshots="6", mode=mode, examples=6, icl_window=3, memory="1GiB")
+        )
+        np.testing.assert_allclose(two.ablations[mode]["loss"].sel(at), alone["loss"].sel(at), atol=1e-6)
+    text = tokenise(TEXT, load_tokenizer(runs[1]), 24)
+    reading = two.texts["words"]
+    np.testing.assert_array_equal(reading["loss"].sel(at).values, token_losses(model, text).numpy())
+    last = folder.load_snapshot(12).model
+    direct = logit_attribution(last, text.inputs[None], text.targets[None], 1, 0)
+    np.testing.assert_allclose(reading["pattern"][1, 0], direct.pattern[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(reading["logits"][1, 0], direct.logits[0], rtol=1e-4, atol=1e-6)
+    assert two.parameters == sum(weights.numel() for weights in model.parameters())
+    assert two.types.types.shape == (2, 2)
+
+
+def test_no_change_no_vector(runs: list[Path]) -> None:
+    """A run of 12 steps has no phase change; one set by hand is taken."""
+    study, _ = studied(runs)
+    two = study.models["layers2"]
+    assert two.interval is None
+    assert set(two.attributions.data_vars) == {"icl", "icl_sem"}
+    by_hand, _ = studied(runs, replace(OPTIONS, intervals={"layers2": (4, 10)}))
+    attributions = by_hand.models["layers2"].attributions
+    whole = two.ablations["pattern-preserving"]["loss"]
+    change = whole.sel(snapshot=10, ablation="none") - whole.sel(snapshot=4, ablation="none")
+    effect = whole.sel(snapshot=12, ablation="1.0") - whole.sel(snapshot=12, ablation="none")
+    expected = float((change * effect).sum() / np.sqrt((change**2).sum()))
+    assert float(attributions["before_after"].sel(snapshot=12, ablation="1.0")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_there_is_kept(runs: list[Path]) -> None:
+    _, first = studied(runs)
+    assert all(counts[-1] > 0 for counts in first.done.values())
+    stores = {path: path.stat().st_mtime_ns for run in runs for path in (run / "results").rglob(".zmetadata")}
+    assert len(stores) == 2 * 5
+    study, second = studied(runs)
+    assert second.done.keys() == first.done.keys()
+    assert not any(counts for counts in second.done.values())
+    assert {path: path.stat().st_mtime_ns for path in stores} == stores
+    assert study.models["layers2"].losses.sizes["example"] == 6
+
+
+def test_other_options_and_snapshots_are_measured_again(runs: list[Path]) -> None:
+    studied(runs)
+    study, watched = studied(runs, replace(OPTIONS, examples=5))
+    assert study.models["layers1"].losses.sizes["example"] == 5
+    assert watched.done["layers1: losses"]
+    assert not watched.done["layers1: heads"]
+    study, watched = studied(runs, replace(OPTIONS, snapshots="4,6,8,10"))
+    assert study.models["layers1"].heads["snapshot"].values.tolist() == [4, 6, 8, 10]
+    assert watched.done["layers1: heads"]
+
+
+def test_more_examples_than_there_are(runs: list[Path]) -> None:
+    study, _ = studied(runs[:1], replace(OPTIONS, examples=10**6, modes=("pattern-preserving",)))
+    assert study.models["layers1"].losses.sizes["example"] == 40
+
+
+def damage(run: Path) -> None:
+    """A missing, a truncated and a NaN snapshot."""
+    folder = Run(run)
+    folder.snapshot_path(2).unlink()
+    truncated = folder.snapshot_path(4)
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    diverged = folder.snapshot_path(8)
+    with open(diverged, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    weights = load_file(diverged)
+    weights["embed.weight"][3, 3] = torch.nan
+    save_file(weights, diverged, metadata=header["__metadata__"])
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest[f"snapshots/{diverged.name}"] = sha256(diverged)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_damaged_snapshots_are_left_out(runs: list[Path], tmp_path: Path) -> None:
+    damage(runs[1])
+    result = report(*runs, "--out", tmp_path / "out", "--no-static")
+    assert result.exit_code == 0, result.output
+    for step, reason in ((2, "missing"), (4, "truncated"), (8, "weights not finite")):
+        assert f"layers2: step {step} left out: {reason}" in result.output
+    study, watched = studied(runs)
+    assert not any(counts for title, counts in watched.done.items() if "Some words" not in title)
+    assert study.models["layers2"].losses["snapshot"].values.tolist() == [0, 6, 10, 12]
+    assert study.models["layers1"].losses["snapshot"].values.tolist() == STEPS
+    assert list(study.models["layers2"].left_out) == [2, 4, 8]
+    for step in (6, 10):
+        Run(runs[1]).snapshot_path(step).unlink()
+    with pytest.raises(InputError, match=r"3 usable snapshots after step 0.*it has 1 \(step 2: missing; step 4: trunc"):
+        studied(runs)
+
+
+def report(*arguments: object) -> Result:
+    options = ("--examples", 6, "--icl-window", 3)
+    return CliRunner().invoke(cli, [str(argument) for argument in ("report", *arguments, *options)])
+
+
+def test_the_command(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_text('[{"claim": "c", "source": "s", "verdict": "v", "evidence": "e"}]')
+    (tmp_path / "mine.txt").write_text("my own text, my own <b>words</b>")
+    arguments = [
+        *runs,
+        "--out",
+        tmp_path / "out",
+        "--claims",
+        tmp_path / "claims.json",
+        "--text",
+        tmp_path / "mine.txt",
+    ]
+    result = report(*arguments, "--interval", "layers2=4:10", "--modes", "pattern-preserving", "--title", "Mine")
+    assert result.exit_code == 0, result.output
+    assert "layers1" in result.output
+    assert f"{tmp_path / 'out' / 'index.html'}: " in result.output
+    names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"table.png", "table.svg"} <= names
+    assert len([name for name in names if name.endswith(".png")]) * 2 == len(names) > 2 * 9
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--interval", "layers2"], "interval: 'layers2' is not RUN=START:END"),
+        (["--interval", "layers2=9:3"], "interval: 'layers2=9:3' is not RUN=START:END"),
+        (["--interval", "three=2:4"], "interval: there is no model three; there are layers1, layers2"),
+        (["--interval", "layers2=3:10"], "interval: layers2 has no usable snapshot at step 3"),
+        (["--modes", "full"], "modes: pattern-preserving must be among them"),
+        (["--modes", "pattern-preserving,sideways"], "mode: 'sideways' is neither"),
+        (["--claims", "nowhere.json"], "claims nowhere.json: cannot be read"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--snapshots", "0,3"], "snapshots: none at step 3"),
+        (["--snapshots", "0,2,4"], "3 usable snapshots after step 0 or more are needed, it has 2"),
+        (["--memory", "much"], "memory: 'much' is not an amount"),
+    ],
+)
+def test_bad_options(runs: list[Path], tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = report(*runs, "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].startswith("error: ")
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:
+    for arguments, message in (
+        ([tmp_path / "nowhere"], "does not exist"),
+        ([runs[0], runs[0]], "is given twice"),
+        ([runs[0] / "config.yaml"], "is a file"),
+    ):
+        result = report(*arguments, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+@pytest.mark.parametrize("text", ["{}}", "[1]", '[{"claim": "c"}]', '[{"claim": 1}]', '{"claim": "c"}'])
+def test_bad_claims(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "claims.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="must be a JSON list of objects"):
+        read_claims(path)
+
+
+def test_a_full_disk(runs: list[Path], small_disk: Path) -> None:
+    result = report(runs[0], "--out", small_disk / "out", "--no-static")
+    assert result.exit_code == 2
+    assert "the disk is full" in result.output
+    assert not list(small_disk.rglob("*.html")) + list(small_disk.rglob(".tmp-*"))
