@@ -42,10 +42,11 @@ def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[s
     failed, done = "", 0  # cases, of this call
     for turn in range(AGAIN):
         left = job.left() - others
+        limit = min(1.5 * left, job.left())
         result = job.scratch / f"{name}-{turn}.json"
         command = [sys.executable, BENCH / f"bench_{name}.py", *flags, "--begin", done, "--json", result]
         command += ["--budget", f"{max(left - START, left / 2):.1f}"]
-        code = PROCESSES.run(command, job.log, min(1.5 * left, job.left()), job.environment)
+        code = PROCESSES.run(command, job.log, limit, job.environment)
         part = NOTHING
         with suppress(OSError):
             part = json.loads(result.read_text())
@@ -55,7 +56,7 @@ def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[s
             break
         done += len(here["cases"])
         if code is None:
-            failed = f"ended after {1.5 * left:.0f} s, {done} cases were done"
+            failed = f"ended after {limit:.0f} s, {done} cases were done"
             break
         failed = here["lost"] or f"exit code {code}, {done} cases were done"
         done += not here["lost"]  # the case that it did not survive
