@@ -3,7 +3,8 @@
 Every candidate makes the same steps: from the same weights, on the same sequences, with Adam. Timed is what a run
 pays: drawing the sequences (for all candidates by this package's sampler, S steps at once, as the trainer does) and
 gathering their features. What is compared are the losses of the first S steps. "reference" is the definition, autograd
-and torch.optim.Adam, with all members stacked; on CUDA it is the same without the CUDA graph that is ours there.
+and torch.optim.Adam, with all members stacked; on CUDA it is the same without the CUDA graph that is ours there, and
+both come with torch's fused Adam too.
 
 The settings are those of configs/exemplars, on Gaussian classes, since speed does not depend on what images show.
 jax_exemplar_step.py is the step in JAX, on CPU, where JAX is installed.
@@ -63,6 +64,7 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
                 memory=memory,
                 missing=none or ("" if on_cuda or _backend.compiled() else "the kernels are not built here"),
             ),
+            *(fused_adam(steps, none) if on_cuda else ()),
             Candidate(
                 "torch.compile",
                 going_on("torch.compile", lambda x: Torch(x, steps, "eager", compiled=True)),
@@ -78,7 +80,18 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
         flops=0.0 if none else members * steps * step_flops(config),
         bytes=0.0 if none else members * steps * step_bytes(config),
         counts={} if none else counts(members, steps, config.training.batch),
+        headline=True,
     )
+
+
+def fused_adam(steps: int, missing: str) -> list[Candidate]:
+    """On CUDA, ours and the reference with torch's fused Adam instead of a kernel for each of its operations."""
+
+    def candidate(name: str, engine: str) -> Candidate:
+        begin = going_on(name, lambda x: Torch(x, steps, engine, fused_adam=True))
+        return Candidate(name, begin, memory=False, missing=missing)
+
+    return [candidate("graph, fused Adam", "plain"), candidate("no graph, fused Adam", "eager")]
 
 
 def counts(members: int, steps: int, batch: int) -> dict[str, float]:
@@ -180,10 +193,13 @@ class Drawn:
 
 
 class Torch:
-    """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one."""
+    """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one.
 
-    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False) -> None:
-        from icl_fast.runs import exemplar_engine
+    `fused_adam`: with torch's fused Adam, in engines that use torch's.
+    """
+
+    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False, fused_adam: bool = False) -> None:
+        from icl_fast.training import exemplar_engine
 
         class Eager(exemplar_engine.PlainEngine):
             def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
@@ -197,6 +213,11 @@ class Torch:
         self.engine = engines[engine](task)
         if compiled:
             self.engine.model = torch.compile(model, dynamic=False)
+        if fused_adam:
+            (group,), on_cuda = self.engine.adam.param_groups, x.device.type == "cuda"
+            self.engine.adam = torch.optim.Adam(
+                group["params"], lr=group["lr"], betas=group["betas"], fused=True, capturable=on_cuda
+            )
 
     def __call__(self) -> Tensor:
         losses: Tensor = self.engine.run(*self.draw())

@@ -19,7 +19,8 @@ EPS = 1e-5
 
 Shape = tuple[int, int, int, int, int]
 CPU_SHAPES: list[Shape] = [(2048, 256, 8, 32, 4096)]  # N, C, H, D, V
-CUDA_SHAPES: list[Shape] = [(8192, 256, 8, 32, 4096), (4096, 768, 12, 64, 50257)]
+HEADLINE: Shape = (4096, 768, 12, 64, 65536)
+CUDA_SHAPES: list[Shape] = [HEADLINE, (4096, 768, 12, 64, 50257), (8192, 256, 8, 32, 4096)]
 
 
 def cases(options: Options) -> list[Case]:
@@ -73,6 +74,7 @@ def case(shape: Shape, dtype: torch.dtype, options: Options) -> Case:
         # at low rank: one unembedding, the heads' output matrices through it, a rank-D update of the logits per head
         flops=2.0 * n * c * v + 2.0 * h * d * c * v + 2.0 * h * n * d * v,
         bytes=dtype.itemsize * (n * c + h * n * d + h * d * c + v * c) + 4.0 * (h + 1) * n,
+        headline=shape in (HEADLINE, *CPU_SHAPES),
     )
 
 

@@ -22,6 +22,7 @@ CHUNK = 1024  # rows of logits at a time in the chunked baseline
 
 CPU_SHAPES = [(2048, 768, 50257), (2048, 256, 4096)]  # N, C, V
 CUDA_SHAPES = [(8192, 768, 50257), (8192, 256, 4096)]
+HEADLINES = [(n, 768, v) for v in (50257, 65536) for n in (8192, 4096, 40960)]
 FORWARD, BOTH = "forward", "forward+backward"
 
 
@@ -35,13 +36,16 @@ def cases(options: Options) -> list[Case]:
         found += [instruction_sets(small, options)]
     else:
         dtypes = (torch.bfloat16, torch.float16, torch.float32)
-        found += [case(s, dtype, way, options) for s in CUDA_SHAPES for dtype in dtypes for way in (FORWARD, BOTH)]
+        wanted = [(shape, torch.bfloat16, FORWARD) for shape in HEADLINES]
+        wanted += [(shape, dtype, way) for shape in CUDA_SHAPES for dtype in dtypes for way in (FORWARD, BOTH)]
+        found += [case(*which, options) for which in dict.fromkeys(wanted)]
     return found
 
 
 def case(shape: tuple[int, int, int], dtype: torch.dtype, direction: str, options: Options) -> Case:
     n, c, v = (48, 32, 97) if options.quick else shape
     forward = direction == FORWARD
+    first = torch.float32 if options.device == "cpu" else torch.bfloat16
     reduction: Any = "none" if forward else "mean"
     read = n * c + v * c
     return Case(
@@ -53,6 +57,7 @@ def case(shape: tuple[int, int, int], dtype: torch.dtype, direction: str, option
         bytes=read * dtype.itemsize * (1.0 if forward else 2.0) + 4.0 * n,
         direction=direction,
         gradients=() if forward else ("hidden", "weight"),
+        headline=forward and shape in (*HEADLINES, CPU_SHAPES[0]) and dtype == first,
     )
 
 

@@ -72,6 +72,7 @@ def case(shape: Shape, dtype: torch.dtype, direction: str, options: Options) -> 
         bytes=float(tensors * dtype.itemsize * b * h * t * d),
         direction=direction,
         gradients=() if direction == "forward" else ("q", "k", "v", "alpha"),
+        headline=shape[2] in (512, 2048) and shape[3] == 64,
     )
 
 

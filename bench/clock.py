@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class CpuClock:
     def repeat(self, seconds: float) -> int:
         if self._sweep is not None:
             return 1
-        return max(1, min(1000, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-9))))
+        return _repeat(seconds)
 
     def seconds(self, call: Callable[[], object], repeat: int = 1) -> float:
         if self._sweep is not None:
@@ -49,43 +50,74 @@ class CpuClock:
 
 
 class CudaClock:
-    """Time on the device, between two events, with nothing of the inputs left in the L2 cache."""
+    """Time on the device, between two events, with nothing of the inputs left in the L2 cache; `warm`: with them."""
 
-    def __init__(self, cuda: Any = torch.cuda, flush: torch.Tensor | None = None) -> None:
-        self._cuda = cuda
-        self._flush = torch.empty(CUDA_FLUSH_BYTES, dtype=torch.int8, device="cuda") if flush is None else flush
+    def __init__(self, cuda: Any = torch.cuda, flush: torch.Tensor | None = None, warm: bool = False) -> None:
+        self._cuda, self._warm = cuda, warm
+        if flush is None and not warm:
+            flush = torch.empty(CUDA_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+        self._flush = flush
 
     def repeat(self, seconds: float) -> int:
-        return 1  # the second of two calls in a row would find its inputs in the cache
+        return _repeat(seconds) if self._warm else 1  # the second call in a row would find its inputs in the cache
 
     def seconds(self, call: Callable[[], object], repeat: int = 1) -> float:
         start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
-        # Four fills, not one: while they run the host gets ahead, so that the events time kernels and not Python
+        # Four, not one: while they run the host gets ahead, so that the events time kernels and not Python
         for _ in range(4):
-            self._flush.zero_()
+            call() if self._flush is None else self._flush.zero_()
         start.record()
-        call()
+        for _ in range(repeat):
+            call()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+        return float(start.elapsed_time(end)) / 1e3 / repeat
 
 
-def best_seconds(clock: Clock, call: Callable[[], object], samples: int) -> float:
+def _repeat(seconds: float) -> int:
+    return max(1, min(1000, math.ceil(SHORTEST_SAMPLE / max(seconds, 1e-9))))
+
+
+def median_seconds(clock: Clock, call: Callable[[], object], samples: int) -> float:
     call()
-    return min(clock.seconds(call, 1) for _ in range(samples))
+    repeat = clock.repeat(clock.seconds(call, 1))
+    return statistics.median(clock.seconds(call, repeat) for _ in range(samples))
 
 
 def ceilings(device: str, dtypes: set[torch.dtype], clock: Clock, quick: bool) -> dict[str, float]:
-    """What this machine reaches at best: matmul FLOP/s by dtype ("matmul float32") and bytes/s of a large "copy"."""
-    size, elements, samples = (128, 2**16, 2) if quick else (8192, 2**29, 7) if device == "cuda" else (2048, 2**26, 7)
+    """What this machine reaches at best, on random numbers: on ones and zeros a GPU draws less power and runs faster.
 
-    def matmul(dtype: torch.dtype) -> float:
-        a, b, out = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
-        return 2 * size**3 / best_seconds(clock, lambda: torch.mm(a, b, out=out), samples)
+    Returns:
+        FLOP/s of a matrix product by dtype ("matmul float32"), bytes/s of a large "copy"; on CUDA, where the L2 cache
+        is swept before each, also without that: "matmul float32 warm", and "copy warm", of what fits the cache.
+    """
+    size, elements, samples = (128, 2**16, 3) if quick else (8192, 2**29, 9) if device == "cuda" else (2048, 2**26, 7)
+    clocks = {"": clock, **({" warm": CudaClock(warm=True)} if device == "cuda" else {})}
+    found = {}
+    for suffix, one in clocks.items():
+        for dtype in sorted(dtypes, key=str):
+            found[f"matmul {dtype_name(dtype)}{suffix}"] = matmul_rate(device, dtype, size, one, samples)
+        found[f"copy{suffix}"] = copy_rate(device, l2_bytes() // 16 if suffix else elements, one, samples)
+    return found
 
-    found = {f"matmul {dtype_name(dtype)}": matmul(dtype) for dtype in sorted(dtypes, key=str)}
-    source, target = (torch.ones(elements, device=device) for _ in range(2))
-    return {**found, "copy": 2 * source.nbytes / best_seconds(clock, lambda: target.copy_(source), samples)}
+
+def matmul_rate(device: str, dtype: torch.dtype, size: int, clock: Clock, samples: int) -> float:
+    """FLOP/s of a product of two square matrices."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / median_seconds(clock, lambda: torch.mm(a, b, out=out), samples)
+
+
+def copy_rate(device: str, elements: int, clock: Clock, samples: int) -> float:
+    """bytes/s of a copy of float32 numbers, read and written."""
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / median_seconds(clock, lambda: target.copy_(source), samples)
+
+
+def l2_bytes() -> int:
+    """The size of the GPU's L2 cache."""
+    return int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)) or 2**25
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,12 +1,10 @@
 """What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
 
-    python bench/gpu_check_child.py probe | launch FILE | op NAME DTYPE | ceilings FILE
-    GPU_CHECK_JOURNAL=FILE python -m pytest -p gpu_check_child ...    # as a plugin: runs the GPU tests alone
+    python bench/gpu_check_child.py probe | launch FILE | op NAME | ceilings FILE
 
 Environment:
-    GPU_CHECK_ARCH       80: on Hopper too the kernels for every GPU, instead of Hopper's own
-    GPU_CHECK_JOURNAL    where the plugin writes a JSON line when a test begins and when one ends. Tests that have
-                         ended according to it do not run again.
+    GPU_CHECK_ARCH    80: on Hopper too the kernels for every GPU, instead of Hopper's own
+    GPU_CHECK_IMPL    instead of "cuda", for a rehearsal on the CPU: which kernels play those of a GPU
 """
 
 from __future__ import annotations
@@ -15,26 +13,30 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytest
+import source_tree  # noqa: F401 - before icl_fast
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # check the tree this file is in
+from icl_fast import ops
+from icl_fast.ops import _backend, _registry
 
-from icl_fast import ops  # noqa: E402
-from icl_fast.ops import _backend  # noqa: E402
+IMPL = os.environ.get("GPU_CHECK_IMPL", "cuda")
+DEVICE = "cuda" if IMPL == "cuda" else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-if _arch := int(os.environ.get("GPU_CHECK_ARCH") or 0):
+if (_arch := int(os.environ.get("GPU_CHECK_ARCH") or 0)) and IMPL == "cuda":
     _backend._arch = lambda place, device: _arch
 
 
 def probe() -> dict[str, Any]:
-    """The GPU as torch sees it."""
+    """The GPU as torch sees it; in a rehearsal one that is not there."""
+    versions = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pytest": version("pytest")}
+    if DEVICE == "cpu":
+        return {"device": {"name": "rehearsal", "capability": [9, 0]}, "driver": None, "versions": versions}
     if not torch.cuda.is_available():
         return {"problem": f"torch {torch.__version__} finds no CUDA device"}
     properties = torch.cuda.get_device_properties(0)
@@ -49,28 +51,26 @@ def probe() -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
         },
         "driver": Path(driver).read_text().splitlines()[0] if Path(driver).exists() else None,
-        "versions": {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pytest": pytest.__version__},
+        "versions": versions,
     }
 
 
 def launch() -> dict[str, Any]:
-    """The smallest kernel on the GPU; how the module was built."""
+    """The smallest kernel on the GPU; how the module was built, the sources left out, and the ops without a kernel."""
     x, y = torch.randn(2, 10_007)
-    out = _backend.axpy(0.5, x.cuda(), y.cuda()).cpu()
+    out = _backend.axpy(0.5, x.to(DEVICE), y.to(DEVICE)).cpu()
     if not torch.allclose(out, 0.5 * x + y):
         raise SystemExit("axpy is wrong on the GPU")
-    lacking = [op for op, impls in ops.available_impls().items() if "cuda" not in impls]
-    if lacking:
-        raise SystemExit(f"no CUDA kernels for {', '.join(lacking)}")
-    return _backend.build_info()
+    lacking = [op for op, impls in ops.available_impls().items() if IMPL not in impls]
+    return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
 def ceilings() -> dict[str, float]:
-    """bytes/s of a large copy, FLOP/s of large products."""
+    """bytes/s of copies, FLOP/s of large products."""
     import clock
 
-    dtypes = {torch.float32, torch.bfloat16, torch.float16}
-    return clock.ceilings("cuda", dtypes, clock.CudaClock(), quick=False)
+    watch = clock.CudaClock() if DEVICE == "cuda" else clock.CpuClock()
+    return clock.ceilings(DEVICE, set(DTYPES), watch, quick=DEVICE == "cpu")
 
 
 # The calls of an op for the sanitizer, small but with three tiles or more of 64 in whatever is looped over, aligned to
@@ -163,76 +163,24 @@ def check(*results: Tensor) -> None:
             raise SystemExit("the result is not finite")
 
 
-def run_op(name: str, dtype: torch.dtype, device: str = "cuda", impl: str = "cuda") -> None:
+def run_op(name: str, dtype: torch.dtype, device: str = DEVICE, impl: str = IMPL) -> None:
+    """The calls of an op in one dtype."""
+    print(f"dtype {str(dtype).removeprefix('torch.')}", flush=True)
     generator = torch.Generator().manual_seed(0)
 
     def make(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    calls = (
-        *(frozen_attention, smeared_attention, linear_cross_entropy, head_ablation_cross_entropy),
-        *(cross_entropy_difference, layer_norm_difference, gelu_difference),
-    )
-    next(call for call in calls if call.__name__ == name)(make, impl)
-
-
-def _write(**line: Any) -> None:
-    with open(os.environ["GPU_CHECK_JOURNAL"], "a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _journal() -> list[dict[str, Any]]:
-    path = Path(os.environ["GPU_CHECK_JOURNAL"])
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the GPU tests that have not ended yet; last, those of a function that has taken the GPU away before."""
-
-    def function(name: str) -> str:
-        return name.partition("[")[0]
-
-    lines = _journal()
-    mine = [item for item in items if item_impl(item) == os.environ.get("GPU_CHECK_IMPL", "cuda")]
-    if not lines:
-        _write(event="collected", ids=[item.nodeid for item in mine])
-    ended = {line["id"] for line in lines if line["event"] == "end"}
-    fatal = {function(line["id"]) for line in lines if line["event"] == "lost"}
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine or item.nodeid in ended])
-    items[:] = sorted((item for item in mine if item.nodeid not in ended), key=lambda x: function(x.nodeid) in fatal)
-
-
-def item_impl(item: pytest.Item) -> str | None:
-    """The implementation a test is about; its name says nothing: test_no_cuda_needed is about none."""
-    return getattr(item, "callspec", None) and item.callspec.params.get("impl")  # type: ignore[attr-defined]
-
-
-def pytest_runtest_logstart(nodeid: str) -> None:
-    _write(event="begin", id=nodeid)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        crash = getattr(report.longrepr, "reprcrash", None)
-        message = str(crash.message if crash else report.longrepr or "")[:600]
-        _write(event="end", id=report.nodeid, outcome=report.outcome, message=message, seconds=report.duration)
-
-
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """After an illegal access nothing on the GPU works any more in this process: leave the other tests to the next."""
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            _write(event="lost", id=item.nodeid, message=str(error)[:600])
-            item.session.shouldstop = "the GPU is lost to this process"
+    globals()[name](make, impl)
 
 
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "op":
-        run_op(arguments[0], getattr(torch, arguments[1]))
-        torch.cuda.synchronize()
+        for dtype in _registry._OPS[arguments[0]].kernels[IMPL].dtypes:
+            run_op(arguments[0], dtype)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         return
     found = {"probe": probe, "launch": launch, "ceilings": ceilings}[what]()
     if arguments:

@@ -24,50 +24,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from clock import Clock, CpuClock, CudaClock, ceilings, cpu_peak, cuda_peak, dtype_name, tensors_in
+from harness_options import Options, add_options, option_flags, parsed_options, require_device
+from report import environment, failed, finish, percentile, print_bench, write_json
+from source_tree import ROOT
 from torch import Tensor
 
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # measure the tree this file is in
+from icl_fast.errors import InputError
+from icl_fast.ops import available_impls
 
-from clock import Clock, CpuClock, CudaClock, ceilings, cpu_peak, cuda_peak, dtype_name, tensors_in  # noqa: E402
-from report import environment, failed, finish, percentile, print_bench, write_json  # noqa: E402
-
-from icl_fast.errors import InputError  # noqa: E402
-from icl_fast.ops import available_impls  # noqa: E402
-
+BENCH = ROOT / "bench"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
 LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every bench is told.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        threads: torch threads on CPU.
-        quick: tiny shapes and two rounds: says whether the benches work, nothing about speed.
-        cold: on CPU, sweep the caches before every sample (on CUDA they always are).
-        compile: time torch.compile of the definition too.
-        memory: measure peak memory too.
-        seconds: how long the rounds of one case should take (at least five rounds all the same, or `Case.rounds`).
-        only: a text that the name of a case must hold.
-    """
-
-    device: str = "cpu"
-    threads: int = 2
-    quick: bool = False
-    cold: bool = False
-    compile: bool = True
-    memory: bool = True
-    seconds: float = 12.0
-    only: str = ""
 
 
 class Maker:
@@ -124,6 +96,8 @@ class Case:
             `compare` timed: of long calls the one whose result was compared.
         counts: what else a call makes, such as {"steps": 50.0}; so many a second become a rate of every candidate and
             the metric "steps/s" of ours.
+        headline: one of those that matter most, which run before the others.
+        tolerance: instead of that of the dtype.
     """
 
     shape: str
@@ -138,6 +112,8 @@ class Case:
     host: bool = False
     rounds: int | None = None
     counts: dict[str, float] = field(default_factory=dict)
+    headline: bool = False
+    tolerance: float | None = None
 
     @property
     def name(self) -> str:
@@ -186,13 +162,16 @@ def make_inputs(case: Case, options: Options, seed: int = 0) -> Inputs:
     return inputs
 
 
-def check(result: Any, truth: list[Tensor], dtype: torch.dtype) -> None:
+def check(result: Any, truth: list[Tensor], dtype: torch.dtype, tolerance: float | None = None) -> None:
     """Compare a result with the reference's, as a whole and at its worst element.
+
+    Args:
+        tolerance: of errors relative to the values, instead of that of the dtype.
 
     Raises:
         WrongResult: another shape, something not finite, or too far away.
     """
-    tolerance, found = TOLERANCE[dtype], tensors_in(result)
+    tolerance, found = tolerance or TOLERANCE[dtype], tensors_in(result)
     if [t.shape for t in found] != [t.shape for t in truth]:
         raise WrongResult(f"shapes {[list(t.shape) for t in found]}, not {[list(t.shape) for t in truth]}")
     for index, (tensor, right) in enumerate(zip(found, truth, strict=True)):
@@ -228,9 +207,10 @@ def run_case(case: Case, options: Options, clock: Clock, found: dict[str, float]
         rows[name] |= {"median_s": median, "q10_s": low, "q90_s": high, "seconds": seconds}
     key = f"matmul {dtype_name(case.dtype)}"
     if "product alone" in samples:
-        found[key] = max(found.get(key, 0.0), case.flops / min(samples["product alone"]))
+        found[key] = max(found.get(key, 0.0), case.flops / percentile(samples["product alone"], 50))
     return {
         "name": case.name,
+        "headline": case.headline,
         "dtype": dtype_name(case.dtype),
         "direction": case.direction,
         "flops": case.flops,
@@ -252,7 +232,9 @@ def compare(
         A row per candidate, with why it is `missing` if it cannot run or is wrong; the seconds that a call takes of
         those that are right; the tracebacks that matter.
     """
-    rows: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "missing": c.missing} for c in case.candidates}
+    rows: dict[str, dict[str, Any]] = {
+        c.name: {"name": c.name, "missing": c.missing, "compare": c.compare} for c in case.candidates
+    }
     first: dict[str, float] = {}
     errors: list[str] = []
     truth: list[Tensor] | None = None
@@ -267,7 +249,7 @@ def compare(
             if candidate.name == "reference":
                 truth = tensors_in(result)
             elif candidate.compare and truth is not None:
-                check(result, truth, case.dtype)
+                check(result, truth, case.dtype, case.tolerance)
             del result
             if options.device == "cuda" and options.memory and not case.host:
                 rows[candidate.name] |= cuda_peak(call)
@@ -344,12 +326,15 @@ def add_rates(result: dict[str, Any], found: dict[str, float]) -> None:
             row["gbps"] = result["bytes"] / row["median_s"] / 1e9
             row["of_matmul"] = row["tflops"] * 1e12 / ceiling if ceiling else None
             row["of_copy"] = row["gbps"] * 1e9 / found["copy"] if "copy" in found else None
+            # the least time that its operations, and its traffic, take at what the machine reaches
+            row["of_roofline"] = max((row[key] for key in ("of_matmul", "of_copy") if row[key]), default=None)
         if "median_s" in row and result["counts"]:
             row["rates"] = {f"{name}/s": count / row["median_s"] for name, count in result["counts"].items()}
     mine, metrics = rows.get("ours", {}), result["metrics"]
     metrics |= mine.get("rates", {})
     for key, metric in (
         ("of_matmul", "of matmul"),
+        ("of_roofline", "of roofline"),
         ("peak_mb", "peak MB"),
         ("workspace_mb", "workspace MB"),
         ("resident_mb", "resident MB"),
@@ -367,7 +352,14 @@ def plain_traceback() -> str:
 
 
 def run_bench(name: str, cases: list[Case], options: Options, file: str, save: Callable[[Any], None]) -> dict[str, Any]:
-    """Run all cases. One that raises does not stop the others. `save` is given the results so far after each."""
+    """Run the cases. One that raises does not stop the others, unless the GPU is lost to this process with it.
+
+    Args:
+        save: given the results so far after each case, rates and metrics included.
+
+    Returns:
+        The results; `left_out` are the cases for which there was no time, `lost` why no case after the last can run.
+    """
     begun = time.monotonic()
     on_cuda = options.device == "cuda"
     clock: Clock = CudaClock() if on_cuda else CpuClock(options.cold)
@@ -375,7 +367,11 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
     dtypes = {case.dtype for case in cases if case.flops}
     found = ceilings(options.device, dtypes, clock, options.quick) if dtypes else {}
     done: dict[str, Any] = {"name": name, "device": options.device, "error": "", "ceilings": found, "cases": []}
+    done |= {"left_out": [], "lost": ""}
     for index, case in enumerate(cases):
+        if options.budget and time.monotonic() - begun > options.budget:
+            done["left_out"] = [left.name for left in cases[index:]]
+            break
         print(f"{name} {index + 1}/{len(cases)}: {case.name}", file=sys.stderr, flush=True)
         if not on_cuda:
             torch.set_num_threads(case.threads or options.threads)
@@ -386,12 +382,31 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
         except Exception:
             result = {"name": case.name, "errors": [plain_traceback()], "metrics": {}, "candidates": []}
         done["cases"].append(result)
+        done["lost"] = gpu_lost() if on_cuda and result["errors"] else ""
         done["seconds"] = round(time.monotonic() - begun, 1)
+        for earlier in done["cases"]:  # those before too: the best product may be the newest
+            if earlier["candidates"]:
+                add_rates(earlier, found)
         save(done)
-    for result in done["cases"]:  # at the end, when the best product of the run is known
-        if result["candidates"]:
-            add_rates(result, found)
+        if done["lost"]:
+            break
     return done
+
+
+def gpu_lost() -> str:
+    """Why nothing can run on the GPU any more in this process, as after an illegal access; empty if something can."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return f"the GPU is lost to this process: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def selected(cases: list[Case], options: Options) -> list[Case]:
+    """The cases that the options ask for, headline cases first."""
+    asked = [case for case in cases if options.only in case.name]
+    parts = {"headline": [case for case in asked if case.headline], "rest": [c for c in asked if not c.headline]}
+    return [case for part in parts if options.part in (part, "all") for case in parts[part]][options.begin :]
 
 
 def add_cpu_peaks(result: dict[str, Any], case: Case, options: Options, file: str) -> None:
@@ -421,47 +436,6 @@ def print_cpu_peak(cases: Callable[[Options], list[Case]], options: Options, whi
     print(json.dumps(peak))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads on CPU")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes: do the benches work at all?")
-    parser.add_argument("--cold", action="store_true", help="sweep the CPU's caches before every sample")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long the rounds of a case should take")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
-    parser.add_argument("--json", metavar="FILE|-", help="write the results; - is standard output, without the table")
-
-
-def parsed_options(arguments: argparse.Namespace) -> Options:
-    return Options(
-        device=arguments.device,
-        threads=arguments.threads,
-        quick=arguments.quick,
-        cold=arguments.cold,
-        compile=not (arguments.no_compile or arguments.quick),
-        memory=not (arguments.no_memory or arguments.quick),
-        seconds=arguments.seconds,
-        only=arguments.only,
-    )
-
-
-def option_flags(options: Options) -> list[str]:
-    """The command line that `parsed_options` makes the same options of."""
-    switches = {"quick": options.quick, "cold": options.cold}
-    switches |= {"no-compile": not options.compile, "no-memory": not options.memory}
-    values = {"device": options.device, "threads": options.threads, "seconds": options.seconds}
-    values |= {"only": options.only} if options.only else {}
-    flags = [f"--{name}" for name, on in switches.items() if on]
-    return flags + [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def require_device(options: Options) -> None:
-    """Raises InputError where there is no such device."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda: torch finds no CUDA device here; use cpu")
-
-
 def main(name: str, cases: Callable[[Options], list[Case]], file: str) -> int:
     """The command line of one bench file. Exit code 0: ran; 1: something failed or was wrong; 2: bad option."""
     parser = argparse.ArgumentParser(description=f"Benchmark of {name}.")
@@ -480,10 +454,9 @@ def main(name: str, cases: Callable[[Options], list[Case]], file: str) -> int:
 
     def save(done: dict[str, Any]) -> None:
         if arguments.json and arguments.json != "-":
-            write_json({**head, "benches": [done]}, arguments.json)
+            write_json(finish({**head, "benches": [done]}), arguments.json)
 
-    chosen = [case for case in cases(options) if options.only in case.name]
-    done = run_bench(name, chosen, options, file, save)
+    done = run_bench(name, selected(cases(options), options), options, file, save)
     report = finish({**head, "benches": [done]})
     if arguments.json:
         write_json(report, arguments.json)

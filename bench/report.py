@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy
 import torch
+from source_tree import ROOT, commit
 
 from icl_fast import __version__
 from icl_fast.ops import _backend
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ROOT / "bench" / "targets.toml"
 SCHEMA = 1
 
@@ -115,19 +114,6 @@ def command_line(arguments: list[str]) -> str:
     """As it was typed, without the folders of this machine."""
     program, *others = (Path(part).name if part.startswith("/") else part for part in arguments)
     return " ".join(["icl-fast" if program == "__main__.py" else program, *others])
-
-
-def commit() -> str | None:
-    """The commit of this tree, with "+changes" if something differs from it; None outside a repository."""
-    git = ("git", "-C", str(ROOT))
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+changes" if status.stdout.strip() else "")
 
 
 def _version(package: str) -> str | None:

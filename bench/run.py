@@ -22,24 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import BENCH, Options, add_options, option_flags, parsed_options, require_device
+from catalog import NAMES
+from harness import BENCH
+from harness_options import Options, add_options, option_flags, parsed_options, require_device
 from report import environment, failed, finish, print_bench, print_summary, write_json
 
 from icl_fast.errors import InputError
-
-NAMES = (
-    "linear_cross_entropy",
-    "head_ablation_cross_entropy",
-    "frozen_attention",
-    "smeared_attention",
-    "cross_entropy_difference",
-    "layer_norm_difference",
-    "gelu_difference",
-    "call_overhead",
-    "sweep",
-    "toy",
-    "exemplar_training",
-)
 
 
 def select(names: Sequence[str]) -> list[str]:

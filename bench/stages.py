@@ -1,12 +1,17 @@
-"""Runs the stages of a check one after the other, each with a time limit, a log and a verdict; none stops the next."""
+"""Runs the stages of a check one after the other, each with a time limit, a log and a verdict; none stops the next.
+
+Needs the standard library alone.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -17,18 +22,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
+from source_tree import ROOT
+
+BENCH = ROOT / "bench"
+REHEARSAL = os.environ.get("GPU_CHECK_IMPL", "cuda") != "cuda"  # without a GPU; see gpu_check.py
 LEAST = 5.0  # a stage is not begun with fewer seconds
+LOG_LIMIT, PART_LIMIT = 12_000_000, 1_000_000  # characters of a log, and of one part of it
 
 
 @dataclass
 class Verdict:
-    """How a stage ended: "passed", "failed", "timed out", "skipped" (with the reason), in one line and in detail."""
+    """How a stage ended: "passed", "failed", "timed out", "skipped" (with the reason), in one line and in detail.
+
+    Attributes:
+        usable: where it failed, whether what needs it can run all the same.
+    """
 
     verdict: str
     summary: str
     details: dict[str, Any] = field(default_factory=dict)
+    usable: bool = False
 
 
 @dataclass
@@ -52,13 +65,15 @@ class Stage:
 
     Attributes:
         limit: the most seconds it may take.
-        needs: the stages that must have passed.
+        log: the name of its log, which several stages may share.
+        needs: the stages that must have passed, or be usable.
         extra: done with what time is left; its verdict does not count.
     """
 
     name: str
     limit: float
     run: Callable[[Job], Verdict]
+    log: str
     needs: tuple[str, ...] = ()
     extra: bool = False
 
@@ -141,8 +156,8 @@ def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, secon
     done = report["stages"] = {}
     for stage in stages:
         begun = time.monotonic()
-        log = out / f"{stage.name.split()[0]}.log"
-        missing = [name for name in stage.needs if done.get(name, {}).get("verdict") != "passed"]
+        log = out / stage.log
+        missing = [name for name in stage.needs if not done.get(name, {}).get("usable")]
         if missing:
             verdict = Verdict("skipped", f"{', '.join(missing)} did not pass")
         elif end - begun < LEAST:
@@ -155,6 +170,8 @@ def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, secon
                 except Exception:
                     verdict = Verdict("failed", traceback.format_exc().strip().splitlines()[-1])
                     append_text(log, traceback.format_exc())
+        clip(log)
+        verdict.usable |= verdict.verdict == "passed"
         took = time.monotonic() - begun
         done[stage.name] = {**asdict(verdict), "seconds": round(took, 1), "log": log.name if log.exists() else None}
         write_json(report, out / "gpu-check.json")
@@ -167,6 +184,24 @@ def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, secon
 def in_parallel(workers: int, call: Callable[..., Any], cases: Sequence[tuple[Any, ...]]) -> list[Any]:
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda case: call(*case), cases))
+
+
+def child(*arguments: str) -> list[str]:
+    """The command of what a GPU may take down."""
+    return [sys.executable, str(BENCH / "gpu_check_child.py"), *arguments]
+
+
+def find_tool(name: str) -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
+
+
+def output(*command: object) -> str:
+    """What a program prints; empty where it cannot run."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        words = [str(word) for word in command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+    return ""
 
 
 def failure(code: int | None, why: str) -> Verdict:
@@ -182,12 +217,17 @@ def last_line_of(text: str, pattern: str = "") -> str:
     return next((line for line in lines if pattern and re.search(pattern, line)), lines[-1] if lines else "")[:300]
 
 
-def append_log(log: Path, title: str, part: Path, limit: int = 1_000_000) -> None:
-    """Append the log of a part, under a title; of a long one the beginning and the end."""
-    text = part.read_text(errors="replace") if part.exists() else ""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]}\n[...]\n{text[-limit // 2 :]}"
-    append_text(log, f"== {title}\n{text}\n")
+def append_log(log: Path, title: str, part: Path) -> None:
+    """Append the log of a part, under a title."""
+    clip(part, PART_LIMIT)
+    append_text(log, f"== {title}\n{part.read_text(errors='replace') if part.exists() else ''}\n")
+
+
+def clip(log: Path, limit: int = LOG_LIMIT) -> None:
+    """Of a log that is too long leave the beginning and the end."""
+    if log.exists() and log.stat().st_size > limit:
+        text = log.read_text(errors="replace")
+        log.write_text(f"{text[: limit // 2]}\n[...]\n{text[-limit // 2 :]}")
 
 
 def append_text(log: Path, text: str) -> None:

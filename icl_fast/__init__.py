@@ -42,19 +42,24 @@ __all__ = [
     "smeared_attention",
 ]
 
+# The ops that have kernels, by name, each a function and a module of icl_fast.ops: the one list of them
+OPS = (
+    "linear_cross_entropy",
+    "frozen_attention",
+    "smeared_attention",
+    "head_ablation_cross_entropy",
+    "cross_entropy_difference",
+    "layer_norm_difference",
+    "gelu_difference",
+)
+
 _HOME = {
     "Intervention": "models",
     "PositionLoss": "ops",
     "Transformer": "models",
     "TransformerConfig": "models",
     "ablate": "measure",
-    "cross_entropy_difference": "ops",
-    "frozen_attention": "ops",
-    "gelu_difference": "ops",
-    "head_ablation_cross_entropy": "ops",
-    "layer_norm_difference": "ops",
-    "linear_cross_entropy": "ops",
-    "smeared_attention": "ops",
+    **dict.fromkeys(OPS, "ops"),
 }
 
 

@@ -12,8 +12,16 @@ import click
 import icl_fast
 from icl_fast.errors import InputError
 
+HELP = f"""Measure the fused ops and the sweep against plain torch and what else a user would write today.
 
-@click.command()
+NAMES are {", ".join(icl_fast.OPS)}, call_overhead, sweep (every head of a model ablated; against TransformerLens too
+where it is installed), toy (the coopetition model) and exemplar_training (steps and evaluation of exemplar models;
+against JAX too where it is installed); all of them by default. Each ratio stands beside its target from
+bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target that is not reached is no failure.
+"""
+
+
+@click.command(help=HELP)
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="torch threads on CPU.")
@@ -40,15 +48,6 @@ def bench(
     only: str,
     where: str | None,
 ) -> None:
-    """Measure the fused ops and the sweep against plain torch and what else a user would write today.
-
-    NAMES are linear_cross_entropy, head_ablation_cross_entropy, frozen_attention, smeared_attention,
-    cross_entropy_difference, layer_norm_difference, gelu_difference, call_overhead, sweep (every head of a model
-    ablated; against TransformerLens too where it is installed), toy (the coopetition model) and exemplar_training
-    (steps and evaluation of exemplar models; against JAX too where it is installed); all of them by default.
-    Each ratio stands beside its target from bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a
-    target that is not reached is no failure.
-    """
     benches = _benches()
     options = benches.Options(
         device=device,

@@ -7,6 +7,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import catalog
 import harness
 import pytest
 import report
@@ -74,7 +75,7 @@ def test_every_target_is_of_a_case_and_a_candidate(name: str, device: str) -> No
     targets = [t for t in report.read_targets() if (t["bench"], t["device"]) == (name, device)]
     for target in targets:
         case = cases[target["case"]]
-        known = {"microseconds", "of matmul", "peak MB", "workspace MB", "resident MB"}
+        known = {"microseconds", "of matmul", "of roofline", "peak MB", "workspace MB", "resident MB"}
         known |= {f"{what} vs {c.name}" for c in case.candidates for what in ("speed", "time", "peak")}
         known |= {f"{what}/s" for what in case.counts}
         known |= {f"speed vs fastest {c.family}" for c in case.candidates if c.family}
@@ -86,6 +87,12 @@ def test_every_target_is_of_a_case_and_a_candidate(name: str, device: str) -> No
         ("exemplar_training", "cuda"),
     )
     assert bool(targets) != without
+
+
+@pytest.mark.parametrize("name", run.NAMES)
+def test_the_benches_that_have_headline_cases(name: str) -> None:
+    cases = harness.selected(import_module(f"bench_{name}").cases(Options(device="cuda")), Options(part="headline"))
+    assert bool(cases) == (name in catalog.HEADLINES)
 
 
 @pytest.mark.parametrize("name", run.NAMES)
@@ -115,7 +122,8 @@ def agree(case: harness.Case, names: list[str], dtype: torch.dtype = torch.float
     truth = harness.tensors_in(harness.prepare(case, candidates["reference"], inputs)())
     for name in names:
         result = harness.prepare(case, candidates[name], inputs)()
-        harness.check(candidates[name].unpack(result) if case.direction == "forward" else result, truth, dtype)
+        found = candidates[name].unpack(result) if case.direction == "forward" else result
+        harness.check(found, truth, dtype)
 
 
 def test_flex_attention_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:

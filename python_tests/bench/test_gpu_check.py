@@ -1,430 +1,253 @@
-"""gpu-check: its stages with fake programs, its tests with fake kernels that fail, hang and take the process down."""
+"""gpu-check as a whole, on a device that is not there: whatever its parts do, it ends in time and says so."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gpu_check
-import gpu_check_child
+import gpu_check_summary
 import pytest
-import stages
+import source_tree
 import torch
-from stages import Job, Stage, Verdict, run_stages
+from catalog import HEADLINES, NAMES
+from stages import ROOT, Job
 
-from icl_fast.ops import available_impls
+MakeJob = Callable[..., Job]
 
-ROOT = Path(__file__).parents[2]
+# Three ops, so that it is quick; everything else is that of the real package.
+PACKAGE = f"OPS = ('alpha', 'beta', 'gamma')\n__path__.append({str(ROOT / 'icl_fast')!r})\n"
+CHILD = """
+import json, sys
+what, *rest = sys.argv[1:]
+if what == "op":
+    print("run a call")
+    sys.exit(print("========= ERROR SUMMARY: 0 errors"))
+versions = {"torch": "2.11.0+cu130", "torch_cuda": "13.0", "pytest": "8"}
+found = {
+    "probe": {"device": {"name": "NVIDIA Nothing", "capability": [8, 0]}, "driver": None, "versions": versions},
+    "launch": {"nvcc": "13.0", "cuda_archs": ["80"], "lacking": ["gamma"], "not_built": {"gamma_fwd": "error"}},
+    "ceilings": {"matmul bfloat16": 8e14, "copy": 3e12},
+}[what]
+open(rest[0], "w").write(json.dumps(found)) if rest else print(json.dumps(found))
+"""
+TESTS = """
+import os, time, pytest
 
-
-def job(folder: Path, **environment: str) -> Job:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "bench")])
-    report = {"device": {"capability": [8, 0]}}
-    (folder / "scratch").mkdir(exist_ok=True)
-    everything = {**os.environ, "PYTHONPATH": path, **environment}
-    return Job(folder, folder / "stage.log", time.monotonic() + 100, folder / "scratch", report, everything)
-
-
-def python(program: str) -> Stage:
-    """A stage that runs a program."""
-
-    def run(job: Job) -> Verdict:
-        code = stages.PROCESSES.run([sys.executable, "-c", program], job.log, job.left(), job.environment)
-        return Verdict("passed", "well") if code == 0 else stages.failure(code, stages.last_line(job.log))
-
-    return Stage(program.split()[0], 20, run)
-
-
-def broken(job: Job) -> Verdict:
-    raise ValueError("no such thing")
-
-
-def test_no_stage_stops_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = python("print")
-    slow = Stage("slow", 0.7, python("import time; print('begun', flush=True); time.sleep(60)").run)
-    report: dict[str, object] = {"device": {"name": "a GPU"}}
-    begun = time.monotonic()
-    found = run_stages(
-        [
-            good,
-            python("raise SystemExit('broken on purpose')"),
-            Stage("raises", 20, broken),
-            slow,
-            Stage("depends", 20, good.run, needs=("print", "slow")),
-            Stage("last", 20, good.run, needs=("print",)),
-        ],
-        report,
-        tmp_path,
-        60,
-    )
-    assert not found
-    assert time.monotonic() - begun < 20
-    written = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert written == report
-    assert written["passed"] is False
-    assert written["device"] == {"name": "a GPU"}
-    assert {name: (stage["verdict"], stage["summary"]) for name, stage in written["stages"].items()} == {
-        "print": ("passed", "well"),
-        "raise": ("failed", "exit code 1: broken on purpose"),
-        "raises": ("failed", "ValueError: no such thing"),
-        "slow": ("timed out", "it took too long"),
-        "depends": ("skipped", "slow did not pass"),
-        "last": ("passed", "well"),
-    }
-    assert "begun" in (tmp_path / written["stages"]["slow"]["log"]).read_text()
-    assert "Traceback" in (tmp_path / "raises.log").read_text()
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(written["stages"])
-
-
-def test_when_the_time_is_up_nothing_is_begun(tmp_path: Path) -> None:
-    good = python("print")
-    report: dict[str, object] = {}
-    assert not run_stages([good], report, tmp_path, 1)
-    assert json.loads((tmp_path / "gpu-check.json").read_text())["stages"]["print"]["summary"] == "no time left"
-
-
-def test_all_passed_whatever_an_extra_does(tmp_path: Path) -> None:
-    assert run_stages([python("print"), Stage("extra", 20, broken, extra=True)], {}, tmp_path, 60)
-
-
-def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
-    child = "import time; print('child', flush=True); time.sleep(6); open('survived', 'w')"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    log = tmp_path / "log"
-    code = stages.PROCESSES.run([sys.executable, "-c", program], log, 1.5, cwd=tmp_path)
-    assert code is None
-    assert "child" in log.read_text()
-    time.sleep(6)  # where SIGINT is ignored, as in a shell's background, SIGKILL comes 3 s later
-    assert not (tmp_path / "survived").exists()
-
-
-def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
-    assert stages.PROCESSES.run(["no-such-program"], tmp_path / "log", 5) == 127
-    assert "No such file" in (tmp_path / "log").read_text()
-
-
-FAKE_TESTS = """
-import os, time
-import pytest, torch
-
-@pytest.mark.parametrize("impl", ["reference", "cuda"])
+@pytest.mark.parametrize("impl", ["reference"])
 def test_good(impl):
-    assert impl == "cuda"
+    for hidden in ("pydantic", "zarr"):
+        with pytest.raises(ImportError, match="hidden"):
+            __import__(hidden)
 
-@pytest.mark.parametrize("impl", ["cuda"])
-@pytest.mark.parametrize("n", [1, 2])
-def test_takes_the_gpu_away(impl, n):
-    def gone(): raise RuntimeError("CUDA error: an illegal memory access")
-    torch.cuda.is_available, torch.cuda.synchronize = (lambda: True), gone
-    gone()
+@pytest.mark.parametrize("impl", ["reference"])
+def test_bad(impl):
+    """
+BENCH = """
+import argparse, json, os, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--json"), parser.add_argument("--part"), parser.add_argument("--begin", type=int, default=0)
+arguments = parser.parse_known_args()[0]
+part, begin, cases = arguments.part, arguments.begin, []
 
-@pytest.mark.parametrize("impl", ["cuda"])
-def test_crashes(impl): os._exit(11)
+def case(name):
+    row = {"name": "ours", "missing": "", "compare": True, "median_s": 0.001, "tflops": 700.0, "of_matmul": 0.875}
+    slow = {"name": "torch", "missing": "", "compare": True, "median_s": 0.003}
+    cases.append({"name": name, "headline": part == "headline", "candidates": [row, slow], "errors": []})
+    bench = {"name": NAME, "error": "", "lost": "", "left_out": [], "cases": cases}
+    target = {"bench": NAME, "case": name, "metric": "of matmul", "direction": "at least", "value": 0.7}
+    target |= {"verdict": "holds", "measured": 0.875}
+    open(arguments.json, "w").write(json.dumps({"benches": [bench], "targets": [target]}))
 
-@pytest.mark.parametrize("impl", ["cuda"])
-def test_hangs(impl): time.sleep(1000)
-
-@pytest.mark.parametrize("impl", ["cuda"])
-def test_wrong(impl): assert 1 == 2, "the result is wrong"
-
-@pytest.mark.parametrize("impl", ["cuda"])
-def test_skips(impl): pytest.skip("not here")
-
-def test_without_cuda(): raise AssertionError("not a test of a kernel")
+"""
+MISBEHAVE = {
+    "alpha": "case('first'); case('second')\nif part == 'rest': time.sleep(100)",
+    "beta": "if not begin: case('first'); os._exit(11)\ncase('third')",
+    "gamma": "if part != 'rest': time.sleep(100)\ncase('first')",
+}
+# Limits as short as lets everything end that means to
+DRIVER = """
+import sys
+from dataclasses import replace
+import gpu_check, gpu_check_benches, gpu_check_tests
+gpu_check_tests.STALLED = 3.0
+gpu_check_benches.LEAST, gpu_check_benches.START = 2.0, 0.1
+limits = {"bench headlines": 14, "bench the rest": 14, "bench compiled": 2}
+gpu_check.STAGES = tuple(replace(stage, limit=limits.get(stage.name, stage.limit)) for stage in gpu_check.STAGES)
+sys.exit(gpu_check.main())
 """
 
 
-def test_one_failing_kernel_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "python_tests" / "ops"
-    folder.mkdir(parents=True)
-    (folder / "test_fake.py").write_text(FAKE_TESTS)
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_check, "STALLED", 8.0)
-    found = gpu_check.run_suite(job(tmp_path), "fake", "")
-    failures = {failure["id"].split("::")[1]: failure["message"] for failure in found["failures"]}
-    assert {name: found[name] for name in ("passed", "failed", "skipped", "not_run", "ok")} == {
-        "passed": 1,
-        "failed": 5,
-        "skipped": 1,
-        "not_run": 0,
-        "ok": False,
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The whole check, in a tree without .git, with fake device, sanitizer and build, and without pydantic and zarr."""
+    folder = tmp_path_factory.mktemp("dry run")
+    tree, programs, hidden, out = (folder / name for name in ("tree", "programs", "hidden", "out"))
+    names = ("alpha", "beta", "gamma", "sweep", "exemplar_training", "call_overhead", "toy")
+    last = {"alpha": "assert 1 == 2, 'the result is wrong'", "beta": "time.sleep(1000)", "gamma": "os._exit(11)"}
+    files = {
+        tree / "icl_fast" / "__init__.py": PACKAGE,
+        tree / "csrc" / "kernels.cu": "",
+        tree / "setup.py": "print('built')",
+        tree / "driver.py": DRIVER,
+        programs / "compute-sanitizer": 'while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@"',
+        **{hidden / f"{name}.py": "raise ImportError('hidden')" for name in ("pydantic", "zarr")},
+        **{tree / "python_tests" / "ops" / f"test_{op}.py": TESTS + text for op, text in last.items()},
     }
-    assert failures["test_hangs[cuda]"] == "hangs"
-    assert failures["test_crashes[cuda]"] == "the process ended with exit code 11"
-    assert "the result is wrong" in failures["test_wrong[cuda]"]
-    assert all("illegal memory access" in failures[f"test_takes_the_gpu_away[{n}-cuda]"] for n in (1, 2))
-    order = [line["id"] for line in gpu_check.read_journal(tmp_path / "scratch" / "fake.jsonl") if "id" in line]
-    assert order[-1].endswith("test_takes_the_gpu_away[2-cuda]")  # not before all others have had their turn
-    assert "the result is wrong" in (tmp_path / "stage.log").read_text()
+    for file in (ROOT / "bench").glob("*.py"):
+        if not file.name.startswith("bench_"):
+            files[tree / "bench" / file.name] = file.read_text()
+    files[tree / "bench" / "gpu_check_child.py"] = CHILD
+    for name in names:
+        text = f"NAME = {name!r}\n{BENCH}{MISBEHAVE.get(name, 'case(part)')}"
+        files[tree / "bench" / f"bench_{name}.py"] = text
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}" if path.parent == programs else text)
+    (programs / "compute-sanitizer").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(map(str, (tree / "bench", hidden))),
+        "PYTHON": sys.executable,
+        "GPU_CHECK_IMPL": "reference",
+        "GIT_CEILING_DIRECTORIES": str(folder),
+        "OUT": str(out),
+    }
+    command = [sys.executable, str(tree / "driver.py")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400), out
 
 
-def test_a_suite_that_is_not_collected_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "python_tests" / "ops"
-    folder.mkdir(parents=True)
-    (folder / "test_fake.py").write_text("import no_such_module")
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    found = gpu_check.run_suite(job(tmp_path), "fake", "")
-    assert not found["ok"]
-    assert found["failures"][0]["message"].startswith("no test: ")
+def test_every_stage_ends_and_says_how(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, out = dry_run
+    assert done.returncode == 1, done.stderr
+    report = json.loads((out / "gpu-check.json").read_text())
+    stages = report["stages"]
+    assert {name: stage["verdict"] for name, stage in stages.items()} == {
+        "build": "failed",  # a kernel is missing: the others are checked all the same
+        "tests": "failed",
+        "memcheck": "passed",
+        "racecheck": "passed",
+        "ceilings": "passed",
+        "bench headlines": "failed",
+        "bench the rest": "failed",
+        "bench compiled": "failed",
+    }
+    assert stages["build"]["summary"] == "left out: gamma, gamma_fwd"
+    assert stages["tests"]["summary"].startswith("3 passed, 3 failed, 0 skipped; not well: alpha, beta, gamma")
+    assert stages["bench headlines"]["seconds"] < 20
+    assert stages["bench the rest"]["seconds"] < 20
+    assert report["commit"] == f"no repository; sources {report['sources'][:16]}"
 
 
-def test_the_op_tests_run_under_the_journal(tmp_path: Path) -> None:
-    """As on a GPU, for an implementation that is here, and with no more than one test."""
-    here = job(tmp_path, GPU_CHECK_IMPL="reference", PYTEST_ADDOPTS="-k test_is_the_definition")
-    found = gpu_check.run_suite(here, "linear_cross_entropy", "")
-    assert (found["passed"], found["failed"]) == (1, 0)
-    assert found["not_run"] > 10  # collected, and then left out by -k
+def test_what_benches_had_measured_is_kept(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    """Of one that overruns after its headline cases, of one that crashes and of one that hangs at first."""
+    _, out = dry_run
+    benches = {bench["name"]: bench for bench in json.loads((out / "bench.json").read_text())["benches"]}
+    cases = {name: [(case["name"], case["headline"]) for case in bench["cases"]] for name, bench in benches.items()}
+    assert cases["alpha"] == [(name, headline) for headline in (True, False) for name in ("first", "second")]
+    assert benches["alpha"]["error"].startswith("ended after ")
+    assert cases["beta"][:2] == [("first", True), ("third", True)]
+    assert benches["beta"]["error"].startswith("exit code 11, 1 cases were done")
+    assert cases["gamma"] == [("first", False)]
+    assert cases["sweep"] == cases["exemplar_training"] == [("headline", True), ("rest", False)]
+    assert cases["toy"] == [("rest", False)]
 
 
-@pytest.mark.parametrize(("capability", "suites"), [([8, 0], 9), ([9, 0], 11)])
-def test_the_verdict_of_the_tests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: list[int], suites: int
-) -> None:
-    here = job(tmp_path)
-    here.report["device"]["capability"] = capability
-    good = {"passed": 3, "failed": 0, "skipped": 1, "not_run": 0, "ok": True}
-    bad = {"passed": 2, "failed": 1, "skipped": 1, "not_run": 2, "ok": False}
-    monkeypatch.setattr(gpu_check, "run_suite", lambda *_: good)
-    found = gpu_check.tests(here)
-    assert (found.verdict, found.summary) == ("passed", f"{3 * suites} passed, 0 failed, {suites} skipped")
-    assert len(found.details) == suites
-    assert ("frozen_attention (kernels of sm_80)" in found.details) == (suites == 11)
-    monkeypatch.setattr(gpu_check, "run_suite", lambda _, op, arch: bad if op == "smeared_attention" else good)
-    found = gpu_check.tests(here)
-    assert found.verdict == "failed"
-    assert found.summary.endswith(f"1 failed, {suites} skipped, 2 not run; not well: smeared_attention")
+def test_eight_files_and_no_folder(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    _, out = dry_run
+    logs = {"build.log", "tests.log", "sanitizer.log", "bench.log"}
+    kept = {"summary.txt", "gpu-check.json", "bench.json", "bench-compiled.json"}
+    assert {path.name for path in out.iterdir()} <= logs | kept
+    assert {path.name for path in out.iterdir()} >= (logs | kept) - {"bench-compiled.json"}
+    assert "racecheck beta" in (out / "sanitizer.log").read_text()
+    assert "the result is wrong" in (out / "tests.log").read_text()
 
 
-@pytest.mark.parametrize(("capability", "archs"), [([8, 6], "80-real"), ([9, 0], "90a-real"), ([10, 0], None)])
+def test_the_summary_comes_last(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, out = dry_run
+    text = (out / "summary.txt").read_text()
+    assert done.stdout.endswith(text)
+    lines = text.splitlines()
+    assert len(lines) < 60
+    for line in (
+        "== gpu-check: NOT all passed",
+        "gamma_fwd.cu: error",
+        "beta: test_bad[reference]: hangs",
+        "gamma: test_bad[reference]: the process ended with exit code 11",
+        "alpha, second: 1 ms; 700 TFLOP/s; 88% of matmul; 3.00x torch; of matmul at least 0.7 holds",
+    ):
+        assert line in lines
+    assert any(line.startswith("alpha: test_bad[reference]: AssertionError: the result is wrong") for line in lines)
+    assert any(line.startswith("bench headlines: gamma: ended after") for line in lines)
+    assert any(line.startswith("NVIDIA Nothing; ") for line in lines)
+    assert any(line.startswith("torch 2.11.0+cu130, CUDA 13.0, ") for line in lines)
+
+
+def test_a_long_summary_is_cut() -> None:
+    tests = [{"id": f"a.py::test_{n}", "message": "wrong\nby far" + 300 * "."} for n in range(40)]
+    suite: dict[str, Any] = {
+        "failures": tests,
+        "not_run": 2,
+        "slowest": {f"a.py::test_{n}": float(n) for n in range(5)},
+    }
+    stage = {"verdict": "failed", "seconds": 1.0, "summary": "", "details": {"an_op": suite}}
+    report = {"device": {"name": "GPU"}, "nvidia_smi": "", "driver": None, "cores": 1, "programs": {}, "commit": "c"}
+    report |= {"versions": {"torch": "2", "torch_cuda": "13"}, "date": "today", "stages": {"tests": stage}}
+    lines = gpu_check_summary.summary(report, {})
+    assert lines[0] == "== gpu-check: ended before its end"
+    assert "== failures: 41" in lines
+    assert "... and 25 more" in lines
+    same = [{"id": f"a.py::test_a[{n}]", "message": "wrong"} for n in range(3)]
+    assert list(gpu_check_summary.failed_tests("op", same)) == ["op: test_a[0] and 2 more: wrong"]
+    assert "  4.0 s  test_4" in lines
+    assert max(map(len, lines)) == gpu_check_summary.WIDTH
+
+
+def test_why_a_headline_was_not_timed() -> None:
+    rows = [{"name": "ours", "missing": "WrongResult: far away"}, {"name": "reference", "missing": "", "median_s": 1.0}]
+    assert gpu_check_summary.numbers({"candidates": rows, "errors": ["x"]}, []) == "WrongResult: far away"
+    assert (
+        gpu_check_summary.numbers({"candidates": [], "errors": ["Traceback\nMemoryError: y"]}, []) == "MemoryError: y"
+    )
+
+
+@pytest.mark.parametrize(("capability", "archs"), [((8, 6), "80-real"), ((9, 0), "90a-real"), ((10, 0), None)])
 def test_it_builds_for_this_gpu_and_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: list[int], archs: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_job: MakeJob,
+    capability: tuple[int, int],
+    archs: str | None,
 ) -> None:
     monkeypatch.delenv("ICL_FAST_CUDA_ARCHS", raising=False)
     show = "{name: os.environ.get(name) for name in ('ICL_FAST_CUDA', 'ICL_FAST_CUDA_ARCHS')}, sys.argv[1:]"
     (tmp_path / "setup.py").write_text(f"import os, sys; print({show}); print('error: a.cu'); sys.exit('a summary')")
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    here = job(tmp_path)
-    here.report["device"]["capability"] = capability
+    here = make_job(capability)
     found = gpu_check.build(here)
     assert (found.verdict, found.summary) == ("failed", "exit code 1: error: a.cu")
     log = here.log.read_text()
-    assert str({"ICL_FAST_CUDA": "on", "ICL_FAST_CUDA_ARCHS": archs}) in log
+    assert str({"ICL_FAST_CUDA": "keep-going", "ICL_FAST_CUDA_ARCHS": archs}) in log
     assert f"'--build-lib', '{tmp_path}'" in log
 
 
-def test_all_ops_are_checked() -> None:
-    assert tuple(sorted(available_impls())) == gpu_check.OPS
-    assert set(gpu_check.ON_HOPPER) <= set(gpu_check.OPS)
+def test_the_parent_needs_no_torch() -> None:
+    program = "import sys, gpu_check; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
 
 
-def test_what_lacks_packages_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = job(tmp_path)
-    here.report["device"]["capability"] = [8, 0]
-    good = {"passed": 3, "failed": 0, "skipped": 1, "not_run": 0, "ok": True}
-    monkeypatch.setattr(gpu_check, "run_suite", lambda *_: good)
-    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "xarray" else True)
-    found = gpu_check.tests(here)
-    assert found.verdict == "passed"
-    assert found.summary.endswith("; sequences, exemplar_loop left out for want of xarray")
-    assert len(found.details) == len(gpu_check.OPS)
-
-
-@pytest.mark.parametrize("file", gpu_check.WORLDS.values())
-def test_what_else_is_checked_has_tests_on_a_gpu(file: str) -> None:
-    text = (gpu_check.ROOT / "python_tests" / file).read_text()
-    assert '@pytest.mark.parametrize("impl", ["cuda"])\ndef test_' in text
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("op", gpu_check.OPS)
-def test_the_calls_for_the_sanitizer_are_right(op: str, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu_check_child.run_op(op, dtype, device="cpu", impl="reference")
-    assert capsys.readouterr().out.startswith("run ")
-
-
-CLEAN = "========= COMPUTE-SANITIZER\nrun a\n========= ERROR SUMMARY: 0 errors\n"
-WRITE = """========= COMPUTE-SANITIZER
-run 64 x 64
-========= Invalid __shared__ write of size 4 bytes
-=========     at kernel+0x140 in a.cu:10
-========= Invalid __shared__ write of size 4 bytes
-=========     at kernel+0x150 in a.cu:11
-========= ERROR SUMMARY: 2 errors
-"""
-RACE = """========= COMPUTE-SANITIZER
-run 64 x 64
-========= Warning: Race reported between Write access at k+0x10 and Read access at k+0x20 [8 hazards]
-========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)
-"""
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "findings"),
-    [
-        (0, CLEAN, []),
-        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", []),
-        (86, WRITE, ["Invalid __shared__ write of size 4 bytes", "last call: 64 x 64"]),
-        (
-            0,
-            RACE,
-            [
-                "Warning: Race reported between Write access at k+0x… and Read access at k+0x… [8 hazards]",
-                "last call: 64 x 64",
-            ],
-        ),
-        (None, CLEAN, ["it took too long", "last call: a"]),
-        (1, CLEAN + "RuntimeError: axpy", ["exit code 1: RuntimeError: axpy", "last call: a"]),
-        (0, "", ["exit code 0: "]),
-    ],
-)
-def test_what_the_sanitizer_found(code: int | None, text: str, findings: list[str]) -> None:
-    assert gpu_check.sanitizer_findings(code, text) == findings
-
-
-def fake_program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = folder / "compute-sanitizer"
-    program.write_text(f"#!/bin/sh\n{text}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-
-def test_the_sanitizer_runs_over_every_op_and_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_program(
-        tmp_path,
-        'echo "$@"; case "$*" in *smeared_attention\\ float16) echo "========= Invalid read"; exit 86;; esac;'
-        'echo "========= ERROR SUMMARY: 0 errors"',
-        monkeypatch,
-    )
-    found = gpu_check.sanitizer("memcheck")(job(tmp_path))
-    assert found.verdict == "failed"
-    assert found.summary == "20 of 21 clean; smeared_attention float16: Invalid read"
-    assert found.details == {"smeared_attention float16": ["Invalid read"]}
-    hopper = job(tmp_path)
-    hopper.report["device"]["capability"] = [9, 0]
-    assert gpu_check.sanitizer("memcheck")(hopper).summary.startswith("24 of 25 clean")
-    assert "op frozen_attention bfloat16" in (tmp_path / "stage.log").read_text()
-
-
-def test_without_the_sanitizer_it_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    found = gpu_check.sanitizer("memcheck")(job(tmp_path))
-    assert (found.verdict, found.summary) == ("skipped", "compute-sanitizer is not on this machine")
-
-
-FAKE_RUN = """
-import argparse, json, sys, time
-parser = argparse.ArgumentParser()
-parser.add_argument("name"), parser.add_argument("--timeout", type=float), parser.add_argument("--json")
-name, timeout, file = vars(parser.parse_args()).values()
-if name == "broken":
-    sys.exit("broken on purpose")
-report = {"commit": "c", "benches": [{"name": name, "error": "", "cases": []}], "targets": [{"verdict": "holds"}]}
-if name != "slow" or timeout < 10:
-    open(file, "w").write(json.dumps(report))
-if name == "slow":
-    time.sleep(100)
-"""
-
-
-def test_the_benches_become_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "run.py").write_text(FAKE_RUN)
-    monkeypatch.setattr(gpu_check, "BENCH", tmp_path)
-    here = job(tmp_path)
-    here.deadline = time.monotonic() + 12
-    found = gpu_check.benches((), "bench.json", ("slow", "broken", "good"))(here)
-    assert found.verdict == "failed"
-    assert found.details["failures"] == {"broken": "no result"}  # and "slow" had its share of the time, not all of it
-    written = json.loads((tmp_path / "bench.json").read_text())
-    assert [bench["name"] for bench in written["benches"]] == ["slow", "good"]
-    assert (written["commit"], written["targets"]) == ("c", 2 * [{"verdict": "holds"}])
-    assert "broken on purpose" in (tmp_path / "stage.log").read_text()
-
-
-def test_a_real_bench_is_understood(tmp_path: Path) -> None:
-    found = gpu_check.benches(("--device", "cpu", "--quick"), "bench.json", ("call_overhead",))(job(tmp_path))
-    assert (found.verdict, found.details["failures"]) == ("passed", {})
-    assert any(row["name"] == "ours" and row["median_s"] > 0 for row in found.details["medians"])
-
-
-def test_the_verdict_of_the_benches() -> None:
-    row = {"name": "ours", "missing": "", "median_s": 0.5, "of_matmul": 0.7, "of_copy": None}
-    case = {"name": "a case", "candidates": [row], "errors": []}
-    bad = {"name": "another", "candidates": [], "errors": ["Traceback\nWrongResult: far away\n"]}
-    good = {"name": "one", "error": "", "cases": [case]}
-    targets = [{"verdict": "holds"}, {"verdict": "falls short by 3.0%"}]
-    found = gpu_check.bench_verdict({"benches": [good], "targets": targets}, ["one"])
-    assert (found.verdict, found.summary) == ("passed", "targets: 1 of 2 hold")
-    assert found.details["medians"] == [
-        {"bench": "one", "case": "a case", "name": "ours", "missing": "", "median_s": 0.5, "of_matmul": 0.7}
-    ]
-    wrong = {"name": "two", "error": "ended after 9 s\n", "cases": [bad]}
-    found = gpu_check.bench_verdict({"benches": [good, wrong], "targets": targets}, ["one", "two", "three"])
-    assert found.verdict == "failed"
-    assert found.details["failures"] == {
-        "two": "ended after 9 s; another: WrongResult: far away",
-        "three": "no result",
-    }
-
-
-BLOCK = """
-import re, sys
-from importlib import metadata
-
-def names_with_what_they_need(names):
-    found, todo = set(), list(names)
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name not in found:
-            try:
-                needs = metadata.requires(name) or []
-            except metadata.PackageNotFoundError:
-                continue
-            found.add(name)
-            todo += [re.match(r"[\\w.-]+", need)[0] for need in needs if "extra ==" not in need]
-    return found
-
-allowed = names_with_what_they_need(["torch", "numpy", "pytest"])
-blocked = {
-    module
-    for module, names in metadata.packages_distributions().items()
-    if not allowed & {re.sub(r"[-_.]+", "-", name).lower() for name in names}
-} - {"icl_fast"}
-
-class Filter:
-    def __init__(self, finder):
-        self._finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in blocked else self._finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self._finder, name)
-
-assert {"hypothesis", "pydantic", "rich", "xdist"} <= blocked
-sys.meta_path[:] = map(Filter, sys.meta_path)
-"""
-
-
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="metadata.packages_distributions knows editable installs from 3.11"
-)
-def test_the_op_tests_need_torch_numpy_and_pytest_alone(tmp_path: Path) -> None:
-    (tmp_path / "block_others.py").write_text(BLOCK)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "bench"), str(tmp_path)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "block_others", "-p", "no:cacheprovider"]
-    some = "test_smeared_attention and reference and float32"  # all are imported
-    done = subprocess.run(
-        [*command, "-k", some, str(ROOT / "python_tests" / "ops")],
-        env={**os.environ, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_bench_is_run_headlines_first() -> None:
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
+    assert set(NAMES) == files
+    assert NAMES[: len(HEADLINES) - 2] == HEADLINES[:-2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -437,8 +260,15 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_said_of_the_machine() -> None:
-    found = gpu_check.describe()
-    assert found["programs"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert len(found["sources"]) == 64
-    assert found["sources"] == gpu_check.sources_hash()
+def test_what_is_said_of_the_sources(tmp_path: Path) -> None:
+    if shutil.which("git") and (ROOT / ".git").exists():
+        assert len(source_tree.commit().removesuffix("+changes")) == 40
+    for folder in ("csrc", "icl_fast/ops", "icl_fast/ops/__pycache__"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a").write_text("a")
+    before = source_tree.digest(tmp_path)
+    assert source_tree.commit(tmp_path) == f"no repository; sources {before[:16]}"
+    (tmp_path / "icl_fast/ops/__pycache__/a").write_text("b")
+    assert source_tree.digest(tmp_path) == before
+    (tmp_path / "csrc/a").rename(tmp_path / "csrc/b")
+    assert source_tree.digest(tmp_path) != before

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import clock
 import harness
+import harness_options
 import pytest
 import torch
 from clock import CpuClock, CudaClock, cpu_peak, tensors_in
@@ -215,11 +220,68 @@ def test_a_case_that_raises_does_not_stop_the_others() -> None:
 
     first, second = square_case(), square_case()
     first.make = nothing
-    saved: list[int] = []
-    done = run_bench("squares", [first, second], QUICK, "", lambda so_far: saved.append(len(so_far["cases"])))
+    done = run_bench("squares", [first, second], QUICK, "", lambda so_far: None)
     assert "MemoryError: inputs" in done["cases"][0]["errors"][0]
     assert done["cases"][1]["errors"] == []
-    assert saved == [1, 2]
+
+
+def test_after_every_case_all_is_saved() -> None:
+    saved: list[dict[str, Any]] = []
+    run_bench("squares", [square_case(), square_case()], QUICK, "", lambda so_far: saved.append(copy.deepcopy(so_far)))
+    assert [len(so_far["cases"]) for so_far in saved] == [1, 2]
+    for so_far in saved:
+        assert so_far["ceilings"]["copy"] > 0
+        for case in so_far["cases"]:
+            assert case["metrics"]["of matmul"] > 0
+            assert rows_of(case)["ours"]["gbps"] > 0
+
+
+def test_when_its_time_is_up_no_case_is_begun() -> None:
+    def slow(x: Inputs) -> Tensor:
+        time.sleep(0.02)
+        return x.x.square()
+
+    done = run_bench("squares", 2 * [square_case(torch=slow)], replace(QUICK, budget=0.01), "", lambda so_far: None)
+    assert (len(done["cases"]), done["left_out"]) == (0, 2 * ["float32 N=5 forward"])  # the ceilings took it all
+    done = run_bench("squares", 2 * [square_case()], replace(QUICK, budget=60), "", lambda so_far: None)
+    assert (len(done["cases"]), done["left_out"]) == (2, [])
+
+
+def test_when_the_gpu_is_lost_no_case_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is this CPU, and every call that is waited for after an error fails."""
+    monkeypatch.setattr(harness, "CudaClock", CpuClock)
+    monkeypatch.setattr(harness, "Maker", lambda device, dtype, seed: Maker("cpu", dtype, seed))
+    monkeypatch.setattr(harness, "ceilings", lambda *others: {})
+
+    def gone() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nand a long story")
+
+    def wrong(x: Inputs) -> Tensor:
+        return x.x * 3
+
+    on_cuda = replace(QUICK, device="cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    cases = [square_case(), square_case(ours=wrong), square_case()]
+    done = run_bench("squares", cases, on_cuda, "", lambda so_far: None)
+    assert len(done["cases"]) == 2  # the first had no error
+    assert done["lost"] == "the GPU is lost to this process: CUDA error: an illegal memory access"
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    done = run_bench("squares", cases, on_cuda, "", lambda so_far: None)
+    assert (len(done["cases"]), done["lost"]) == (3, "")
+
+
+def test_headline_cases_come_first() -> None:
+    cases = [square_case() for _ in range(4)]
+    for number, case in enumerate(cases):
+        case.shape, case.headline = f"N={number}", number in (1, 3)
+
+    def shapes(**options: Any) -> list[str]:
+        return [case.shape for case in harness.selected(cases, replace(QUICK, **options))]
+
+    assert shapes() == ["N=1", "N=3", "N=0", "N=2"]
+    assert shapes(part="headline") == ["N=1", "N=3"]
+    assert shapes(part="rest", begin=1) == ["N=2"]
+    assert shapes(only="=3") == ["N=3"]
 
 
 def test_rates_and_their_fraction_of_the_ceiling() -> None:
@@ -230,7 +292,7 @@ def test_rates_and_their_fraction_of_the_ceiling() -> None:
     result["candidates"][0] |= {"median_s": 2.0, "peak_mb": 3.0, "workspace_mb": 1.0}
     result["candidates"][1] |= {"peak_mb": 12.0}
     product = rows_of(result)["product alone"]
-    assert found["matmul float32"] == 5.0 / min(product["seconds"])  # it was faster than the ceiling found before
+    assert found["matmul float32"] == 5.0 / product["median_s"]  # it was faster than the ceiling found before
     harness.add_rates(result, {"matmul float32": 10.0, "copy": 80.0})
     mine = rows_of(result)["ours"]
     assert mine["tflops"] == 2.5e-12
@@ -238,6 +300,8 @@ def test_rates_and_their_fraction_of_the_ceiling() -> None:
     assert mine["of_copy"] == 0.25
     metrics = result["metrics"]
     assert (metrics["of matmul"], metrics["peak MB"], metrics["workspace MB"]) == (0.25, 3.0, 1.0)
+    harness.add_rates(result, {"matmul float32": 10.0, "copy": 40.0})
+    assert mine["of_copy"] == mine["of_roofline"] == metrics["of roofline"] == 0.5
     assert metrics["peak vs reference"] == 0.25
     assert "rates" not in mine
 
@@ -283,6 +347,34 @@ def test_cuda_clock_empties_the_cache_before_the_first_event() -> None:
     assert clock.seconds(lambda: log.append("call"), 1) == 1.5e-3
     assert log == ["flush"] * 4 + ["record", "call", "record", "synchronize"]
     assert clock.repeat(1e-6) == 1
+    warm = CudaClock(SimpleNamespace(Event=Event), warm=True)
+    log.clear()
+    assert warm.seconds(lambda: log.append("call"), 2) == 0.75e-3
+    assert log == ["call"] * 4 + ["record", "call", "call", "record", "synchronize"]
+    assert warm.repeat(1e-3) == 2
+
+
+def test_ceilings_are_of_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread: list[float] = []
+    mm = torch.mm
+
+    def noted(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        spread.extend((float(a.float().std()), float(b.float().std())))
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted)
+    found = clock.ceilings("cpu", {torch.float32, torch.bfloat16}, CpuClock(), quick=True)
+    assert set(found) == {"matmul float32", "matmul bfloat16", "copy"}
+    assert all(0.9 < value < 1.1 for value in spread)
+
+
+def test_a_ceiling_is_a_median() -> None:
+    class Clock(NotingClock):
+        def seconds(self, call: Callable[[], object], repeat: int) -> float:
+            super().seconds(call, repeat)
+            return {1: 0.5, 2: 1.0, 3: 2.0, 4: 90.0}[len(self.order)]
+
+    assert clock.median_seconds(Clock(), lambda: None, 3) == 2.0  # of 1, 2 and 90; the first says how often to repeat
 
 
 def test_tensors_in() -> None:
@@ -309,10 +401,11 @@ def test_options_survive_the_command_line() -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
-    harness.add_options(parser)
+    harness_options.add_options(parser)
     for options in (
         Options(),
         Options(device="cuda", threads=3, cold=True, compile=False, memory=False, seconds=1.5, only="T=512"),
+        Options(part="rest", begin=3, budget=2.5),
         Options(quick=True, compile=False, memory=False),
     ):
-        assert harness.parsed_options(parser.parse_args(harness.option_flags(options))) == options
+        assert harness_options.parsed_options(parser.parse_args(harness_options.option_flags(options))) == options

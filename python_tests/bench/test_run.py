@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ print("working", file=sys.stderr, flush=True)
 def test_select() -> None:
     assert run.select([]) == list(run.NAMES)
     assert run.select(["smeared_attention", "frozen_attention"]) == ["frozen_attention", "smeared_attention"]
-    with pytest.raises(InputError, match="names: 'fast' is no bench; there are linear_cross_entropy, head_"):
+    with pytest.raises(InputError, match="names: 'fast' is no bench; there are linear_cross_entropy, frozen_"):
         run.select(["smeared_attention", "fast"])
 
 
@@ -117,6 +118,37 @@ def test_a_bench_file_alone_measures_memory_too(tmp_path: Path) -> None:
     assert rows["ours"]["workspace_mb"] == pytest.approx(0, abs=4)
     assert rows["reference"]["peak_mb"] == pytest.approx(64, abs=4)
     assert case["metrics"]["peak vs reference"] == pytest.approx(0.25, abs=0.1)
+
+
+def test_what_a_bench_has_measured_outlives_it(tmp_path: Path) -> None:
+    """It is ended in its second case, at once: what the first one gave is in the file, with rates."""
+    script = tmp_path / "bench_tiny.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "import torch, harness\n"
+        "from harness import Candidate, Case, Inputs\n"
+        "def case(n, call, headline):\n"
+        "    both = [Candidate('ours', call), Candidate('reference', lambda x: x.x * 2)]\n"
+        "    make = lambda m: Inputs(x=m.normal(n))\n"
+        "    return Case(f'N={n}', torch.float32, make, both, n, 8.0 * n, headline=headline)\n"
+        "def cases(options):\n"
+        "    return [case(3, lambda x: time.sleep(1000), False), case(2, lambda x: x.x * 2, True)]\n"
+        "sys.exit(harness.main('tiny', cases, __file__))\n"
+    )
+    where = tmp_path / "tiny.json"
+    process = subprocess.Popen([sys.executable, str(script), "--quick", "--json", str(where)])
+    try:
+        while process.poll() is None and not where.exists():
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    bench = json.loads(where.read_text())["benches"][0]
+    (first,) = bench["cases"]
+    assert (first["name"], first["headline"], first["errors"]) == ("float32 N=2 forward", True, [])
+    assert first["metrics"]["of matmul"] > 0
+    assert bench["ceilings"]["copy"] > 0
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def arithmetic(request: pytest.FixtureRequest) -> str | None:
 def launched() -> Callable[[], list[str]]:
     """The names of the kernels that the last op on the emulator launched."""
     emulator = _backend.emulator()
-    assert emulator is not None
+    if emulator is None:  # on a GPU
+        pytest.skip("the emulator is not built here")
     names: Callable[[], list[str]] = emulator.launched
     return names
 

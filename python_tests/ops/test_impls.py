@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import icl_fast
 import icl_fast.ops as ops
 from icl_fast.ops import _backend
 from icl_fast.ops._registry import _OPS, Kernel, Kernels
@@ -35,7 +36,8 @@ CALLS: dict[str, Callable[[str], Any]] = {
 
 
 def test_every_op_has_a_reference() -> None:
-    assert list(ops.available_impls()) == list(CALLS)
+    assert list(ops.available_impls()) == list(CALLS) == sorted(icl_fast.OPS)
+    assert all(callable(getattr(icl_fast, op)) and op in icl_fast.__all__ for op in icl_fast.OPS)
     assert all("reference" in impls for impls in ops.available_impls().values())
 
 

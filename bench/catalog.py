@@ -1,0 +1,11 @@
+"""The benches, in the order in which they run: bench_NAME.py each. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import source_tree  # noqa: F401 - before icl_fast
+
+from icl_fast import OPS
+
+NAMES = (*OPS, "sweep", "exemplar_training", "call_overhead", "toy")
+# Those that have headline cases on CUDA, which gpu-check runs before everything else
+HEADLINES = (*OPS[:4], "sweep", "exemplar_training")
