@@ -211,8 +211,10 @@ def time_variant(run: Run, kernel: Tuned, built: Build) -> Row:
         row |= json.loads(result.read_text())
     if code is None:
         row["error"] = f"not timed within {limit:.0f} s"
+    elif code < 0:
+        row["error"] = f"ended by signal {-code}"
     elif code != 0:
-        row["error"] = last_line_of(log.read_text(errors="replace")) or f"exit code {code}"
+        row["error"] = last_line_of(log.read_text(errors="replace").partition("\n")[2]) or f"exit code {code}"
     return row
 
 
