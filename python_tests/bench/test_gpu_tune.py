@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -251,3 +252,26 @@ def test_the_variants_of_an_op_compile(tmp_path: Path, arch: str) -> None:
     assert {row["kernel"] for row in rows} == {"on every GPU", *(["on Hopper"] if arch == "90a" else [])}
     assert [(row["variant"], row["error"]) for row in rows if row["error"]] == []
     assert [(row["variant"], row["spilled"]) for row in rows if row["spilled"] or not row["registers"]] == []
+
+
+STANDS_IN = """
+import sys, gpu_tune
+sys.modules["icl_fast._C"] = module = gpu_tune.load(sys.argv[1])
+from icl_fast.ops import _backend, available_impls
+assert _backend.module() is module and module.most_shared() == 0
+assert not hasattr(module, "gelu_difference_cuda") and not hasattr(module, "axpy_cpu")
+assert all("cuda" in impls for op, impls in available_impls().items() if op != "exemplar_steps"), available_impls()
+module.axpy_cuda(0, 0, 0, 0, 1.0, 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(gpu_tune.find_nvcc() is None, reason="no nvcc")
+def test_a_module_of_one_op_stands_in_for_all(tmp_path: Path) -> None:
+    run = new_run(tmp_path, Path(str(gpu_tune.find_nvcc())), seconds=1000)
+    axpy = Tuned("axpy", "axpy", ("axpy",), "axpy_kernel", 80, (), {})
+    built = gpu_tune.build(run, axpy, {"GEMM_STAGES": 2}, tmp_path / "built", gpu_tune.build_host_objects(run))
+    assert built.error == ""
+    assert built.numbers["registers"] > 0
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "bench")])
+    subprocess.run([sys.executable, "-c", STANDS_IN, built.module], check=True, env={**os.environ, "PYTHONPATH": paths})
