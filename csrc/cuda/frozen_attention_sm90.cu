@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kRows = kConsumers * kWgmmaRows, kKeys = ICL_FROZEN_SM90_KEYS;
 constexpr int kStages = ICL_FROZEN_SM90_STAGES, kMostSlabs = ICL_FROZEN_SM90_SLABS;
+static_assert(kStages >= 3);  // a consumer waits for a third tile before it is done with the first
 constexpr int kTileBytes = kKeys * kSlabRowBytes;  // of one slab of keys or values
 
 template <int kDepth, int kSlabs>
@@ -229,9 +230,8 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
       wgmma_wait<1>(scores);
       add_scores(tile);
       pin(scores);
-      // Here already, because it is a loop: ptxas would move what follows up past the exponentials, and they would no
+      // Here already, because it is a loop: ptxas would move the next wait up past the exponentials, and they would no
       // longer run beside the product.
-      static_assert(kStages >= 3, "this tile's, the last one's and the next one's");
       if (tile + 1 < own.end) pipeline.wait(next.next());
       wgmma_wait<0>(sums);
       if (__any_sync(kFullWarp, shrink[0] != 1 || shrink[1] != 1)) {  // rarely, once a row has seen some keys

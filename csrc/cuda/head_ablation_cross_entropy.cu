@@ -20,8 +20,9 @@
 namespace icl {
 namespace {
 
-constexpr int64_t kChunkBytes = ICL_HEADS_CHUNK_KIB * 1024;  // of G and M, for every multiprocessor: its share of the last-level cache
-constexpr int kWarps = 8;                    // of the kernels that take a row a warp
+// of G and M, for every multiprocessor: its share of the last-level cache
+constexpr int64_t kChunkBytes = ICL_HEADS_CHUNK_KIB * 1024;
+constexpr int kWarps = 8;  // of the kernels that take a row a warp
 
 // What is known about rows and columns beside the products.
 struct Sides {

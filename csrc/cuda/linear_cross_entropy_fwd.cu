@@ -127,13 +127,15 @@ cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Pa
 
 size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, int arch) {
   if (p.n == 0) return 0;
-  if (runs_on_sm90(p, arch, linear_cross_entropy_fwd_sm90_fits)) return linear_cross_entropy_fwd_sm90_workspace(p);
+  if (runs_on_sm90(p, arch, linear_cross_entropy_fwd_sm90_fits))
+    return linear_cross_entropy_fwd_sm90_workspace(p);
   Workspace workspace(nullptr);
   Partials(workspace, p.n, splits_of(p).splits);
   return workspace.size();
 }
 
-cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, int arch, cudaStream_t stream) {
+cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, int arch,
+                                            cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
   if (runs_on_sm90(p, arch, linear_cross_entropy_fwd_sm90_fits))
     return launch_linear_cross_entropy_fwd_sm90(p, memory, stream);

@@ -385,7 +385,8 @@ cudaError_t choose_backward(const Backward& arguments, cudaStream_t stream) {
   constexpr int kDepth = sizeof(T) == 4 ? 64 : 128;
   const int64_t depth = arguments.call.forward.depth;
   if constexpr (sizeof(T) == 2)
-    if (depth <= 64) return launch_all<BackwardShape<T, ICL_BACKWARD_ROW_BLOCKS, 64, true, ICL_BACKWARD_WARPS, ICL_BACKWARD_OTHERS>>(
+    if (depth <= 64)
+      return launch_all<BackwardShape<T, ICL_BACKWARD_ROW_BLOCKS, 64, true, ICL_BACKWARD_WARPS, ICL_BACKWARD_OTHERS>>(
           arguments, stream);
   if (depth <= kDepth) return launch_all<BackwardShape<T, 1, kDepth, true>>(arguments, stream);
   return launch_all<BackwardShape<T, 1, kDepth, false>>(arguments, stream);

@@ -8,7 +8,7 @@
 
 namespace icl {
 
-// What a block costs beyond its column tiles, counted in them: its start, until the first tile has arrived, and its end.
+// What a block costs beyond its column tiles, counted in them: until the first one has arrived, and after the last.
 constexpr double kBlockStart = ICL_LOSS_SM90_BLOCK_START;
 
 // What the busiest place spends, in column tiles, where `places` blocks run at a time.

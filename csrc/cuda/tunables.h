@@ -1,5 +1,5 @@
-// The numbers of the kernels that were chosen, not derived. Each can be given to the compiler instead (-DICL_...=...): so
-// `make gpu-tune` builds its variants; bench/tune_variants.py lists them. What does not fit fails a static_assert.
+// Numbers of the kernels that were chosen, not derived. Each can be given to the compiler instead (-DICL_...=...): that
+// is how `make gpu-tune` builds the variants of bench/tune_variants.py. What does not fit fails a static_assert.
 #pragma once
 
 // ---- gemm.h: every loss kernel ----

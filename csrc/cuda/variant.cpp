@@ -1,5 +1,5 @@
-// The module that bench/gpu_tune.py makes of a variant of one op's kernels. It stands in for icl_fast._C, of which it has
-// no more than runs them.
+// The module that bench/gpu_tune.py makes of a variant of one op's kernels. It stands in for icl_fast._C, of which it
+// has no more than runs them.
 #include "cuda/variant.h"
 
 #include "cuda/bindings.h"
