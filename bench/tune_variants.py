@@ -63,11 +63,12 @@ FEW: dict[str, Numbers] = {
     "few: 4 warps of 16 rows": {"FEW_COLUMNS_ROW_BLOCKS": 1},
 }
 MANY: dict[str, Numbers] = {
-    "many: 64 keys": {"MANY_COLUMNS_KEYS": 64},
     "many: 128 columns": {"MANY_COLUMNS_COLUMNS": 128},
-    "many: 128 columns, 64 keys": {"MANY_COLUMNS_COLUMNS": 128, "MANY_COLUMNS_KEYS": 64},
     "many: 128 columns by one warp": {"MANY_COLUMNS_COLUMNS": 128, "MANY_COLUMNS_WARPS_ACROSS": 1},
     "many: 64 rows": {"MANY_COLUMNS_WARPS_DOWN": 2},
+}
+MORE_KEYS: dict[str, Numbers] = {
+    "many: 128 columns, 64 keys": {"MANY_COLUMNS_COLUMNS": 128, "MANY_COLUMNS_KEYS": 64},
     "many: 64 rows, 64 keys": {"MANY_COLUMNS_WARPS_DOWN": 2, "MANY_COLUMNS_KEYS": 64},
 }
 
@@ -129,7 +130,15 @@ KERNELS = (
             },
         },
     ),
-    Tuned("frozen_attention", "on every GPU", ("frozen_attention",), "attention_forward", 80, FROZEN, MANY),
+    Tuned(
+        "frozen_attention",
+        "on every GPU",
+        ("frozen_attention",),
+        "attention_forward",
+        80,
+        FROZEN,
+        {**MANY, **MORE_KEYS},
+    ),
     Tuned(
         "smeared_attention",
         "forward",

@@ -371,7 +371,8 @@ using FewColumns = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 4, 1, 3
 template <typename T, int kDepth>
 using ManyColumns = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 4, 2, 32, 64, 128>,
                                        ForwardShape<T, ICL_MANY_COLUMNS_ROW_BLOCKS, ICL_MANY_COLUMNS_WARPS_DOWN,
-                                                    ICL_MANY_COLUMNS_WARPS_ACROSS, ICL_MANY_COLUMNS_KEYS, kDepth,
+                                                    ICL_MANY_COLUMNS_WARPS_ACROSS,
+                                                    kDepth == 64 ? ICL_MANY_COLUMNS_KEYS : 32, kDepth,
                                                     ICL_MANY_COLUMNS_COLUMNS>>;
 
 template <Keys kKeys, typename T>

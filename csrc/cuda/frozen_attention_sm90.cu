@@ -341,8 +341,8 @@ cudaError_t launch_by_slabs(const FrozenAttention& p, cudaStream_t stream) {
   switch (ceil_div(slabs, ceil_div<int64_t>(slabs, kMostSlabs))) {
     case 1: return launch_typed<T, kDepth, 1>(p, stream);
     case 2: return launch_typed<T, kDepth, 2>(p, stream);
-    case 3: return launch_typed<T, kDepth, 3>(p, stream);
-    default: return launch_typed<T, kDepth, 4>(p, stream);
+    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, stream);
+    default: return launch_typed<T, kDepth, kMostSlabs>(p, stream);
   }
 }
 

@@ -88,7 +88,7 @@
 #define ICL_MANY_COLUMNS_WARPS_ACROSS 2
 #endif
 #ifndef ICL_MANY_COLUMNS_KEYS
-#define ICL_MANY_COLUMNS_KEYS 32
+#define ICL_MANY_COLUMNS_KEYS 32  // where the depth is 64; there is no room for more at 128
 #endif
 #ifndef ICL_MANY_COLUMNS_COLUMNS
 #define ICL_MANY_COLUMNS_COLUMNS 256
