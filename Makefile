@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint bench gpu-check setup clean
+.PHONY: demo test test-slow lint bench gpu-check gpu-tune setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -32,6 +32,10 @@ bench: setup
 # Sets up nothing: for a machine with a GPU and its own python3, torch, cmake, ninja, pybind11, pytest, and no network.
 gpu-check:
 	@$(PYTHON) bench/gpu_check.py
+
+# As above. OP: an op of bench/tune_variants.py; TUNE: other options of bench/gpu_tune.py.
+gpu-tune:
+	@$(PYTHON) bench/gpu_tune.py $(OP) $(TUNE)
 
 setup: $(VENV)/built
 

@@ -5,8 +5,10 @@ nothing, and icl_fast runs on plain torch. A compiler that is there and fails is
 
 Environment:
     CXX, CUDACXX, CUDA_HOME    the compilers to use, instead of the newest g++ that nvcc accepts and the nvcc found
-    ICL_FAST_CUDA              auto (default), on (no nvcc is an error) or off
+    ICL_FAST_CUDA              auto (default), on (no nvcc is an error), off, or keep-going: on, but kernels that do not
+                               compile are left out, and icl_fast.ops._backend.build_info() says which and why
     ICL_FAST_CUDA_ARCHS        as CMAKE_CUDA_ARCHITECTURES; default in csrc/CMakeLists.txt
+    ICL_FAST_WERROR            1: a warning is an error, for CI
     ICL_FAST_EMU               1: also icl_fast/_emu, the CUDA kernels on an emulator, for tests; needs CUDA's headers
 """
 
@@ -34,8 +36,8 @@ NEWEST_GCC = (((13, 0), 15), ((12, 8), 14), ((12, 4), 13), ((0, 0), 12))
 def find_nvcc() -> str | None:
     """Path of nvcc, or None where there is none or ICL_FAST_CUDA=off."""
     wish = os.environ.get("ICL_FAST_CUDA", "auto").lower()
-    if wish not in ("auto", "on", "off"):
-        raise SystemExit(f"ICL_FAST_CUDA={wish}: must be auto, on or off")
+    if wish not in ("auto", "on", "off", "keep-going"):
+        raise SystemExit(f"ICL_FAST_CUDA={wish}: must be auto, on, off or keep-going")
     if wish == "off":
         return None
     nvcc = _chosen("CUDACXX")
@@ -43,8 +45,8 @@ def find_nvcc() -> str | None:
         nvcc = shutil.which("nvcc", path=os.path.join(os.environ["CUDA_HOME"], "bin"))
     elif nvcc is None:
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if nvcc is None and wish == "on":
-        raise SystemExit("ICL_FAST_CUDA=on, but no nvcc was found: put it on PATH, or set CUDACXX or CUDA_HOME")
+    if nvcc is None and wish in ("on", "keep-going"):
+        raise SystemExit(f"ICL_FAST_CUDA={wish}, but no nvcc was found: put it on PATH, or set CUDACXX or CUDA_HOME")
     return nvcc
 
 
@@ -70,8 +72,8 @@ class CMakeBuild(build_ext):
             self.distribution.ext_modules.append(Extension("icl_fast._emu", sources=[]))
         super().finalize_options()
         if self.cxx is None:
-            if os.environ.get("ICL_FAST_CUDA", "").lower() == "on":
-                raise SystemExit("ICL_FAST_CUDA=on, but no C++ compiler was found: install g++, or set CXX")
+            if (wish := os.environ.get("ICL_FAST_CUDA", "").lower()) in ("on", "keep-going"):
+                raise SystemExit(f"ICL_FAST_CUDA={wish}, but no C++ compiler was found: install g++, or set CXX")
             self.extensions = []
 
     def run(self) -> None:
@@ -84,6 +86,9 @@ class CMakeBuild(build_ext):
         tag = f"{sysconfig.get_config_var('SOABI')}-{Path(self.cxx).name}-{'cuda' if self.nvcc else 'cpu'}"
         folder = ROOT / "build" / tag
         _run(_tool("cmake"), "--log-level=NOTICE", "-S", ROOT / "csrc", "-B", folder, *self._configuration())
+        for log in folder.rglob("*.cu.o.log"):  # of a kernel left out by the last build: it gets another chance
+            log.with_suffix("").unlink(missing_ok=True)
+            log.unlink()
         _run(_tool("cmake"), "--build", folder)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +104,8 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "ICL_CUDA": "ON" if self.nvcc else "OFF",
+            "ICL_KEEP_GOING": "ON" if os.environ.get("ICL_FAST_CUDA", "").lower() == "keep-going" else "OFF",
+            "CMAKE_COMPILE_WARNING_AS_ERROR": "ON" if os.environ.get("ICL_FAST_WERROR") == "1" else "OFF",
         }
         if self.nvcc:
             defines |= {"CMAKE_CUDA_COMPILER": self.nvcc, "CMAKE_CUDA_HOST_COMPILER": self.cxx}
@@ -145,7 +152,7 @@ def _run(*command: object) -> None:
     if subprocess.run([str(part) for part in command], check=False).returncode:
         raise SystemExit(
             "icl_fast: building csrc/ failed, the reason is above. CXX=... takes another compiler, "
-            "ICL_FAST_CUDA=off leaves the CUDA kernels out."
+            "ICL_FAST_CUDA=off leaves the CUDA kernels out, ICL_FAST_CUDA=keep-going those that do not compile."
         )
 
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "cuda/attention.h"
+#include "cuda/tunables.h"
 #include "ops.h"
 
 namespace icl {
@@ -365,10 +366,14 @@ using FewRows = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 1, 2, 32, 
                                    ForwardShape<T, 2, 1, 4, 64, kDepth, 128>>;
 template <typename T>
 using FewColumns = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 4, 1, 32, 64, 64>,
-                                      ForwardShape<T, 2, 4, 1, 64, 64, 64>>;
+                                      ForwardShape<T, ICL_FEW_COLUMNS_ROW_BLOCKS, ICL_FEW_COLUMNS_WARPS, 1,
+                                                   ICL_FEW_COLUMNS_KEYS, 64, 64>>;
 template <typename T, int kDepth>
 using ManyColumns = std::conditional_t<sizeof(T) == 4, ForwardShape<T, 2, 4, 2, 32, 64, 128>,
-                                       ForwardShape<T, 2, 4, 2, 32, kDepth, 256>>;
+                                       ForwardShape<T, ICL_MANY_COLUMNS_ROW_BLOCKS, ICL_MANY_COLUMNS_WARPS_DOWN,
+                                                    ICL_MANY_COLUMNS_WARPS_ACROSS,
+                                                    kDepth == 64 ? ICL_MANY_COLUMNS_KEYS : 32, kDepth,
+                                                    ICL_MANY_COLUMNS_COLUMNS>>;
 
 template <Keys kKeys, typename T>
 cudaError_t choose_forward(const AttentionForward& arguments, cudaStream_t stream) {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "arguments.h"
+#include "cuda/not_built.h"
 
 namespace py = pybind11;
 
@@ -33,10 +34,12 @@ void check(cudaError_t status, const std::string& op) {
   throw std::runtime_error(message);
 }
 
-// `name`_workspace: the bytes of scratch memory that a call of `name` with the same arguments needs.
+// `name`_workspace: the bytes of scratch memory that a call of `name` with the same arguments needs. Neither where the
+// kernel did not compile.
 template <typename P>
 void def_cuda(py::module_& m, const std::string& name, size_t (*workspace)(const P&, int),
               cudaError_t (*launch)(const P&, void*, int, cudaStream_t)) {
+  if (!workspace || !launch) return;
   m.def((name + "_workspace").c_str(), [workspace](const py::kwargs& kwargs) {
     const Arguments a(kwargs);
     return workspace(parse<P>(a), a["arch"]);
@@ -51,14 +54,21 @@ void def_cuda(py::module_& m, const std::string& name, size_t (*workspace)(const
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_device_count", &device_count);
-  m.def(
-      "axpy_cuda",
-      [](uintptr_t out, uintptr_t x, uintptr_t y, int64_t n, float a, uintptr_t stream) {
-        check(launch_axpy(reinterpret_cast<float*>(out), reinterpret_cast<const float*>(x),
-                          reinterpret_cast<const float*>(y), n, a, reinterpret_cast<cudaStream_t>(stream)),
-              "axpy");
-      },
-      py::arg("out"), py::arg("x"), py::arg("y"), py::arg("n"), py::arg("a"), py::arg("stream"));
+  m.def("not_built", [] {
+    py::dict reasons;
+    for (const auto& [source, why] : NotBuilt::all()) reasons[py::str(source)] = why;
+    return reasons;
+  });
+  if (launch_axpy) {
+    m.def(
+        "axpy_cuda",
+        [](uintptr_t out, uintptr_t x, uintptr_t y, int64_t n, float a, uintptr_t stream) {
+          check(launch_axpy(reinterpret_cast<float*>(out), reinterpret_cast<const float*>(x),
+                            reinterpret_cast<const float*>(y), n, a, reinterpret_cast<cudaStream_t>(stream)),
+                "axpy");
+        },
+        py::arg("out"), py::arg("x"), py::arg("y"), py::arg("n"), py::arg("a"), py::arg("stream"));
+  }
   def_cuda<FrozenAttention>(m, "frozen_attention", frozen_attention_workspace, launch_frozen_attention);
   def_cuda<SmearedAttentionFwd>(m, "smeared_attention_fwd", smeared_attention_fwd_workspace,
                                 launch_smeared_attention_fwd);

@@ -16,11 +16,14 @@
 #include "cuda/hopper.h"
 #include "cuda/launch.h"
 #include "cuda/sm90.h"
+#include "cuda/tunables.h"
 
 namespace icl {
 namespace {
 
-constexpr int kRows = kConsumers * kWgmmaRows, kKeys = 64, kStages = 4, kMostSlabs = 4;
+constexpr int kRows = kConsumers * kWgmmaRows, kKeys = ICL_FROZEN_SM90_KEYS;
+constexpr int kStages = ICL_FROZEN_SM90_STAGES, kMostSlabs = ICL_FROZEN_SM90_SLABS;
+static_assert(kStages >= 3);  // a consumer waits for a third tile before it is done with the first
 constexpr int kTileBytes = kKeys * kSlabRowBytes;  // of one slab of keys or values
 
 template <int kDepth, int kSlabs>
@@ -218,23 +221,22 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
     wgmma_wait<0>(scores);
     add_scores(own.begin);
     pack_weights();
+    if (own.begin + 1 < own.end) pipeline.wait(at.next());
     for (int tile = own.begin + 1; tile < own.end; ++tile) {
       const Ring<kStages> next = at.next();
-      pipeline.wait(next);
       wgmma_fence();
       multiply_keys(next.stage);
       multiply_values(at.stage, tile > own.begin + 1);
       wgmma_wait<1>(scores);
       add_scores(tile);
       pin(scores);
-      // Two waits, so that a branch stands before them: ptxas would move a wait up past the exponentials, and they
-      // would no longer run beside the product.
+      // Here already, because it is a loop: ptxas would move the next wait up past the exponentials, and they would no
+      // longer run beside the product.
+      if (tile + 1 < own.end) pipeline.wait(next.next());
+      wgmma_wait<0>(sums);
       if (__any_sync(kFullWarp, shrink[0] != 1 || shrink[1] != 1)) {  // rarely, once a row has seen some keys
-        wgmma_wait<0>(sums);
 #pragma unroll
         for (int i = 0; i < kColumns / 2; ++i) sums[i] *= shrink[i / 2 % 2];
-      } else {
-        wgmma_wait<0>(sums);
       }
       pipeline.release(at);
       at = next;
@@ -339,8 +341,8 @@ cudaError_t launch_by_slabs(const FrozenAttention& p, cudaStream_t stream) {
   switch (ceil_div(slabs, ceil_div<int64_t>(slabs, kMostSlabs))) {
     case 1: return launch_typed<T, kDepth, 1>(p, stream);
     case 2: return launch_typed<T, kDepth, 2>(p, stream);
-    case 3: return launch_typed<T, kDepth, 3>(p, stream);
-    default: return launch_typed<T, kDepth, 4>(p, stream);
+    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, stream);
+    default: return launch_typed<T, kDepth, kMostSlabs>(p, stream);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "cuda/launch.h"
 #include "cuda/mma.h"
 #include "cuda/tile.h"
+#include "cuda/tunables.h"
 
 namespace icl {
 
@@ -129,9 +130,9 @@ struct Gemm {
   using M = Mma<T>;
   static constexpr int kM = kM_, kN = kN_, kThreads = 32 * kWarpsM * kWarpsN, kAcross = kWarpsN;
   static constexpr bool kATransposed = kATransposed_, kBTransposed = kBTransposed_;
-  static constexpr int kStep = 64 / int(sizeof(T)), kStages = 3;
+  static constexpr int kStep = ICL_GEMM_STEP_BYTES / int(sizeof(T)), kStages = ICL_GEMM_STAGES;
   // blocks on a multiprocessor; the fragments of float32 take the registers of two
-  static constexpr int kResident = sizeof(T) == 4 && kThreads > 128 ? 1 : 2;
+  static constexpr int kResident = sizeof(T) == 4 && kThreads > 128 ? 1 : ICL_GEMM_BLOCKS;
   // of a warp: blocks of 16 rows and of 8 columns
   static constexpr int kRowBlocks = kM / kWarpsM / 16, kColumnBlocks = kN / kWarpsN / 8;
   using ALoader = Loader<T, kM, kStep, kThreads, kATransposed>;

@@ -20,8 +20,9 @@
 namespace icl {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;  // of G and M, for every multiprocessor: its share of the last-level cache
-constexpr int kWarps = 8;                    // of the kernels that take a row a warp
+// of G and M, for every multiprocessor: its share of the last-level cache
+constexpr int64_t kChunkBytes = ICL_HEADS_CHUNK_KIB * 1024;
+constexpr int kWarps = 8;  // of the kernels that take a row a warp
 
 // What is known about rows and columns beside the products.
 struct Sides {
@@ -240,7 +241,7 @@ struct StoreM {
 
 // Two sets of 64 accumulators; again a row belongs to one warp.
 template <typename T>
-using MainGemm = Gemm<T, 128, 64, 4, 1>;
+using MainGemm = Gemm<T, ICL_HEADS_ROWS, ICL_HEADS_COLUMNS, ICL_HEADS_ROWS / 32, 1>;
 
 // A tile of rows and a share of the chunk's columns a block. Product i of a tile: 0 the base, h + 1 what head h wrote.
 template <typename T>

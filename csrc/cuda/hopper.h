@@ -313,12 +313,16 @@ __device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
 // d[4 j + 3] the same columns of the row 8 below. Asynchronous: d is not to be touched before a wait.
 template <typename T, int kN>
 __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate ICL_WHERE) {
-  static_assert(kN == 64 || kN == 256);
+  static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
 #ifdef ICL_EMU
   emu::wgmma(d, kN, std::is_same_v<T, bf16>, a_tile, b_tile, accumulate, false, false, where);
 #else
   if constexpr (kN == 64) {
     ICL_BY_TYPE(ICL_WGMMA, 64, 32, 32, 33, 34)
+  } else if constexpr (kN == 128) {
+    ICL_BY_TYPE(ICL_WGMMA, 128, 64, 64, 65, 66)
+  } else if constexpr (kN == 192) {
+    ICL_BY_TYPE(ICL_WGMMA, 192, 96, 96, 97, 98)
   } else {
     ICL_BY_TYPE(ICL_WGMMA, 256, 128, 128, 129, 130)
   }

@@ -8,7 +8,8 @@ namespace icl {
 
 // The forward's workspace holds Partials of its rows, filled by a kernel of sm_80 or of Hopper; this makes losses, peak
 // and log_sum of them.
-cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Partials& partials, cudaStream_t stream);
+ICL_MAY_LACK cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Partials& partials,
+                                                     cudaStream_t stream);
 
 // Adds the bias; columns beyond the last one become -inf and so count for nothing.
 template <typename G, typename T>

@@ -93,10 +93,20 @@ struct Finish {
   }
 };
 
-int tile_of(const LinearCrossEntropyFwd& p) { return prefers_small_tiles(p.n, p.v) ? 64 : 128; }
+template <typename T>
+using LargeTile = Gemm<T, ICL_LOSS_ROWS, ICL_LOSS_COLUMNS, ICL_LOSS_WARPS_DOWN, ICL_LOSS_WARPS_ACROSS>;
+
+// f(G{}) with the G whose tiles suit the sizes.
+template <typename F>
+auto with_tile(const LinearCrossEntropyFwd& p, F f) {
+  return with_type(p.dtype, [&](auto x) {
+    using T = decltype(x);
+    return prefers_small_tiles(p.n, p.v) ? f(SmallGemm<T>{}) : f(LargeTile<T>{});
+  });
+}
 
 ColumnSplits splits_of(const LinearCrossEntropyFwd& p) {
-  return {p.v, tile_of(p), ceil_div<int64_t>(p.n, tile_of(p))};
+  return with_tile(p, [&]<typename G>(G) { return ColumnSplits(p.v, G::kN, ceil_div<int64_t>(p.n, G::kM)); });
 }
 
 template <typename G>
@@ -115,31 +125,24 @@ cudaError_t finish_linear_cross_entropy(const LinearCrossEntropyFwd& p, const Pa
   return launch_combine(partials, Finish{p, partials.at_target}, stream);
 }
 
-size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, [[maybe_unused]] int arch) {
+size_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropyFwd& p, int arch) {
   if (p.n == 0) return 0;
-#ifdef ICL_SM90
-  if (arch == 90 && linear_cross_entropy_fwd_sm90_fits(p)) return linear_cross_entropy_fwd_sm90_workspace(p);
-#endif
+  if (runs_on_sm90(p, arch, linear_cross_entropy_fwd_sm90_fits))
+    return linear_cross_entropy_fwd_sm90_workspace(p);
   Workspace workspace(nullptr);
   Partials(workspace, p.n, splits_of(p).splits);
   return workspace.size();
 }
 
-cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, [[maybe_unused]] int arch,
+cudaError_t launch_linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p, void* memory, int arch,
                                             cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
-#ifdef ICL_SM90
-  if (arch == 90 && linear_cross_entropy_fwd_sm90_fits(p))
+  if (runs_on_sm90(p, arch, linear_cross_entropy_fwd_sm90_fits))
     return launch_linear_cross_entropy_fwd_sm90(p, memory, stream);
-#endif
   if (p.c > kMaxDepth) return cudaErrorInvalidValue;
   Workspace workspace(memory);
   const Partials partials(workspace, p.n, splits_of(p).splits);
-  const cudaError_t status = with_type(p.dtype, [&](auto x) {
-    using T = decltype(x);
-    return tile_of(p) == 64 ? launch_forward<SmallGemm<T>>(p, partials, stream)
-                            : launch_forward<LargeGemm<T>>(p, partials, stream);
-  });
+  const cudaError_t status = with_tile(p, [&]<typename G>(G) { return launch_forward<G>(p, partials, stream); });
   return status == cudaSuccess ? finish_linear_cross_entropy(p, partials, stream) : status;
 }
 

@@ -18,11 +18,13 @@
 #include "cuda/hopper.h"
 #include "cuda/linear_cross_entropy.h"
 #include "cuda/sm90.h"
+#include "cuda/splits.h"
 
 namespace icl {
 namespace {
 
-constexpr int kRows = kConsumers * kWgmmaRows, kColumns = 256, kDepth = kSlabColumns, kStages = 4;
+constexpr int kRows = kConsumers * kWgmmaRows, kColumns = ICL_LOSS_SM90_COLUMNS;
+constexpr int kDepth = kSlabColumns, kStages = ICL_LOSS_SM90_STAGES;
 constexpr int kHiddenBytes = kRows * kSlabRowBytes, kWeightBytes = kColumns * kSlabRowBytes;
 constexpr int kStageBytes = kHiddenBytes + kWeightBytes;
 constexpr int kSharedBytes = kStages * kStageBytes + int(sizeof(Pipeline<kStages>));
@@ -33,15 +35,8 @@ struct Shape {
 
   explicit Shape(const LinearCrossEntropyFwd& p)
       : n(int(p.n)), v(int(p.v)), steps(int(ceil_div<int64_t>(p.c, kDepth))),
-        row_tiles(int(ceil_div<int64_t>(p.n, kRows))), column_tiles(int(ceil_div<int64_t>(p.v, kColumns))), splits(1) {
-    // one block a multiprocessor: as few splits as finish soonest, counted in column tiles of the busiest one
-    const int64_t places = multiprocessors();
-    int64_t fewest = INT64_MAX;
-    for (int s = 1; s <= std::min<int64_t>(column_tiles, places); ++s) {
-      const int64_t tiles = ceil_div(int64_t{row_tiles} * s, places) * ceil_div(column_tiles, s);
-      if (tiles < fewest) fewest = tiles, splits = s;
-    }
-  }
+        row_tiles(int(ceil_div<int64_t>(p.n, kRows))), column_tiles(int(ceil_div<int64_t>(p.v, kColumns))),
+        splits(int(best_splits(row_tiles, column_tiles, multiprocessors()))) {}  // one block a multiprocessor
 
   __device__ int first_tile(int split) const { return int(int64_t{column_tiles} * split / splits); }
 };
@@ -107,7 +102,7 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
   float d[kColumns / 2];
 
   // The second consumer waits until the whole ring was full once: from then on it is that much behind the first.
-  if (consumer == 1) {
+  if (ICL_LOSS_SM90_STAGGER && consumer == 1) {
     const int steps = min(kStages, (end_tile - first_tile) * shape.steps);
     mbarrier_wait(&pipeline.full[steps - 1], 0);
   }

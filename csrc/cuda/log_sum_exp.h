@@ -5,6 +5,7 @@
 
 #include "cuda/gpu.h"
 #include "cuda/launch.h"
+#include "cuda/tunables.h"
 
 namespace icl {
 
@@ -70,7 +71,8 @@ struct ColumnSplits {
   // many tiles over which its start and end are spread.
   ColumnSplits(int64_t columns, int tile, int64_t row_tiles) {
     tiles = ceil_div<int64_t>(columns, tile);
-    const int64_t wanted = std::clamp<int64_t>(ceil_div<int64_t>(4 * multiprocessors(), row_tiles), 1, tiles);
+    const int64_t blocks = ICL_SPLIT_BLOCKS * multiprocessors();
+    const int64_t wanted = std::clamp<int64_t>(ceil_div(blocks, row_tiles), 1, tiles);
     per_split = ceil_div(tiles, wanted);
     splits = ceil_div(tiles, per_split);
   }

@@ -1,5 +1,5 @@
 // Hopper's own kernels. The launchers of ops.h run them on arch 90 where they fit, else those of every GPU since sm_80.
-// They are compiled for sm_90a alone, if at all: then ICL_SM90 is defined.
+// They are compiled for sm_90a alone, if at all.
 #pragma once
 
 #include "cuda/gpu.h"
@@ -7,11 +7,18 @@
 
 namespace icl {
 
-bool linear_cross_entropy_fwd_sm90_fits(const LinearCrossEntropyFwd& p);
-size_t linear_cross_entropy_fwd_sm90_workspace(const LinearCrossEntropyFwd& p);
-cudaError_t launch_linear_cross_entropy_fwd_sm90(const LinearCrossEntropyFwd& p, void* workspace, cudaStream_t stream);
+ICL_MAY_LACK bool linear_cross_entropy_fwd_sm90_fits(const LinearCrossEntropyFwd& p);
+ICL_MAY_LACK size_t linear_cross_entropy_fwd_sm90_workspace(const LinearCrossEntropyFwd& p);
+ICL_MAY_LACK cudaError_t launch_linear_cross_entropy_fwd_sm90(const LinearCrossEntropyFwd& p, void* workspace,
+                                                              cudaStream_t stream);
 
-bool frozen_attention_sm90_fits(const FrozenAttention& p);
-cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream);
+ICL_MAY_LACK bool frozen_attention_sm90_fits(const FrozenAttention& p);
+ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream);
+
+// Whether Hopper's own kernel is there and takes this call.
+template <typename P>
+bool runs_on_sm90(const P& p, int arch, bool (*fits)(const P&)) {
+  return arch == 90 && fits && fits(p);
+}
 
 }  // namespace icl

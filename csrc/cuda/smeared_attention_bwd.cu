@@ -11,6 +11,7 @@
 // Roofline: a step of 32 others brings 2 * 32 * D elements for 4 (or 3) * 128 * 32 * D multiply-adds: at D = 64 in
 // bf16 256 (or 192) operations a byte of the second-level cache; the tensor cores are the limit.
 #include "cuda/attention.h"
+#include "cuda/tunables.h"
 #include "ops.h"
 
 namespace icl {
@@ -78,12 +79,14 @@ __global__ void __launch_bounds__(32 * RowNumbersShared<T>::kWarps) row_numbers(
 }
 
 // kOneChunk: rows are no wider than a chunk, whose tiles are loaded while the last ones are multiplied.
-template <typename Element, int kBlocksOfRows, int kDepthChunk, bool kIsOneChunk>
+template <typename Element, int kBlocksOfRows, int kDepthChunk, bool kIsOneChunk, int kWarpCount = 4,
+          int kOtherRows = 32>
 struct BackwardShape {
   using T = Element;
   static constexpr bool kOneChunk = kIsOneChunk;
-  static constexpr int kM = kBlocksOfRows, kDepth = kDepthChunk, kWarps = 4, kThreads = 32 * kWarps;
-  static constexpr int kOwn = 16 * kM * kWarps, kOther = 32;
+  static constexpr int kM = kBlocksOfRows, kDepth = kDepthChunk, kWarps = kWarpCount, kThreads = 32 * kWarps;
+  static constexpr int kOwn = 16 * kM * kWarps, kOther = kOtherRows;
+  static_assert(3 * kOther <= kThreads, "a thread a number of the other rows");
   static constexpr int kBlocks = kDepth / 8;  // of accumulators
   static constexpr int kPitch = kDepth + kPad<T>, kWeightPitch = kOther + kPad<T>;
 };
@@ -382,7 +385,9 @@ cudaError_t choose_backward(const Backward& arguments, cudaStream_t stream) {
   constexpr int kDepth = sizeof(T) == 4 ? 64 : 128;
   const int64_t depth = arguments.call.forward.depth;
   if constexpr (sizeof(T) == 2)
-    if (depth <= 64) return launch_all<BackwardShape<T, 2, 64, true>>(arguments, stream);
+    if (depth <= 64)
+      return launch_all<BackwardShape<T, ICL_BACKWARD_ROW_BLOCKS, 64, true, ICL_BACKWARD_WARPS, ICL_BACKWARD_OTHERS>>(
+          arguments, stream);
   if (depth <= kDepth) return launch_all<BackwardShape<T, 1, kDepth, true>>(arguments, stream);
   return launch_all<BackwardShape<T, 1, kDepth, false>>(arguments, stream);
 }

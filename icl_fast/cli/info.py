@@ -73,7 +73,10 @@ def collect() -> dict[str, dict[str, Any]]:
 def _why_not() -> str | None:
     if not _backend.compiled():
         return _backend.load_error()
-    return None if _backend.cuda_compiled() else "no CUDA kernels: no nvcc when icl_fast was installed, or switched off"
+    if not _backend.cuda_compiled():
+        return "no CUDA kernels: no nvcc when icl_fast was installed, or switched off"
+    lacking = _backend.build_info()["not_built"]
+    return "; ".join(f"{source}.cu did not compile: {why}" for source, why in lacking.items()) or None
 
 
 def _self_test() -> str | None:

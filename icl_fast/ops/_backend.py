@@ -52,8 +52,19 @@ def load_error() -> str | None:
 
 
 def build_info() -> dict[str, Any]:
-    """How `_C` was built: compiler, pybind11, openmp, cuda, cuda_archs, nvcc. Empty where it is not there."""
-    return dict(_module.build_info()) if _module else {}
+    """How `_C` was built: compiler, pybind11, openmp, cuda, cuda_archs, nvcc, and not_built: the CUDA sources that did
+    not compile (ICL_FAST_CUDA=keep-going), each with why and where the log is. Empty where `_C` is not there.
+    """
+    if _module is None:
+        return {}
+    return {**_module.build_info(), "not_built": dict(_module.not_built()) if hasattr(_module, "not_built") else {}}
+
+
+def why_no_cuda(op: str) -> str:
+    """Which of the op's CUDA sources did not compile, and why; empty where all of them did, or none was to."""
+    sources = (op, f"{op}_fwd", f"{op}_bwd")  # without Hopper's own (_sm90) an op runs on the others
+    reasons = build_info().get("not_built", {})
+    return "; ".join(f"{source}.cu did not compile: {reasons[source]}" for source in sources if source in reasons)
 
 
 def isas() -> tuple[str, ...]:
@@ -98,12 +109,12 @@ class Place(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
 
 
-def places() -> dict[str, Place]:
-    """The places that have kernels in this build."""
+def places(op: str) -> dict[str, Place]:
+    """The places that have the op's kernels in this build."""
     found = {}
     if _module is not None:
         found["cpu"] = Place("cpu", (torch.float32, torch.bfloat16))
-    if cuda_compiled():
+    if cuda_compiled() and not why_no_cuda(op):
         found["cuda"] = Place("cuda", tuple(DTYPE_CODES))
     if _emulator is not None:
         found |= dict.fromkeys(("emu", "emu_sm90"), Place("cpu", tuple(DTYPE_CODES)))
@@ -193,6 +204,8 @@ def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
     if x.is_cuda:
         if not cuda_compiled():
             raise RuntimeError(_load_error or "axpy: icl_fast._C was built without CUDA; install icl_fast with nvcc")
+        if why := why_no_cuda("axpy"):
+            raise RuntimeError(why)
         with _on(x.device):
             module().axpy_cuda(*pointers, _stream(x.device))
     elif x.device.type == "cpu":

@@ -53,7 +53,7 @@ class Kernels:
 
     def add_compiled(self, forward: Callable[..., Any], backward: Callable[..., Any] | None = None) -> None:
         """Register the kernels of csrc in every place this build has; the bodies take the place as first argument."""
-        for place, takes in _backend.places().items():
+        for place, takes in _backend.places(self.op).items():
             self.kernels[place] = Kernel(partial(forward, place), backward and partial(backward, place), *takes)
 
     def choose(self, impl: str, tensor: Tensor) -> str:
@@ -81,9 +81,10 @@ class Kernels:
             return self.kernels[impl]
         if impl not in PUBLIC_IMPLS:
             raise ValueError(f"{self.op}: impl must be one of {', '.join(PUBLIC_IMPLS)}, got {impl!r}")
+        why = _backend.why_no_cuda(self.op) if impl == "cuda" else ""
         raise RuntimeError(
             f"{self.op}: impl={impl!r} is not built here (built: {', '.join(self.kernels)}); "
-            "use impl='auto', which picks the best one that is"
+            f"use impl='auto', which picks the best one that is{why and f' ({why})'}"
         )
 
     def backward(self, impl: str) -> Callable[..., Any]:

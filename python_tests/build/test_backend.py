@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import icl_fast
-from icl_fast.ops import _backend
+from icl_fast.ops import _backend, _registry
 
 needs_kernels = pytest.mark.skipif(not _backend.compiled(), reason=f"not compiled: {_backend.load_error()}")
 needs_cuda_kernels = pytest.mark.skipif(not _backend.cuda_compiled(), reason="built without nvcc")
@@ -87,6 +88,22 @@ def test_build_info_agrees_with_itself() -> None:
     assert info["compiler"].split()[0] in ("GNU", "Clang", "AppleClang")
     assert bool(info["cuda_archs"]) == bool(info["nvcc"]) == info["cuda"] == _backend.cuda_compiled()
     assert _backend.load_error() is None
+
+
+def test_an_op_whose_cuda_kernel_did_not_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {"linear_cross_entropy_bwd": "error: no", "frozen_attention_sm90": "error: neither"}
+    fake = SimpleNamespace(build_info=lambda: {"cuda": True}, not_built=lambda: lacking)
+    monkeypatch.setattr(_backend, "_module", fake)
+    assert _backend.build_info()["not_built"] == lacking
+    assert "cuda" not in _backend.places("linear_cross_entropy")
+    assert "cuda" in _backend.places("frozen_attention")  # by the kernel for every GPU
+    assert "cuda" in _backend.places("cross_entropy_difference")
+    monkeypatch.setattr(_registry, "_OPS", {})
+    kernels = _registry.Kernels("linear_cross_entropy", reference=_registry.Kernel(lambda: None))
+    with pytest.raises(
+        RuntimeError, match=r"impl='cuda' is not built here.*\(linear_cross_entropy_bwd.cu did not .*no\)"
+    ):
+        kernels["cuda"]
 
 
 def test_only_the_backend_imports_the_compiled_module() -> None:

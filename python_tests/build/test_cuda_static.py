@@ -288,6 +288,21 @@ def test_every_kernel_keeps_the_rules() -> None:
     assert violations(kernels) + missing(kernels, files) + idle(kernels) == []
 
 
+def strong_needs(objects: list[Path]) -> list[str]:
+    """What objects need of each other and have not declared weak."""
+    symbols = {file.name: re.findall(r" ([A-Zvw]) (_ZN3icl\S+)", run("nm", file)) for file in objects}
+    defined = {symbol for own in symbols.values() for kind, symbol in own if kind not in "Uvw"}
+    return [f"{name}: {s}" for name, own in symbols.items() for kind, s in own if kind == "U" and s in defined]
+
+
+@needs_nvcc
+def test_any_kernel_can_be_left_out() -> None:
+    """By csrc/keep_going.py: the module is linked and loads without."""
+    objects = built_objects()
+    bindings = next(file.with_name("bindings.cpp.o") for file in objects if file.name == "axpy.cu.o")
+    assert strong_needs([bindings, *objects]) == []
+
+
 GOOD = Kernel("axpy", "axpy_kernel", "<bf16>", True, "sm_80", 32, 0, 0, Counter(HMMA=8, LDG=4))
 HOPPER = GOOD._replace(file="axpy_sm90", arch="sm_90a", instructions=Counter(HGMMA=8, UTMALDG=2, WARPGROUP=2))
 
