@@ -100,7 +100,7 @@ inline ExemplarSteps parse(const Arguments& a) {
           a["temperature"],    a["trainable"],   a["l2"],            a["positions"],      a["cos"],
           a["sin"],            a["steps"],       a["members"],       a["batch"],          a["pairs"],
           a["exemplars_per_class"], a["feature_count"], a["label_count"], a["width"],     a["heads"],
-          a["layers"],         a["made"],        a["position_kind"], a["norm_eps"],       a["beta1"],
+          a["layers"],         a["first_step"],        a["position_kind"], a["norm_eps"],       a["beta1"],
           a["beta2"],          a["eps"],         a["threads"]};
 }
 

@@ -185,7 +185,7 @@ struct ExemplarSteps {
   const float* cos;               // [T, D / 2], rotations; or null
   const float* sin;               // [T, D / 2]
   int64_t steps, members, batch, pairs, exemplars_per_class, feature_count, label_count, width, heads, layers;
-  int64_t made;           // updates
+  int64_t first_step;     // updates before these
   int64_t position_kind;  // 0: no position is added, 1: a parameter, 2: `positions`
   float norm_eps;
   double beta1, beta2, eps;

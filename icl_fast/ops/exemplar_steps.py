@@ -190,7 +190,7 @@ def exemplar_steps(
         width=shape.width,
         heads=heads,
         layers=shape.layers,
-        made=step,
+        first_step=step,
         position_kind={"learned": 1, "sinusoidal": 2}.get(position, 0),
         norm_eps=norm_eps,
         beta1=betas[0],
