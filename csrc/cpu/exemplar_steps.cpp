@@ -176,7 +176,7 @@ void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_
 
 void exemplar_steps(const ExemplarSteps& p) {
   const Sizes sizes(p);
-  const int64_t threads = max(p.threads, 1), alone = p.members - p.members % threads;
+  const int64_t threads = max(p.num_threads, 1), alone = p.members - p.members % threads;
   const int64_t workers = alone ? threads : 1;
   Work* works;
   const Scratch table([&](Cutter& cutter) {
