@@ -1,107 +1,206 @@
-// Keyword arguments from Python -> the structs of ops.h. A name in Python is the field's name; pointers are integers.
+// Keyword arguments from Python -> the structs of ops.h. A name in Python is the field's name. A tensor comes as
+// (address, element type), so that one in the place of another of a different type does not pass for it.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "ops.h"
 
 namespace icl {
 
-// Looks arguments up by name; one that is missing raises KeyError. Not everything is named twice, as in a signature of
-// 20 py::arg: icl_fast/ops/_backend.py is the only caller.
+// In the order of Dtype
+constexpr const char* kDtypeNames[] = {"float32", "bfloat16", "float16"};
+
+// The arguments of one call, taken by name. TypeError: one is missing, left over or of another type.
 class Arguments {
  public:
-  explicit Arguments(const pybind11::kwargs& kwargs) : kwargs_(kwargs) {}
+  Arguments(std::string kernel, const pybind11::kwargs& given) : kernel_(std::move(kernel)), given_(given) {}
 
-  struct Value {
-    pybind11::handle object;
-    template <typename T>
-    operator T*() const {
-      return reinterpret_cast<T*>(object.cast<uintptr_t>());
+  template <typename T>
+  T take(const char* name) {
+    taken_.emplace_back(name);
+    if constexpr (std::is_pointer_v<T>) {
+      return tensor<std::remove_const_t<std::remove_pointer_t<T>>>(name);
+    } else if constexpr (std::is_same_v<T, Dtype>) {
+      return dtype();
+    } else {
+      return value<T>(name);
     }
-    operator int64_t() const { return object.cast<int64_t>(); }
-    operator int() const { return object.cast<int>(); }
-    operator float() const { return object.cast<float>(); }
-    operator double() const { return object.cast<double>(); }
-    operator Dtype() const { return Dtype(object.cast<int>()); }
-  };
+  }
 
-  Value operator[](const char* name) const { return {kwargs_[name].ptr()}; }
+  // To be called when all has been taken.
+  void finish() const {
+    if (given_.size() == taken_.size()) return;
+    for (const auto& [key, value] : given_) {
+      const std::string name = pybind11::str(key);
+      bool known = false;
+      for (const std::string& each : taken_) known |= name == each;
+      if (!known) fail("is not one it takes", name);
+    }
+  }
 
  private:
-  const pybind11::kwargs& kwargs_;
+  [[noreturn]] void fail(const std::string& what, const std::string& name) const {
+    throw pybind11::type_error(kernel_ + ": argument '" + name + "' " + what);
+  }
+
+  template <typename T>
+  T value(const char* name) const {
+    if (!given_.contains(name)) fail("is missing", name);
+    const pybind11::object object = given_[name];
+    try {
+      return object.cast<T>();
+    } catch (const pybind11::cast_error&) {
+      fail("cannot be " + std::string(pybind11::repr(object)), name);
+    }
+  }
+
+  Dtype dtype() const {
+    const auto name = value<std::string>("dtype");
+    for (int i = 0; i < 3; ++i)
+      if (name == kDtypeNames[i]) return Dtype(i);
+    fail("cannot be '" + name + "'", "dtype");
+  }
+
+  // None is null
+  template <typename T>
+  T* tensor(const char* name) const {
+    if (value<pybind11::object>(name).is_none()) return nullptr;
+    const auto [address, element] = value<std::pair<uintptr_t, std::string>>(name);
+    if (element != element_name<T>()) fail("must be a tensor of " + element_name<T>() + ", not " + element, name);
+    return reinterpret_cast<T*>(address);
+  }
+
+  // What is void in C++ has the dtype of the call.
+  template <typename T>
+  std::string element_name() const {
+    if constexpr (std::is_same_v<T, float>) return "float32";
+    if constexpr (std::is_same_v<T, double>) return "float64";
+    if constexpr (std::is_same_v<T, int64_t>) return "int64";
+    if constexpr (std::is_same_v<T, bool>) return "bool";
+    if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype())];
+  }
+
+  const std::string kernel_;
+  const pybind11::kwargs& given_;
+  std::vector<std::string> taken_;
 };
 
+// Every field in its order and each name once: another order does not compile, nor, with -Wextra -Werror, a field left
+// out.
 template <typename P>
-P parse(const Arguments& a);
+P read(Arguments& from);
+
+#define ICL_FIELD(name) .name = from.take<decltype(P::name)>(#name)
 
 template <>
-inline FrozenAttention parse(const Arguments& a) {
-  return {a["out"],    a["q"],     a["k"],      a["v"],     a["pattern"],          a["window"],
-          a["rows"],   a["variants"], a["batch"], a["heads"], a["length"],           a["rows_per_example"],
-          a["depth"],  a["width"], a["scale"],  a["dtype"], a["num_threads"]};
+inline FrozenAttention read(Arguments& from) {
+  using P = FrozenAttention;
+  return {ICL_FIELD(out),        ICL_FIELD(q),      ICL_FIELD(k),      ICL_FIELD(v),
+          ICL_FIELD(pattern),    ICL_FIELD(window), ICL_FIELD(rows),   ICL_FIELD(variants),
+          ICL_FIELD(batch),      ICL_FIELD(heads),  ICL_FIELD(length), ICL_FIELD(rows_per_example),
+          ICL_FIELD(depth),      ICL_FIELD(width),  ICL_FIELD(scale),  ICL_FIELD(dtype),
+          ICL_FIELD(num_threads)};
 }
 
 template <>
-inline SmearedAttentionFwd parse(const Arguments& a) {
-  return {a["q"],       a["k"],     a["v"],     a["gate"],   a["window"], a["out"],   a["peak"],
-          a["log_sum"], a["batch"], a["heads"], a["length"], a["depth"],  a["scale"], a["dtype"],
-          a["num_threads"]};
+inline SmearedAttentionFwd read(Arguments& from) {
+  using P = SmearedAttentionFwd;
+  return {ICL_FIELD(q),      ICL_FIELD(k),     ICL_FIELD(v),       ICL_FIELD(gate),  ICL_FIELD(window),
+          ICL_FIELD(out),    ICL_FIELD(peak),  ICL_FIELD(log_sum), ICL_FIELD(batch), ICL_FIELD(heads),
+          ICL_FIELD(length), ICL_FIELD(depth), ICL_FIELD(scale),   ICL_FIELD(dtype), ICL_FIELD(num_threads)};
 }
 
 template <>
-inline SmearedAttentionBwd parse(const Arguments& a) {
-  return {parse<SmearedAttentionFwd>(a), a["grad_out"], a["grad_q"], a["grad_k"], a["grad_v"], a["grad_gate"]};
+inline SmearedAttentionBwd read(Arguments& from) {
+  using P = SmearedAttentionBwd;
+  return {.forward = read<SmearedAttentionFwd>(from),
+          ICL_FIELD(grad_out),
+          ICL_FIELD(grad_q),
+          ICL_FIELD(grad_k),
+          ICL_FIELD(grad_v),
+          ICL_FIELD(grad_gate)};
 }
 
 template <>
-inline LinearCrossEntropyFwd parse(const Arguments& a) {
-  return {a["losses"], a["peak"], a["log_sum"], a["hidden"], a["weight"],       a["targets"], a["bias"],
-          a["n"],      a["c"],    a["v"],       a["ignore_index"], a["dtype"], a["num_threads"]};
+inline LinearCrossEntropyFwd read(Arguments& from) {
+  using P = LinearCrossEntropyFwd;
+  return {ICL_FIELD(losses),       ICL_FIELD(peak),  ICL_FIELD(log_sum),    ICL_FIELD(hidden), ICL_FIELD(weight),
+          ICL_FIELD(targets),      ICL_FIELD(bias),  ICL_FIELD(n),          ICL_FIELD(c),      ICL_FIELD(v),
+          ICL_FIELD(ignore_index), ICL_FIELD(dtype), ICL_FIELD(num_threads)};
 }
 
 template <>
-inline LinearCrossEntropyBwd parse(const Arguments& a) {
-  return {a["grad_hidden"], a["grad_weight"], a["grad_bias"], a["grad_losses"], a["hidden"], a["weight"],
-          a["targets"],     a["bias"],        a["losses"],    a["peak"],        a["log_sum"], a["n"],
-          a["c"],           a["v"],           a["ignore_index"], a["dtype"],    a["num_threads"]};
+inline LinearCrossEntropyBwd read(Arguments& from) {
+  using P = LinearCrossEntropyBwd;
+  return {ICL_FIELD(grad_hidden), ICL_FIELD(grad_weight), ICL_FIELD(grad_bias),    ICL_FIELD(grad_losses),
+          ICL_FIELD(hidden),      ICL_FIELD(weight),      ICL_FIELD(targets),      ICL_FIELD(bias),
+          ICL_FIELD(losses),      ICL_FIELD(peak),        ICL_FIELD(log_sum),      ICL_FIELD(n),
+          ICL_FIELD(c),           ICL_FIELD(v),           ICL_FIELD(ignore_index), ICL_FIELD(dtype),
+          ICL_FIELD(num_threads)};
 }
 
 template <>
-inline HeadAblation parse(const Arguments& a) {
-  return {a["base"],      a["losses"], a["resid"], a["z"], a["w_o"], a["weight"], a["targets"], a["norm_weight"],
-          a["norm_bias"], a["bias"],   a["n"],     a["h"], a["d"],   a["c"],      a["v"],       a["eps"],
-          a["dtype"],     a["num_threads"]};
+inline HeadAblation read(Arguments& from) {
+  using P = HeadAblation;
+  return {ICL_FIELD(base),   ICL_FIELD(losses),  ICL_FIELD(resid),       ICL_FIELD(z),         ICL_FIELD(w_o),
+          ICL_FIELD(weight), ICL_FIELD(targets), ICL_FIELD(norm_weight), ICL_FIELD(norm_bias), ICL_FIELD(bias),
+          ICL_FIELD(n),      ICL_FIELD(h),       ICL_FIELD(d),           ICL_FIELD(c),         ICL_FIELD(v),
+          ICL_FIELD(eps),    ICL_FIELD(dtype),   ICL_FIELD(num_threads)};
 }
 
 template <>
-inline CrossEntropyDifference parse(const Arguments& a) {
-  return {a["base"], a["difference"], a["hidden"], a["removed"], a["weight"], a["targets"], a["bias"],
-          a["a"],    a["n"],          a["c"],      a["v"],       a["dtype"],  a["num_threads"]};
+inline CrossEntropyDifference read(Arguments& from) {
+  using P = CrossEntropyDifference;
+  return {ICL_FIELD(base),    ICL_FIELD(difference), ICL_FIELD(hidden),     ICL_FIELD(removed), ICL_FIELD(weight),
+          ICL_FIELD(targets), ICL_FIELD(bias),       ICL_FIELD(a),          ICL_FIELD(n),       ICL_FIELD(c),
+          ICL_FIELD(v),       ICL_FIELD(dtype),      ICL_FIELD(num_threads)};
 }
 
 template <>
-inline LayerNormDifference parse(const Arguments& a) {
-  return {a["out"], a["x"], a["removed"], a["weight"], a["a"], a["n"], a["c"], a["eps"], a["dtype"], a["num_threads"]};
+inline LayerNormDifference read(Arguments& from) {
+  using P = LayerNormDifference;
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(removed), ICL_FIELD(weight), ICL_FIELD(a),
+          ICL_FIELD(n),   ICL_FIELD(c), ICL_FIELD(eps),     ICL_FIELD(dtype),  ICL_FIELD(num_threads)};
 }
 
 template <>
-inline GeluDifference parse(const Arguments& a) {
-  return {a["out"], a["u"], a["removed"], a["a"], a["n"], a["m"], a["tanh"], a["dtype"], a["num_threads"]};
+inline GeluDifference read(Arguments& from) {
+  using P = GeluDifference;
+  return {ICL_FIELD(out), ICL_FIELD(u),    ICL_FIELD(removed), ICL_FIELD(a),          ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(tanh), ICL_FIELD(dtype),   ICL_FIELD(num_threads)};
 }
 
 template <>
-inline ExemplarSteps parse(const Arguments& a) {
-  return {a["losses"],         a["parameters"],  a["features"],      a["classes"],        a["exemplars"],
-          a["labels"],         a["target"],      a["learning_rates"], a["outputs"],       a["previous_token"],
-          a["first_layer"],    a["match"],       a["copy"],          a["no_previous_token"], a["heads_scale"],
-          a["temperature"],    a["trainable"],   a["l2"],            a["positions"],      a["cos"],
-          a["sin"],            a["steps"],       a["members"],       a["batch"],          a["pairs"],
-          a["exemplars_per_class"], a["feature_count"], a["label_count"], a["width"],     a["heads"],
-          a["layers"],         a["made"],        a["position_kind"], a["norm_eps"],       a["beta1"],
-          a["beta2"],          a["eps"],         a["threads"]};
+inline ExemplarSteps read(Arguments& from) {
+  using P = ExemplarSteps;
+  return {ICL_FIELD(losses),        ICL_FIELD(parameters),
+          ICL_FIELD(features),      ICL_FIELD(classes),
+          ICL_FIELD(exemplars),     ICL_FIELD(labels),
+          ICL_FIELD(target),        ICL_FIELD(learning_rates),
+          ICL_FIELD(outputs),       ICL_FIELD(previous_token),
+          ICL_FIELD(first_layer),   ICL_FIELD(match),
+          ICL_FIELD(copy),          ICL_FIELD(no_previous_token),
+          ICL_FIELD(heads_scale),   ICL_FIELD(temperature),
+          ICL_FIELD(trainable),     ICL_FIELD(l2),
+          ICL_FIELD(positions),     ICL_FIELD(cos),
+          ICL_FIELD(sin),           ICL_FIELD(steps),
+          ICL_FIELD(members),       ICL_FIELD(batch),
+          ICL_FIELD(pairs),         ICL_FIELD(exemplars_per_class),
+          ICL_FIELD(feature_count), ICL_FIELD(label_count),
+          ICL_FIELD(width),         ICL_FIELD(heads),
+          ICL_FIELD(layers),        ICL_FIELD(first_step),
+          ICL_FIELD(position_kind), ICL_FIELD(norm_eps),
+          ICL_FIELD(beta1),         ICL_FIELD(beta2),
+          ICL_FIELD(eps),           ICL_FIELD(num_threads)};
 }
+
+#undef ICL_FIELD
 
 }  // namespace icl

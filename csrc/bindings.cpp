@@ -1,4 +1,4 @@
-// The module icl_fast._C. Pointers arrive as integers: icl_fast/ops validates shapes, dtypes and devices in Python,
+// The module icl_fast._C. Tensors arrive as addresses: icl_fast/ops validates shapes, dtypes and devices in Python,
 // where the message can name the argument. Only icl_fast/ops/_backend.py imports this module.
 #include <pybind11/pybind11.h>
 
@@ -58,8 +58,10 @@ void set_isa(const std::string& name) {
 
 template <typename P>
 void def_cpu(py::module_& m, const char* name, void (*kernel)(const P&)) {
-  m.def(name, [kernel](const py::kwargs& kwargs) {
-    const P p = icl::parse<P>(icl::Arguments(kwargs));
+  m.def(name, [name, kernel](const py::kwargs& kwargs) {
+    icl::Arguments from(name, kwargs);
+    const P p = icl::read<P>(from);
+    from.finish();
     const py::gil_scoped_release release;
     kernel(p);
   });

@@ -16,7 +16,7 @@
 
 namespace icl {
 
-enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };  // the codes of icl_fast/ops/_backend.py
+enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
 // out = a * x + y, float32. The smallest whole route from Python to a kernel; `icl-fast info` runs it as a self-test.
 void axpy_cpu(float* out,      // [n]
@@ -161,7 +161,7 @@ struct GeluDifference {
 
 void gelu_difference_cpu(const GeluDifference& p);
 
-// Float32, CPU only; the docstring of icl_fast/ops/exemplar_steps.py says what it computes.
+// Float32, CPU only; the docstring of icl_fast/training/fused_steps.py says what it computes.
 struct ExemplarSteps {
   float* losses;                  // [S, P]
   const int64_t* parameters;      // [8 + 6 L, 3]: addresses of [P, ...] weights, first and second moments; 0: none
@@ -185,11 +185,11 @@ struct ExemplarSteps {
   const float* cos;               // [T, D / 2], rotations; or null
   const float* sin;               // [T, D / 2]
   int64_t steps, members, batch, pairs, exemplars_per_class, feature_count, label_count, width, heads, layers;
-  int64_t made;           // updates
+  int64_t first_step;     // updates before these
   int64_t position_kind;  // 0: no position is added, 1: a parameter, 2: `positions`
   float norm_eps;
   double beta1, beta2, eps;
-  int64_t threads;
+  int num_threads;
 };
 
 void exemplar_steps_cpu(const ExemplarSteps& p);

@@ -2,7 +2,8 @@
 // (mixed keys). Keys come in chunks; their scores are computed once and multiplied with the values of every variant.
 #pragma once
 
-#include "cpu/attention.h"
+#include "cpu/attention_strip.h"
+#include "cpu/scratch.h"
 
 namespace icl::ICL_ISA {
 
@@ -34,20 +35,20 @@ struct Keys {
 };
 
 // Memory of one thread.
-struct ForwardRoom {
-  float* q;        // [depth, ROWS]
-  float* scores;   // [chunk, ROWS]
+struct ForwardWorkspace {
+  float* q;        // [depth, kRows]
+  float* scores;   // [chunk, kRows]
   float* keys;     // [T, depth]
   float* values;   // [chunk, padded width]
-  float* sums;     // [variants, ROWS, padded width]
+  float* sums;     // [variants, kRows, padded width]
   float* weights;  // [T]
-  // of which head which keys are there: the strips of a head come one after another and use them again
+  // of which head which keys it holds: the strips of a head come one after another and use them again
   const void* keys_of;
   int32_t keys_begin, keys_end;
 
   void cut(Cutter& cutter, int64_t chunk, int64_t depth, int64_t width, int64_t variants, int64_t length) {
-    q = cutter.take(depth * ROWS), scores = cutter.take(chunk * ROWS), keys = cutter.take(length * depth);
-    values = cutter.take(chunk * padded(width)), sums = cutter.take(variants * ROWS * padded(width));
+    q = cutter.take(depth * kRows), scores = cutter.take(chunk * kRows), keys = cutter.take(length * depth);
+    values = cutter.take(chunk * round_up(width, W)), sums = cutter.take(variants * kRows * round_up(width, W));
     weights = cutter.take(length);
     keys_of = nullptr;
   }
@@ -91,53 +92,53 @@ static void confine(const float* weights, int32_t begin, int32_t end,
 // Rows of `sums` [strip.rows, ld] that are not finite are computed again, one by one: see confine().
 template <typename T>
 static void confine_rows(const Strip& strip, const float* keys, int64_t depth, const Softmax& softmax,
-                         const ForwardRoom& room, const T* v, int64_t width, float* sums, int64_t ld) {
+                         const ForwardWorkspace& work, const T* v, int64_t width, float* sums, int64_t ld) {
   for (int r = 0; r < strip.rows; ++r) {
     float* row = sums + r * ld;
     if (is_finite(row, width)) continue;
     const int lane = r % W, first_lane = r - lane;
     for (int32_t j = strip.first[r]; j <= strip.last[r]; ++j) {
       float score[W];
-      score_tile<1, 1>(room.q + first_lane, keys + j * depth, depth, depth, score);
-      room.weights[j] = exp_nonpositive(splat(score[lane] - softmax.peak[r]))[0];
+      score_tile<1, 1>(work.q + first_lane, keys + j * depth, depth, depth, score);
+      work.weights[j] = exp_nonpositive(splat(score[lane] - softmax.peak[r]))[0];
     }
-    confine(room.weights, strip.first[r], strip.last[r] + 1, v, width, 1 / softmax.total[r], row);
+    confine(work.weights, strip.first[r], strip.last[r] + 1, v, width, 1 / softmax.total[r], row);
   }
 }
 
-// One strip, whose scaled queries are in room.q.
+// One strip, whose scaled queries are in work.q.
 template <typename T>
 static void attend(const Strip& strip, const Keys<T>& keys,
                    const T* v, int64_t v_stride,  // variants, v_stride apart, of [T, width]
                    int64_t variants, int64_t width,
                    T* out, int64_t out_stride,  // variants, out_stride apart, of [strip.rows, width]
-                   int64_t chunk, ForwardRoom& room, Softmax& softmax) {
+                   int64_t chunk, ForwardWorkspace& work, Softmax& softmax) {
   const bool in_place = sizeof(T) == 4 && width % W == 0;  // sums live in `out`, values are used where they are
-  const int64_t ld = padded(width);
-  float inverse[ROWS];
+  const int64_t ld = round_up(width, W);
+  float inverse[kRows];
   const int64_t depth = keys.depth;
-  const float* k = room.prepare(keys, strip.begin, strip.end);
+  const float* k = work.prepare(keys, strip.begin, strip.end);
   softmax.reset();
   for (int32_t begin = strip.begin; begin < strip.end; begin += int32_t(chunk)) {
-    const int32_t end = lesser(strip.end, begin + int32_t(chunk));
+    const int32_t end = min(strip.end, begin + int32_t(chunk));
     const bool first = begin == strip.begin, last = end == strip.end;
-    score_chunk(strip, room.q, k + begin * depth, depth, depth, begin, end, room.scores);
-    softmax.add_chunk(strip, begin, end, room.scores);
-    for (int r = 0; r < ROWS; ++r) inverse[r] = 1 / softmax.total[r];
+    score_chunk(strip, work.q, k + begin * depth, depth, depth, begin, end, work.scores);
+    softmax.add_chunk(strip, begin, end, work.scores);
+    for (int r = 0; r < kRows; ++r) inverse[r] = 1 / softmax.total[r];
     auto range = [&](int row, int rows, int64_t* from, int64_t* to) { strip.band(row, rows, begin, end, from, to); };
     for (int64_t a = 0; a < variants; ++a) {
       const T* variant = v + a * v_stride;
       T* to = out + a * out_stride;
-      const float* values = room.values;
-      float* sums = room.sums + (first && last ? 0 : a * ROWS * ld);
+      const float* values = work.values;
+      float* sums = work.sums + (first && last ? 0 : a * kRows * ld);
       if (in_place)
         values = (const float*)(variant + begin * width), sums = (float*)to;
       else
-        widen_rows(variant + begin * width, end - begin, width, room.values, ld);
-      const bool finite = product<true>(strip.rows, ld, room.scores, ROWS, values, ld, sums, ld,
+        widen_rows(variant + begin * width, end - begin, width, work.values, ld);
+      const bool finite = product<true>(strip.rows, ld, work.scores, kRows, values, ld, sums, ld,
                                         first ? nullptr : softmax.shrink, last ? inverse : nullptr, range);
       if (!last) continue;
-      if (!finite) confine_rows(strip, k, depth, softmax, room, variant, width, sums, ld);
+      if (!finite) confine_rows(strip, k, depth, softmax, work, variant, width, sums, ld);
       if (!in_place)
         for (int r = 0; r < strip.rows; ++r) narrow_row(sums + r * ld, to + r * width, width);
     }

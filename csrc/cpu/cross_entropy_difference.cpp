@@ -3,8 +3,8 @@
 // With l the logits, y = -removed W^T their change and w = exp(l - peak), a variant needs from every column
 //     growth = sum w expm1(y)      and      sum w exp(y),
 // both from one polynomial. growth / sum w is what the partition function grows by, exact where y is small; the other
-// sum is exact where the partition function shrinks to little. A tile of w is made once and stays in the first-level
-// cache while all variants are folded against it; a variant then costs its product and half an exp more.
+// sum is exact where the partition function shrinks to little. A tile of w is computed once and stays in the
+// first-level cache while all variants are folded against it; a variant then costs its product and half an exp more.
 //
 // Where a removal moves a logit so far that w exp(y) leaves the range of a float, the block's row is summed again from
 // l + y about its own peak: what is kept of a variant is (peak, sum) for that reason, and not the sum alone.
@@ -16,6 +16,7 @@
 
 #include "cpu/log_sum_exp.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
@@ -146,14 +147,14 @@ void run_strip(const CrossEntropyDifference& p, const Columns& columns, const Bl
   Group g;
   alignas(64) float offsets[kWidth];
   const Weight<T> weight{static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), p.c, p.v};
-  const int64_t begin = strip * columns.strip, end = smaller(begin + columns.strip, columns.panels);
+  const int64_t begin = strip * columns.strip, end = min(begin + columns.strip, columns.panels);
   for (int64_t first = begin; first < end; first += columns.group) {
-    const int64_t count = smaller(columns.group, end - first);
+    const int64_t count = min(columns.group, end - first);
     for (int64_t i = 0; i < count; ++i) weight.pack(first + i, panels + i * p.c * NR, offsets + i * NR);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = tile * MR;
       const auto keep_target = [&](int64_t i, const float(*values)[kWidth]) {
-        for (int64_t r = 0; r < smaller(MR, block.rows - row); ++r) {
+        for (int64_t r = 0; r < min(MR, block.rows - row); ++r) {
           const int64_t target = p.targets[block.first + row + r] - first * NR;
           if (target >= 0 && target < count * NR) block.at_target[i * block.size + row + r] = values[r][target];
         }
@@ -184,7 +185,7 @@ void finish(const CrossEntropyDifference& p, const Columns& columns, const Block
   vf peak, sum;
   const Partial& base = block.partial[0];
   base.merge(columns.strips, row, peak, sum);
-  const int64_t rows = smaller(W, block.rows - row), out = block.first + row;
+  const int64_t rows = min(W, block.rows - row), out = block.first + row;
   const float* logit = block.at_target + row;
   for (int64_t i = 0; i < rows; ++i) p.base[out + i] = logf(sum[i]) - (logit[i] - peak[i]);
   for (int64_t a = 0; a < p.a; ++a) {
@@ -212,7 +213,7 @@ template <typename T>
 void forward(const CrossEntropyDifference& p) {
   const Columns columns(p.v, p.c, 64);
   const int64_t per_row = (1 + p.a) * (p.c + 3 * columns.strips + 1);
-  const int64_t size = smaller(round_up(p.n, W), round_up(clamp(kRowFloats / per_row, W, 8192), W));
+  const int64_t size = min(round_up(p.n, W), round_up(clamp(kRowFloats / per_row, W, 8192), W));
   const int threads = p.num_threads;
   // many small tasks, so that no thread waits long for the last; packing the panels again is little beside 512 rows
   const int64_t parts = clamp(ceil_div(32 * threads, columns.strips), 1, ceil_div(size * (1 + p.a), 512));
@@ -239,7 +240,7 @@ void forward(const CrossEntropyDifference& p) {
     for (int64_t first = 0; first < p.n; first += size) {
       Block here = block;
       here.first = first;
-      here.rows = smaller(size, p.n - first);
+      here.rows = min(size, p.n - first);
       const int64_t tiles = ceil_div(here.rows, MR);
 #pragma omp for collapse(2) schedule(static)
       for (int64_t tile = 0; tile < tiles; ++tile)

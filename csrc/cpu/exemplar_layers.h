@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cpu/log_sum_exp.h"
+#include "cpu/vector_math.h"
 
 namespace icl::ICL_ISA {
 
@@ -25,12 +25,6 @@ ICL_INLINE vf sum_over(int64_t count, Term term) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-ICL_INLINE vf inverse_root(vf x) {
-  vf y;
-  for (int i = 0; i < W; ++i) y[i] = 1.0f / __builtin_sqrtf(x[i]);
-  return y;
-}
-
 struct Norm {
   const float *gain, *bias;  // [C]
   float eps;
@@ -46,7 +40,7 @@ static void norm_lanes(const Norm& norm, int64_t width, int64_t columns, const f
       const vf d = load(x + c * columns + j) - mean;
       return d * d;
     }) * share;
-    const vf scale = inverse_root(variance + splat(norm.eps));
+    const vf scale = splat(1.0f) / sqrt(variance + splat(norm.eps));
     store(inverse + j, scale);
     for (int64_t c = 0; c < width; ++c) {
       const vf normed = (load(x + c * columns + j) - mean) * scale;
@@ -211,8 +205,8 @@ static void attend(const Head& head, const ForcedHead& forced, int64_t tokens, f
 }
 
 // dq, dk and dv of one head are overwritten
-static void attend_back(const Head& head, const ForcedHead& forced, int64_t tokens, const float* pattern, const float* dz,
-                        const HeadGradients& to) {
+static void attend_back(const Head& head, const ForcedHead& forced, int64_t tokens, const float* pattern,
+                        const float* dz, const HeadGradients& to) {
   for (int64_t d = 0; d < head.depth; ++d)
     for (int64_t j = 0; j < tokens * kLanes; j += W) {
       if (forced.previous) store(to.dq + d * head.step + j, vf{});

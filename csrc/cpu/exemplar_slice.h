@@ -37,8 +37,8 @@ struct SlicePass {
     multiply(c, columns, c, {weight, c, 1}, {x, x_step}, {out, out_step}, add);
   }
 
-  void apply_turned(const float* weight, const float* x, int64_t x_step, int64_t columns, float* out,
-                    int64_t out_step, bool add) const {
+  void apply_transposed(const float* weight, const float* x, int64_t x_step, int64_t columns, float* out,
+                        int64_t out_step, bool add) const {
     const int64_t c = sizes.width;
     multiply(c, columns, c, {weight, 1, c}, {x, x_step}, {out, out_step}, add);
   }
@@ -107,7 +107,7 @@ struct SlicePass {
       attend(head(0, h, s.q0, sizes.columns, s.k0, s.v0), forced_head(h), sizes.tokens,
              s.pattern0 + h * sizes.tokens * sizes.columns, s.z0 + h * sizes.depth * sizes.columns);
     apply(member.value(0, kOut), s.z0, sizes.columns, sizes.columns, s.x, sizes.columns, true);
-    turn(s.z0, sizes.columns, sizes.row, sizes.columns, work.z0_rows + place() * sizes.row, sizes.row);
+    transpose(s.z0, sizes.columns, sizes.row, sizes.columns, work.z0_rows + place() * sizes.row, sizes.row);
   }
 
   ForcedHead forced_head(int64_t h) const {
@@ -119,22 +119,22 @@ struct SlicePass {
     const Slice& s = slice();
     norm_lanes(norm(member.value(1, kGain), member.value(1, kBias)), sizes.width, sizes.columns, s.x, s.xhat, s.h,
                s.inverse);
-    turn(s.h, sizes.columns, sizes.row, sizes.columns, work.h_rows + place() * sizes.row, sizes.row);
+    transpose(s.h, sizes.columns, sizes.row, sizes.columns, work.h_rows + place() * sizes.row, sizes.row);
     apply(member.value(1, kQuery), s.h + query(), sizes.columns, kLanes, s.q, kLanes, false);
     apply(member.value(1, kKey), s.h, sizes.columns, sizes.columns, s.k, sizes.columns, false);
     if (!member.copies()) apply(member.value(1, kValue), s.h, sizes.columns, sizes.columns, s.v, sizes.columns, false);
-    if (member.forced.first_layer) move_on(s.k);
+    if (member.forced.first_layer) shift(s.k);
     for (int64_t c = 0; c < sizes.width; ++c)
       std::memcpy(s.last + c * kLanes, s.x + c * sizes.columns + query(), kLanes * sizeof(float));
   }
 
   // Every position but the first and the query's takes what the one before holds
-  void move_on(float* x) const {
+  void shift(float* x) const {
     for (int64_t c = 0; c < sizes.width; ++c)
       std::memmove(x + c * sizes.columns + kLanes, x + c * sizes.columns, (sizes.tokens - 2) * kLanes * sizeof(float));
   }
 
-  void move_on_back(float* dx) const {
+  void shift_back(float* dx) const {
     for (int64_t c = 0; c < sizes.width; ++c, dx += sizes.columns)
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         dx[lane] += dx[kLanes + lane];
@@ -171,11 +171,11 @@ struct SlicePass {
 
   void finish() const {
     const Slice& s = slice();
-    turn(s.z, kLanes, sizes.row, kLanes, work.z_rows + number * kLanes * sizes.row, sizes.row);
+    transpose(s.z, kLanes, sizes.row, kLanes, work.z_rows + number * kLanes * sizes.row, sizes.row);
     apply(member.value(last_layer(), kOut), s.z, kLanes, kLanes, s.last, kLanes, true);
     norm_lanes(norm(member.value(kFinalGain), member.value(kFinalBias)), sizes.width, kLanes, s.last, s.last_xhat,
                s.hidden, s.last_inverse);
-    turn(s.hidden, kLanes, sizes.row, kLanes, work.hidden_rows + number * kLanes * sizes.row, sizes.row);
+    transpose(s.hidden, kLanes, sizes.row, kLanes, work.hidden_rows + number * kLanes * sizes.row, sizes.row);
     for (int64_t c = 0; c < sizes.width; ++c)
       std::memcpy(work.hidden + c * sizes.lanes + number * kLanes, s.hidden + c * kLanes, kLanes * sizeof(float));
   }
@@ -225,7 +225,7 @@ struct SlicePass {
       gather_dhidden();
       norm_lanes_back(norm(member.value(kFinalGain), nullptr), sizes.width, kLanes, s.dlast, s.last_xhat,
                       s.last_inverse, s.dlast, s.dfinal_gain, s.dfinal_bias);
-      apply_turned(member.value(last_layer(), kOut), s.dlast, kLanes, kLanes, s.dz, kLanes, false);
+      apply_transposed(member.value(last_layer(), kOut), s.dlast, kLanes, kLanes, s.dz, kLanes, false);
     }
     last_attention_back();
     rotate_query(s.dq, -1);
@@ -233,14 +233,14 @@ struct SlicePass {
     if (sizes.layers == 2) {
       project_last_back();
       if (uses_first_layer()) first_layer_back();
-      turn(s.dx, sizes.columns, sizes.row, sizes.columns, work.direct_places + place() * sizes.row, sizes.row);
+      transpose(s.dx, sizes.columns, sizes.row, sizes.columns, work.direct_places + place() * sizes.row, sizes.row);
     } else {
       const int64_t row = 3 * sizes.row;
       float* rows = work.dqkv_places + place() * row;
-      turn(s.dq, kLanes, sizes.row, kLanes, rows + query() * row, row);
-      turn(s.dk, sizes.columns, sizes.row, sizes.columns, rows + sizes.row, row);
-      turn(s.dv, sizes.columns, sizes.row, sizes.columns, rows + 2 * sizes.row, row);
-      turn(s.dlast, kLanes, sizes.row, kLanes, work.direct_places + (place() + query()) * sizes.row, sizes.row);
+      transpose(s.dq, kLanes, sizes.row, kLanes, rows + query() * row, row);
+      transpose(s.dk, sizes.columns, sizes.row, sizes.columns, rows + sizes.row, row);
+      transpose(s.dv, sizes.columns, sizes.row, sizes.columns, rows + 2 * sizes.row, row);
+      transpose(s.dlast, kLanes, sizes.row, kLanes, work.direct_places + (place() + query()) * sizes.row, sizes.row);
     }
   }
 
@@ -284,11 +284,11 @@ struct SlicePass {
 
   void project_last_back() const {
     const Slice& s = slice();
-    if (member.forced.first_layer) move_on_back(s.dk);
-    apply_turned(member.value(1, kKey), s.dk, sizes.columns, sizes.columns, s.dx, sizes.columns, false);
+    if (member.forced.first_layer) shift_back(s.dk);
+    apply_transposed(member.value(1, kKey), s.dk, sizes.columns, sizes.columns, s.dx, sizes.columns, false);
     if (!member.copies())
-      apply_turned(member.value(1, kValue), s.dv, sizes.columns, sizes.columns, s.dx, sizes.columns, true);
-    apply_turned(member.value(1, kQuery), s.dq, kLanes, kLanes, s.dx + query(), sizes.columns, true);
+      apply_transposed(member.value(1, kValue), s.dv, sizes.columns, sizes.columns, s.dx, sizes.columns, true);
+    apply_transposed(member.value(1, kQuery), s.dq, kLanes, kLanes, s.dx + query(), sizes.columns, true);
     norm_lanes_back(norm(member.value(1, kGain), nullptr), sizes.width, sizes.columns, s.dx, s.xhat, s.inverse, s.dx,
                     s.dgain, s.dbias);
     for (int64_t c = 0; c < sizes.width; ++c)
@@ -300,7 +300,7 @@ struct SlicePass {
     const Slice& s = slice();
     // the stream and the last layer's keys are used up: the memory of x, h and xhat holds gradients of the first layer
     float *dz = s.xhat, *dq = s.x, *dk = s.h, *dv = s.z0;
-    apply_turned(member.value(0, kOut), s.dx, sizes.columns, sizes.columns, dz, sizes.columns, false);
+    apply_transposed(member.value(0, kOut), s.dx, sizes.columns, sizes.columns, dz, sizes.columns, false);
     for (int64_t h = 0; h < sizes.heads; ++h) {
       const int64_t first = h * sizes.depth * sizes.columns;
       attend_back(head(0, h, s.q0, sizes.columns, s.k0, s.v0), forced_head(h), sizes.tokens,
@@ -311,7 +311,7 @@ struct SlicePass {
     const int64_t row = 3 * sizes.row;
     float* rows = work.dqkv_places + place() * row;
     for (float* each : {dq, dk, dv}) {
-      turn(each, sizes.columns, sizes.row, sizes.columns, rows, row);
+      transpose(each, sizes.columns, sizes.row, sizes.columns, rows, row);
       rows += sizes.row;
     }
   }

@@ -5,10 +5,6 @@
 // formed and used up; the slices and the tokens backward; the other weights. A phase is cut into units by the shapes
 // alone, and every sum has one owner and one order: the result does not depend on the number of threads. A thread has a
 // member for itself while there are enough of them; the rest are shared by all threads.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <cmath>
 
 #include "cpu/exemplar_slice.h"
@@ -33,7 +29,7 @@ struct NoDenormals {
 // Logits of a chunk of labels, kept as exp(logit - largest of the chunk)
 void chunk_forward(const Sizes& sizes, const Member& member, const Work& work, const Sequences& sequences,
                    int64_t chunk) {
-  const int64_t begin = chunk * kLabelChunk, end = smaller(begin + kLabelChunk, sizes.labels), n = sizes.lanes;
+  const int64_t begin = chunk * kLabelChunk, end = min(begin + kLabelChunk, sizes.labels), n = sizes.lanes;
   float* logits = work.logits + begin * n;
   const int64_t known = clamp(member.known, begin, end);
   multiply(known - begin, n, sizes.width, {member.value(kUnembed) + begin * sizes.width, sizes.width, 1},
@@ -81,7 +77,7 @@ void merge_chunks(const Sizes& sizes, const Work& work, int64_t j) {
 // Gradients of a chunk's logits; what they give to the hidden states; the chunk's unembedding, updated
 void chunk_backward(const Sizes& sizes, const Member& member, const Work& work, const Sequences& sequences,
                     const Adam& adam, int64_t chunk, float* gradient) {
-  const int64_t begin = chunk * kLabelChunk, end = smaller(begin + kLabelChunk, sizes.labels), n = sizes.lanes;
+  const int64_t begin = chunk * kLabelChunk, end = min(begin + kLabelChunk, sizes.labels), n = sizes.lanes;
   const int64_t known = clamp(member.known, begin, end), c = sizes.width;
   float* d = work.logits + begin * n;
   for (int64_t j = 0; j < n; j += W) {
@@ -100,7 +96,7 @@ void chunk_backward(const Sizes& sizes, const Member& member, const Work& work, 
   multiply(c, n, known - begin, {member.value(kUnembed) + begin * c, 1, c}, {d, n}, {dhidden, n}, true);
   const Parameter& weight = member.of(kUnembed);
   for (int64_t first = begin; first < known; first += kRows) {
-    const int64_t rows = smaller(kRows, known - first);
+    const int64_t rows = min(kRows, known - first);
     multiply(rows, sizes.row, sizes.batch, {d + (first - begin) * n, n, 1}, {work.hidden_rows, sizes.row},
              {gradient, sizes.row});
     for (int64_t r = 0; r < rows; ++r) adam.run(weight, (first + r) * c, c, gradient + r * sizes.row);
@@ -139,14 +135,14 @@ void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_
   const Adam none(p, 0, 0);
   const Update before{sizes, member, work, none, first_layer, gradient};
   team.each(blocks, [&](int64_t block) {
-    before.turn_embedding(block * kRows);
+    before.transpose_embedding(block * kRows);
     for (int64_t which = 0; which < 3; ++which) before.copy_weight(which, block * kRows);
   });
   for (int64_t step = 0; step < p.steps; ++step) {
     const int64_t at = step * p.members + number, exemplars = at * (tokens_a_step + sizes.batch);
     const Sequences sequences{p.classes + exemplars, p.exemplars + exemplars, p.labels + at * tokens_a_step,
                               p.target + at * sizes.batch};
-    const Adam adam(p, p.made + step, p.learning_rates[step]);
+    const Adam adam(p, p.first_step + step, p.learning_rates[step]);
     const Update update{sizes, member, work, adam, first_layer, gradient};
     const auto weights = [&] { return update.units(); };
     const auto pass = [&](int64_t slice) {
@@ -157,7 +153,7 @@ void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_
     team.each(slices, [&](int64_t slice) { pass(slice).forward(sequences); });
     if (member.copies()) {
       team.each(chunks, [&](int64_t chunk) {
-        const int64_t first = chunk * kLabelChunk, count = smaller(kLabelChunk, sizes.labels - first);
+        const int64_t first = chunk * kLabelChunk, count = min(kLabelChunk, sizes.labels - first);
         adam.run(member.of(kUnembed), first * sizes.width, count * sizes.width, nullptr);
         adam.run(member.of(kUnembedBias), first, count, nullptr);
       });
@@ -180,7 +176,7 @@ void train_member(const ExemplarSteps& p, const Sizes& sizes, Work& work, int64_
 
 void exemplar_steps(const ExemplarSteps& p) {
   const Sizes sizes(p);
-  const int64_t threads = p.threads < 1 ? 1 : p.threads, alone = p.members - p.members % threads;
+  const int64_t threads = max(p.num_threads, 1), alone = p.members - p.members % threads;
   const int64_t workers = alone ? threads : 1;
   Work* works;
   const Scratch table([&](Cutter& cutter) {
@@ -205,7 +201,7 @@ void exemplar_steps(const ExemplarSteps& p) {
   if (alone == p.members) return;
   Phase shared{};
   const int64_t most = sizes.blocks * (1 + 4 * sizes.layers) + sizes.chunks;  // about the units of the largest phase
-  const int64_t team_size = smaller(threads, most);
+  const int64_t team_size = min(threads, most);
 #pragma omp parallel num_threads(team_size)
   {
     const NoDenormals guard;

@@ -7,23 +7,13 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <sched.h>
 #endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include <cstdint>
 
 #include "cpu/simd.h"
+#include "cpu/threads.h"
 
 namespace icl::ICL_ISA {
-
-ICL_INLINE int thread_count() {
-#ifdef _OPENMP
-  return omp_get_num_threads();
-#else
-  return 1;
-#endif
-}
 
 // What the threads of a team share; all zero at first
 struct alignas(64) Phase {

@@ -89,13 +89,13 @@ struct Tokens {
 
   // Embeds the tokens of a block; where the first layer is used, its norm, queries, keys and values too
   void forward(int64_t block, bool first_layer) const {
-    const int64_t begin = block * kTokenBlock, end = smaller(begin + kTokenBlock, work.count);
+    const int64_t begin = block * kTokenBlock, end = min(begin + kTokenBlock, work.count);
     const int64_t exemplars = clamp(work.exemplars, begin, end);
     const int64_t row = sizes.row, wide = sizes.feature_row;
     for (int64_t u = begin; u < exemplars; ++u)
       std::memcpy(work.features + u * wide, p.features + work.key[u] * sizes.features, sizes.features * sizeof(float));
-    multiply(exemplars - begin, row, sizes.features, {work.features + begin * wide, wide, 1}, {work.embed_turned, row},
-             {work.embedded + begin * row, row});
+    multiply(exemplars - begin, row, sizes.features, {work.features + begin * wide, wide, 1},
+             {work.embed_transposed, row}, {work.embedded + begin * row, row});
     for (int64_t u = begin; u < end; ++u) {
       float* to = work.embedded + u * row;
       const bool label = u >= work.exemplars;
@@ -107,7 +107,7 @@ struct Tokens {
       if (first_layer) norm_row(u);
     }
     if (first_layer)
-      multiply(end - begin, 3 * row, sizes.width, {work.h0 + begin * row, row, 1}, {work.qkv_turned, 3 * row},
+      multiply(end - begin, 3 * row, sizes.width, {work.h0 + begin * row, row, 1}, {work.qkv_transposed, 3 * row},
                {work.qkv + begin * 3 * row, 3 * row});
   }
 
@@ -141,7 +141,7 @@ struct Tokens {
 
   // Gradients of a block of tokens, from those of their places
   void backward(int64_t block, bool first_layer) const {
-    const int64_t begin = block * kTokenBlock, end = smaller(begin + kTokenBlock, work.count), row = sizes.row;
+    const int64_t begin = block * kTokenBlock, end = min(begin + kTokenBlock, work.count), row = sizes.row;
     for (int64_t u = begin; u < end; ++u) {
       add_places(u, work.direct_places, row, work.dembedded);
       if (first_layer) add_places(u, work.dqkv_places, 3 * row, work.dqkv);

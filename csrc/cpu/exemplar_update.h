@@ -5,35 +5,25 @@
 #include <cstdint>
 
 #include "cpu/exemplar_work.h"
+#include "cpu/vector_math.h"
 
 namespace icl::ICL_ISA {
-
-ICL_INLINE vf root(vf x) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_maskz_sqrt_ps(__mmask16(-1), (__m512)x);
-#elif defined(__AVX2__)
-  return (vf)_mm256_sqrt_ps((__m256)x);
-#else
-  for (int i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
-  return x;
-#endif
-}
 
 struct Adam {
   float rate;        // over the bias correction of the first moment
   float root_scale;  // 1 / root of the bias correction of the second
   float keep_first, take_first, keep_second, take_second, eps;
 
-  Adam(const ExemplarSteps& p, int64_t made, double learning_rate)
-      : rate(float(learning_rate / (1 - pow(p.beta1, double(made + 1))))),
-        root_scale(float(1 / sqrt(1 - pow(p.beta2, double(made + 1))))), keep_first(float(p.beta1)),
+  Adam(const ExemplarSteps& p, int64_t step, double learning_rate)
+      : rate(float(learning_rate / (1 - pow(p.beta1, double(step + 1))))),
+        root_scale(float(1 / std::sqrt(1 - pow(p.beta2, double(step + 1))))), keep_first(float(p.beta1)),
         take_first(float(1 - p.beta1)), keep_second(float(p.beta2)), take_second(float(1 - p.beta2)),
         eps(float(p.eps)) {}
 
   ICL_INLINE void update(vf& w, vf& m, vf& v, vf g) const {
     m = m * splat(keep_first) + g * splat(take_first);
     v = v * splat(keep_second) + g * g * splat(take_second);
-    w -= splat(rate) * m / (root(v) * splat(root_scale) + splat(eps));
+    w -= splat(rate) * m / (sqrt(v) * splat(root_scale) + splat(eps));
   }
 
   // `count` weights from `first` on; no gradient: that of the loss is zero
@@ -87,7 +77,7 @@ struct Update {
     vectors();
   }
 
-  int64_t rows_from(int64_t first) const { return smaller(kRows, sizes.width - first); }
+  int64_t rows_from(int64_t first) const { return min(kRows, sizes.width - first); }
 
   void embed_exemplar(int64_t first) const {
     const int64_t rows = rows_from(first), row = sizes.feature_row;
@@ -96,12 +86,12 @@ struct Update {
     multiply(rows, row, work.exemplars, {work.dembedded + first, 1, sizes.row}, {work.features, row},
              {gradient, row});
     update_rows(p, first, rows, sizes.features, row);
-    turn_embedding(first);
+    transpose_embedding(first);
   }
 
-  void turn_embedding(int64_t first) const {
-    turn_any(member.value(kEmbedExemplar) + first * sizes.features, sizes.features, rows_from(first), sizes.features,
-             work.embed_turned + first, sizes.row);
+  void transpose_embedding(int64_t first) const {
+    transpose(member.value(kEmbedExemplar) + first * sizes.features, sizes.features, rows_from(first), sizes.features,
+              work.embed_transposed + first, sizes.row);
   }
 
   void update_rows(const Parameter& p, int64_t first, int64_t rows, int64_t width, int64_t row) const {
@@ -150,13 +140,13 @@ struct Update {
   void copy_weight(int64_t which, int64_t first) const {
     const int64_t rows = rows_from(first), c = sizes.width, row = sizes.row;
     const float* from = member.value(0, kQuery + which) + first * c;
-    turn_any(from, c, rows, c, work.qkv_turned + which * row + first, 3 * row);
+    transpose(from, c, rows, c, work.qkv_transposed + which * row + first, 3 * row);
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(work.qkv_rows + (which * c + first + r) * row, from + r * c, c * sizeof(float));
   }
 
   void embed_label(int64_t begin) const {
-    const int64_t end = smaller(begin + kLabelChunk, sizes.labels), c = sizes.width;
+    const int64_t end = min(begin + kLabelChunk, sizes.labels), c = sizes.width;
     const Parameter& p = member.of(kEmbedLabel);
     int64_t done = begin;
     for (int64_t v = begin; v < end; ++v) {

@@ -4,7 +4,8 @@
 #include <cstdint>
 
 #include "cpu/exemplar_layers.h"
-#include "cpu/exemplar_matmul.h"
+#include "cpu/gemm_unpacked.h"
+#include "cpu/integers.h"
 #include "cpu/scratch.h"
 #include "ops.h"
 
@@ -13,7 +14,7 @@ namespace icl::ICL_ISA {
 constexpr int64_t kTokenBlock = 12;   // tokens of a unit of work
 constexpr int64_t kLabelChunk = 256;  // rows of the embedding and unembedding of labels of a unit of work
 constexpr int64_t kRows = 16;         // rows of a matrix whose gradient is formed and used up in the cache
-constexpr float kNoLabel = -1e9f;     // the logit of a label that is not there
+constexpr float kNoLabel = -1e9f;     // the logit of a label that a member does not tell apart or a context lacks
 
 // The order of ExemplarSteps::parameters; layer l begins at kLayers + l * kPerLayer
 enum Slot {
@@ -140,7 +141,7 @@ struct Work {
   float *dembedded, *dh0;                      // [most][row]
   float *dqkv_places, *direct_places;          // [places][3 * row], [places][row]
   float *z0_rows, *h_rows, *z_rows, *hidden_rows;  // [places][row] twice, [lanes][row] twice
-  float *embed_turned, *qkv_turned, *qkv_rows;  // weights: [F][row], [C][3 * row], [3][C][row]
+  float *embed_transposed, *qkv_transposed, *qkv_rows;  // weights: [F][row], [C][3 * row], [3][C][row]
   float *hidden;                               // [C][lanes]
   float *logits;                               // [V][lanes]
   float *top, *sum;                            // [chunks][lanes]
@@ -171,8 +172,8 @@ struct Work {
     }
     take(s.lanes * s.row, z_rows);
     take(s.lanes * s.row, hidden_rows);
-    take(s.features * s.row, embed_turned);
-    take(s.width * 3 * s.row, qkv_turned);
+    take(s.features * s.row, embed_transposed);
+    take(s.width * 3 * s.row, qkv_transposed);
     take(s.width * 3 * s.row, qkv_rows);
     take(s.row * s.lanes, hidden);
     take(s.labels * s.lanes, logits);
@@ -180,9 +181,7 @@ struct Work {
     take(s.lanes, target_logit);
     take(s.lanes, loss);
     take(s.chunks * s.width * s.lanes, dhidden);
-    const int64_t longest = s.row > s.feature_row ? s.row : s.feature_row;
-    gradient_size = kRows * longest > s.tokens * s.row ? kRows * longest : s.tokens * s.row;
-    if (gradient_size < kLabelChunk) gradient_size = kLabelChunk;
+    gradient_size = max(max(kRows * max(s.row, s.feature_row), s.tokens * s.row), kLabelChunk);
     take(threads * gradient_size, gradient);
     slices = reinterpret_cast<Slice*>(cutter.take(s.slices * int64_t(sizeof(Slice) / sizeof(float))));
     Slice measured;

@@ -4,7 +4,9 @@
 // that stays in its first-level cache and goes through all variants of it.
 #include <cstdint>
 
-#include "cpu/rows.h"
+#include "cpu/simd.h"
+#include "cpu/threads.h"
+#include "cpu/vector_math.h"
 #include "gelu.h"
 #include "ops.h"
 
@@ -16,24 +18,7 @@ constexpr int64_t kChunk = 2048;  // elements of u
 struct VectorMath {
   ICL_INLINE vf exp(vf x) const { return exp_nonpositive(x); }
 
-  // e^x - 1 for x <= 0, with e^x = 2^n e^r, n = round(x / ln 2): 2^n (e^r - 1) + (2^n - 1), where n = 0 near x = 0,
-  // and elsewhere the second part is at least twice the first
-  ICL_INLINE vf expm1(vf x) const {
-    x = at_least(splat(-87.0f), x);
-    const vf shift = splat(12582912.0f + 127.0f);  // its low bits are 127, the bias of a float's exponent
-    const vf shifted = x * splat(1.44269504f) + shift, n = shifted - shift;
-    vf r = x - n * splat(0.693359375f);  // ln 2 in two parts: the first product is exact
-    r = r + n * splat(2.12194440e-4f);
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * r * r + r;
-    const vf power = (vf)((vi)shifted << 23);
-    return p * power + (power - splat(1.0f));
-  }
+  ICL_INLINE vf expm1(vf x) const { return expm1_nonpositive(x); }
 
   ICL_INLINE bool any(vi condition) const {
     int64_t words[W / 2], some = 0;
@@ -47,14 +32,14 @@ template <bool kTanh, typename T>
 void run_chunk(const T* u, const T* removed, T* out, int64_t count) {
   int64_t i = 0;
   for (; i + W <= count; i += W)
-    store_narrow(out + i, gelu_difference<kTanh>(load(u + i), load(removed + i), VectorMath{}));
+    store(out + i, gelu_difference<kTanh>(load(u + i), load(removed + i), VectorMath{}));
   if (i == count) return;
   T a[W] = {}, b[W] = {}, result[W];
   for (int64_t j = 0; j < count - i; ++j) {
     a[j] = u[i + j];
     b[j] = removed[i + j];
   }
-  store_narrow(result, gelu_difference<kTanh>(load(a), load(b), VectorMath{}));
+  store(result, gelu_difference<kTanh>(load(a), load(b), VectorMath{}));
   for (int64_t j = 0; j < count - i; ++j) out[i + j] = result[j];
 }
 
@@ -62,11 +47,11 @@ template <bool kTanh, typename T>
 void forward(const GeluDifference& p) {
   const T *u = static_cast<const T*>(p.u), *removed = static_cast<const T*>(p.removed);
   T* out = static_cast<T*>(p.out);
-  const int64_t size = p.n * p.m, chunks = (size + kChunk - 1) / kChunk;
+  const int64_t size = p.n * p.m, chunks = ceil_div(size, kChunk);
   [[maybe_unused]] const int64_t threads = useful_threads(p.num_threads, chunks, 30 * p.a * size);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t first = chunk * kChunk, count = size - first < kChunk ? size - first : kChunk;
+    const int64_t first = chunk * kChunk, count = min(size - first, kChunk);
     for (int64_t a = 0; a < p.a; ++a)
       run_chunk<kTanh>(u + first, removed + a * size + first, out + a * size + first, count);
   }

@@ -11,6 +11,7 @@
 
 #include "cpu/log_sum_exp.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
@@ -75,13 +76,13 @@ void prepare_tile(const HeadAblation& p, const Heads& heads, const Block& block,
   const int64_t width = round_up(p.c, NR), row = tile * MR;
   for (int64_t i = 0; i < MR * width; ++i) x[i] = 0;
   for (int r = 0; r < MR; ++r) {
-    const bool there = row + r < block.rows;
+    const bool in_use = row + r < block.rows;
     const T* from = static_cast<const T*>(p.resid) + (block.first + row + r) * p.c;
     double mean = 0;
-    for (int64_t c = 0; there && c < p.c; ++c) mean += widen(from[c]);
+    for (int64_t c = 0; in_use && c < p.c; ++c) mean += widen(from[c]);
     mean /= double(p.c);
     for (int64_t c = 0; c < p.c; ++c) {
-      if (there) x[r * width + c] = float(widen(from[c]) - mean);
+      if (in_use) x[r * width + c] = float(widen(from[c]) - mean);
       block.centred[(tile * p.c + c) * MR + r] = x[r * width + c] * value<T>(p.norm_weight, c, 1);
     }
   }
@@ -140,9 +141,9 @@ void run_strip(const HeadAblation& p, const Columns& columns, const Heads& heads
   alignas(64) float base[MR][Columns::kGroupPanels * NR];  // not yet divided by the deviation
   alignas(64) float logits[MR][Columns::kGroupPanels * NR];
   const int64_t padded = round_up(heads.rows, MR);
-  const int64_t begin = strip * columns.strip, end = smaller(begin + columns.strip, columns.panels);
+  const int64_t begin = strip * columns.strip, end = min(begin + columns.strip, columns.panels);
   for (int64_t first = begin; first < end; first += columns.group) {
-    const int64_t count = smaller(columns.group, end - first);
+    const int64_t count = min(columns.group, end - first);
     prepare_group<T>(p, heads, first, count, own);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile)
       for (int64_t h = 0; h <= p.h; ++h) {
@@ -174,7 +175,7 @@ void finish(const HeadAblation& p, const Columns& columns, const Block& block, i
   block.partial[h].merge(columns.strips, row, peak, sum);
   float* out = (h == 0 ? p.base : p.losses + (h - 1) * p.n) + block.first + row;
   const float* at_target = block.at_target + h * block.size + row;
-  for (int64_t i = 0; i < smaller(W, block.rows - row); ++i) out[i] = logf(sum[i]) - (at_target[i] - peak[i]);
+  for (int64_t i = 0; i < min(W, block.rows - row); ++i) out[i] = logf(sum[i]) - (at_target[i] - peak[i]);
 }
 
 template <typename T>
@@ -182,7 +183,7 @@ void forward(const HeadAblation& p) {
   const int64_t variants = p.h + 1, padded = round_up(p.h * p.d + 1, MR), width = round_up(p.c, NR);
   const Columns columns(p.v, p.c + padded, 64);
   const int64_t per_row = p.c + p.h * p.d + 2 * variants * (columns.strips + 1);
-  const int64_t size = smaller(round_up(p.n, W), round_up(clamp(kRowFloats / per_row, 256, 8192), W));
+  const int64_t size = min(round_up(p.n, W), round_up(clamp(kRowFloats / per_row, 256, 8192), W));
   const int threads = p.num_threads;
   const int64_t parts = clamp(ceil_div(4 * threads, columns.strips), 1, ceil_div(size, 64 * MR));
   Heads heads{nullptr, nullptr, p.h * p.d + 1};
@@ -221,7 +222,7 @@ void forward(const HeadAblation& p) {
     for (int64_t first = 0; first < p.n; first += size) {
       Block here = block;
       here.first = first;
-      here.rows = smaller(size, p.n - first);
+      here.rows = min(size, p.n - first);
       const int64_t tiles = ceil_div(here.rows, MR);
 #pragma omp for schedule(dynamic, 4)
       for (int64_t tile = 0; tile < tiles; ++tile) prepare_tile<T>(p, heads, here, tile, own.x);

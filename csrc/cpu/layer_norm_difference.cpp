@@ -10,12 +10,13 @@
 
 #include "cpu/rows.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
 namespace {
 
-struct Rows {  // of a thread, each [padded(C)], zero beyond C
+struct Rows {  // of a thread, each [round_up(C, W)], zero beyond C
   float* x;
   float* centred;
   float* removed;  // centred too, in the end
@@ -30,7 +31,7 @@ ICL_INLINE float mean(int64_t c, F f) {
   constexpr int64_t kPiece = 32 * W;
   vf total{};
   for (int64_t first = 0; first < c; first += kPiece) {
-    const int64_t end = first + kPiece < c ? first + kPiece : c;
+    const int64_t end = min(first + kPiece, c);
     vf even{}, odd{};
     int64_t i = first;
     for (; i + W < end; i += 2 * W) {
@@ -40,11 +41,13 @@ ICL_INLINE float mean(int64_t c, F f) {
     if (i < end) even += f(i);
     total += even + odd;
   }
-  return sum(total) / float(c);
+  float sum = 0;  // lane by lane
+  for (int i = 0; i < W; ++i) sum += total[i];
+  return sum / float(c);
 }
 
 ICL_INLINE void clear_tail(float* row, int64_t c) {
-  for (int64_t i = c; i < padded(c); ++i) row[i] = 0;
+  for (int64_t i = c; i < round_up(c, W); ++i) row[i] = 0;
 }
 
 // row + rest, minus its mean
@@ -91,20 +94,20 @@ void run_variant(const LayerNormDifference& p, const Rows& rows, const float* ga
 
 template <typename T>
 void forward(const LayerNormDifference& p) {
-  const int64_t width = padded(p.c);
+  const int64_t width = round_up(p.c, W);
   const int64_t threads = useful_threads(p.num_threads, p.n, 40 * p.a * p.n * p.c);
-  float *gain, *room;
-  const int64_t row = (width + 15) / 16 * 16;  // each begins a cache line
+  float *gain, *rows_of_threads;
+  const int64_t row = round_up(width, 16);  // each begins a cache line
   const Scratch scratch([&](Cutter& cutter) {
     gain = cutter.take(width);
-    room = cutter.take(threads * 5 * row);
+    rows_of_threads = cutter.take(threads * 5 * row);
   });
   for (int64_t i = 0; i < width; ++i) gain[i] = 1;
   if (p.weight) widen_rows(static_cast<const T*>(p.weight), 1, p.c, gain, width);
 
 #pragma omp parallel num_threads(threads)
   {
-    float* own = room + thread_number() * 5 * row;
+    float* own = rows_of_threads + thread_number() * 5 * row;
     const Rows rows{own, own + row, own + 2 * row, own + 3 * row, own + 4 * row};
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < p.n; ++n) {

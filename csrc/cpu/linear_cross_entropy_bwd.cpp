@@ -9,6 +9,7 @@
 
 #include "cpu/log_sum_exp.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
@@ -31,9 +32,9 @@ struct Sizes {
     width = round_up(clamp(p.c, 1, INT32_MAX), NR);
     c_panels = width / NR;
     c_tiles = ceil_div(p.c, MR);
-    rows = smaller(round_up(p.n, MR), round_up(clamp(kBlockFloats / width, 64, kBlockRows), MR));
-    panels = smaller(ceil_div(p.v, NR), clamp(kStripFloats / (width * NR), 1, kStripPanels));
-    group = smaller(Columns(p.v, p.c, 1).group, panels);
+    rows = min(round_up(p.n, MR), round_up(clamp(kBlockFloats / width, 64, kBlockRows), MR));
+    panels = min(ceil_div(p.v, NR), clamp(kStripFloats / (width * NR), 1, kStripPanels));
+    group = min(Columns(p.v, p.c, 1).group, panels);
   }
 };
 
@@ -71,7 +72,7 @@ void copy_weight(const LinearCrossEntropyBwd& p, const Sizes& sizes, const Share
   const T* from = static_cast<const T*>(p.weight) + v * p.c;
   for (int64_t j = 0; j < sizes.c_panels; ++j) {
     float* out = s.weight + (j * sizes.panels * NR + column) * NR;
-    const int64_t here = v < p.v ? smaller(NR, p.c - j * NR) : 0;
+    const int64_t here = v < p.v ? min(NR, p.c - j * NR) : 0;
     for (int64_t i = 0; i < here; ++i) out[i] = widen(from[j * NR + i]);
     for (int64_t i = here; i < NR; ++i) out[i] = 0;
   }
@@ -128,7 +129,7 @@ void add_grad_bias(const Sizes& sizes, const Shared& s, const Where& at, int64_t
   vf total[NV] = {};
   for (int64_t begin = 0; begin < at.rows; begin += 32) {  // short sums first, for their smaller errors
     vf sum[NV] = {};
-    for (int64_t row = begin; row < smaller(begin + 32, at.rows); ++row)
+    for (int64_t row = begin; row < min(begin + 32, at.rows); ++row)
       for (int v = 0; v < NV; ++v) sum[v] += load(grad + row * NR + v * W);
     for (int v = 0; v < NV; ++v) total[v] += sum[v];
   }
@@ -144,18 +145,18 @@ void add_grad_hidden(const LinearCrossEntropyBwd& p, const Sizes& sizes, const S
   Tile total{};
   for (int64_t begin = 0; begin < at.panels; begin += kPanels) {
     Tile piece{};
-    for (int64_t i = begin; i < smaller(begin + kPanels, at.panels); ++i) {
+    for (int64_t i = begin; i < min(begin + kPanels, at.panels); ++i) {
       const float* grad = s.grad_logits + (i * sizes.rows + tile * MR) * NR;
       if (i + 1 < at.panels)  // too far away for the hardware to guess
         for (int64_t j = 0; j < MR * NR; j += 16) __builtin_prefetch(grad + sizes.rows * NR + j);
-      multiply_add<NR, 1>(grad, weight + i * NR * NR, NR, piece);
+      multiply_add(grad, NR, 1, weight + i * NR * NR, NR, NR, piece.at);
     }
     for (int r = 0; r < MR; ++r)
       for (int v = 0; v < NV; ++v) total.at[r][v] += piece.at[r][v];
   }
-  const int64_t columns = smaller(NR, p.c - c_panel * NR);
+  const int64_t columns = min(NR, p.c - c_panel * NR);
   alignas(64) float edge[NR];
-  for (int r = 0; r < smaller(MR, at.rows - tile * MR); ++r) {
+  for (int r = 0; r < min(MR, at.rows - tile * MR); ++r) {
     float* out = s.grad_hidden + (at.first_row + tile * MR + r) * p.c + c_panel * NR;
     for (int v = 0; v < NV; ++v) {
       if ((v + 1) * W <= columns) {
@@ -171,12 +172,12 @@ void add_grad_hidden(const LinearCrossEntropyBwd& p, const Sizes& sizes, const S
 template <typename T>
 void write_grad_weight(const LinearCrossEntropyBwd& p, const Sizes& sizes, const Shared& s, const Where& at,
                        int64_t panel) {
-  const int64_t column = (at.first_panel + panel) * NR, here = smaller(NR, p.v - column);
+  const int64_t column = (at.first_panel + panel) * NR, here = min(NR, p.v - column);
   const float* grad = s.grad_weight + panel * sizes.c_tiles * MR * NR;
   T* out = static_cast<T*>(p.grad_weight) + column * p.c;
   for (int64_t begin = 0; begin < p.c; begin += 16)  // 16 rows of NR floats stay in the first-level cache
     for (int64_t j = 0; j < here; ++j)
-      for (int64_t c = begin; c < smaller(begin + 16, p.c); ++c) narrow(grad[c * NR + j], out + j * p.c + c);
+      for (int64_t c = begin; c < min(begin + 16, p.c); ++c) narrow(grad[c * NR + j], out + j * p.c + c);
 }
 
 template <typename T>
@@ -202,9 +203,9 @@ void backward(const LinearCrossEntropyBwd& p) {
   const int64_t all_panels = ceil_div(p.v, NR);
 #pragma omp parallel num_threads(threads)
   for (int64_t first_panel = 0; first_panel < all_panels; first_panel += sizes.panels) {
-    const int64_t panels = smaller(sizes.panels, all_panels - first_panel), groups = ceil_div(panels, sizes.group);
+    const int64_t panels = min(sizes.panels, all_panels - first_panel), groups = ceil_div(panels, sizes.group);
     for (int64_t first_row = 0; first_row < p.n; first_row += sizes.rows) {
-      const Where at{first_row, smaller(sizes.rows, p.n - first_row), first_panel, panels};
+      const Where at{first_row, min(sizes.rows, p.n - first_row), first_panel, panels};
       const int64_t tiles = ceil_div(at.rows, MR);
       if (first_panel == 0 || sizes.rows < p.n) {
 #pragma omp for schedule(static)
@@ -218,7 +219,7 @@ void backward(const LinearCrossEntropyBwd& p) {
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < groups * parts; ++task) {
         const int64_t first = task / parts * sizes.group, part = task % parts;
-        differentiate<T>(p, sizes, s, at, first, smaller(sizes.group, panels - first), tiles * part / parts,
+        differentiate<T>(p, sizes, s, at, first, min(sizes.group, panels - first), tiles * part / parts,
                          tiles * (part + 1) / parts, packed + thread_number() * packed_floats);
       }
       if (p.grad_weight) {
@@ -251,7 +252,7 @@ void backward(const LinearCrossEntropyBwd& p) {
     }
     if (p.grad_bias) {
 #pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < smaller(panels * NR, p.v - first_panel * NR); ++i)
+      for (int64_t i = 0; i < min(panels * NR, p.v - first_panel * NR); ++i)
         narrow(s.grad_bias[i], static_cast<T*>(p.grad_bias) + first_panel * NR + i);
     }
 #pragma omp barrier

@@ -8,6 +8,7 @@
 
 #include "cpu/log_sum_exp.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
@@ -30,9 +31,9 @@ void run_strip(const LinearCrossEntropyFwd& p, const Columns& columns, const Blo
   alignas(64) float logits[MR][Columns::kGroupPanels * NR];
   alignas(64) float offsets[Columns::kGroupPanels * NR];
   const Weight<T> weight{static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), p.c, p.v};
-  const int64_t begin = strip * columns.strip, end = smaller(begin + columns.strip, columns.panels);
+  const int64_t begin = strip * columns.strip, end = min(begin + columns.strip, columns.panels);
   for (int64_t first = begin; first < end; first += columns.group) {
-    const int64_t count = smaller(columns.group, end - first);
+    const int64_t count = min(columns.group, end - first);
     for (int64_t i = 0; i < count; ++i) weight.pack(first + i, panels + i * p.c * NR, offsets + i * NR);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       for (int64_t i = 0; i < count; ++i) {
@@ -59,7 +60,7 @@ void finish(const LinearCrossEntropyFwd& p, const Columns& columns, const Block&
             int64_t first_row) {
   vf peak, sum;
   block.partial.merge(columns.strips, row, peak, sum);
-  for (int64_t i = 0; i < smaller(W, block.rows - row); ++i) {
+  for (int64_t i = 0; i < min(W, block.rows - row); ++i) {
     const int64_t out = first_row + row + i;
     const bool ignored = block.targets[row + i] == p.ignore_index;
     p.peak[out] = ignored ? 0.0f : peak[i];
@@ -72,7 +73,7 @@ template <typename T>
 void forward(const LinearCrossEntropyFwd& p) {
   const Columns columns(p.v, p.c, 256);
   const int64_t width = clamp(p.c, 1, INT32_MAX);
-  const int64_t size = smaller(round_up(p.n, W), round_up(clamp(kRowFloats / width, 256, 8192), W));
+  const int64_t size = min(round_up(p.n, W), round_up(clamp(kRowFloats / width, 256, 8192), W));
   const int threads = p.num_threads;
   // a strip is split by rows only where there are too few strips to go round
   const int64_t parts = clamp(ceil_div(4 * threads, columns.strips), 1, ceil_div(size, 16 * MR));
@@ -87,7 +88,7 @@ void forward(const LinearCrossEntropyFwd& p) {
   });
 
   for (int64_t first_row = 0; first_row < p.n; first_row += size) {
-    const int64_t rows = smaller(size, p.n - first_row), tiles = ceil_div(rows, MR);
+    const int64_t rows = min(size, p.n - first_row), tiles = ceil_div(rows, MR);
     const Block block{hidden, {max, sum, size}, at_target, p.targets + first_row, rows};
 #pragma omp parallel num_threads(threads)
     {

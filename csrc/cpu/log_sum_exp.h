@@ -4,64 +4,10 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cpu/gemm_tile.h"
+#include "cpu/gemm_packed.h"
+#include "cpu/vector_math.h"
 
 namespace icl::ICL_ISA {
-
-// x = n ln 2 + r with n whole and |r| <= ln 2 / 2; below -87 as of -87, NaN for NaN.
-struct Reduced {
-  vf r;
-  vf power;  // 2^n
-  vf tail;   // (e^r - 1 - r) / r^2
-};
-
-ICL_INLINE Reduced reduce(vf x) {
-  x = max(splat(-87.0f), x);
-  // the low bits of `shifted` are n + 127: moved up they are the bits of the float 2^n
-  const vf shift = splat(12582912.0f + 127.0f);
-  const vf shifted = x * splat(1.44269504f) + shift;
-  const vf n = shifted - shift;
-#ifdef __FMA__
-  const vf r = x - n * splat(0.693147181f);  // off by 2e-9 n: nothing beside the e^n by which the result is smaller
-#else
-  vf r = x - n * splat(0.693359375f);  // ln 2 in two parts: the first product is exact
-  r = r + n * splat(2.12194440e-4f);
-#endif
-  vf p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  return {r, (vf)((vi)shifted << 23), p};
-}
-
-// exp(x) for x <= 0 (or a rounding above), error below 2 ulp; below -87 it is exp(-87), 1.6e-38, which adds nothing to
-// a sum that has a 1 in it; NaN for NaN. Half the work of exp().
-ICL_INLINE vf exp_of_difference(vf x) {
-  const Reduced of = reduce(x);
-  return ((of.tail * of.r + splat(1.0f)) * of.r + splat(1.0f)) * of.power;
-}
-
-template <int Step, int... I>
-ICL_INLINE vf rotate(vf v, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(v, v, ((I + Step) % W)...);
-}
-
-// The sum and the largest of the lanes, in log2(W) steps.
-template <int Step = W / 2>
-ICL_INLINE float sum_of_lanes(vf v) {
-  v += rotate<Step>(v, std::make_integer_sequence<int, W>());
-  if constexpr (Step > 1) return sum_of_lanes<Step / 2>(v);
-  return v[0];
-}
-
-template <int Step = W / 2>
-ICL_INLINE float largest_lane(vf v) {
-  v = max(v, rotate<Step>(v, std::make_integer_sequence<int, W>()));
-  if constexpr (Step > 1) return largest_lane<Step / 2>(v);
-  return v[0];
-}
 
 struct MaxSum {
   float max;  // -inf: nothing but -inf was seen
@@ -129,7 +75,7 @@ struct Weight {
 
   // A panel, and what is added to its logits. -inf in columns beyond V: they count for nothing.
   void pack(int64_t panel, float* out /* [C][NR] */, float* offsets /* [NR] */) const {
-    const int64_t column = panel * NR, here = smaller(v - column, NR);
+    const int64_t column = panel * NR, here = min(v - column, NR);
     pack_panel(weight + column * c, here, c, out);
     for (int64_t j = 0; j < NR; ++j) offsets[j] = j >= here ? -INFINITY : bias ? widen(bias[column + j]) : 0.0f;
   }

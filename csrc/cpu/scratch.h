@@ -1,15 +1,11 @@
 // Working memory of a kernel: one aligned block, taken before the threads start (no exception may leave a thread).
 #pragma once
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <cstdint>
 #include <cstdlib>
 #include <new>
 
-#include "cpu/simd.h"
+#include "cpu/integers.h"
 
 namespace icl::ICL_ISA {
 
@@ -20,13 +16,13 @@ struct Cutter {
 
   float* take(int64_t floats) {
     float* piece = base ? base + used : nullptr;
-    used += (floats + 15) / 16 * 16;
+    used += round_up(floats, 16);
     return piece;
   }
 };
 
 struct Scratch {
-  // cut(Cutter&) takes the pieces. It runs twice: to measure, and when the memory is there.
+  // cut(Cutter&) takes the pieces. It runs twice: to measure, and when there is memory.
   template <typename Cut>
   explicit Scratch(Cut cut) {
     Cutter measure{nullptr};
@@ -43,13 +39,5 @@ struct Scratch {
  private:
   float* data;
 };
-
-ICL_INLINE int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 }  // namespace icl::ICL_ISA

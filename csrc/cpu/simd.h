@@ -1,4 +1,4 @@
-// Vectors of floats as wide as the instruction set this file is compiled for, and the few functions kernels need.
+// Vectors of floats as wide as the instruction set this file is compiled for: loads, stores, what crosses lanes.
 //
 // Every kernel source is compiled once per instruction set (csrc/CMakeLists.txt defines ICL_ISA as baseline, avx2 or
 // avx512) and chosen at run time (isa.h). Everything here lives in namespace icl::ICL_ISA and is inlined, so that no
@@ -6,8 +6,13 @@
 // For the same reason kernels use no std:: algorithm or container.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #define ICL_VECTOR_BYTES 64
@@ -45,6 +50,14 @@ ICL_INLINE vf load(const uint16_t* p) {
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
+ICL_INLINE void store(uint16_t* p, vf v) {  // round to nearest even; NaN stays NaN
+  vu bits = (vu)v;
+  vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  rounded = v == v ? rounded : vu{} + 0x7fc0u;
+  half_vu16 h = __builtin_convertvector(rounded, half_vu16);
+  std::memcpy(p, &h, sizeof h);
+}
+
 ICL_INLINE float widen(float x) { return x; }
 
 ICL_INLINE float widen(uint16_t x) {
@@ -65,46 +78,38 @@ ICL_INLINE uint16_t narrow(float x) {
 ICL_INLINE void narrow(float x, float* out) { *out = x; }
 ICL_INLINE void narrow(float x, uint16_t* out) { *out = narrow(x); }
 
-// a > b ? a : b lane by lane; a NaN in b is dropped, one in a kept by no one: callers look for NaN themselves
-ICL_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
-
-ICL_INLINE float sum(vf v) {
-  float s = 0;
-  for (int i = 0; i < W; ++i) s += v[i];
-  return s;
+// a > b ? a : b lane by lane; a NaN in b is kept, one in a alone is dropped: callers look for NaN themselves. One
+// instruction, which g++ does not find by itself in every place
+ICL_INLINE vf max(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);  // the plain one warns in g++ 12
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
 }
 
-ICL_INLINE float largest(vf v) {
-  float m = v[0];
-  for (int i = 1; i < W; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+template <int Step, int... I>
+ICL_INLINE vf rotate_lanes(vf v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, ((I + Step) % W)...);
 }
 
-// exp(x), error below 2 ulp (float64 libm) for x in [-87, 88]; below that 0, above it infinity, NaN for NaN.
-ICL_INLINE vf exp(vf x) {
-  const vf low = splat(-87.33654f), high = splat(88.72283f);
-  vf clamped = x < low ? low : x;
-  clamped = clamped > high ? high : clamped;
-  // n = round(x / ln 2): adding 1.5 * 2^23 leaves the integer in the low bits of the mantissa
-  const vf shift = splat(12582912.0f);
-  vf shifted = clamped * splat(1.44269504f) + shift;
-  vf n = shifted - shift;
-  vf r = clamped - n * splat(0.693359375f);  // ln 2 in two parts: the first product is exact
-  r = r + n * splat(2.12194440e-4f);
-  vf p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
-  // 2^n in two factors, because n can be 128
-  vi k = (vi)shifted - (vi)shift;
-  vi half = k >> 1;
-  vf scaled = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
-  scaled = x < low ? vf{} : scaled;
-  scaled = x > high ? splat(__builtin_inff()) : scaled;
-  return x == x ? scaled : x;
+// The sum and the largest of the lanes, in log2(W) steps.
+template <int Step = W / 2>
+ICL_INLINE float sum_of_lanes(vf v) {
+  v += rotate_lanes<Step>(v, std::make_integer_sequence<int, W>());
+  if constexpr (Step > 1) return sum_of_lanes<Step / 2>(v);
+  return v[0];
+}
+
+template <int Step = W / 2>
+ICL_INLINE float largest_lane(vf v) {
+  v = max(v, rotate_lanes<Step>(v, std::make_integer_sequence<int, W>()));
+  if constexpr (Step > 1) return largest_lane<Step / 2>(v);
+  return v[0];
 }
 
 }  // namespace icl::ICL_ISA

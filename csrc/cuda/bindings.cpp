@@ -40,13 +40,21 @@ template <typename P>
 void def_cuda(py::module_& m, const std::string& name, size_t (*workspace)(const P&, int),
               cudaError_t (*launch)(const P&, void*, int, cudaStream_t)) {
   if (!workspace || !launch) return;
-  m.def((name + "_workspace").c_str(), [workspace](const py::kwargs& kwargs) {
-    const Arguments a(kwargs);
-    return workspace(parse<P>(a), a["arch"]);
+  m.def((name + "_workspace").c_str(), [name, workspace](const py::kwargs& kwargs) {
+    Arguments from(name + "_workspace", kwargs);
+    const P p = read<P>(from);
+    const int arch = from.take<int>("arch");
+    from.finish();
+    return workspace(p, arch);
   });
   m.def((name + "_cuda").c_str(), [name, launch](const py::kwargs& kwargs) {
-    const Arguments a(kwargs);
-    check(launch(parse<P>(a), a["workspace"], a["arch"], a["stream"]), name);
+    Arguments from(name + "_cuda", kwargs);
+    const P p = read<P>(from);
+    const int arch = from.take<int>("arch");
+    const auto memory = reinterpret_cast<void*>(from.take<uintptr_t>("workspace"));
+    const auto stream = reinterpret_cast<cudaStream_t>(from.take<uintptr_t>("stream"));
+    from.finish();
+    check(launch(p, memory, arch, stream), name);
   });
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from icl_fast.ops._registry import available_impls
 from icl_fast.ops.cross_entropy_difference import cross_entropy_difference
-from icl_fast.ops.exemplar_steps import exemplar_steps, exemplar_steps_supported
 from icl_fast.ops.frozen_attention import frozen_attention
 from icl_fast.ops.gelu_difference import gelu_difference
 from icl_fast.ops.head_ablation_cross_entropy import head_ablation_cross_entropy
@@ -17,8 +16,6 @@ __all__ = [
     "PositionLoss",
     "available_impls",
     "cross_entropy_difference",
-    "exemplar_steps",
-    "exemplar_steps_supported",
     "frozen_attention",
     "gelu_difference",
     "head_ablation_cross_entropy",

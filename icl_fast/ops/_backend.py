@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype in csrc/ops.h
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # Dtype in csrc/ops.h
 
 _module: ModuleType | None = None
 _emulator: ModuleType | None = None
@@ -115,26 +115,46 @@ def places(op: str) -> dict[str, Place]:
     if _module is not None:
         found["cpu"] = Place("cpu", (torch.float32, torch.bfloat16))
     if cuda_compiled() and not why_no_cuda(op):
-        found["cuda"] = Place("cuda", tuple(DTYPE_CODES))
+        found["cuda"] = Place("cuda", DTYPES)
     if _emulator is not None:
-        found |= dict.fromkeys(("emu", "emu_sm90"), Place("cpu", tuple(DTYPE_CODES)))
+        found |= dict.fromkeys(("emu", "emu_sm90"), Place("cpu", DTYPES))
     return found
 
 
-def run(kernel: str, place: str, tensors: Mapping[str, Tensor | None], dtype: torch.dtype, **numbers: float) -> None:
-    """Run a kernel of csrc. It writes into some of the tensors.
+def run(
+    kernel: str,
+    place: str,
+    outputs: Mapping[str, Tensor | None],
+    inputs: Mapping[str, Tensor | None],
+    dtype: torch.dtype | None = None,
+    **numbers: float,
+) -> None:
+    """Run a kernel of csrc.
 
     Args:
         kernel: its name in csrc/ops.h.
         place: where; see the module's docstring.
-        tensors: by the name of the argument in csrc/ops.h. Those it reads may have any strides; those it writes
-            are contiguous.
-        dtype: what the kernel computes with.
-        numbers: the other arguments.
+        outputs: what it writes into, by the name of the argument in csrc/ops.h; contiguous.
+        inputs: what it reads, likewise; any strides.
+        dtype: what the kernel computes with; None for a kernel that has no choice.
+        numbers: the other arguments; `num_threads` is torch's where it is left out.
+
+    Raises:
+        ValueError: an output is not contiguous: what is written into a copy would be lost.
+        TypeError: the arguments are not those of csrc/ops.h: a name, or the type of a number or of a tensor's elements.
     """
-    tensors = {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
-    arguments: dict[str, Any] = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-    arguments.update(numbers, dtype=DTYPE_CODES[dtype], num_threads=torch.get_num_threads())
+    for name, tensor in outputs.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(
+                f"{kernel}: {name} is written into, so it must be contiguous, got {list(tensor.shape)} "
+                f"with strides {list(tensor.stride())}"
+            )
+    # a name for every copy: what is not named is freed before the call
+    tensors = {**outputs, **{name: None if tensor is None else tensor.contiguous() for name, tensor in inputs.items()}}
+    arguments: dict[str, Any] = {name: _pointer(tensor) for name, tensor in tensors.items()}
+    arguments |= {"num_threads": torch.get_num_threads(), **numbers}
+    if dtype is not None:
+        arguments["dtype"] = _name(dtype)
     if place == "cpu":
         getattr(module(), kernel + "_cpu")(**arguments)
         return
@@ -151,6 +171,15 @@ def run(kernel: str, place: str, tensors: Mapping[str, Tensor | None], dtype: to
             _emulate(launch, arguments, {**tensors, "workspace": workspace})
 
 
+def _pointer(tensor: Tensor | None) -> tuple[int, str] | None:
+    """A tensor as csrc/arguments.h takes it."""
+    return None if tensor is None else (tensor.data_ptr(), _name(tensor.dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _emulate(launch: Callable[..., None], arguments: dict[str, Any], tensors: Mapping[str, Tensor | None]) -> None:
     """Run a kernel on copies of the tensors, far enough apart that what runs off one does not reach another."""
     assert _emulator is not None
@@ -163,7 +192,8 @@ def _emulate(launch: Callable[..., None], arguments: dict[str, Any], tensors: Ma
         begin = gap + (tensor.data_ptr() - room.data_ptr()) % 256  # aligned as the tensor is
         copies[name] = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
     _emulator.set_buffers([(copy.data_ptr(), copy.nbytes, name) for name, copy in copies.items()])
-    launch(**{**arguments, **{name: copy.data_ptr() for name, copy in copies.items()}})
+    pointers = {name: _pointer(copy) for name, copy in copies.items() if name != "workspace"}
+    launch(**{**arguments, **pointers, "workspace": copies["workspace"].data_ptr()})
     for name, copy in copies.items():
         if (tensor := tensors[name]) is not None:
             tensor.data.copy_(copy)  # .data: to autograd an input stays as it was

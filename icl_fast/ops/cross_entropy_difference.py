@@ -114,11 +114,9 @@ def compiled_forward(
     """`reference_forward` by a kernel of csrc, the logits a tile at a time."""
     (a, n, c), v = removed.shape, len(weight)
     base, difference = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(a, n, dtype=torch.float32)
-    tensors = {
-        **{"base": base, "difference": difference, "hidden": hidden, "removed": removed},
-        **{"weight": weight, "targets": targets, "bias": bias},
-    }
-    _backend.run(OP, place, tensors, hidden.dtype, a=a, n=n, c=c, v=v)
+    outputs = {"base": base, "difference": difference}
+    inputs = {"hidden": hidden, "removed": removed, "weight": weight, "targets": targets, "bias": bias}
+    _backend.run(OP, place, outputs, inputs, hidden.dtype, a=a, n=n, c=c, v=v)
     return base, difference
 
 

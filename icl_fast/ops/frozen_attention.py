@@ -140,7 +140,8 @@ def compiled_forward(
     _backend.run(
         "frozen_attention",
         place,
-        {"out": out, "q": q, "k": k, "v": v, "pattern": pattern, "window": window, "rows": rows},
+        {"out": out},
+        {"q": q, "k": k, "v": v, "pattern": pattern, "window": window, "rows": rows},
         v.dtype,
         variants=variants,
         batch=batch,

@@ -111,8 +111,8 @@ def compiled_forward(
 ) -> Tensor:
     """`reference_forward` by a kernel of csrc."""
     (a, n, m), out = removed.shape, torch.empty_like(removed, memory_format=torch.contiguous_format)
-    tensors = {"out": out, "u": u, "removed": removed}
-    _backend.run(OP, place, tensors, u.dtype, a=a, n=n, m=m, tanh=int(approximate == "tanh"))
+    inputs = {"u": u, "removed": removed}
+    _backend.run(OP, place, {"out": out}, inputs, u.dtype, a=a, n=n, m=m, tanh=int(approximate == "tanh"))
     return out
 
 

@@ -136,11 +136,12 @@ def compiled_forward(
     """`reference_forward` by a kernel of csrc, at low rank."""
     (heads, n, d), (v, c) = z.shape, weight.shape
     base, losses = resid.new_empty(n, dtype=torch.float32), resid.new_empty(heads, n, dtype=torch.float32)
-    tensors = {
-        **{"base": base, "losses": losses, "resid": resid, "z": z, "w_o": w_o, "weight": weight, "targets": targets},
+    outputs = {"base": base, "losses": losses}
+    inputs = {
+        **{"resid": resid, "z": z, "w_o": w_o, "weight": weight, "targets": targets},
         **{"norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias},
     }
-    _backend.run(OP, place, tensors, resid.dtype, n=n, h=heads, d=d, c=c, v=v, eps=eps)
+    _backend.run(OP, place, outputs, inputs, resid.dtype, n=n, h=heads, d=d, c=c, v=v, eps=eps)
     return base, losses
 
 

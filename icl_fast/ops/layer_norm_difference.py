@@ -100,8 +100,8 @@ def compiled_forward(
 ) -> Tensor:
     """`reference_forward` by a kernel of csrc."""
     (a, n, c), out = removed.shape, torch.empty_like(removed, memory_format=torch.contiguous_format)
-    tensors = {"out": out, "x": x, "removed": removed, "weight": weight}
-    _backend.run(OP, place, tensors, x.dtype, a=a, n=n, c=c, eps=eps)
+    inputs = {"x": x, "removed": removed, "weight": weight}
+    _backend.run(OP, place, {"out": out}, inputs, x.dtype, a=a, n=n, c=c, eps=eps)
     return out
 
 

@@ -219,11 +219,9 @@ def compiled_forward(
     """`reference_forward` by a kernel of csrc."""
     (n, c), v = hidden.shape, weight.shape[0]
     losses, peak, log_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
-    tensors = {
-        **{"losses": losses, "peak": peak, "log_sum": log_sum},
-        **{"hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
-    }
-    _backend.run(f"{OP}_fwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
+    outputs = {"losses": losses, "peak": peak, "log_sum": log_sum}
+    inputs = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
+    _backend.run(f"{OP}_fwd", place, outputs, inputs, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return losses, peak, log_sum
 
 
@@ -249,14 +247,16 @@ def compiled_backward(
     grad_bias = weight.new_empty(v if need_bias else 0)
     if n == 0:
         return grad_hidden, grad_weight.zero_(), grad_bias.zero_()
-    tensors = {
+    outputs = {
         "grad_hidden": grad_hidden if need_hidden else None,
         "grad_weight": grad_weight if need_weight else None,
         "grad_bias": grad_bias if need_bias else None,
+    }
+    inputs = {
         **{"grad_losses": grad_losses, "hidden": hidden, "weight": weight, "targets": targets, "bias": bias},
         **{"losses": losses, "peak": peak, "log_sum": log_sum},
     }
-    _backend.run(f"{OP}_bwd", place, tensors, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
+    _backend.run(f"{OP}_bwd", place, outputs, inputs, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return grad_hidden, grad_weight, grad_bias
 
 

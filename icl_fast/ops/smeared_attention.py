@@ -161,13 +161,10 @@ def compiled_forward(
     batch, heads, length, depth = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     peak, log_sum = (q.new_empty(batch, heads, length, dtype=torch.float32) for _ in range(2))
-    tensors = {
-        **{"q": q, "k": k, "v": v, "gate": alpha.float().sigmoid(), "window": window},
-        **{"out": out, "peak": peak, "log_sum": log_sum},
-    }
-    _backend.run(
-        f"{OP}_fwd", place, tensors, q.dtype, batch=batch, heads=heads, length=length, depth=depth, scale=scale
-    )
+    sizes = {"batch": batch, "heads": heads, "length": length, "depth": depth}
+    outputs = {"out": out, "peak": peak, "log_sum": log_sum}
+    inputs = {"q": q, "k": k, "v": v, "gate": alpha.float().sigmoid(), "window": window}
+    _backend.run(f"{OP}_fwd", place, outputs, inputs, q.dtype, **sizes, scale=scale)
     return out, peak, log_sum
 
 
@@ -188,14 +185,13 @@ def compiled_backward(
     batch, heads, length, depth = q.shape
     grad_q, grad_k, grad_v = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
     grad_gate = q.new_empty(batch, heads, dtype=torch.float64)
-    tensors = {
-        **{"grad_out": grad_out, "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gate": grad_gate},
+    sizes = {"batch": batch, "heads": heads, "length": length, "depth": depth}
+    outputs = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gate": grad_gate}
+    inputs = {
         **{"q": q, "k": k, "v": v, "gate": alpha.float().sigmoid(), "window": window},
-        **{"out": out, "peak": peak, "log_sum": log_sum},
+        **{"grad_out": grad_out, "out": out, "peak": peak, "log_sum": log_sum},
     }
-    _backend.run(
-        f"{OP}_bwd", place, tensors, q.dtype, batch=batch, heads=heads, length=length, depth=depth, scale=scale
-    )
+    _backend.run(f"{OP}_bwd", place, outputs, inputs, q.dtype, **sizes, scale=scale)
     slope = alpha.double().sigmoid() * alpha.double().neg().sigmoid()
     return grad_q, grad_k, grad_v, (grad_gate.sum(0) * slope).to(alpha.dtype)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer
-from icl_fast.ops import exemplar_steps, exemplar_steps_supported
 from icl_fast.runs.exemplar_config import ExemplarTraining
+from icl_fast.training.fused_steps import Architecture, Batches, Optimizer, Weights, fused_steps, fused_steps_supported
 from icl_fast.training.schedules import learning_rate
 
 State = dict[str, Tensor]
@@ -92,7 +92,7 @@ class Task:
     def can_be_fused(self) -> bool:
         """Whether the fused kernel can make this task's steps here."""
         config = self.model.config
-        return self.features.device.type == "cpu" and exemplar_steps_supported(
+        return self.features.device.type == "cpu" and fused_steps_supported(
             layers=config.layers,
             width=config.width,
             heads=config.heads,
@@ -232,7 +232,7 @@ class PlainEngine:
 
 
 class FusedEngine:
-    """`icl_fast.ops.exemplar_steps`: forward, backward and Adam of many steps in one call."""
+    """`fused_steps`: forward, backward and Adam of many steps in one call."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
@@ -245,26 +245,23 @@ class FusedEngine:
         """See `Engine`."""
         config = self.model.config
         rates = [learning_rate(step + i, self.task.training) for i in range(len(draws))]
-        return exemplar_steps(
-            self.parameters,
-            self.first,
-            self.second,
-            self.task.features,
-            draws.classes,
-            draws.exemplars,
-            draws.labels,
-            draws.target,
-            step=step,
-            learning_rates=torch.tensor(rates, dtype=torch.float64),
-            heads=config.heads,
-            position=config.position,
-            rotary_base=config.rotary_base,
-            norm_eps=config.norm_eps,
-            outputs=self.model.outputs,
-            clamps=self.task.clamps,
-            trainable=self.task.trainable,
-            l2=self.l2,
-            betas=self.task.training.betas,
+        return fused_steps(
+            Weights(self.parameters, self.first, self.second, step),
+            Batches(self.task.features, draws.classes, draws.exemplars, draws.labels, draws.target),
+            Architecture(
+                heads=config.heads,
+                position=config.position,
+                outputs=self.model.outputs,
+                clamps=self.task.clamps,
+                rotary_base=config.rotary_base,
+                norm_eps=config.norm_eps,
+            ),
+            Optimizer(
+                learning_rates=torch.tensor(rates, dtype=torch.float64),
+                trainable=self.task.trainable,
+                l2=self.l2,
+                betas=self.task.training.betas,
+            ),
         )
 
     def state(self) -> State:

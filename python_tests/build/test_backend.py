@@ -50,6 +50,32 @@ def test_axpy_takes_strided_inputs() -> None:
     assert torch.equal(_backend.axpy(1.0, x[::2, 1:], y[::2, 1:]), x[::2, 1:] + y[::2, 1:])
 
 
+@needs_kernels
+@pytest.mark.parametrize("stride", [(1, 4), (10, 1)], ids=["transposed", "apart"])
+def test_an_output_that_is_not_contiguous_is_refused(stride: tuple[int, int]) -> None:
+    u, removed = torch.randn(4, 5), torch.randn(1, 4, 5)
+    storage = torch.full((40,), torch.nan)
+    out = storage.as_strided((1, 4, 5), (40, *stride))
+    with pytest.raises(
+        ValueError, match=r"gelu_difference: out is written into, so it must be contiguous, got \[1, 4, 5"
+    ):
+        _backend.run(
+            "gelu_difference", "cpu", {"out": out}, {"u": u, "removed": removed}, u.dtype, a=1, n=4, m=5, tanh=0
+        )
+    assert storage.isnan().all()
+
+
+@needs_kernels
+def test_inputs_may_have_any_strides() -> None:
+    u, removed = torch.randn(5, 4).T, torch.randn(2, 5, 4).mT
+    out = torch.empty(2, 4, 5)
+    _backend.run("gelu_difference", "cpu", {"out": out}, {"u": u, "removed": removed}, u.dtype, a=2, n=4, m=5, tanh=0)
+    gelu = torch.nn.functional.gelu
+    torch.testing.assert_close(
+        out.double(), gelu(u.double()) - gelu(u.double() - removed.double()), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_axpy_says_what_is_wrong() -> None:
     x = torch.zeros(3)
     with pytest.raises(TypeError, match=r"x and y must be float32, got torch\.float64"):

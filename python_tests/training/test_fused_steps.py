@@ -1,8 +1,9 @@
-"""exemplar_steps against its definition: ExemplarTransformer, autograd and torch.optim.Adam."""
+"""fused_steps against its definition: ExemplarTransformer, autograd and torch.optim.Adam."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from icl_fast.errors import InputError
 from icl_fast.models.clamps import Clamps, make_clamps, no_clamps, stack_clamps
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
-from icl_fast.ops import _backend, exemplar_steps, exemplar_steps_supported
+from icl_fast.ops import _backend
+from icl_fast.training.fused_steps import (
+    Architecture,
+    Batches,
+    Optimizer,
+    Weights,
+    fused_steps,
+    fused_steps_supported,
+)
 
 pytestmark = pytest.mark.skipif(not _backend.compiled(), reason="the CPU kernels are not built")
 
@@ -33,6 +42,14 @@ CLAMPS: dict[str, dict[str, Any]] = {
     "heads": {"names": [], "without_heads": [(0, 1), (1, 2)], "temperature": [((1, 0), 2.0)]},
     "no-previous-token, match": {"names": ["no-previous-token", "match"]},
 }
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set the kernel uses."""
+    _backend.set_isa(request.param)
+    yield request.param
+    _backend.set_isa(_backend.isas()[-1])
 
 
 @dataclass
@@ -129,7 +146,7 @@ def by_torch(of: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass
 class Fused:
-    """What the op made of a case."""
+    """What fused_steps gives for a case."""
 
     losses: Tensor
     weights: dict[str, Tensor]
@@ -140,8 +157,18 @@ class Fused:
         return [self.losses, *self.weights.values(), *self.first.values(), *self.second.values()]
 
 
+def run(threads: int = 1, **given: Any) -> Tensor:
+    """fused_steps of the fields of its arguments."""
+    kinds = (Weights, Batches, Architecture, Optimizer)
+    grouped = [
+        kind(**{each.name: given.pop(each.name) for each in fields(kind) if each.name in given}) for kind in kinds
+    ]
+    assert not given
+    return fused_steps(*grouped, threads=threads)
+
+
 def arguments(of: Case, members: slice = slice(None)) -> dict[str, Any]:
-    """Of the op, for all steps."""
+    """Of `run`, for all steps."""
     model, data = of.model(), of.data()
     weights = {name: value.detach()[members].clone() for name, value in model.named_parameters()}
     sequences = ("classes", "exemplars", "labels", "target")
@@ -166,14 +193,14 @@ def arguments(of: Case, members: slice = slice(None)) -> dict[str, Any]:
 
 
 def fused(of: Case, threads: int = 1, calls: tuple[int, ...] = (), members: slice = slice(None)) -> Fused:
-    """The op, in calls of so many steps."""
+    """fused_steps, in calls of so many steps."""
     given = arguments(of, members)
     losses, done = [], 0
     for count in calls or (of.steps,):
         part = slice(done, done + count)
         steps = ("classes", "exemplars", "labels", "target", "learning_rates")
         own = {**given, **{name: given[name][part] for name in steps}, "step": done, "threads": threads}
-        losses.append(exemplar_steps(**own))
+        losses.append(run(**own))
         done += count
     return Fused(torch.cat(losses), given["parameters"], given["first_moments"], given["second_moments"])
 
@@ -345,14 +372,14 @@ def test_nan_shows_in_the_losses() -> None:
     for clamps in ("none", "copy", "match"):
         given = arguments(case(clamps, steps=2))
         given["parameters"]["embed_exemplar.weight"][0, 3, 4] = torch.nan
-        assert exemplar_steps(**given).isnan().all()
+        assert run(**given).isnan().all()
 
 
 def test_denormal_numbers_are_flushed_here_and_nowhere_else() -> None:
     of = case(steps=3)
     given = arguments(of)
     moments = given["first_moments"]["embed_label.weight"].fill_(1e-39)
-    exemplar_steps(**given)
+    run(**given)
     assert not moments[moments.abs() < 1e-38].any()
     assert float(torch.tensor([1e-39]) * 0.5) > 0
 
@@ -376,8 +403,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("heads", lambda x: 16, "width 16, 16 heads, 2 pairs, position rotary"),
     ("position", lambda x: "learned", "parameters: 'position' is missing"),
     ("position", lambda x: "alibi", "position 'alibi': must be one of learned, sinusoidal, rotary, none"),
-    ("step", lambda x: -1, "step -1"),
-    ("threads", lambda x: -1, "step 0 and threads -1"),
+    ("step", lambda x: -1, "step must not be negative, got -1"),
+    ("threads", lambda x: -1, "threads must not be negative, got -1"),
     ("betas", lambda x: (0.9, 1.0), "betas"),
     ("eps", lambda x: 0.0, "eps 0.0"),
     ("norm_eps", lambda x: 0.0, "norm_eps 0.0"),
@@ -390,6 +417,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("clamps", lambda x: replace(x, copy=torch.tensor([4])), "clamps.copy must be in -1..3, got 4"),
     ("clamps", lambda x: replace(x, temperature=x.temperature * 0), "temperature must be positive"),
     ("clamps", lambda x: replace(x, heads=x.heads.double()), "clamps.heads must be float32"),
+    ("classes", lambda x: x[0], r"classes must be int64 \[1, 1, 5, 3\]"),
     ("trainable", lambda x: {"unembed": torch.ones(1)}, "trainable: 'unembed' is not a parameter"),
     ("trainable", lambda x: {"unembed.bias": torch.ones(1)}, "trainable.* must be bool"),
     ("l2", lambda x: {"unembed.bias": -1.0}, "l2.* must be finite and not negative, got -1.0"),
@@ -401,13 +429,13 @@ BAD: list[tuple[str, Any, str]] = [
 def test_bad_input(name: str, change: Any, message: str) -> None:
     given = arguments(case())
     with pytest.raises(InputError, match=message):
-        exemplar_steps(**{**given, name: change(given.get(name))})
+        run(**{**given, name: change(given.get(name))})
 
 
 def test_the_clamp_layer_1_needs_a_second_layer() -> None:
     given = arguments(case(layers=1))
     with pytest.raises(InputError, match=r"clamps\.first_layer replaces the layer before another one"):
-        exemplar_steps(**{**given, "clamps": replace(given["clamps"], first_layer=torch.tensor([True]))})
+        run(**{**given, "clamps": replace(given["clamps"], first_layer=torch.tensor([True]))})
 
 
 def test_no_steps() -> None:
@@ -419,8 +447,8 @@ def test_without_the_kernels_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_backend, "_module", None)
     monkeypatch.setattr(_backend, "_load_error", "icl_fast._C is not there")
     with pytest.raises(RuntimeError, match=r"icl_fast\._C is not there"):
-        exemplar_steps(**arguments(case()))
-    assert not exemplar_steps_supported(layers=2, width=64, heads=8, pairs=2, position="rotary")
+        run(**arguments(case()))
+    assert not fused_steps_supported(layers=2, width=64, heads=8, pairs=2, position="rotary")
 
 
 @pytest.mark.parametrize(
@@ -439,4 +467,4 @@ def test_without_the_kernels_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_what_is_supported(changes: dict[str, Any], supported: bool) -> None:
     shape = {"layers": 2, "width": 64, "heads": 8, "pairs": 2, "position": "rotary"}
-    assert exemplar_steps_supported(**{**shape, **changes}) == supported
+    assert fused_steps_supported(**{**shape, **changes}) == supported

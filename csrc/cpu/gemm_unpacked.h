@@ -1,4 +1,4 @@
-// Products of small matrices for exemplar_steps, unpacked: a is read one float at a time by any two strides, b by rows.
+// Products of small matrices as they lie in memory: a is read one float at a time by any two strides, b by rows.
 //
 // Two layouts meet here. "Rows": [row][width], a token a row. "Lanes": [width][columns], kLanes examples side by side,
 // so that norms and attention need no sum across a vector, whatever the head width. In both a row of b is contiguous
@@ -7,7 +7,10 @@
 
 #include <cstdint>
 
-#include "cpu/gemm_tile.h"
+#include "cpu/gemm.h"
+#include "cpu/integers.h"
+#include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 namespace icl::ICL_ISA {
 
@@ -41,24 +44,14 @@ struct Product {
 
 template <int R, int V>
 ICL_INLINE void multiply_tile(Left a, Right b, Product c, int64_t depth, bool add) {
-  vf sum[R][V] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    vf x[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) x[v] = load(b.at + k * b.step + v * W);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const vf y = splat(a.at[r * a.row_step + k * a.k_step]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] += y * x[v];
-    }
-  }
+  vf sums[R][V] = {};
+  multiply_add(a.at, a.row_step, a.k_step, b.at, b.step, depth, sums);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       float* out = c.at + r * c.step + v * W;
-      store(out, add ? load(out) + sum[r][v] : sum[r][v]);
+      store(out, add ? load(out) + sums[r][v] : sums[r][v]);
     }
 }
 
@@ -88,47 +81,19 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, Right
   const int64_t vectors = columns / W, cuts = ceil_div(vectors, kTileVectors);
   for (int64_t cut = 0; cut < cuts; ++cut) {
     const int64_t first = vectors * cut / cuts, here = vectors * (cut + 1) / cuts - first;
-    // sums in pieces, as in gemm_tile.h
     for (int64_t k = 0; k < depth; k += kPiece)
       multiply_columns(here, rows, {a.at + k * a.k_step, a.row_step, a.k_step},
                        {b.at + k * b.step + first * W, b.step}, {c.at + first * W, c.step},
-                       smaller(kPiece, depth - k), add || k > 0);
+                       min(kPiece, depth - k), add || k > 0);
   }
-}
-
-// to [columns][step] = from [rows][step] turned; rows and columns are multiples of W
-static void turn(const float* from, int64_t from_step, int64_t rows, int64_t columns, float* to, int64_t to_step) {
-  for (int64_t r = 0; r < rows; r += W)
-    for (int64_t c = 0; c < columns; c += W) {
-      vf block[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) block[i] = load(from + (r + i) * from_step + c);
-      transpose(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(to + (c + i) * to_step + r, block[i]);
-    }
-}
-
-// The same of any number of rows and columns.
-static void turn_any(const float* from, int64_t from_step, int64_t rows, int64_t columns, float* to, int64_t to_step) {
-  const int64_t whole_rows = rows / W * W, whole = columns / W * W;
-  turn(from, from_step, whole_rows, whole, to, to_step);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = r < whole_rows ? whole : 0; c < columns; ++c) to[c * to_step + r] = from[r * from_step + c];
 }
 
 // Rows named one by one as lanes: to[c][i] = from[which[i]][c], count and width multiples of W
 static void gather_lanes(const float* from, int64_t from_step, const int32_t* which, int64_t count, int64_t width,
                          float* to, int64_t to_step) {
   for (int64_t i = 0; i < count; i += W)
-    for (int64_t c = 0; c < width; c += W) {
-      vf block[W];
-#pragma GCC unroll 16
-      for (int j = 0; j < W; ++j) block[j] = load(from + which[i + j] * from_step + c);
-      transpose(block);
-#pragma GCC unroll 16
-      for (int j = 0; j < W; ++j) store(to + (c + j) * to_step + i, block[j]);
-    }
+    for (int64_t c = 0; c < width; c += W)
+      transpose_block([&](int j) { return load(from + which[i + j] * from_step + c); }, to + c * to_step + i, to_step);
 }
 
 }  // namespace icl::ICL_ISA
