@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from icl_fast.models.config import ModelShape
+
 
 class ExemplarShape(BaseModel):
     """All of an exemplar model's shape that does not follow from its data; the defaults are Singh 2025, 4.2.1."""
@@ -28,6 +30,12 @@ class ExemplarShape(BaseModel):
     def d_head(self) -> int:
         """D, the width of one head."""
         return self.width // self.heads
+
+    @property
+    def trunk(self) -> ModelShape:
+        """The same as the shape of a Transformer's blocks."""
+        names = ("layers", "width", "heads", "mlp", "mlp_ratio", "position", "rotary_base", "norm_eps")
+        return ModelShape(rotary_interleaved=True, **{name: getattr(self, name) for name in names})
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarShape:
