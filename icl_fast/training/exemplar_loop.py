@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
-from icl_fast.models import ExemplarTransformer, load_exemplar_snapshot
+from icl_fast.models import ExemplarTransformer, Intervention, load_exemplar_snapshot
 from icl_fast.models.grafts import graft, part_parameters
+from icl_fast.models.interventions import check_any_batch
 from icl_fast.training.exemplar_config import ExemplarRunConfig
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
 from icl_fast.training.exemplar_run import ExemplarRun, Population
@@ -45,6 +46,7 @@ def train_exemplars(
     out: str | Path,
     *,
     resume: bool = False,
+    interventions: Sequence[Intervention] = (),
     on_progress: Callable[[ExemplarProgress], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
 ) -> ExemplarRun:
@@ -58,11 +60,15 @@ def train_exemplars(
         config: what to train.
         out: the run folder; it must not exist, or be empty, unless `resume`.
         resume: go on from the last saved state of `out`, whose config must be the same.
+        interventions: what is forced besides the clamps, in training and evaluation: zeros and functions of the value,
+            with the members folded into the examples. It takes the plain engine, and is not kept in the run folder: to
+            resume, give the same again.
         on_progress: called after every call of the engine.
         on_exemplars: called while glyphs are rendered.
 
     Raises:
-        InputError: exemplars that cannot be had, members that do not fit them, `out` is taken or holds another run, a
+        InputError: exemplars that cannot be had, members that do not fit them, interventions that they
+            do not have or that hold for one size of batch only, `out` is taken or holds another run, a
             full disk, a loss that is not finite. The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
@@ -71,7 +77,7 @@ def train_exemplars(
         raise InputError(f"--resume: {run.path} holds no run to resume; leave --resume out to begin one")
     if resume and (differing := differing_keys(run.config.model_dump(), config.model_dump())):
         raise InputError(f"--resume: {run.path} was begun with other values of {', '.join(differing)}")
-    trainer = _Trainer(config, on_exemplars)
+    trainer = _Trainer(config, tuple(interventions), on_exemplars)
     state = None
     if resume:
         state = run.load_state()
@@ -100,7 +106,12 @@ def train_exemplars(
 class _Trainer:
     """The population, its engine, and what is due when."""
 
-    def __init__(self, config: ExemplarRunConfig, on_exemplars: Callable[[int, int, str], None] | None) -> None:
+    def __init__(
+        self,
+        config: ExemplarRunConfig,
+        interventions: tuple[Intervention, ...],
+        on_exemplars: Callable[[int, int, str], None] | None,
+    ) -> None:
         self.config, self.population = config, Population(config)
         device = resolve_device(config.training.device)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
@@ -112,7 +123,9 @@ class _Trainer:
             exemplars, config.evaluation.names, config.evaluation.sequences, device
         )
         self.features = exemplars.features.to(device)
-        task = Task(self.model, self.features, self.clamps, trainable, config.training)
+        check_any_batch(interventions, self.model.config)
+        self.interventions = interventions
+        task = Task(self.model, self.features, self.clamps, trainable, config.training, interventions)
         self.engine: Engine = make_engine(task, self.population.noisy)
         self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
         self.step = 0
@@ -170,7 +183,9 @@ class _Trainer:
             run.save_state(self.state())
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
-        measured = evaluate_strategies(self.model, self.features, self.evaluators, self.clamps, attention=True)
+        measured = evaluate_strategies(
+            self.model, self.features, self.evaluators, self.clamps, interventions=self.interventions, attention=True
+        )
         return {name: _numbers(metrics) for name, metrics in measured.items()}
 
     def _call(self) -> int:
