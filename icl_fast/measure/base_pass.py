@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from icl_fast.models import Transformer
-from icl_fast.models.transformer import Attention, Block
+from icl_fast.models.blocks import Attention, Block
+from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
 from icl_fast.ops._attention import causal_scores
 
@@ -25,14 +26,14 @@ class BaseLayer:
         layer: its number.
         block: its weights.
         resid: the residual stream before it, [n,T,C].
-        position: what queries and keys see besides (shortformer), [T,C] or None.
+        positions: what attention is told of them.
         rows: 0-based positions [n,R], or None: all.
     """
 
     layer: int
     block: Block
     resid: Tensor
-    position: Tensor | None
+    positions: Positions
     rows: Tensor | None
 
     @property
@@ -47,7 +48,7 @@ class BaseLayer:
     @cached_property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as attention sees them, each [n,H,T,D]."""
-        return self.attention.qkv(self.block.norm1(self.resid), self.position)
+        return self.attention.qkv(self.block.norm1(self.resid), self.positions)
 
     @cached_property
     def z(self) -> Tensor:
@@ -101,12 +102,11 @@ class BaseLayer:
         return stream.gather(-2, index)
 
 
-def base_layers(model: Transformer, resid: Tensor, position: Tensor | None, rows: Tensor | None) -> Iterator[BaseLayer]:
+def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: Tensor | None) -> Iterator[BaseLayer]:
     """The layers in turn, each at its first rows [n,T,C] or, in the last layer, at those of `rows` [n,R]."""
     last = len(model.blocks) - 1
     for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        base = BaseLayer(layer, block, resid, position, rows if layer == last else None)
+        base = BaseLayer(layer, block, resid, positions, rows if layer == last else None)
         yield base
         resid = base.post
 

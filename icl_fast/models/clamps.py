@@ -1,5 +1,8 @@
 """What is forced in exemplar models while they train, by name; as tensors, so that members of a population may differ.
 
+What a clamp does is defined by the interventions that `clamp_interventions` makes of it; the passes of
+`icl_fast.models.exemplar_inference` and the fused training step are fast paths, tested against them.
+
 The five steps of an induction circuit (Singh 2025, 4.4.1): 1 a first-layer head attends to the previous token; 2 it
 copies it; 3 the second layer routes q, k, v; 4 it matches q to k; 5 it copies the value to the output.
 """
@@ -8,21 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
+from icl_fast.models.blocks import Block, Blocks
 from icl_fast.models.exemplar_config import ExemplarShape
+from icl_fast.models.interventions import Intervention, site
+from icl_fast.models.positions import Positions, causal_mask
 
+NO_LABEL = -1e9  # the logit of a label that is not in context, where the outputs are attention logits
 ClampName = Literal["pt-attend", "layer-1", "match", "copy", "layer-1+copy", "no-previous-token"]
 Head = tuple[int, int]  # layer, head; 0-based
+_NOTHING = {"copy": -1, "heads": 1, "temperature": 1}  # what the tensors hold where nothing is forced; others False
 
 
 @dataclass(frozen=True)
 class Clamps:
     """What is forced in each of P members. Gradients flow where values do: what is replaced gets none.
+
+    The tensors are not to be changed once the clamps were used: they are looked at once.
 
     "First" and "last" are layers; in the thesis' two-layer models they are Layer 1 and Layer 2.
 
@@ -53,6 +64,12 @@ class Clamps:
     def members(self) -> int:
         """P."""
         return len(self.copy)
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """The names of the tensors that force anything in any member."""
+        names = (field.name for field in fields(self))
+        return frozenset(name for name in names if bool((getattr(self, name) != _NOTHING.get(name, False)).any()))
 
     def to(self, device: torch.device | str) -> Clamps:
         """The same on another device."""
@@ -148,3 +165,133 @@ def check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
             raise InputError(
                 f"head {layer}.{head}: the model has layers 0 to {shape.layers - 1}, heads 0 to {shape.heads - 1}"
             )
+
+
+def clamp_interventions(
+    clamps: Clamps, blocks: Blocks, positions: Positions, labels: Tensor, target: Tensor | None
+) -> list[Intervention]:
+    """The definition of clamps: what is forced in one pass over sequences, members folded into the examples.
+
+    Args:
+        blocks: the model's, whose second layer's weights layer-1 uses.
+        positions: what its attention is told of them.
+        labels: `[P,B,n]` int64.
+        target: `[P,B]` int64; only `match` needs it.
+
+    Raises:
+        InputError: `match` without a target.
+    """
+    batch, length, held = labels.shape[1], 2 * labels.shape[2] + 1, clamps.held
+    last, forced = len(blocks) - 1, []
+
+    def folded(of_members: Tensor) -> Tensor:
+        """`[P,...]` to `[P*B,...]`."""
+        return of_members[:, None].expand(-1, batch, *of_members.shape[1:]).flatten(0, 1)
+
+    for layer in range(len(blocks)):
+        if "temperature" in held:
+            divisor = folded(clamps.temperature[:, layer])[..., None, None]
+            forced.append(Intervention.apply(site("scores", layer), lambda scores, by=divisor: scores / by))
+        if "heads" in held:
+            factor = folded(clamps.heads[:, layer])[..., None, None]
+            forced.append(Intervention.apply(site("z", layer), lambda z, by=factor: z * by))
+    if "no_previous_token" in held:
+        allowed = causal_mask(length, device=labels.device) & ~own_exemplars(length, labels.device)
+        forced.append(
+            Intervention.apply(
+                "0.pattern",
+                lambda _, scores: scores.masked_fill(~allowed, -torch.inf).softmax(-1),
+                reads=["0.scores"],
+                mask=folded(clamps.no_previous_token),
+            )
+        )
+    if "previous_token" in held:
+        perfect, mask = previous_token_pattern(length, labels.device), folded(clamps.previous_token)
+        forced.append(Intervention.set("0.pattern", perfect.expand(*mask.shape, -1, -1), mask=mask))
+    if "first_layer" in held:
+        forced += _first_layer(blocks[1], positions, folded(clamps.first_layer))
+    if "match" in held:
+        if target is None:
+            raise InputError("target: the clamp match attends to its position, so it must be given")
+        is_query = torch.arange(length, device=labels.device) == length - 1
+        mask = folded(clamps.match)[..., None] & is_query  # [P*B,H,T]
+        row = matching_rows(labels, target).flatten(0, 1)[:, None, None]
+        forced.append(Intervention.set(site("pattern", last), row.expand(*mask.shape, -1), mask=mask))
+    if "copy" in held:
+        head = folded(clamps.copy)
+        forced.append(
+            Intervention.apply(
+                "logits",
+                lambda logits, scores: copied_logits(scores[:, :, -1], labels.flatten(0, 1), head, logits.shape[-1]),
+                reads=[site("scores", last)],
+                mask=head >= 0,
+            )
+        )
+    return forced
+
+
+def _first_layer(second: Block, positions: Positions, mask: Tensor) -> list[Intervention]:
+    def read(embedded: Tensor) -> Tensor:
+        normed: Tensor = second.norm1(moved_on(embedded))
+        return normed
+
+    attention = second.attention
+    return [
+        Intervention.apply("1.resid_pre", lambda _, embedded: embedded, reads=["embed"], mask=mask),
+        Intervention.apply(
+            "1.q", lambda _, embedded: attention.queries(read(embedded), positions), reads=["embed"], mask=mask
+        ),
+        Intervention.apply(
+            "1.k", lambda _, embedded: attention.keys(read(embedded), positions), reads=["embed"], mask=mask
+        ),
+    ]
+
+
+def own_exemplars(length: int, device: torch.device) -> Tensor:
+    """`[T,T]` bool: True where the query (row) is a label and the key the exemplar before it."""
+    index = torch.arange(length, device=device)
+    return (index[:, None] % 2 == 1) & (index[None] == index[:, None] - 1)
+
+
+def previous_token_pattern(length: int, device: torch.device) -> Tensor:
+    """`[T,T]`: all attention on the position before, that of the first position on itself."""
+    index = torch.arange(length, device=device)
+    return (index[None] == (index[:, None] - 1).clamp_min(0)).float()
+
+
+def matching_rows(labels: Tensor, target: Tensor) -> Tensor:
+    """Attention `[...,T]` even over the labels `[...,n]` that equal the target `[...]`, 0 if none does; float64."""
+    right = (labels == target[..., None]).double()
+    row = right.new_zeros(*right.shape[:-1], 2 * right.shape[-1] + 1)
+    row[..., 1::2] = right / right.sum(-1, keepdim=True).clamp_min(1)
+    return row
+
+
+def copied_logits(scores: Tensor, labels: Tensor, head: Tensor, outputs: int) -> Tensor:
+    """A head's attention logits from the query to the labels as outputs, those of a repeated one by log-sum-exp.
+
+    Args:
+        scores: of the query, `[N,H,T]`.
+        labels: `[N,n]`.
+        head: `[N]`; below 0 counts as 0.
+        outputs: V.
+
+    Returns:
+        `[N,V]`, -1e9 at labels that are not in context.
+    """
+    at_labels = scores[..., 1::2]
+    chosen = head.clamp_min(0)[:, None, None].expand(-1, 1, at_labels.shape[-1])
+    attention = at_labels.gather(1, chosen)  # [N,1,n]
+    same = labels[:, :, None] == labels[:, None, :]
+    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1)
+    # a repeated label is written once, by its first position; the others write where nothing is read
+    where = labels.masked_fill(same.tril(-1).any(-1), outputs)
+    blank = scores.new_full((len(labels), outputs + 1), NO_LABEL)
+    return blank.scatter(-1, where, total)[:, :-1]
+
+
+def moved_on(embedded: Tensor, dim: int = 1) -> Tensor:
+    """Along `dim` every position holds the one before; the first and the query stay (Singh 2025, C.5.2)."""
+    length = embedded.shape[dim]
+    parts = ((0, 1), (0, length - 2), (length - 1, 1))  # start, length
+    return torch.cat([embedded.narrow(dim, *part) for part in parts], dim=dim)

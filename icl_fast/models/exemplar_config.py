@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from icl_fast.models.config import ModelShape
 from icl_fast.schema import Config, Field, model_validator
 
 
@@ -26,6 +27,12 @@ class ExemplarShape(Config):
     def d_head(self) -> int:
         """D, the width of one head."""
         return self.width // self.heads
+
+    @property
+    def trunk(self) -> ModelShape:
+        """The same as the shape of a Transformer's blocks."""
+        names = ("layers", "width", "heads", "mlp", "mlp_ratio", "position", "rotary_base", "norm_eps")
+        return ModelShape(rotary_interleaved=True, **{name: getattr(self, name) for name in names})
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarShape:

@@ -13,20 +13,21 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl_fast.errors import InputError
-from icl_fast.models.clamps import Clamps
-from icl_fast.models.exemplar_transformer import (
+from icl_fast.models.clamps import (
     NO_LABEL,
-    ExemplarBlock,
-    ExemplarPass,
-    ExemplarTransformer,
-    MemberLinear,
-    MemberNorm,
-    rotary_angles,
+    Clamps,
+    copied_logits,
+    matching_rows,
+    moved_on,
+    no_clamps,
+    own_exemplars,
+    previous_token_pattern,
 )
-from icl_fast.models.interventions import make_taps
+from icl_fast.models.exemplar_transformer import ExemplarTransformer
+from icl_fast.models.positions import causal_mask
 
 Preservable = Literal["pattern", "q", "k", "v"]
 _FREED_ONCE = 28 * 2**20  # bytes
@@ -87,29 +88,15 @@ class ExemplarInference:
         # glibc gives freed memory back to the system, and every chunk has to ask for it anew, until a block of 1 to 32
         # MiB was freed once: a third of the time
         torch.empty(_FREED_ONCE, dtype=torch.uint8)
-        labels = torch.zeros(model.members, 1, self.config.pairs, dtype=torch.int64, device=device)
-        self.clamps = ExemplarPass(model, labels, None, clamps, make_taps(self.config, (), ())).clamps
+        self.clamps = model.fitting(no_clamps(model.config, model.members) if clamps is None else clamps)
         length = self.config.length
-        later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)[..., None]
-        label_rows = torch.arange(length, device=device)[:, None] % 2 == 1
-        own = torch.eye(length, dtype=torch.bool, device=device).roll(-1, 1) & label_rows  # a label's exemplar
-        hidden = own[..., None] & self.clamps.no_previous_token.view(-1, 1, 1, 1, 1)
+        later = ~causal_mask(length, device=device)[..., None]
+        hidden = own_exemplars(length, device)[..., None] & self.clamps.no_previous_token.view(-1, 1, 1, 1, 1)
         self._blocked, self._blocked_first = later, later | hidden
-        previous = torch.eye(length, device=device).roll(-1, 1)
-        previous[0] = 0
-        previous[0, 0] = 1
-        self._previous = previous[..., None]
-        known = torch.arange(self.config.outputs, device=device) < model.outputs[:, None, None]
+        self._previous = previous_token_pattern(length, device)[..., None]
+        self._rotary = model.positions(model.unembed.weight).rotary
+        known = model.has_output[:, None]
         self._fewer_outputs = None if bool(known.all()) else known
-        self._any_previous, self._any_match, self._any_first, self._any_copy = (
-            bool(held.any())
-            for held in (
-                self.clamps.previous_token,
-                self.clamps.match,
-                self.clamps.first_layer,
-                self.clamps.copy >= 0,
-            )
-        )
 
     def first(
         self, exemplars: Tensor, labels: Tensor, target: Tensor | None = None, *, all_rows: bool = False
@@ -125,7 +112,7 @@ class ExemplarInference:
         Raises:
             InputError: `match` without a target.
         """
-        if self._any_match and target is None:
+        if "match" in self.clamps.held and target is None:
             raise InputError("target: the clamp match attends to its position, so it must be given")
         embedded = self.model.embedded(exemplars, labels).permute(0, 3, 2, 1).contiguous()
         resid = matched = embedded
@@ -134,7 +121,7 @@ class ExemplarInference:
             part = self._attend(layer, resid, matched, labels, target, all_rows)
             layers.append(part)
             resid, matched = self._after(layer, resid, part.z, self.clamps.heads[:, layer], embedded)
-        logits = self._logits(resid, layers[-1].scores, labels, target)
+        logits = self._logits(resid, layers[-1].scores, labels)
         return Activations(labels, target, embedded, tuple(layers), logits)
 
     def again(
@@ -189,7 +176,7 @@ class ExemplarInference:
         """The rest of `again`; of the heads `[P, L, H]` only the last layer's matter."""
         last = self.config.layers - 1
         resid, _ = self._after(last, ending.resid, ending.z, heads[:, last], base.embedded)
-        return self._logits(resid, ending.scores, base.labels, base.target)
+        return self._logits(resid, ending.scores, base.labels)
 
     def _attend(
         self,
@@ -202,11 +189,13 @@ class ExemplarInference:
         base: Activations | None = None,
         preserve: Collection[Preservable] = (),
     ) -> LayerActivations:
-        block, known = self._block(layer), None if base is None else base.layers[layer]
+        block, known = self.model.blocks[layer], None if base is None else base.layers[layer]
         last = layer == self.config.layers - 1
         rows = slice(-1, None) if last and not all_rows else slice(None)
         keep = known is not None and "pattern" in preserve
-        if known is not None and keep and not (last and self._any_copy):  # copied are scores, whatever the pattern
+        if (
+            known is not None and keep and not (last and "copy" in self.clamps.held)
+        ):  # copied are scores, whatever the pattern
             q, k, scores, pattern = known.q, known.k, known.scores, known.pattern
         else:
             normed = _normed(block.norm1, matched)
@@ -229,70 +218,60 @@ class ExemplarInference:
         return LayerActivations(resid, q, k, v, scores, pattern, z)
 
     def _clamped(self, layer: int, pattern: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-        if layer == 0 and self._any_previous:
+        if layer == 0 and "previous_token" in self.clamps.held:
             previous = self._previous[-pattern.shape[2] :].to(pattern.dtype)
             pattern = torch.where(self.clamps.previous_token[:, :, None, None, None], previous, pattern)
-        if layer == self.config.layers - 1 and self._any_match and target is not None:
-            right = (labels == target[..., None]).to(pattern.dtype)
-            row = pattern.new_zeros(*pattern.shape[:1], 1, *pattern.shape[3:])  # [P, 1, T, B]
-            row[:, :, 1::2] = (right / right.sum(-1, keepdim=True).clamp_min(1)).mT[:, None]
+        if layer == self.config.layers - 1 and "match" in self.clamps.held and target is not None:
+            row = matching_rows(labels, target).to(pattern.dtype).mT[:, None]  # [P, 1, T, B]
             query = torch.where(self.clamps.match[:, :, None, None], row, pattern[:, :, -1])
             pattern = torch.cat([pattern[:, :, :-1], query[:, :, None]], dim=2)
         return pattern
 
     def _value(self, layer: int, resid: Tensor) -> Tensor:
-        block = self._block(layer)
+        block = self.model.blocks[layer]
         return self._split(_linear(block.attention.v, _normed(block.norm1, resid)))
 
     def _after(self, layer: int, resid: Tensor, z: Tensor, heads: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """The stream after a layer, and what the next one's queries and keys read; after the last the query's alone."""
-        block = self._block(layer)
+        block = self.model.blocks[layer]
         # removing heads from the weights, which are small
         weight = block.attention.out.weight * heads.to(z).repeat_interleave(self.config.d_head, 1)[:, None]
         resid = _product(weight, z.flatten(1, 2)).add_(resid[:, :, -z.shape[3] :])
         if block.mlp is not None:
-            up, down = block.mlp[0], block.mlp[2]
-            assert isinstance(up, MemberLinear)
-            assert isinstance(down, MemberLinear)
+            up, _, down = block.mlp_parts
             resid = _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid)))).add_(resid)
-        if layer or not self._any_first:
+        if layer or "first_layer" not in self.clamps.held:
             return resid, resid
         replaced = self.clamps.first_layer.view(-1, 1, 1, 1)
-        moved = torch.cat([embedded[:, :, :1], embedded[:, :, :-2], embedded[:, :, -1:]], dim=2)
-        return torch.where(replaced, embedded, resid), torch.where(replaced, moved, resid)
+        return torch.where(replaced, embedded, resid), torch.where(replaced, moved_on(embedded, dim=2), resid)
 
-    def _logits(self, resid: Tensor, scores: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    def _logits(self, resid: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         query = _normed(self.model.final_norm, resid[:, :, -1:])[:, :, 0]
         logits: Tensor = self.model.unembed(query.mT)
         if self._fewer_outputs is not None:
             logits = torch.where(self._fewer_outputs, logits, NO_LABEL)
-        if self._any_copy:
-            definition = ExemplarPass(self.model, labels, target, self.clamps, make_taps(self.config, (), ()))
-            copied = definition._copied_logits(scores.permute(0, 4, 1, 2, 3), logits)
+        if "copy" in self.clamps.held:
+            of_query = scores[:, :, -1].movedim(-1, 1).flatten(0, 1)  # [P * B, H, T]
+            head = self.clamps.copy.repeat_interleave(labels.shape[1])
+            copied = copied_logits(of_query, labels.flatten(0, 1), head, logits.shape[-1]).view(logits.shape)
             logits = torch.where(self.clamps.copy.view(-1, 1, 1) >= 0, copied, logits)
         return logits
-
-    def _block(self, layer: int) -> ExemplarBlock:
-        block = self.model.blocks[layer]
-        assert isinstance(block, ExemplarBlock)
-        return block
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], self.config.heads, -1, *x.shape[2:])  # [P, H, D, T, B]
 
     def _rotated(self, x: Tensor) -> Tensor:
         """Positions are the last ones of the sequence."""
-        if self.config.position != "rotary":
+        if self._rotary is None:
             return x
-        angles = rotary_angles(self.config.length, x.shape[2], self.config.rotary_base, x)[-x.shape[3] :]
-        cos, sin = angles.cos().mT[..., None], angles.sin().mT[..., None]  # [D/2, T, 1]
-        turned, a, b = torch.empty_like(x), x[:, :, 0::2], x[:, :, 1::2]
-        torch.mul(a, cos, out=turned[:, :, 0::2]).addcmul_(b, sin, value=-1)
-        torch.mul(b, cos, out=turned[:, :, 1::2]).addcmul_(a, sin)
-        return turned
+        cos, sin = (table[-x.shape[3] :].mT[..., None] for table in self._rotary)  # [D/2, T, 1]
+        rotated, a, b = torch.empty_like(x), x[:, :, 0::2], x[:, :, 1::2]
+        torch.mul(a, cos, out=rotated[:, :, 0::2]).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=rotated[:, :, 1::2]).addcmul_(a, sin)
+        return rotated
 
 
-def _linear(linear: MemberLinear, x: Tensor) -> Tensor:
+def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """x `[P, in, T, B]` to `[P, out, T, B]`."""
     y = _product(linear.weight, x)
     return y if linear.bias is None else y.add_(linear.bias[..., None, None])
@@ -303,7 +282,7 @@ def _product(weight: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(weight, x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
 
 
-def _normed(norm: MemberNorm, x: Tensor) -> Tensor:
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     centred = x - x.mean(1, keepdim=True)
     scale = (centred.square().mean(1, keepdim=True) + norm.eps).rsqrt()
     return centred.mul_(scale).mul_(norm.weight[..., None, None]).add_(norm.bias[..., None, None])

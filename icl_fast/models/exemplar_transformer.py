@@ -5,81 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
-from icl_fast.models.clamps import Clamps, no_clamps
+from icl_fast.models.blocks import Blocks, make_norm
+from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
 from icl_fast.models.exemplar_config import ExemplarConfig
-from icl_fast.models.interventions import Intervention, Taps, make_taps, site
+from icl_fast.models.interventions import Intervention, make_taps
+from icl_fast.models.members import MemberLinear
+from icl_fast.models.positions import Positions, position_angles, sinusoids
 from icl_fast.models.resnet import MemberResNet
 
-NO_LABEL = -1e9  # the logit of a label that is not in context, where the outputs are attention logits
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
 _SEEDS = 1 << 16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
-
-
-class MemberLinear(nn.Module):
-    """P linear maps: weight `[P, out, in]`, bias `[P, out]` or none."""
-
-    def __init__(self, members: int, inputs: int, outputs: int, *, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(members, outputs)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[P, ..., in]` to `[P, ..., out]`."""
-        flat = x.flatten(1, -2)
-        if self.bias is None:
-            y = torch.bmm(flat, self.weight.mT)
-        else:
-            y = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-
-class MemberNorm(nn.Module):
-    """P LayerNorms over the last dimension: weight and bias `[P, C]`."""
-
-    def __init__(self, members: int, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, width))
-        self.bias = nn.Parameter(torch.empty(members, width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[P, ..., C]` to the same."""
-        shape = (len(self.weight), *[1] * (x.ndim - 2), x.shape[-1])
-        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return normed * self.weight.view(shape) + self.bias.view(shape)
-
-
-class ExemplarAttention(nn.Module):
-    """Attention of one layer, no biases."""
-
-    def __init__(self, members: int, config: ExemplarConfig) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.out = (
-            MemberLinear(members, config.width, config.width, bias=False) for _ in range(4)
-        )
-
-
-class ExemplarBlock(nn.Module):
-    """The weights of one layer; `ExemplarTransformer` says what is done with them."""
-
-    def __init__(self, members: int, config: ExemplarConfig) -> None:
-        super().__init__()
-        self.norm1 = MemberNorm(members, config.width, config.norm_eps)
-        self.attention = ExemplarAttention(members, config)
-        self.mlp: nn.Sequential | None = None
-        if config.mlp:
-            hidden = config.mlp_ratio * config.width
-            self.norm2 = MemberNorm(members, config.width, config.norm_eps)
-            self.mlp = nn.Sequential(
-                MemberLinear(members, config.width, hidden, bias=True),
-                nn.GELU(),
-                MemberLinear(members, hidden, config.width, bias=True),
-            )
 
 
 class ExemplarTransformer(nn.Module):
@@ -116,8 +55,8 @@ class ExemplarTransformer(nn.Module):
         self.embed_label = MemberLinear(members, config.width, config.outputs, bias=False)  # rows are labels
         learned = config.position == "learned"
         self.position = nn.Parameter(torch.empty(members, config.length, config.width)) if learned else None
-        self.blocks = nn.ModuleList(ExemplarBlock(members, config) for _ in range(config.layers))
-        self.final_norm = MemberNorm(members, config.width, config.norm_eps)
+        self.blocks = Blocks(config.trunk, members)
+        self.final_norm = make_norm(config.trunk, members)
         self.unembed = MemberLinear(members, config.width, config.outputs, bias=True)
         self.reset_parameters(seeds)
 
@@ -168,9 +107,9 @@ class ExemplarTransformer(nn.Module):
             exemplars: `[P, B, n + 1, F]` features; the last one is the query.
             labels: `[P, B, n]` int64.
             target: `[P, B]` int64, the query's label; only the clamp `match` needs it.
-            clamps: what is forced in each member.
-            record, interventions: sites as in `icl_fast.models.interventions`, with the members folded into the
-                examples: `[P * B, ...]`, and logits `[P * B, V]`. They act after the clamps.
+            clamps: what is forced in each member: `clamp_interventions`, which come before others at the same site.
+            record, interventions: as in `icl_fast.models.interventions`, with the members folded into the examples:
+                `[P * B, ...]`; final_norm is `[P * B, 1, C]`, of the query alone, and logits `[P * B, V]`.
 
         Raises:
             InputError: shapes that do not fit the model, `match` without a target, an unknown site.
@@ -191,9 +130,20 @@ class ExemplarTransformer(nn.Module):
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, with exemplars `[P, B, n + 1, C]` that `embed_exemplar` was applied to already."""
+        stream = self.embedded(exemplars, labels)
+        positions = self.positions(stream)
+        if target is not None and target.shape != labels.shape[:2]:
+            raise InputError(f"target: must be {list(labels.shape[:2])}, one a sequence, got {list(target.shape)}")
+        if clamps is not None:
+            clamps = self.fitting(clamps)
+            interventions = [*clamp_interventions(clamps, self.blocks, positions, labels, target), *interventions]
         taps = make_taps(self.config, record, interventions)
-        one_pass = ExemplarPass(self, labels, target, clamps, taps)
-        return one_pass.logits(self.embedded(exemplars, labels)), taps.recorded
+        resid = self.blocks(taps("embed", stream.flatten(0, 1)), positions, taps)
+        query = taps("final_norm", self.final_norm(resid[:, -1:]))
+        by_member = *labels.shape[:2], self.config.outputs
+        logits = self.unembed(query).view(by_member)
+        logits = torch.where(self.has_output[:, None], logits, NO_LABEL).flatten(0, 1)
+        return taps("logits", logits).view(by_member), taps.recorded
 
     def embedded(self, exemplars: Tensor, labels: Tensor) -> Tensor:
         """The residual stream before the first layer, `[P, B, T, C]`, from exemplars `[P, B, n + 1, C]`."""
@@ -206,8 +156,39 @@ class ExemplarTransformer(nn.Module):
         if self.position is not None:
             return stream + self.position[:, None]
         if config.position == "sinusoidal":
-            return stream + _sinusoids(config.length, width, stream)
+            how = {"precision": torch.float64, "dtype": stream.dtype}
+            return stream + sinusoids(config.length, width, **how, device=stream.device)
         return stream
+
+    def positions(self, stream: Tensor) -> Positions:
+        """What attention is told of positions, on the device and in the dtype of the residual stream."""
+        config = self.config
+        if config.position != "rotary":
+            return Positions()
+        angles = position_angles(
+            config.length,
+            config.d_head,
+            config.rotary_base,
+            precision=torch.float64,
+            dtype=stream.dtype,
+            device=stream.device,
+        )
+        return Positions(rotary=(angles.cos(), angles.sin()))
+
+    @property
+    def has_output(self) -> Tensor:
+        """`[P, V]` bool: whether a member has that output."""
+        return torch.arange(self.config.outputs, device=self.outputs.device) < self.outputs[:, None]
+
+    def fitting(self, clamps: Clamps) -> Clamps:
+        """The clamps on the device of the model.
+
+        Raises:
+            InputError: clamps of another number of members.
+        """
+        if clamps.members != self.members:
+            raise InputError(f"clamps: are for {clamps.members} members, the model has {self.members}")
+        return clamps if clamps.copy.device == self.outputs.device else clamps.to(self.outputs.device)
 
     def _check(self, exemplars: Tensor, labels: Tensor) -> None:
         config = self.config
@@ -224,118 +205,6 @@ class ExemplarTransformer(nn.Module):
             )
 
 
-class ExemplarPass:
-    """One forward pass: its clamps, and what they need to know of the sequences."""
-
-    def __init__(
-        self, model: ExemplarTransformer, labels: Tensor, target: Tensor | None, clamps: Clamps | None, taps: Taps
-    ) -> None:
-        self.model, self.config, self.labels, self.target, self.taps = model, model.config, labels, target, taps
-        self.clamps = no_clamps(self.config, model.members) if clamps is None else clamps
-        if self.clamps.members != model.members:
-            raise InputError(f"clamps: are for {self.clamps.members} members, the model has {model.members}")
-        if target is not None and target.shape != labels.shape[:2]:
-            raise InputError(f"target: must be {list(labels.shape[:2])}, one a sequence, got {list(target.shape)}")
-        self.clamps = self.clamps.to(labels.device)
-        length = self.config.length
-        self.causal = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril()
-
-    def logits(self, embedded: Tensor) -> Tensor:
-        resid = embedded = self._tap("embed", embedded)
-        scores = resid.new_zeros(())
-        for layer in range(self.config.layers):
-            resid, scores = self._block(layer, resid, embedded)
-            if layer == 0:
-                resid = torch.where(self.clamps.first_layer.view(-1, 1, 1, 1), embedded, resid)
-        query = self._tap("final_norm", self.model.final_norm(resid[:, :, -1:]))
-        logits = self.model.unembed(query)[:, :, 0]
-        known = torch.arange(self.config.outputs, device=logits.device) < self.model.outputs[:, None, None]
-        logits = torch.where(known, logits, NO_LABEL)
-        copying = self.clamps.copy.view(-1, 1, 1) >= 0
-        logits = torch.where(copying, self._copied_logits(scores, logits), logits)
-        return self._tap("logits", logits)
-
-    def _block(self, layer: int, resid: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream after a layer, and its scores `[P, B, H, T, T]`."""
-        block = self.model.blocks[layer]
-        assert isinstance(block, ExemplarBlock)
-        resid = self._tap(site("resid_pre", layer), resid)
-        normed = matched = block.norm1(resid)  # matched: what queries and keys read
-        if layer == 1:
-            matched = torch.where(self.clamps.first_layer.view(-1, 1, 1, 1), block.norm1(_moved_on(embedded)), normed)
-        attention = block.attention
-        q = self._tap(site("q", layer), self._rotated(self._split(attention.q(matched))))
-        k = self._tap(site("k", layer), self._rotated(self._split(attention.k(matched))))
-        v = self._tap(site("v", layer), self._split(attention.v(normed)))
-        temperature = self.clamps.temperature[:, layer, None, :, None, None]
-        scores = self._tap(site("scores", layer), q @ k.mT * self.config.d_head**-0.5 / temperature)
-        pattern = self._tap(site("pattern", layer), self._pattern(layer, scores))
-        z = pattern @ v * self.clamps.heads[:, layer, None, :, None, None]  # [P, B, H, T, D]
-        z = self._tap(site("z", layer), z)
-        if self.taps.wants(site("head_out", layer)):
-            w_o = attention.out.weight.reshape(*attention.out.weight.shape[:2], self.config.heads, -1)  # [P, C, H, D]
-            out = self._tap(site("head_out", layer), torch.einsum("pbhtd,pchd->pbhtc", z, w_o)).sum(2)
-        else:
-            out = attention.out(z.transpose(2, 3).flatten(3))
-        resid = self._tap(site("resid_mid", layer), resid + self._tap(site("attn_out", layer), out))
-        if block.mlp is not None:
-            resid = resid + self._tap(site("mlp_out", layer), block.mlp(block.norm2(resid)))
-        return self._tap(site("resid_post", layer), resid), scores
-
-    def _pattern(self, layer: int, scores: Tensor) -> Tensor:
-        clamps, length = self.clamps, self.config.length
-        allowed = self.causal
-        if layer == 0:
-            places = torch.arange(length, device=scores.device)
-            own = (places[:, None] % 2 == 1) & (places[None] == places[:, None] - 1)
-            allowed = allowed & ~(own & clamps.no_previous_token.view(-1, 1, 1, 1, 1))
-        pattern = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
-        if layer == 0:
-            previous = torch.zeros(length, length, device=scores.device, dtype=scores.dtype)
-            previous[0, 0] = 1
-            previous[1:].diagonal().fill_(1)
-            pattern = torch.where(clamps.previous_token[:, None, :, None, None], previous, pattern)
-        if layer == self.config.layers - 1 and self.target is not None:
-            right = (self.labels == self.target[..., None]).to(scores.dtype)  # [P, B, n]
-            row = scores.new_zeros(*right.shape[:2], length)
-            row[..., 1::2] = right / right.sum(-1, keepdim=True).clamp_min(1)
-            matching = clamps.match[:, None, :, None]  # [P, 1, H, 1]
-            query = torch.where(matching, row[:, :, None], pattern[..., -1, :])
-            pattern = torch.cat([pattern[..., :-1, :], query[..., None, :]], dim=-2)
-        elif layer == self.config.layers - 1 and bool(clamps.match.any()):
-            raise InputError("target: the clamp match attends to its position, so it must be given")
-        return pattern
-
-    def _copied_logits(self, scores: Tensor, logits: Tensor) -> Tensor:
-        """Attention logits from the query to the labels, as outputs `[P, B, V]`."""
-        head = self.clamps.copy.clamp_min(0).view(-1, 1, 1, 1).expand(-1, scores.shape[1], 1, self.config.pairs)
-        attention = scores[..., -1, 1::2].gather(2, head)[:, :, 0]  # [P, B, n]
-        same = self.labels[..., :, None] == self.labels[..., None, :]
-        total = attention[..., None, :].masked_fill(~same, -torch.inf).logsumexp(-1)
-        # a repeated label is written once, by its first position; the others write where nothing is read
-        repeated = (same & self.causal[: same.shape[-1], : same.shape[-1]]).sum(-1) > 1
-        where = self.labels.masked_fill(repeated, self.config.outputs)
-        blank = logits.new_full((*logits.shape[:2], self.config.outputs + 1), NO_LABEL)
-        return blank.scatter(-1, where, total)[..., :-1]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.config.heads, self.config.d_head).transpose(2, 3)  # [P, B, H, T, D]
-
-    def _rotated(self, x: Tensor) -> Tensor:
-        """Rotary positions, neighbouring dimensions turned together."""
-        if self.config.position != "rotary":
-            return x
-        angles = rotary_angles(x.shape[-2], x.shape[-1], self.config.rotary_base, x)
-        cos, sin = angles.cos(), angles.sin()
-        a, b = x[..., 0::2], x[..., 1::2]
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-
-    def _tap(self, name: str, value: Tensor) -> Tensor:
-        if not self.taps.wants(name):
-            return value
-        return self.taps(name, value.flatten(0, 1)).view(value.shape)
-
-
 def _make_encoder(config: ExemplarConfig, members: int) -> nn.Module:
     if config.encoder == "linear":
         return MemberLinear(members, config.features, config.width, bias=True)
@@ -345,21 +214,3 @@ def _make_encoder(config: ExemplarConfig, members: int) -> nn.Module:
             f"{config.features} pixels; with features that are no pixels take the encoder linear"
         )
     return MemberResNet(members, config.image, config.width)
-
-
-def _moved_on(embedded: Tensor) -> Tensor:
-    """Every position holds the one before; the first and the query stay (Singh 2025, C.5.2: "A A 0 B A")."""
-    return torch.cat([embedded[:, :, :1], embedded[:, :, :-2], embedded[:, :, -1:]], dim=2)
-
-
-def rotary_angles(length: int, width: int, base: float, like: Tensor) -> Tensor:
-    """Angle of position t in plane i, t / base^(2i/width), `[T, width/2]`."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float64) / width)
-    angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float64), frequencies)
-    return angles.to(like.dtype)
-
-
-def _sinusoids(length: int, width: int, like: Tensor) -> Tensor:
-    """Position vectors of Vaswani et al. 2017, sines then cosines, `[T, C]`."""
-    angles = rotary_angles(length, width + width % 2, 10_000.0, like)
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, :width]

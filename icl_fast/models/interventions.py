@@ -6,6 +6,8 @@ a name of `LAYER_SITES`, such as `"1.pattern"`. The tensors at the sites:
     [B,T,C]    embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post, final_norm; logits is [B,T,V]
     [B,H,T,D]  q, k, v (as attention sees them: after rotation and smear), z; head_out is [B,H,T,C]
     [B,H,T,T]  scores (scaled, before the causal mask), pattern; rows are queries
+
+In models of P members B stands for P * B: examples of the first member, of the second, and so on.
 """
 
 from __future__ import annotations
@@ -78,16 +80,19 @@ class Intervention:
     `examples` (0-based indices; None: all of them), and, if `mask` is given, only where that is true as well.
     For scores and patterns `positions` are query rows. Elsewhere the value passes through untouched, and
     gradients flow exactly where the value does: none reach what was replaced.
+
+    A function may read earlier sites of the same pass besides (`reads`): it is given what went on from there.
     """
 
     site: str
     action: Literal["zero", "set", "apply"]
     value: Tensor | None = None
-    function: Callable[[Tensor], Tensor] | None = None
+    function: Callable[..., Tensor] | None = None
     heads: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     examples: tuple[int, ...] | None = None
     mask: Tensor | None = None
+    reads: tuple[str, ...] = ()
 
     @classmethod
     def zero(
@@ -120,32 +125,37 @@ class Intervention:
     def apply(
         cls,
         site: str,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[..., Tensor],
         *,
+        reads: Iterable[str] = (),
         heads: Iterable[int] | None = None,
         positions: Iterable[int] | None = None,
         examples: Iterable[int] | None = None,
         mask: Tensor | None = None,
     ) -> Intervention:
-        """Force `function(value)`, which keeps the shape; it is given the whole tensor at the site."""
-        return cls(site, "apply", None, function, _indices(heads), _indices(positions), _indices(examples), mask)
+        """Force `function(value, *read)`, which keeps the shape of the value.
+
+        It is given the whole tensor at the site, and those at the earlier sites of `reads`.
+        """
+        where = _indices(heads), _indices(positions), _indices(examples), mask
+        return cls(site, "apply", None, function, *where, tuple(reads))
 
     @property
     def everywhere(self) -> bool:
         """Whether it holds at the whole site."""
         return self.heads is None and self.positions is None and self.examples is None and self.mask is None
 
-    def __call__(self, value: Tensor) -> Tensor:
-        """The value at the site after this intervention.
+    def __call__(self, value: Tensor, *read: Tensor) -> Tensor:
+        """The value at the site after this intervention, given the values at the sites that it reads.
 
         Raises:
             InputError: an index out of range, an empty selection, or a tensor of another shape than the site's.
         """
         where = self._where(value)
-        new = self._new(value)
+        new = self._new(value, *read)
         return new if where is None else torch.where(where, new, value)
 
-    def _new(self, value: Tensor) -> Tensor:
+    def _new(self, value: Tensor, *read: Tensor) -> Tensor:
         if self.action == "zero":
             return torch.zeros_like(value)
         if self.action == "set":
@@ -153,7 +163,7 @@ class Intervention:
             new = self.value.to(value.dtype)
         else:
             assert self.function is not None
-            new = self.function(value)
+            new = self.function(value, *read)
         if new.shape != value.shape:
             raise InputError(
                 f"intervention at {self.site!r}: the tensor has shape {list(new.shape)}, "
@@ -199,13 +209,16 @@ class Taps:
     record: tuple[str, ...] = ()
     interventions: tuple[Intervention, ...] = ()
     recorded: dict[str, Tensor] = field(default_factory=dict)
+    read: dict[str, Tensor] = field(default_factory=dict)  # what later interventions are given besides
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         for intervention in self.interventions:
             if intervention.site == name:
-                value = intervention(value)
+                value = intervention(value, *(self.read[earlier] for earlier in intervention.reads))
         if name in self.record:
             self.recorded[name] = value
+        if any(name in intervention.reads for intervention in self.interventions):
+            self.read[name] = value
         return value
 
     def replaces(self, name: str) -> bool:
@@ -214,21 +227,49 @@ class Taps:
         return first is not None and first.action != "apply" and first.everywhere
 
     def wants(self, *names: str) -> bool:
-        """Whether any of these sites is recorded or intervened on; if not, it need not be computed."""
-        return any(name in self.record for name in names) or any(i.site in names for i in self.interventions)
+        """Whether any of these sites is recorded, read or intervened on; if not, it need not be computed."""
+        return any(
+            name in self.record or any(name == i.site or name in i.reads for i in self.interventions) for name in names
+        )
 
 
 def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[Intervention]) -> Taps:
     """Taps for one pass of such a model.
 
     Raises:
-        InputError: a site that the model does not have.
+        InputError: a site that the model does not have, or one that is read before it is computed.
     """
     for name in record:
         check_site(name, config, "record")
     for intervention in interventions:
         check_site(intervention.site, config, "interventions")
+        for name in intervention.reads:
+            check_site(name, config, "interventions")
+            if _forward_order(name) >= _forward_order(intervention.site):
+                raise InputError(
+                    f"intervention at {intervention.site!r}: reads {name!r}, which is not before it; read earlier sites"
+                )
     return Taps(tuple(record), tuple(interventions))
+
+
+def check_any_batch(interventions: Sequence[Intervention], config: HasLayers) -> None:
+    """Raise InputError unless such a model has their sites, and they hold for any number of examples."""
+    make_taps(config, (), interventions)
+    for intervention in interventions:
+        for name in ("examples", "mask", "value"):
+            if getattr(intervention, name) is not None:
+                raise InputError(
+                    f"intervention at {intervention.site!r}: {name} is for one size of batch, but batches of several "
+                    "sizes are trained on and evaluated; use Intervention.apply with a function, or Intervention.zero"
+                )
+
+
+def _forward_order(name: str) -> tuple[int, int, int]:
+    """Sorts sites as a forward pass meets them."""
+    if name in OUTER_SITES:
+        return (0 if name == "embed" else 2, 0, OUTER_SITES.index(name))
+    layer, _, local = name.partition(".")
+    return (1, int(layer), LAYER_SITES.index(local))
 
 
 def _indices(values: Iterable[int] | None) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
-from icl_fast.models import Clamps, ExemplarTransformer
+from icl_fast.models import Clamps, ExemplarTransformer, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
 from icl_fast.training.fused_steps import Architecture, Batches, Optimizer, Weights, fused_steps, fused_steps_supported
 from icl_fast.training.schedules import learning_rate
@@ -70,6 +70,8 @@ class Task:
         features: `[K, E, F]`, on the device of the model.
         trainable: parameter name to `[P]` bool: where false, a member's parameter stays as it is; names left out are
             trained in every member.
+        interventions: what is forced besides the clamps in every batch, members folded into the examples; it takes the
+            plain engine.
     """
 
     model: ExemplarTransformer
@@ -77,6 +79,7 @@ class Task:
     clamps: Clamps
     trainable: dict[str, Tensor]
     training: ExemplarTraining
+    interventions: tuple[Intervention, ...] = ()
 
     def l2(self) -> dict[str, float]:
         """Coefficients of the squared weights in the loss, of the parameters that have one (Singh 2025, 3.2.2)."""
@@ -92,14 +95,19 @@ class Task:
     def can_be_fused(self) -> bool:
         """Whether the fused kernel can make this task's steps here."""
         config = self.model.config
-        return self.features.device.type == "cpu" and fused_steps_supported(
-            layers=config.layers,
-            width=config.width,
-            heads=config.heads,
-            pairs=config.pairs,
-            position=config.position,
-            mlp=config.mlp,
-            encoder=config.encoder,
+        on_cpu = self.features.device.type == "cpu"
+        return (
+            on_cpu
+            and not self.interventions
+            and fused_steps_supported(
+                layers=config.layers,
+                width=config.width,
+                heads=config.heads,
+                pairs=config.pairs,
+                position=config.position,
+                mlp=config.mlp,
+                encoder=config.encoder,
+            )
         )
 
 
@@ -117,12 +125,15 @@ def make_engine(task: Task, noisy: bool) -> Engine:
         why = "needs attention-only models of 1 or 2 layers, up to 256 wide, up to 16 pairs, the encoder linear, a CPU"
         if noisy:
             why = "reads features from a table, so sequences.noise must be 0"
+        elif task.interventions:
+            why = "knows clamps alone, so there must be no interventions"
         raise InputError(f"training.engine fused: {why}; use auto or plain")
     return PlainEngine(task)
 
 
 class PlainEngine:
-    """Autograd and `torch.optim.Adam`: what the fused engine is compared with. On CUDA a step is one CUDA graph."""
+    """Autograd and `torch.optim.Adam`: what the fused engine is compared with. On CUDA a step is one CUDA graph,
+    unless there are interventions: they may wait for the device."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
@@ -152,7 +163,7 @@ class PlainEngine:
             group = self.adam.param_groups[0]
             if self.cuda:
                 group["lr"].fill_(rate)
-                losses.append(self._replay(inputs, step + i))
+                losses.append(self._update(*inputs) if self.task.interventions else self._replay(inputs, step + i))
             else:
                 group["lr"] = rate
                 losses.append(self._update(*inputs))
@@ -164,7 +175,7 @@ class PlainEngine:
         features = self.task.features[classes, exemplars]
         if noise is not None:
             features = features + noise
-        logits, _ = self.model(features, labels, target, clamps=self.task.clamps)
+        logits, _ = self.model(features, labels, target, clamps=self.task.clamps, interventions=self.task.interventions)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(-1)
         # a sum over members, so that the gradient of each is what it would be alone
         total = losses.sum() + sum(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
-from icl_fast.models import ExemplarTransformer, load_snapshot
+from icl_fast.models import ExemplarTransformer, Intervention, load_snapshot
 from icl_fast.models.grafts import graft, part_parameters
+from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
@@ -45,15 +46,18 @@ class ExemplarTrainer:
     def __init__(
         self,
         config: ExemplarRunConfig,
+        interventions: Sequence[Intervention] = (),
         on_progress: Callable[[ExemplarProgress], None] | None = None,
         on_exemplars: Callable[[int, int, str], None] | None = None,
     ) -> None:
         """Of a config; for the rest see `icl_fast.training.train`.
 
         Raises:
-            InputError: exemplars that cannot be had, members that do not fit them, no such device.
+            InputError: exemplars that cannot be had, members that do not fit them, interventions that they do not have
+                or that hold for one size of batch only, no such device.
         """
         self.config, self.on_progress, self.population = config, on_progress, Population(config)
+        self.interventions = tuple(interventions)
         device = resolve_device(config.training.device)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
         self.model = self.population.model(exemplars).to(device)
@@ -64,7 +68,8 @@ class ExemplarTrainer:
             exemplars, config.evaluation.names, config.evaluation.sequences, device
         )
         self.features = exemplars.features.to(device)
-        task = Task(self.model, self.features, self.clamps, trainable, config.training)
+        check_any_batch(self.interventions, self.model.config)
+        task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions)
         self.engine: Engine = make_engine(task, self.population.noisy)
         self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
         self.due = self._due()
@@ -128,7 +133,9 @@ class ExemplarTrainer:
             run.save_state(self.state())
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
-        measured = evaluate_strategies(self.model, self.features, self.evaluators, self.clamps, attention=True)
+        measured = evaluate_strategies(
+            self.model, self.features, self.evaluators, self.clamps, interventions=self.interventions, attention=True
+        )
         return {name: _numbers(metrics) for name, metrics in measured.items()}
 
     def _call(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from icl_fast.errors import InputError
+from icl_fast.models import Intervention
 from icl_fast.runs import Run, RunConfig, TextRunConfig
 from icl_fast.training.exemplars import ExemplarTrainer
 from icl_fast.training.interrupt import interruptible
@@ -43,6 +45,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    interventions: Sequence[Intervention] = (),
     on_progress: Callable[[Any], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
 ) -> Run:
@@ -56,25 +59,30 @@ def train(
         config: what to train.
         out: the run folder; it must not exist, or be empty, unless `resume`.
         resume: go on from the last saved state of `out`, whose config must be the same.
+        interventions: on exemplars: what is forced besides the clamps, in training and evaluation: zeros and functions
+            of the value, with the members folded into the examples. It takes the plain engine, and is not kept in the
+            run folder: to resume, give the same again.
         on_progress: called with a `TrainingProgress` after every step on text; with an `ExemplarProgress` after every
             call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
 
     Raises:
-        InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them; `out` is
-            taken or holds another run; the disk is full; the loss is not finite. The folder then holds the state of the
-            last save.
+        InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them;
+            interventions that the model does not have, or for a run on text; `out` is taken or holds another run; the
+            disk is full; the loss is not finite. The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
     if isinstance(config, TextRunConfig):
         config = config.with_absolute_corpus()
+        if interventions:
+            raise InputError("interventions: are for training on exemplars; this config trains on text")
     run = Run(out)
     run.check(config, resume=resume)  # before anything that takes long
     trainer: Trainer
     if isinstance(config, TextRunConfig):
         trainer = TextTrainer(config, on_progress)
     else:
-        trainer = ExemplarTrainer(config, on_progress, on_exemplars)
+        trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
     state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
     if state is not None:
         trainer.load_state(state)

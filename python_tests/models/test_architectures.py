@@ -139,7 +139,27 @@ def test_a_saturated_smear_is_a_plain_key(build: Build, draw_tokens: DrawTokens)
     assert not torch.equal(smeared(tokens), plain(tokens))
     for block in smeared.blocks:
         torch.nn.init.constant_(block.attention.alpha, 20.0)
-    assert torch.equal(smeared(tokens), plain(tokens))
+    seen, _ = smeared(tokens, record=["0.k", "1.k"])  # by the same attention as of plain keys
+    assert torch.equal(seen, plain(tokens))
+    torch.testing.assert_close(smeared(tokens), plain(tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("windows", [None, WINDOWS], ids=["dense", "local"])
+@pytest.mark.parametrize("position", ["shortformer", "rotary"])
+def test_keys_are_smeared_in_the_op_unless_a_tap_asks_for_them(
+    build: Build, draw_tokens: DrawTokens, position: str, windows: Any, dtype: torch.dtype
+) -> None:
+    """`smeared_attention` and attention on smeared keys: logits and every gradient, to rounding."""
+    model, tokens = build(position=position, key="smeared", windows=windows, dtype=dtype), draw_tokens(3, 9)
+    results = [
+        (logits, torch.autograd.grad(logits.pow(2).mean(), list(model.parameters())))
+        for logits in (model(tokens), *(model(tokens, record=sites)[0] for sites in (["0.k", "1.k"], ATTENTION)))
+    ]
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (1e-10, 1e-11)
+    for explicit in results[1:]:
+        torch.testing.assert_close(results[0], explicit, rtol=rtol, atol=atol)
+    assert not torch.equal(results[0][0], results[1][0])  # so that it is two ways that agree
 
 
 def test_smear_starts_half_way() -> None:

@@ -26,6 +26,7 @@ from icl_fast.models import (
     no_clamps,
     stack_clamps,
 )
+from icl_fast.models.clamps import clamp_interventions
 
 Build = Callable[..., ExemplarTransformer]
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -214,6 +215,53 @@ def test_any_mix(build_exemplars: Build, draw_sequences: Draw, plain_pass: Plain
         known=[data.draw(st.integers(2, 8)) for _ in range(members)],
     )
     check(plain_pass, model, draw_sequences(model, 2), [draw_member() for _ in range(members)])
+
+
+@pytest.mark.parametrize("names", [*THESIS, ["pt-attend", "match", "no-previous-token"]], ids="+".join)
+def test_clamps_are_a_list_of_interventions(build_exemplars: Build, draw_sequences: Draw, names: list[str]) -> None:
+    """The model knows nothing of them but this list."""
+    model = build_exemplars(known=[8, 5])
+    exemplars, labels, target = draw_sequences(model)
+    free, forced = no_clamps(model.config), Forced(names, removed=[(0, 0)], temperature={(1, 1): 0.5})
+    clamps = stack_clamps([free, forced.clamps(model.config)])
+    positions = model.positions(model.embed_exemplar(exemplars))
+    made = clamp_interventions(clamps, model.blocks, positions, labels, target)
+    assert made
+    assert all(isinstance(one, Intervention) for one in made)
+    by_list, _ = model(exemplars, labels, interventions=made)
+    assert torch.equal(by_list, model(exemplars, labels, target, clamps=clamps)[0])
+    assert torch.equal(by_list[0], model(exemplars, labels)[0][0])
+    assert not torch.equal(by_list[1], model(exemplars, labels)[0][1])
+    assert clamp_interventions(no_clamps(model.config, 2), model.blocks, positions, labels, None) == []
+
+
+def test_clamps_written_by_hand(build_exemplars: Build, draw_sequences: Draw) -> None:
+    """With what a user has: sites, heads and functions."""
+    model = build_exemplars(1)
+    exemplars, labels, target = draw_sequences(model)
+    shift = torch.eye(5, dtype=torch.float64).roll(-1, 1)
+    shift[0] = torch.eye(5)[0]
+    by_hand = {
+        "pt-attend": [Intervention.apply("0.pattern", lambda value: shift.expand_as(value), heads=[2])],
+        "layer-1": [
+            Intervention.apply("1.resid_pre", lambda _, embedded: embedded, reads=["embed"]),
+            *(Intervention.set(name, value) for name, value in _seen_when_moved(model, exemplars, labels).items()),
+        ],
+    }
+    for name, interventions in by_hand.items():
+        clamps = make_clamps(model.config, [name])  # type: ignore[list-item]
+        torch.testing.assert_close(
+            model(exemplars, labels, interventions=interventions)[0],
+            model(exemplars, labels, target, clamps=clamps)[0],
+            rtol=1e-10,
+            atol=1e-11,
+        )
+
+
+def _seen_when_moved(model: ExemplarTransformer, exemplars: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Queries and keys of the second layer where it reads "A A 0 B A" in place of "A 0 B 1 A"."""
+    move = Intervention.apply("1.resid_pre", lambda _, x: x[:, [0, 0, 1, 2, 4]], reads=["embed"])
+    return model(exemplars, labels, record=["1.q", "1.k"], interventions=[move])[1]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icl_fast.errors import InputError
 from icl_fast.models import LAYER_SITES, Intervention, Transformer
 
 Build = Callable[..., Transformer]
@@ -284,6 +285,40 @@ def test_several_interventions_apply_in_order(model: Transformer) -> None:
     assert not r["0.attn_out"][1].any()
     assert r["0.attn_out"][0].all()
     assert not torch.equal(model(TOKENS, interventions=steps[::-1]), logits)
+
+
+def test_a_function_of_earlier_sites(model: Transformer) -> None:
+    """It reads what went on from them, recorded or not, and gradients flow to them."""
+    halved = Intervention.apply("0.z", lambda z: z / 2, heads=[1])
+    swapped = Intervention.apply(
+        "1.z", lambda z, before, pattern: before + pattern.sum() * z, reads=["0.z", "1.pattern"], heads=[0]
+    )
+    logits, r = model(TOKENS, record=["1.z", "0.z"], interventions=[swapped, halved])
+    assert set(r) == {"1.z", "0.z"}
+    _, plain = model(TOKENS, record=["1.z", "1.pattern"], interventions=[halved])
+    torch.testing.assert_close(r["1.z"][:, 1:], plain["1.z"][:, 1:], rtol=0, atol=1e-12)
+    expected = r["0.z"] + plain["1.pattern"].sum() * plain["1.z"]
+    torch.testing.assert_close(r["1.z"][:, 0], expected[:, 0], rtol=0, atol=1e-11)
+    only_read = Intervention.apply("logits", lambda logits, z: logits * 0 + z.sum(), reads=["0.head_out"])
+    gradient = torch.autograd.grad(model(TOKENS, interventions=[only_read]).sum(), model.blocks[0].attention.out.weight)
+    assert gradient[0].all()
+    assert not torch.equal(logits, model(TOKENS, interventions=[halved]))
+
+
+@pytest.mark.parametrize(
+    ("site", "reads", "message"),
+    [
+        ("0.z", "0.z", r"'0\.z': reads '0\.z', which is not before it"),
+        ("1.q", "1.k", "'1.k', which is not before it"),
+        ("0.resid_post", "1.resid_pre", "not before it"),
+        ("embed", "0.q", "not before it"),
+        ("1.z", "final_norm", "not before it"),
+        ("logits", "2.z", "no site '2.z'"),
+    ],
+)
+def test_only_earlier_sites_can_be_read(model: Transformer, site: str, reads: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model(TOKENS, interventions=[Intervention.apply(site, lambda value, other: value, reads=[reads])])
 
 
 def test_a_value_of_another_precision_is_cast(build: Build) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
 
 from icl_fast import InputError
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.models import Intervention
 from icl_fast.runs import Population, Run, parse_config
 from icl_fast.training import ExemplarProgress, train
 from icl_fast.training.exemplar_engine import FusedEngine, PlainEngine, Task, make_engine
@@ -183,7 +186,7 @@ KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
 from icl_fast.runs import parse_config
-from icl_fast.training import ExemplarProgress, train
+from icl_fast.training import train
 at = int(sys.argv[3])
 def kill(progress):
     if progress.step >= at:
@@ -245,6 +248,57 @@ def test_noise_is_added_and_needs_the_plain_engine(tmp_path: Path) -> None:
     assert (quiet != loud).all()
     with pytest.raises(InputError, match=r"training\.engine fused: reads features.*sequences\.noise must be 0"):
         run(changed(noisy, training={"engine": "fused"}), tmp_path / "fused")
+
+
+def previous_token(pattern: Tensor) -> Tensor:
+    length = pattern.shape[-1]
+    return torch.eye(length).roll(-1, 1).index_copy(0, torch.tensor([0]), torch.eye(length)[:1]).expand_as(pattern)
+
+
+INTERVENTIONS = {
+    "pt-attend": ({"clamps": ["pt-attend"]}, [Intervention.apply("0.pattern", previous_token, heads=[2])]),
+    "without heads": (
+        {"without_heads": ["0.1", "1.3"]},
+        [Intervention.zero("0.z", heads=[1]), Intervention.zero("1.z", heads=[3])],
+    ),
+    "temperature": ({"temperature": {"1.0": 0.5}}, [Intervention.apply("1.scores", lambda x: x / 0.5, heads=[0])]),
+}
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_interventions_are_trained_under_as_clamps_are(tmp_path: Path, name: str) -> None:
+    """The same run, to the bit, whether what is forced has a name in the config or is given from Python."""
+    clamp, interventions = INTERVENTIONS[name]
+    named = run(changed(interventions=clamp), tmp_path / "named")
+    given = run(changed(training={"engine": "auto"}), tmp_path / "given", interventions=interventions)
+    assert weights(named.path) == weights(given.path)
+    xr.testing.assert_allclose(
+        training_curves(named), training_curves(given), rtol=1e-4, atol=2e-6
+    )  # evaluated by other passes
+    assert weights(named.path) != weights(run(TINY, tmp_path / "free").path)
+
+
+def test_any_intervention_can_be_trained_under(tmp_path: Path) -> None:
+    """One that no clamp makes, and only where it was asked for: no gradient reaches what it replaces."""
+    replaced = Intervention.apply("1.q", lambda q, k: k, reads=["0.k"])
+    done = run(changed(members=MEMBERS), tmp_path / "run", interventions=[replaced])
+    first, last = (done.load_snapshot(step).model for step in (0, 12))
+    moved = {n for n, w in first.named_parameters() if not torch.equal(w, last.get_parameter(n))}
+    assert set(dict(first.named_parameters())) - moved == {"blocks.1.attention.q.weight"}
+
+
+def test_interventions_need_the_plain_engine_and_any_batch(tmp_path: Path) -> None:
+    def refused(pattern: str, intervention: Intervention, values: Values = TINY) -> None:
+        with pytest.raises(InputError, match=pattern):
+            run(values, tmp_path / "refused", interventions=[intervention])
+        assert not (tmp_path / "refused").exists()
+
+    zero = Intervention.zero("0.z")
+    refused("fused: knows clamps alone, so there must be no", zero, changed(training={"engine": "fused"}))
+    refused("interventions: no site '2.z'", Intervention.zero("2.z"))
+    refused(r"'0\.z': examples is for one size of batch", Intervention.zero("0.z", examples=[1]))
+    refused("mask is for one size", Intervention.zero("0.z", mask=torch.ones(4, dtype=torch.bool)))
+    refused("value is for one size", Intervention.set("0.z", torch.zeros(4, 4, 5, 4)))
 
 
 def test_auto_takes_the_fused_engine_where_it_can() -> None:

@@ -49,7 +49,7 @@ class Rerun:
         """What attention writes in each run that is alive, [A,n,R,C]."""
         alive, attention = self.resid[: self.alive], base.attention
         variants, count = alive.shape[:2]
-        own = attention.qkv(base.block.norm1(alive).flatten(0, 1), base.position)  # each [A*n,H,T,D]
+        own = attention.qkv(base.block.norm1(alive).flatten(0, 1), base.positions)  # each [A*n,H,T,D]
         for name, mine, first in zip("qkv", own, base.qkv, strict=True):
             sites = PRESERVED_WITH[name]
             heads = sorted({h for at in sites for h in self.mode.preserved_heads(at, base.layer, base.heads)})

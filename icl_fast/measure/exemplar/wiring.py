@@ -20,7 +20,6 @@ from icl_fast.measure.heads.circuits import LayerWeights, composition_of
 from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.models.clamps import Head
 from icl_fast.models.exemplar_inference import Preservable
-from icl_fast.models.exemplar_transformer import ExemplarBlock
 
 PRESERVE: dict[str, tuple[Preservable, ...]] = {"value-preserving": ("v",), "pattern-preserving": ("pattern",)}
 KINDS = {
@@ -163,7 +162,6 @@ def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
 def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
-        assert isinstance(block, ExemplarBlock)
         attention, gain = block.attention, block.norm1.weight[member].double()
         read = [
             (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT

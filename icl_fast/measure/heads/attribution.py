@@ -9,7 +9,6 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.models.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
 
 def head_outputs(model: Transformer, layer: int) -> Tensor:
     """What the heads of a layer write into the residual stream for their results: [H,D,C] float64."""
-    block = model.blocks[layer]
-    assert isinstance(block, Block)
-    return block.attention.w_o.double()
+    return model.blocks[layer].attention.w_o.double()
 
 
 def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tensor:

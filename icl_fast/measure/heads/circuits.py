@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from icl_fast.errors import InputError
 from icl_fast.models import Transformer
-from icl_fast.models.transformer import Block
+from icl_fast.models.blocks import Block
 
 _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
 
@@ -138,7 +138,6 @@ def composition_of(layers: Sequence[LayerWeights]) -> dict[str, Tensor]:
 def _layers(model: Transformer) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
-        assert isinstance(block, Block)
         o = block.attention.w_o.double()
         q, k, v = (_reading(block, linear) for linear in (block.attention.q, block.attention.k, block.attention.v))
         layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
