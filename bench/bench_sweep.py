@@ -156,7 +156,7 @@ def memory(device: str) -> int:
     return MEMORY
 
 
-def plan(size: Size, rows: int, mode: str, device: str, dtype: torch.dtype) -> Any:
+def plan(size: Size, rows: int, mode: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
     """The engine's schedule. Imported here: without the engine's packages the bench says so and goes on."""
     from icl_fast.measure.ablation.modes import AblationMode
     from icl_fast.measure.ablation.names import parse_ablations
