@@ -79,7 +79,7 @@ def ablated_losses(
         means: for mean ablation, of `mean_activations`; None: zero ablation.
 
     Yields:
-        [n,R] losses in nats, float32 (float64 for a float64 model): first un-ablated, then one for each ablation.
+        [n,R] losses in nats, float32 (float64 for a float64 model): first the whole model's, then each ablation's.
     """
     wanted = targets.gather(1, rows)
 
