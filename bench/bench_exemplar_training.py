@@ -265,7 +265,7 @@ def two_passes(x: Inputs) -> Tensor:
     heads[(slice(None), *AGAIN_WITHOUT)] = 0
     for part in EmbeddedEvaluators(x.model, x.exemplars.features, [x.evaluator]).chunks(x.evaluator):
         whole = inference.first(part.exemplars, part.labels)
-        logits = whole.logits, inference.again(whole, heads=heads, preserve=["pattern"])
+        logits = whole.logits, inference.second(whole, heads=heads, preserve=["pattern"])
         found.append(torch.stack([score_answers(each, part).loss for each in logits]))
     return torch.cat(found, dim=-1)
 

@@ -65,7 +65,7 @@ class Attention(nn.Module):
         read = self._read(normed, positions)
         q = taps(site("q", layer), self.queries(read, positions))
         if self.alpha is not None and not taps.wants(*(site(name, layer) for name in ("k", "scores", "pattern"))):
-            k = self._rotate(self._split(self.k(read)), positions)
+            k = self._rotate(self._split(self.k(read)), positions)  # the op smears them
             v = taps(site("v", layer), self.values(normed))
             z = smeared_attention(q, k, v, self.alpha, scale=self.scale, window=self.windows)
         else:
@@ -131,7 +131,7 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
         scores_site, pattern_site = site("scores", self.layer), site("pattern", self.layer)
         length, scale = q.shape[-2], self.scale
-        # the contexts of members are a few tokens, for which the kernels of long ones are slower than the products
+        # contexts of members are a few tokens: written out it is as fast, and then no tap changes a bit
         if self.members is None and not taps.wants(scores_site, pattern_site):
             mask = self._mask(length, q.device) if self.windows is not None else None
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)

@@ -33,23 +33,23 @@ _NOTHING = {"copy": -1, "heads": 1, "temperature": 1}  # what the tensors hold w
 class Clamps:
     """What is forced in each of P members. Gradients flow where values do: what is replaced gets none.
 
-    The tensors are not to be changed once the clamps were used: they are looked at once.
+    Tensors of clamps that were used must not be changed: which of them force anything is looked up once.
 
     "First" and "last" are layers; in the thesis' two-layer models they are Layer 1 and Layer 2.
 
     Attributes:
-        previous_token: `[P, H]` bool: first-layer heads whose pattern is that of a perfect previous-token head (step
+        previous_token: `[P,H]` bool: first-layer heads whose pattern is that of a perfect previous-token head (step
             1, pt-attend; position 1 attends to itself).
         first_layer: `[P]` bool: steps 1 and 2 (layer-1). The second layer's queries and keys read the embedded
             sequence moved on by one position (the first position and the query stay), its values and everything
             later read the embedded sequence; the first layer is not used.
-        match: `[P, H]` bool: last-layer heads whose pattern, from the query, is even over the positions of labels
+        match: `[P,H]` bool: last-layer heads whose pattern, from the query, is even over the positions of labels
             that equal the target (steps 1, 2, 3qk, 4; nothing is attended to where there is none).
         copy: `[P]` int64: the last-layer head whose attention logits at the labels are the outputs of the model, those
             of a repeated label by log-sum-exp, all others -1e9 (steps 3v, 5); -1: no head.
         no_previous_token: `[P]` bool: in the first layer no label attends to its exemplar.
-        heads: `[P, L, H]` float: what every head's output is multiplied by; 0 removes it.
-        temperature: `[P, L, H]` float: what every head's scaled scores are divided by.
+        heads: `[P,L,H]` float: what every head's output is multiplied by; 0 removes it.
+        temperature: `[P,L,H]` float: what every head's scaled scores are divided by.
     """
 
     previous_token: Tensor

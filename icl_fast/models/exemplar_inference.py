@@ -39,10 +39,10 @@ class LayerActivations:
     """A layer's part of a pass; R is T, in the last layer 1 (the query), unless all rows were asked for.
 
     Attributes:
-        resid: `[P, C, T, B]`: the stream that it reads.
-        q, k, v: `[P, H, D, R, B]`, `[P, H, D, T, B]` twice; q and k after rotation, q scaled: scores are their product.
-        scores, pattern: `[P, H, R, T, B]`; scores of positions that cannot be attended to are -inf.
-        z: `[P, H, D, R, B]`, before heads are removed; of the last layer the query's alone.
+        resid: `[P,C,T,B]`: the stream that it reads.
+        q, k, v: `[P,H,D,R,B]`, `[P,H,D,T,B]` twice; q and k after rotation, q scaled: scores are their product.
+        scores, pattern: `[P,H,R,T,B]`; scores of positions that cannot be attended to are -inf.
+        z: `[P,H,D,R,B]`, before heads are removed; of the last layer the query's alone.
     """
 
     resid: Tensor
@@ -56,7 +56,7 @@ class LayerActivations:
 
 @dataclass(frozen=True)
 class Activations:
-    """A first pass: what later passes take from it, and its logits `[P, B, V]`."""
+    """A first pass: what later passes take from it, and its logits `[P,B,V]`."""
 
     labels: Tensor
     target: Tensor | None
@@ -67,7 +67,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Ending:
-    """A second pass before the last layer's heads write: the stream `[P, C, T, B]`, z and scores of that layer."""
+    """A second pass before the last layer's heads write: the stream `[P,C,T,B]`, z and scores of that layer."""
 
     resid: Tensor
     z: Tensor
@@ -88,7 +88,7 @@ class ExemplarInference:
         # glibc gives freed memory back to the system, and every chunk has to ask for it anew, until a block of 1 to 32
         # MiB was freed once: a third of the time
         torch.empty(_FREED_ONCE, dtype=torch.uint8)
-        self.clamps = model.fitting(no_clamps(model.config, model.members) if clamps is None else clamps)
+        self.clamps = model.check_clamps(no_clamps(model.config, model.members) if clamps is None else clamps)
         length = self.config.length
         later = ~causal_mask(length, device=device)[..., None]
         hidden = own_exemplars(length, device)[..., None] & self.clamps.no_previous_token.view(-1, 1, 1, 1, 1)
@@ -104,9 +104,9 @@ class ExemplarInference:
         """A pass under the clamps.
 
         Args:
-            exemplars: `[P, B, n + 1, C]`, after `embed_exemplar`.
-            labels: `[P, B, n]` int64.
-            target: `[P, B]` int64; the clamp `match` needs it.
+            exemplars: `[P,B,n+1,C]`, after `embed_exemplar`.
+            labels: `[P,B,n]` int64.
+            target: `[P,B]` int64; the clamp `match` needs it.
             all_rows: keep the last layer's patterns of all positions, not of the query alone.
 
         Raises:
@@ -124,7 +124,7 @@ class ExemplarInference:
         logits = self._logits(resid, layers[-1].scores, labels)
         return Activations(labels, target, embedded, tuple(layers), logits)
 
-    def again(
+    def second(
         self,
         base: Activations,
         *,
@@ -133,13 +133,13 @@ class ExemplarInference:
         preserve: Collection[Preservable] = (),
         query_pattern: Tensor | None = None,
     ) -> Tensor:
-        """The logits `[P, B, V]` of another pass over the same sequences.
+        """The logits `[P,B,V]` of another pass over the same sequences.
 
         Args:
-            heads: `[P, L, H]`: what every head's output is multiplied by, in place of `Clamps.heads`.
+            heads: `[P,L,H]`: what every head's output is multiplied by, in place of `Clamps.heads`.
             embedding: what the stream before the first layer is multiplied by; 0 removes it.
             preserve: what attention takes from the first pass, in all layers and heads.
-            query_pattern: `[P, H, T, B]`: where the query attends in the last layer, whatever is preserved.
+            query_pattern: `[P,H,T,B]`: where the query attends in the last layer, whatever is preserved.
         """
         heads = self.clamps.heads if heads is None else heads.to(self.clamps.heads)
         return self.output(base, self.ending(base, heads, embedding, preserve, query_pattern), heads)
@@ -152,7 +152,7 @@ class ExemplarInference:
         preserve: Collection[Preservable] = (),
         query_pattern: Tensor | None = None,
     ) -> Ending:
-        """The first part of `again`: all but the last layer's heads, which several passes may differ in alone."""
+        """The first part of `second`: all but the last layer's heads, which several passes may differ in alone."""
         last, first = self.config.layers - 1, 0
         if embedding == 1:  # layers that read what they read before give what they gave
             while first < last and torch.equal(heads[:, first], self.clamps.heads[:, first]):
@@ -173,7 +173,7 @@ class ExemplarInference:
         return Ending(resid, z, part.scores)
 
     def output(self, base: Activations, ending: Ending, heads: Tensor) -> Tensor:
-        """The rest of `again`; of the heads `[P, L, H]` only the last layer's matter."""
+        """The rest of `second`; of the heads `[P,L,H]` only the last layer's matter."""
         last = self.config.layers - 1
         resid, _ = self._after(last, ending.resid, ending.z, heads[:, last], base.embedded)
         return self._logits(resid, ending.scores, base.labels)
@@ -222,7 +222,7 @@ class ExemplarInference:
             previous = self._previous[-pattern.shape[2] :].to(pattern.dtype)
             pattern = torch.where(self.clamps.previous_token[:, :, None, None, None], previous, pattern)
         if layer == self.config.layers - 1 and "match" in self.clamps.held and target is not None:
-            row = matching_rows(labels, target).to(pattern.dtype).mT[:, None]  # [P, 1, T, B]
+            row = matching_rows(labels, target).to(pattern.dtype).mT[:, None]  # [P,1,T,B]
             query = torch.where(self.clamps.match[:, :, None, None], row, pattern[:, :, -1])
             pattern = torch.cat([pattern[:, :, :-1], query[:, :, None]], dim=2)
         return pattern
@@ -251,14 +251,14 @@ class ExemplarInference:
         if self._fewer_outputs is not None:
             logits = torch.where(self._fewer_outputs, logits, NO_LABEL)
         if "copy" in self.clamps.held:
-            of_query = scores[:, :, -1].movedim(-1, 1).flatten(0, 1)  # [P * B, H, T]
+            of_query = scores[:, :, -1].movedim(-1, 1).flatten(0, 1)  # [P*B,H,T]
             head = self.clamps.copy.repeat_interleave(labels.shape[1])
             copied = copied_logits(of_query, labels.flatten(0, 1), head, logits.shape[-1]).view(logits.shape)
             logits = torch.where(self.clamps.copy.view(-1, 1, 1) >= 0, copied, logits)
         return logits
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], self.config.heads, -1, *x.shape[2:])  # [P, H, D, T, B]
+        return x.view(x.shape[0], self.config.heads, -1, *x.shape[2:])  # [P,H,D,T,B]
 
     def _rotated(self, x: Tensor) -> Tensor:
         """Positions are the last ones of the sequence."""
@@ -272,13 +272,13 @@ class ExemplarInference:
 
 
 def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """x `[P, in, T, B]` to `[P, out, T, B]`."""
+    """x `[P,in,T,B]` to `[P,out,T,B]`."""
     y = _product(linear.weight, x)
     return y if linear.bias is None else y.add_(linear.bias[..., None, None])
 
 
 def _product(weight: Tensor, x: Tensor) -> Tensor:
-    """Weight `[P, out, in]` times x `[P, in, T, B]`: `[P, out, T, B]`."""
+    """Weight `[P,out,in]` times x `[P,in,T,B]`: `[P,out,T,B]`."""
     return torch.bmm(weight, x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
 
 
@@ -289,7 +289,7 @@ def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
-    """Scores `[P, H, R, T, B]` of q `[P, H, D, R, B]` and k `[P, H, D, T, B]`."""
+    """Scores `[P,H,R,T,B]` of q `[P,H,D,R,B]` and k `[P,H,D,T,B]`."""
     scores = q[:, :, 0, :, None] * k[:, :, 0, None]
     for d in range(1, q.shape[2]):
         scores.addcmul_(q[:, :, d, :, None], k[:, :, d, None])
@@ -297,7 +297,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _weighted(pattern: Tensor, v: Tensor) -> Tensor:
-    """z `[P, H, D, R, B]` of a pattern `[P, H, R, T, B]` and v `[P, H, D, T, B]`."""
+    """z `[P,H,D,R,B]` of a pattern `[P,H,R,T,B]` and v `[P,H,D,T,B]`."""
     z = pattern[:, :, None, :, 0] * v[:, :, :, None, 0]
     for position in range(1, v.shape[3]):
         z.addcmul_(pattern[:, :, None, :, position], v[:, :, :, None, position])

@@ -39,7 +39,7 @@ class ExemplarTransformer(nn.Module):
     def __init__(
         self, config: ExemplarConfig, seeds: Sequence[int] = (0,), outputs: Sequence[int] | None = None
     ) -> None:
-        """A model of as many members as there are seeds.
+        """A model with one member for each seed.
 
         Raises:
             InputError: no seed, one out of range, outputs that are not 2 to V, one a member, or the encoder "resnet"
@@ -101,15 +101,15 @@ class ExemplarTransformer(nn.Module):
         record: Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The logits of the query's label `[P, B, V]`, and what was recorded.
+        """The logits of the query's label `[P,B,V]`, and what was recorded.
 
         Args:
-            exemplars: `[P, B, n + 1, F]` features; the last one is the query.
-            labels: `[P, B, n]` int64.
-            target: `[P, B]` int64, the query's label; only the clamp `match` needs it.
+            exemplars: `[P,B,n+1,F]` features; the last one is the query.
+            labels: `[P,B,n]` int64.
+            target: `[P,B]` int64, the query's label; only the clamp `match` needs it.
             clamps: what is forced in each member: `clamp_interventions`, which come before others at the same site.
             record, interventions: as in `icl_fast.models.interventions`, with the members folded into the examples:
-                `[P * B, ...]`; final_norm is `[P * B, 1, C]`, of the query alone, and logits `[P * B, V]`.
+                `[P*B,...]`; final_norm is `[P*B,1,C]`, of the query alone, and logits `[P*B,V]`.
 
         Raises:
             InputError: shapes that do not fit the model, `match` without a target, an unknown site.
@@ -129,13 +129,13 @@ class ExemplarTransformer(nn.Module):
         record: Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `forward`, with exemplars `[P, B, n + 1, C]` that `embed_exemplar` was applied to already."""
+        """As `forward`, with exemplars `[P,B,n+1,C]` that `embed_exemplar` was applied to already."""
         stream = self.embedded(exemplars, labels)
         positions = self.positions(stream)
         if target is not None and target.shape != labels.shape[:2]:
             raise InputError(f"target: must be {list(labels.shape[:2])}, one a sequence, got {list(target.shape)}")
         if clamps is not None:
-            clamps = self.fitting(clamps)
+            clamps = self.check_clamps(clamps)
             interventions = [*clamp_interventions(clamps, self.blocks, positions, labels, target), *interventions]
         taps = make_taps(self.config, record, interventions)
         resid = self.blocks(taps("embed", stream.flatten(0, 1)), positions, taps)
@@ -146,7 +146,7 @@ class ExemplarTransformer(nn.Module):
         return taps("logits", logits).view(by_member), taps.recorded
 
     def embedded(self, exemplars: Tensor, labels: Tensor) -> Tensor:
-        """The residual stream before the first layer, `[P, B, T, C]`, from exemplars `[P, B, n + 1, C]`."""
+        """The residual stream before the first layer, `[P,B,T,C]`, from exemplars `[P,B,n+1,C]`."""
         config = self.config
         members, batch, _, width = exemplars.shape
         stream = exemplars.new_empty(members, batch, config.length, width)
@@ -177,17 +177,19 @@ class ExemplarTransformer(nn.Module):
 
     @property
     def has_output(self) -> Tensor:
-        """`[P, V]` bool: whether a member has that output."""
+        """`[P,V]` bool: whether a member has that output."""
         return torch.arange(self.config.outputs, device=self.outputs.device) < self.outputs[:, None]
 
-    def fitting(self, clamps: Clamps) -> Clamps:
+    def check_clamps(self, clamps: Clamps) -> Clamps:
         """The clamps on the device of the model.
 
         Raises:
-            InputError: clamps of another number of members.
+            InputError: clamps of another number of members, layer-1 without a second layer.
         """
         if clamps.members != self.members:
             raise InputError(f"clamps: are for {clamps.members} members, the model has {self.members}")
+        if self.config.layers == 1 and "first_layer" in clamps.held:
+            raise InputError("clamps: layer-1 replaces the layer before another one, but the model has only one")
         return clamps if clamps.copy.device == self.outputs.device else clamps.to(self.outputs.device)
 
     def _check(self, exemplars: Tensor, labels: Tensor) -> None:

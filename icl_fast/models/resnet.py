@@ -14,7 +14,7 @@ _BLOCKS = 2  # of each group
 
 
 class MemberConv(nn.Module):
-    """P convolutions without bias: weight `[P, out, in, k, k]`."""
+    """P convolutions without bias: weight `[P,out,in,k,k]`."""
 
     def __init__(self, members: int, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class MemberConv(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[N, P * in, h, w]` to `[N, P * out, ceil(h / stride), ceil(w / stride)]`."""
+        """x `[N,P*in,h,w]` to `[N,P*out,ceil(h / stride),ceil(w / stride)]`."""
         members, kernel = len(self.weight), self.weight.shape[-1]
         return F.conv2d(x, self.weight.flatten(0, 1), stride=self.stride, padding=kernel // 2, groups=members)
 
 
 class MemberImageNorm(nn.Module):
-    """P norms over channels and pixels of one image (GroupNorm with one group): gain and bias by channel `[P, C]`."""
+    """P norms over channels and pixels of one image (GroupNorm with one group): gain and bias by channel `[P,C]`."""
 
     def __init__(self, members: int, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class MemberImageNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[N, P * C, h, w]` to the same."""
+        """x `[N,P*C,h,w]` to the same."""
         return F.group_norm(x, len(self.weight), self.weight.flatten(), self.bias.flatten(), self.eps)
 
 
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
             self.shortcut.add_module("norm", MemberImageNorm(members, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[N, P * in, h, w]` to `[N, P * channels, h', w']`."""
+        """x `[N,P*in,h,w]` to `[N,P*channels,h',w']`."""
         inner = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         return F.relu(inner + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -96,9 +96,9 @@ class MemberResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels, row by row, x `[P, *, h * w]` to `[P, *, C]`."""
-        flat = x.flatten(1, -2)  # [P, N, h * w]
+        """Pixels, row by row, x `[P,*,h*w]` to `[P,*,C]`."""
+        flat = x.flatten(1, -2)  # [P,N,h*w]
         images = flat.view(*flat.shape[:2], *self.image).transpose(0, 1)  # members are groups of channels
         y: Tensor = F.max_pool2d(self.norm(self.conv(images)).relu(), 3, stride=2, padding=1)
-        y = self.blocks(y).mean((-2, -1))  # [N, P * C]
+        y = self.blocks(y).mean((-2, -1))  # [N, P*C]
         return y.view(flat.shape[1], len(x), self.width).transpose(0, 1).reshape(*x.shape[:-1], self.width)

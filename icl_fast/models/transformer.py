@@ -40,7 +40,7 @@ class Transformer(nn.Module):
         """Draw all weights anew, from torch's global generator.
 
         Matrices are uniform within 1/sqrt(fan-in) as in `torch.nn.Linear`, token embeddings N(0, 1); position tables
-        start as sinusoids and are learned from there. With `init_std` all of them are N(0, init_std) instead.
+        start as sinusoids, and are learned. With `init_std` all of them are N(0, init_std) instead.
         Biases start at 0, gains at 1, smeared keys half-way.
         """
         config = self.config

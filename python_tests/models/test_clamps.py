@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -225,10 +225,10 @@ def test_clamps_are_a_list_of_interventions(build_exemplars: Build, draw_sequenc
     free, forced = no_clamps(model.config), Forced(names, removed=[(0, 0)], temperature={(1, 1): 0.5})
     clamps = stack_clamps([free, forced.clamps(model.config)])
     positions = model.positions(model.embed_exemplar(exemplars))
-    made = clamp_interventions(clamps, model.blocks, positions, labels, target)
-    assert made
-    assert all(isinstance(one, Intervention) for one in made)
-    by_list, _ = model(exemplars, labels, interventions=made)
+    interventions = clamp_interventions(clamps, model.blocks, positions, labels, target)
+    assert interventions
+    assert all(isinstance(one, Intervention) for one in interventions)
+    by_list, _ = model(exemplars, labels, interventions=interventions)
     assert torch.equal(by_list, model(exemplars, labels, target, clamps=clamps)[0])
     assert torch.equal(by_list[0], model(exemplars, labels)[0][0])
     assert not torch.equal(by_list[1], model(exemplars, labels)[0][1])
@@ -572,6 +572,13 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_one_layer_has_none_before_it(name: Any) -> None:
     with pytest.raises(InputError, match=f"clamp {name}: ".replace("+", r"\+") + ".*only one"):
         make_clamps(ExemplarShape(layers=1), [name])
+
+
+def test_one_layer_has_none_before_it_in_clamps_made_elsewhere(build_exemplars: Build, draw_sequences: Draw) -> None:
+    model = build_exemplars(1, layers=1)
+    clamps = replace(no_clamps(model.config), first_layer=torch.tensor([True]))
+    with pytest.raises(InputError, match=r"clamps: layer-1 .*only one"):
+        model(*draw_sequences(model), clamps=clamps)
 
 
 def test_match_needs_the_target(model: ExemplarTransformer, letters: Tensor) -> None:

@@ -29,7 +29,7 @@ BASE: dict[str, Any] = {"features": 6, "outputs": 7, "pairs": 2, "width": 16, "h
 NAMES: list[ClampName] = ["pt-attend", "layer-1", "match", "copy", "layer-1+copy", "no-previous-token"]
 
 
-def made(members: int = 2, **shape: object) -> ExemplarTransformer:
+def build(members: int = 2, **shape: object) -> ExemplarTransformer:
     config = ExemplarConfig(**{**BASE, **shape})
     model = ExemplarTransformer(config, range(members), [config.outputs - i % 2 for i in range(members)]).double()
     with torch.no_grad():
@@ -78,7 +78,7 @@ def _seed() -> None:
 )
 @pytest.mark.parametrize("names", [[], *[[name] for name in NAMES], ["pt-attend", "match", "no-previous-token"]])
 def test_first_pass_is_the_model(shape: dict[str, object], names: list[ClampName]) -> None:
-    model = made(3, **shape)
+    model = build(3, **shape)
     if model.config.layers == 1 and any(name.startswith("layer-1") for name in names):
         pytest.skip("replaces the layer before another one")
     clamps = mixed(model, names)
@@ -105,7 +105,7 @@ def test_first_pass_is_the_model(shape: dict[str, object], names: list[ClampName
             torch.testing.assert_close(part.z * clamps.heads[:, layer, :, None, None, None], z)
 
 
-def again_by_definition(
+def second_by_definition(
     model: ExemplarTransformer,
     clamps: Clamps,
     given: tuple[Tensor, Tensor, Tensor],
@@ -128,7 +128,7 @@ def again_by_definition(
 def test_second_pass_is_two_passes_of_the_model(
     shape: dict[str, object], preserve: tuple[Preservable, ...], names: list[ClampName]
 ) -> None:
-    model = made(2, **shape)
+    model = build(2, **shape)
     if model.config.layers == 1 and "layer-1+copy" in names:
         names = ["copy"]
     clamps = mixed(model, names)
@@ -140,16 +140,16 @@ def test_second_pass_is_two_passes_of_the_model(
             heads = clamps.heads.clone()
             heads[0, layer, 1:3] = 0
             heads[1, -1, 0] = 0.5
-            found = fast.again(base, heads=heads, preserve=preserve)
-            torch.testing.assert_close(found, again_by_definition(model, clamps, given, heads, 1.0, preserve))
-        found = fast.again(base, embedding=0.0, preserve=preserve)
-        torch.testing.assert_close(found, again_by_definition(model, clamps, given, clamps.heads, 0.0, preserve))
-        torch.testing.assert_close(fast.again(base), base.logits)
+            found = fast.second(base, heads=heads, preserve=preserve)
+            torch.testing.assert_close(found, second_by_definition(model, clamps, given, heads, 1.0, preserve))
+        found = fast.second(base, embedding=0.0, preserve=preserve)
+        torch.testing.assert_close(found, second_by_definition(model, clamps, given, clamps.heads, 0.0, preserve))
+        torch.testing.assert_close(fast.second(base), base.logits)
 
 
 @pytest.mark.parametrize("preserve", [(), ("pattern", "v")])
 def test_the_query_attends_where_told(preserve: tuple[Preservable, ...]) -> None:
-    model = made(2)
+    model = build(2)
     with torch.inference_mode():
         given = sequences(model)
         fast = ExemplarInference(model)
@@ -172,12 +172,12 @@ def test_the_query_attends_where_told(preserve: tuple[Preservable, ...]) -> None
             if "v" in preserve:
                 interventions.append(Intervention.set("1.v", values))
             expected = model.from_embedded(*given, clamps=clamps, interventions=interventions)[0]
-            found = fast.again(base, heads=heads, preserve=preserve, query_pattern=wanted)
+            found = fast.second(base, heads=heads, preserve=preserve, query_pattern=wanted)
             torch.testing.assert_close(found, expected)
 
 
 def test_match_needs_its_target() -> None:
-    model = made(1)
+    model = build(1)
     exemplars, labels, _ = sequences(model)
     fast = ExemplarInference(model, make_clamps(model.config, ["match"]))
     with pytest.raises(InputError, match="target"):
