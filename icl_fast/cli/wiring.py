@@ -57,7 +57,9 @@ def wiring(
         click.echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
         from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
+        from icl_fast.studies.exemplar_heads import measure_heads
 
         number = 0 if member is None else measured.series.population.names.index(member)
-        drawn = draw_wiring(found, number, figures / "wiring") + draw_heads(measured, number, figures / "heads")
+        drawn = draw_wiring(found, number, figures / "wiring")
+        drawn += draw_heads(measure_heads(measured), number, figures / "heads")
         click.echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")
