@@ -20,9 +20,9 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
-    "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
+    "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a run's snapshots."),
     "evaluate": _Command(
-        "icl_fast.cli.evaluate:evaluate", "Heads of a run's snapshots, or with --strategies how they answer."
+        "icl_fast.cli.evaluate:evaluate", "Heads of a run's snapshots; of a run on exemplars how they answer."
     ),
     "wiring": _Command(
         "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and for what."

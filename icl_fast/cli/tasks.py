@@ -1,4 +1,4 @@
-"""One command for runs on text and runs on exemplars: which of its options are for the other kind."""
+"""Runs on text and runs on exemplars: options that are for the other kind, and commands that are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from icl_fast.errors import InputError
 
+_OTHER = {"text": "exemplars", "exemplars": "text"}
+
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
     """Refuse options that mean nothing for a run of this task; None: not given.
@@ -14,6 +16,24 @@ def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
     Raises:
         InputError: one was given.
     """
-    other = {"text": "exemplars", "exemplars": "text"}[task]
     if given := [name for name, value in options.items() if value is not None]:
-        raise InputError(f"{', '.join(given)}: for runs on {other}; {ckpt} was trained on {task}, leave it out")
+        raise InputError(f"{', '.join(given)}: for runs on {_OTHER[task]}; {ckpt} was trained on {task}, leave it out")
+
+
+def require(task: str, ckpt: Path, command: str, instead: str) -> None:
+    """Refuse a run on the other task, and say which command serves it; what is no run is left to the command.
+
+    Args:
+        task: what the command is for.
+        ckpt: a run folder, or one of its snapshots.
+        command: its name.
+        instead: what to say of runs on the other task, such as "`icl-fast evaluate --ckpt RUN` measures them".
+
+    Raises:
+        InputError: the run is on the other task.
+    """
+    from icl_fast.runs import Run
+
+    run = Run(ckpt.resolve().parent.parent if ckpt.is_file() else ckpt)
+    if run.exists and run.config.task != task:
+        raise InputError(f"{command}: is for runs on {task}; {ckpt} was trained on {run.config.task}: {instead}")

@@ -112,11 +112,6 @@ class MeasuredModel:
         embedded = EmbeddedEvaluators(model, features, evaluators, chunk)
         return [cls(model, features, one, clamps, embedded=embedded) for one in evaluators]
 
-    @property
-    def count(self) -> int:
-        """N."""
-        return self.evaluator.answered.shape[-1]
-
     def with_clamps(self, clamps: Clamps | None) -> MeasuredModel:
         """The same with something else forced.
 

@@ -58,6 +58,11 @@ class MeasuredRun:
         return MeasuredModel.on_each(model, self.features, self.evaluators, forced)
 
     @property
+    def count(self) -> int:
+        """N, sequences of each evaluator."""
+        return self.evaluators[0].answered.shape[-1]
+
+    @property
     def features_hash(self) -> str:
         """SHA-256 (hex) of the exemplars: a part of what decides the results of a measurement."""
         return hashlib.sha256(self.features.cpu().numpy().tobytes()).hexdigest()
@@ -122,7 +127,7 @@ def measure_strategies(
     forced = {AS_TRAINED: measured.clamps}
     forced |= {name: _with_clamp(measured, name) for name in clamps}
     transplant = None if graft is None else _transplant(measured, graft)
-    names, count = [one.name for one in measured.evaluators], len(measured.evaluators[0].answered[0])
+    names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
         "evaluators": names,
@@ -178,7 +183,7 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
     found["previous_token"] = ("writer", "member"), attention.previous_token[:, 0].T.cpu().numpy()
     found["is_previous_token"] = ("writer", "member"), is_previous
     found["induction"] = ("reader", "member"), attention.induction[:, -1].T.cpu().numpy()
-    found.attrs |= {"step": snapshot.step, "sequences": snapshot.seen, "evaluated": model.count}
+    found.attrs |= {"step": snapshot.step, "sequences": snapshot.seen, "evaluated": measured.count}
     return found
 
 
