@@ -32,7 +32,7 @@ class MeasuredRun:
     """A run and what its snapshots are measured on, on one device.
 
     Attributes:
-        features: `[K, E, F]`.
+        features: `[K,E,F]`.
         evaluators: with fields `[P, N, ...]`.
         clamps: what its members were trained with.
     """
