@@ -61,7 +61,7 @@ class Heatmap:
         z: [m,n]; not finite: nothing is painted.
         scale: `sequential`, or `diverging` about 0.
         low, high: values at the ends of the colours; what lies outside has the colour of the end.
-        unit: of z.
+        units: of z.
     """
 
     x: Floats
@@ -70,7 +70,7 @@ class Heatmap:
     scale: Scale
     low: float
     high: float
-    unit: str
+    units: str
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from icl_fast import InputError
 from icl_fast.report.colours import SEQUENTIAL
 from icl_fast.report.page.write import write_page
 from icl_fast.report.panels.family import family_panels
-from icl_fast.report.panels.panel import Panel
+from icl_fast.report.panels.panel import Heatmap, Panel, Series
 from icl_fast.report.panels.table import ROWS, table_panels
 from icl_fast.report.study import Study
 
@@ -481,6 +481,56 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
     assert facts == ["prefix matching", "copying", "previous token", "QK trace", "OV copying eigenvalues"]
     assert page.locator("dialog h3").all_inner_texts() == ["Scores over training"]
     assert page.locator("dialog .absent").inner_text() == "N/A: not defined for this head"  # the QK trace of layer 0
+
+
+def test_panels_of_any_kind_without_a_model(browser_page: OpenPage, tmp_path: Path) -> None:
+    """A report of runs that have no column: nothing of a panel asks for a model, tokens or positions."""
+    seen = np.array([0.0, 1000, 4000, 5000])
+    matrix = np.array([[0.1, 0.9, 0.5], [np.nan, 0.2, 0.7]])
+    lines = Panel("curves", "lines", "Curves", "", "sequences seen", "accuracy", over_training=True, band=(1000, 4000))
+    lines = replace(lines, series=(Series("right", seen, seen / 5000), Series("wrong", seen, 1 - seen / 5000)))
+    heatmap = Heatmap(np.arange(3.0), np.arange(2.0), matrix, "sequential", 0, 1, "share")
+    wiring = Panel("wiring", "heatmap", "Wiring", "", "from head", "to head", heatmap=heatmap)
+    times = Panel("times", "points", "Times", "", "run", "sequences until learned", log_y=True)
+    named = Series("learned", np.array([1.0, 2]), np.array([300.0, 9000]), names=("seed 7", "seed 8"), head=(0, 1))
+    paths = Panel("paths", "path", "Paths", "", "x", "y", series=(Series("run", seen, seen**2),))
+    panels = [lines, wiring, replace(times, series=(named,)), paths]
+    page = browser_page(write_page(Study("Runs", {}, None), {}, [], [("All", panels)], tmp_path / "runs.html"))
+    assert page.locator("#table, #passage, #abstract, footer dl").count() == 0
+    tip, at = page.locator(".tip"), "#family .figures > :nth-child({}) .plot"
+    for number in range(1, 5):
+        scroll_to(page, at.format(number))
+        page.locator(at.format(number)).hover()
+    scroll_to(page, at.format(1))
+    x, y = vertices(page, at.format(1), 1)[2]
+    page.mouse.move(x, y)
+    page.wait_for_timeout(100)
+    assert tip.inner_text().split("\n") == ["wrong", "sequences seen", "4k", "accuracy", "0.200"]
+    assert page.locator(f"{at.format(1)} .band").is_visible()
+    # the middle cell of the upper row, near its left edge; a cell without a value is not painted
+    scroll_to(page, at.format(2))
+    box = page.locator(at.format(2)).bounding_box()
+    left, wide, high = box["x"] + 52, box["width"] - 62, 260 - 48
+    page.mouse.move(left + wide * 0.35, box["y"] + 8 + high * 0.25)
+    page.wait_for_timeout(100)
+    assert tip.inner_text().split("\n") == ["from head", "1", "to head 1", "0.200"]
+    opacity = page.evaluate(
+        """([selector, parts]) => {
+          const canvas = document.querySelector(`${selector} canvas`);
+          const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const at = ([x, y]) => Math.floor(y * canvas.height) * canvas.width + Math.floor(x * canvas.width);
+          return parts.map((part) => data[4 * at(part) + 3]);
+        }""",
+        [at.format(2), [[0.01, 0.01], [0.32, 0.49], [0.34, 0.01], [0.01, 0.51]]],
+    )
+    assert opacity == [0, 0, 255, 255]
+    scroll_to(page, at.format(3))
+    point = page.locator(f"{at.format(3)} .point").nth(1).bounding_box()
+    page.mouse.move(point["x"] + 4, point["y"] + 4)
+    page.wait_for_timeout(100)
+    assert tip.inner_text().split("\n") == ["seed 8", "run", "2.000", "sequences until learned", "9k"]
+    page.mouse.click(point["x"] + 4, point["y"] + 4)  # a head of no model of the page has no sheet
+    assert page.locator("dialog").count() == 0
 
 
 def test_bad_input(study: Study, table: dict[str, list[Panel]], tmp_path: Path) -> None:

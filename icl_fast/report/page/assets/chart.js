@@ -8,7 +8,7 @@ export const py = ({ y, height, margin }, value) => height - margin.b - y.to(val
 
 const crisp = (at) => Math.floor(at) + 0.5; // a line of one pixel, not of two half ones
 
-/** Axes with ticks. `labels`: {x, y}, if they stand beside them; `zero`: a line at y = 0; `grid`: lines at all ticks of y. */
+/** Axes with ticks. `labels`: {x, y} to stand beside them; `zero`: a line at y = 0; `grid`: lines at all ticks of y. */
 export function axes(frame, { labels = null, zero = true, grid = false } = {}) {
   const { width, height, margin, x, y } = frame;
   const bottom = height - margin.b;
@@ -90,6 +90,7 @@ const KINDS = { lines: line, path, points };
 
 /** The drawing of one series: {x, y, error, index, head, opaque, changing, colour}; `--own` is its colour. */
 export function drawSeries(frame, kind, one) {
-  const look = ["series", one.head && "head", !one.opaque && "faded", one.changing && "changing"].filter(Boolean).join(" ");
-  return el("g", { class: look, style: one.colour ? `--own:${one.colour}` : null }, ...KINDS[kind](frame, one));
+  const looks = [one.head && "head", !one.opaque && "faded", one.changing && "changing"];
+  const style = one.colour ? `--own:${one.colour}` : null;
+  return el("g", { class: ["series", ...looks].filter(Boolean).join(" "), style }, ...KINDS[kind](frame, one));
 }

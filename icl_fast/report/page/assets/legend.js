@@ -10,8 +10,9 @@ const mark = (look, style = null) => el("i", { class: look, style, "aria-hidden"
 /** Which value of a heatmap has which colour. */
 export function heatBar(map) {
   const end = (value) => format.value(value).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
-  return el("span", { class: "heatbar" }, el("span", { text: end(map.low) }),
-    mark(null, `background:${gradient(data.colours[map.scale])}`), el("span", { text: `${end(map.high)} ${map.unit}` }));
+  const colours = mark(null, `background:${gradient(data.colours[map.scale])}`);
+  return el("span", { class: "heatbar" }, el("span", { text: end(map.low) }), colours,
+    el("span", { text: `${end(map.high)} ${map.units}` }));
 }
 
 /** What a head's colour means; the style sheet shows the one of the two that is chosen. */

@@ -59,8 +59,8 @@ on("axis", () => {
  * Put a panel into a container; it is drawn when it comes near the window.
  *
  * `spec` is as Python's Panel (icl_fast/report/panels/panel.py); x, y, error and z may be arrays as well as numbers of
- * arrays. `options`: height (px), model (index of the column's model: its hovers are linked), bare (no title, caption or
- * legend), label.
+ * arrays. Options: height (px), model (index of the column's model: its hovers are linked), bare (no title, caption or
+ * legend), label (what a screen reader calls it).
  */
 export function mount(container, spec, { height = 220, model = null, bare = false, label = null } = {}) {
   const band = el("div", { class: "band", hidden: true });
@@ -82,10 +82,11 @@ export function mount(container, spec, { height = 220, model = null, bare = fals
   plot.setAttribute("aria-roledescription", "chart");
   plot.setAttribute("aria-label", label || `${spec.title}. ${spec.caption}`);
   const panel = {
-    spec, model, bare, figure, plot, graph, overlay, band, height, width: 0, shift: 0, near: false, stale: true, drawn: false,
-    margin: { l: bare ? 40 : 52, r: 10, t: 8, b: bare ? 22 : 40 }, x: null, y: null,
+    spec, model, bare, figure, plot, graph, overlay, band,
+    near: false, drawn: false, stale: true, // near the window; on the page; not as it should be
+    height, width: 0, shift: 0, margin: { l: bare ? 40 : 52, r: 10, t: 8, b: bare ? 22 : 40 }, x: null, y: null,
     series: (spec.series || []).map((one, index) => readSeries(one, index, spec, model)),
-    heatmap: spec.heatmap && { ...spec.heatmap, x: values(spec.heatmap.x), y: values(spec.heatmap.y), z: values(spec.heatmap.z) },
+    heatmap: spec.heatmap && readHeatmap(spec.heatmap),
     heads: new Map(), marks: {}, lit: [], dim: false,
   };
   byPlot.set(plot, panel);
@@ -101,6 +102,8 @@ export function unmount(container) {
     for (const observer of OBSERVERS) observer.unobserve(panel.plot);
   }
 }
+
+const readHeatmap = (map) => ({ ...map, x: values(map.x), y: values(map.y), z: values(map.z) });
 
 /** A series with its numbers at hand; `model` is an index, and a head is one of a model of the page. */
 function readSeries(one, index, spec, ofPanel) {
@@ -133,9 +136,12 @@ function extent(arrays, positive) {
 }
 
 function padded([low, high], log) {
-  if (low === high) return log ? [low / 2, high * 2] : [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
-  const by = log ? (high / low) ** 0.05 : (high - low) * 0.05;
-  return log ? [low / by, high * by] : [low - by, high + by];
+  if (log) {
+    const by = low < high ? (high / low) ** 0.05 : 2;
+    return [low / by, high * by];
+  }
+  const by = (high - low) * 0.05 || Math.abs(high) * 0.1 || 0.5;
+  return [low - by, high + by];
 }
 
 /** The range of a heatmap's cells, which reach half way to the next, beyond the outermost ones too. */
@@ -183,13 +189,13 @@ function draw(panel) {
   if (heatmap) {
     const [wide, high] = [width - margin.l - margin.r, height - margin.t - margin.b];
     const pixels = (size) => Math.max(1, Math.round(size * devicePixelRatio));
-    const canvas = el("canvas", {
-      width: pixels(wide), height: pixels(high), style: `left:${margin.l}px;top:${margin.t}px;width:${wide}px;height:${high}px`,
-    });
+    const style = `left:${margin.l}px;top:${margin.t}px;width:${wide}px;height:${high}px`;
+    const canvas = el("canvas", { width: pixels(wide), height: pixels(high), style });
     paintHeatmap(canvas, heatmap, panel);
     graph.append(canvas);
   }
-  svg.append(inside(panel, ...inOrder(panel.series).map((one) => drawHead(panel, one, drawSeries(panel, spec.kind, one)))));
+  const drawn = inOrder(panel.series).map((one) => drawHead(panel, one, drawSeries(panel, spec.kind, one)));
+  svg.append(inside(panel, ...drawn));
   graph.append(svg);
   placeBand(panel);
   panel.drawn = true;
@@ -203,7 +209,7 @@ const inOrder = (series) => {
   return [...series].sort((a, b) => rank(a) - rank(b));
 };
 
-/** A head's drawing has both its colours, of which the style sheet shows the chosen one, and can be found by its name. */
+/** A head's drawing has both its colours, of which the style sheet shows the chosen one, and is found by its name. */
 function drawHead(panel, { model, head }, node) {
   if (!head) return node;
   const [depth, type] = headColours(model, head);

@@ -1,4 +1,5 @@
-// What of a panel is pointed at, by a place in it or by keys: {model, at (snapshot), head, position, panel, series, point}.
+// What of a panel is pointed at, by a place in it or by keys: {model (index), at (snapshot), head, panel, series, point
+// (index in the series, or column of a heatmap), position (of a heatmap's row)}; null where there is none.
 import { px, py } from "./chart.js";
 import { steps, tokens } from "./data.js";
 import { nearest, nearestOn } from "./scale.js";

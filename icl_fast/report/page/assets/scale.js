@@ -2,8 +2,8 @@
 const STEPS = [0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5, 10, 20];
 
 /**
- * Ticks on a linear axis: multiples of 1, 2, 2.5 or 5 times a power of ten, with at most `most` such steps in the range,
- * and two ticks at least. `whole`: whole numbers only. As matplotlib's MaxNLocator, which the static figures have.
+ * Ticks on a linear axis: multiples of 1, 2, 2.5 or 5 times a power of ten, with at most `most` such steps in the
+ * range, and two ticks at least. `whole`: whole numbers only. As matplotlib's MaxNLocator, which static figures have.
  */
 export function linearTicks(low, high, most, whole = false) {
   const least = (high - low) / most;

@@ -23,5 +23,6 @@ export function later(key, call) {
 
 /** Resolves when nothing is waiting to be done; what is scrolled to by then is drawn. */
 export async function settled() {
-  for (let quiet = 0; quiet < 3; quiet = running ? 0 : quiet + 1) await new Promise((done) => requestAnimationFrame(done));
+  const frame = () => new Promise((done) => requestAnimationFrame(done));
+  for (let quiet = 0; quiet < 3; quiet = running ? 0 : quiet + 1) await frame();
 }

@@ -72,12 +72,14 @@ export const scored = (value) => (Number.isFinite(value) ? fixed(value) : "n/a")
 const SIGNS = { " ": "\u00b7", "\t": "\u2192", "\n": "\u23ce", "\r": "\u240d" };
 const sign = (character) =>
   SIGNS[character] || (character < " " ? String.fromCharCode(0x2400 + character.charCodeAt(0)) : "\u237d");
+// oxlint-disable-next-line no-control-regex -- they are what is looked for
+const UNSEEN = /([\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069])/g;
 /** A token on one line, as in a list or a label. */
-export const shown = (piece) => piece.replace(/[\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g, sign);
+export const shown = (piece) => piece.replace(UNSEEN, sign);
 /** A token as it stands in the text: line breaks break the line. */
 function inText(piece) {
   const parts = [];
-  for (const part of piece.split(/([\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069])/)) {
+  for (const part of piece.split(UNSEEN)) {
     if (part === "") continue;
     if (part === " ") parts.push(el("span", { class: "texts-space", text: " " }));
     else if (part.length === 1 && shown(part) !== part) {

@@ -10,8 +10,8 @@ const LABELS = { x: "tokens seen in training", y: "loss of the token (nats)" };
 const HINT = "Point at the chart for the values at a snapshot.";
 
 /**
- * {node, draw({x, band, lines: [{name, values, color}]}), redraw()}; x in tokens seen, values in nats, color 0 to 7 or "now".
- * Under the pointer: every line's value at the nearest snapshot.
+ * {node, draw({x, band, lines: [{name, values, color}]}), redraw()}; x in tokens seen, values in nats, color 0 to 7 or
+ * "now". Under the pointer: every line's value at the nearest snapshot.
  */
 export function lossChart() {
   const said = el("p", { class: "texts-chart-said" });
@@ -36,15 +36,15 @@ export function lossChart() {
       return node;
     });
     const { width, height } = frame;
-    const svg = el("svg", { width, height, "aria-hidden": "true" }, axes(frame, { labels: LABELS, grid: true }), inside(frame, ...lines));
-    graph.replaceChildren(svg);
+    graph.replaceChildren(el("svg", { width, height, "aria-hidden": "true" },
+      axes(frame, { labels: LABELS, grid: true }), inside(frame, ...lines)));
     band.hidden = !data.band;
     if (data.band) {
       const [start, end] = data.band.map((seen) => px(frame, Math.max(frame.x.low, Math.min(frame.x.high, seen))));
       Object.assign(band.style, { left: `${start}px`, width: `${Math.max(1, end - start)}px` });
     }
-    plot.setAttribute("aria-label", data.lines.length
-      ? `Loss over training of ${data.lines.map((line) => line.name).join(", ")}` : "Loss over training: no token chosen");
+    const names = data.lines.map((line) => line.name).join(", ");
+    plot.setAttribute("aria-label", `Loss over training${names ? ` of ${names}` : ": no token chosen"}`);
     said.textContent = data.lines.length ? HINT : "";
   }
 

@@ -9,7 +9,8 @@ const live = el("div", { class: "unseen", "aria-live": "polite", role: "status" 
 document.body.append(tip, live);
 
 /** Which snapshot of a model. */
-export const when = (model, at) => `step ${format.whole(steps(model)[at])} · ${format.count(tokens(model)[at])} tokens`;
+export const when = (model, at) =>
+  `step ${format.whole(steps(model)[at])} · ${format.count(tokens(model)[at])} tokens`;
 
 /** A value of a series with its standard error. */
 export function withError({ y, error }, i) {
