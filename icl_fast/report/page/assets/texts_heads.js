@@ -15,7 +15,7 @@ const TASKS = {
   repeated: "Literal copying: the same sentences twice. A head that copies attends, the second time, to the token that came next the first time: a second line beside the diagonal.",
   parallel: "Translation: the same sentence in several languages. A head that translates attends to the word that comes next in the other language: a line off the diagonal that wanders with the word order.",
   template: "Pattern matching: each line follows one of four patterns (month or colour, then animal or fruit) and ends in the pattern's number. A head that matches patterns attends, where a number is predicted, to numbers of earlier lines of the same pattern.",
-}
+};
 
 const starting = (all) => all.reduce((best, one) => (score(one, "prefix", bestHead(one)) > score(best, "prefix", bestHead(best)) ? one : best), all[0]);
 const rank = (entry) => ["repeated", "parallel", "template", "passage"].indexOf(textOf(entry).kind);
@@ -267,6 +267,7 @@ export function abstract(container) {
   box, el("p", { class: "texts-note", text: DEFINITIONS }));
   explorer(box, null);
 }
+
 /** What one head of a model does on texts. */
 export function headView(container, modelName, head) {
   const model = findModel(modelName);
