@@ -485,10 +485,10 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
 
 def test_panels_of_any_kind_without_a_model(browser_page: OpenPage, tmp_path: Path) -> None:
     """A report of runs that have no column: nothing of a panel asks for a model, tokens or positions."""
-    seen = np.array([0.0, 1000, 4000, 5000])
+    seen = np.array([0.0, 1e6, 1.6e7, 2e7])
     matrix = np.array([[0.1, 0.9, 0.5], [np.nan, 0.2, 0.7]])
-    lines = Panel("curves", "lines", "Curves", "", "sequences seen", "accuracy", over_training=True, band=(1000, 4000))
-    lines = replace(lines, series=(Series("right", seen, seen / 5000), Series("wrong", seen, 1 - seen / 5000)))
+    lines = Panel("curves", "lines", "Curves", "", "sequences seen", "accuracy", over_training=True, band=(1e6, 1.6e7))
+    lines = replace(lines, series=(Series("right", seen, seen / 2e7), Series("wrong", seen, 1 - seen / 2e7)))
     heatmap = Heatmap(np.arange(3.0), np.arange(2.0), matrix, "sequential", 0, 1, "share")
     wiring = Panel("wiring", "heatmap", "Wiring", "", "from head", "to head", heatmap=heatmap)
     times = Panel("times", "points", "Times", "", "run", "sequences until learned", log_y=True)
@@ -501,19 +501,23 @@ def test_panels_of_any_kind_without_a_model(browser_page: OpenPage, tmp_path: Pa
     for number in range(1, 5):
         scroll_to(page, at.format(number))
         page.locator(at.format(number)).hover()
+        edge = page.locator(at.format(number)).bounding_box()
+        labels = [tick.bounding_box() for tick in page.locator(f"{at.format(number)} .xtick").all()]
+        assert labels[-1]["x"] + labels[-1]["width"] <= edge["x"] + edge["width"]
     scroll_to(page, at.format(1))
     x, y = vertices(page, at.format(1), 1)[2]
     page.mouse.move(x, y)
     page.wait_for_timeout(100)
-    assert tip.inner_text().split("\n") == ["wrong", "sequences seen", "4k", "accuracy", "0.200"]
+    assert tip.inner_text().split("\n") == ["wrong", "sequences seen", "16M", "accuracy", "0.200"]
     assert page.locator(f"{at.format(1)} .band").is_visible()
+    assert page.locator(f"{at.format(2)} .ytick").all_text_contents() == ["0", "1"]
     # the middle cell of the upper row, near its left edge; a cell without a value is not painted
     scroll_to(page, at.format(2))
     box = page.locator(at.format(2)).bounding_box()
     left, wide, high = box["x"] + 52, box["width"] - 62, 260 - 48
     page.mouse.move(left + wide * 0.35, box["y"] + 8 + high * 0.25)
     page.wait_for_timeout(100)
-    assert tip.inner_text().split("\n") == ["from head", "1", "to head 1", "0.200"]
+    assert tip.inner_text().split("\n") == ["from head", "1", "to head", "1", "share", "0.200"]
     opacity = page.evaluate(
         """([selector, parts]) => {
           const canvas = document.querySelector(`${selector} canvas`);

@@ -47,6 +47,7 @@ def test_linear_ticks_are_matplotlibs(page: Any, whole: bool) -> None:
 
 def test_one_whole_number_is_one_tick(page: Any) -> None:
     assert page.evaluate("scale.linearTicks(-0.5, 0.5, 5, true)") == [0]  # the layers of a model of one
+    assert page.evaluate("scale.linearTicks(0.99, 1.01, 5, true)") == [1]
 
 
 def test_logarithmic_ticks(page: Any) -> None:

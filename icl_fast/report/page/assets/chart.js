@@ -21,7 +21,8 @@ export function axes(frame, { labels = null, zero = true, grid = false } = {}) {
   const group = el("g", { class: "axes" },
     ...through.map((at) => el("path", { class: "grid", d: `M${margin.l},${at}H${width - margin.r}` })),
     el("path", { class: "axis", d: lines.join("") }),
-    ...across.map(([at, what]) => text("xtick", at, bottom + 15, what)),
+    // a label at the right end stays on the page: a letter is about 8 px wide
+    ...across.map(([at, what]) => text("xtick", Math.min(at, width - 4.2 * what.length), bottom + 15, what)),
     ...up.map(([at, what]) => text("ytick", margin.l - 6, at, what)));
   if (labels) {
     const [middle, centre] = [(margin.l + width - margin.r) / 2, (margin.t + bottom) / 2];

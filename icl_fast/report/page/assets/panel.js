@@ -159,10 +159,10 @@ function setAxes(panel) {
   let range = heatmap && !log ? cells(heatmap.x) : padded(seen, log);
   if (spec.over_training && seen[0] < seen[1]) range = seen;
   // layers are whole numbers, and so are their ticks
-  const whole = !log && xs.every((of) => of.every(Number.isInteger));
-  panel.x = axis(...range, { log, whole, most: Math.max(2, Math.min(5, Math.floor(across / 70))) });
+  const whole = (arrays) => arrays.every((of) => of.every(Number.isInteger));
+  panel.x = axis(...range, { log, whole: whole(xs), most: Math.max(2, Math.min(5, Math.floor(across / 70))) });
   panel.x.ticks = apart(panel.x, 44 / across);
-  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, most: panel.height < 180 ? 4 : 5 });
+  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, whole: Boolean(heatmap) && whole([heatmap.y]) });
 }
 
 function rangeOfY({ spec, heatmap, series }) {

@@ -16,7 +16,7 @@ export function linearTicks(low, high, most, whole = false) {
   };
   let at = steps.findIndex((step) => step >= least * (1 - 1e-9));
   while (at > 0 && multiples(steps[at]).length < 2) at--;
-  return multiples(steps[at]);
+  return multiples(steps[at] || 1); // none are whole where the range is small
 }
 
 /** Ticks on a logarithmic axis: 1, 2, 5, 10, ... over less than two decades, else powers of ten, at most `most`. */

@@ -48,7 +48,7 @@ export function bar(box, targets) {
   };
   box.append(el("nav", { "aria-label": "Sections" },
     ...targets.map(([id, label]) => el("button", { type: "button", class: "link", text: label, on: { click: () => jump(id) } }))));
-  const labels = { axis: "tokens", colour: "heads by", theme: "theme" };
+  const labels = { axis: data.models.length ? "tokens" : "training", colour: "heads by", theme: "theme" };
   const group = el("div", { class: "switches" });
   for (const [name, options] of Object.entries(choices)) {
     const field = el("fieldset", {}, el("legend", { text: labels[name] }));

@@ -43,8 +43,10 @@ function described({ model, at, head, series, point, panel, position }) {
   } else if (model !== null && at !== null) lines.push([named ? series.label : "", when(model, at)]);
   if (heatmap) {
     const row = nearest(heatmap.y, position);
-    if (at === null) lines.push([spec.x_label, format.tick(heatmap.x[point])]);
-    lines.push([`${spec.y_label} ${format.tick(position)}`, format.value(heatmap.z[row * heatmap.x.length + point])]);
+    const value = format.value(heatmap.z[row * heatmap.x.length + point]);
+    const [column, y] = [heatmap.x[point], position].map(format.tick);
+    if (at !== null) lines.push([`${spec.y_label} ${y}`, value]);
+    else lines.push([spec.x_label, column], [spec.y_label, y], [heatmap.units, value]);
   } else if (series && (!head || panel.model === null)) {
     if (!spec.over_training || at === null) lines.push([spec.x_label, format.value(series.x[point])]);
     lines.push([spec.y_label, withError(series, point)]);
