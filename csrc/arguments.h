@@ -24,7 +24,7 @@ class Arguments {
 
   template <typename T>
   T take(const char* name) {
-    taken_.emplace_back(name);
+    taken_.push_back(name);
     if constexpr (std::is_pointer_v<T>) {
       return tensor<std::remove_const_t<std::remove_pointer_t<T>>>(name);
     } else if constexpr (std::is_same_v<T, Dtype>) {
@@ -40,7 +40,7 @@ class Arguments {
     for (const auto& [key, value] : given_) {
       const std::string name = pybind11::str(key);
       bool known = false;
-      for (const std::string& each : taken_) known |= name == each;
+      for (const char* each : taken_) known |= name == each;
       if (!known) fail("is not one it takes", name);
     }
   }
@@ -52,8 +52,8 @@ class Arguments {
 
   template <typename T>
   T value(const char* name) const {
-    if (!given_.contains(name)) fail("is missing", name);
-    const pybind11::object object = given_[name];
+    const pybind11::handle object = PyDict_GetItemString(given_.ptr(), name);
+    if (!object) fail("is missing", name);
     try {
       return object.cast<T>();
     } catch (const pybind11::cast_error&) {
@@ -71,15 +71,16 @@ class Arguments {
   // None is null
   template <typename T>
   T* tensor(const char* name) const {
-    if (value<pybind11::object>(name).is_none()) return nullptr;
+    if (value<pybind11::handle>(name).is_none()) return nullptr;
     const auto [address, element] = value<std::pair<uintptr_t, std::string>>(name);
-    if (element != element_name<T>()) fail("must be a tensor of " + element_name<T>() + ", not " + element, name);
+    const std::string wanted = element_name<T>();
+    if (element != wanted) fail("must be a tensor of " + wanted + ", not " + element, name);
     return reinterpret_cast<T*>(address);
   }
 
   // What is void in C++ has the dtype of the call.
   template <typename T>
-  std::string element_name() const {
+  const char* element_name() const {
     if constexpr (std::is_same_v<T, float>) return "float32";
     if constexpr (std::is_same_v<T, double>) return "float64";
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
@@ -89,7 +90,7 @@ class Arguments {
 
   const std::string kernel_;
   const pybind11::kwargs& given_;
-  std::vector<std::string> taken_;
+  std::vector<const char*> taken_;
 };
 
 // Every field in its order and each name once: another order does not compile, nor, with -Wextra -Werror, a field left

@@ -39,8 +39,8 @@ struct ForwardWorkspace {
   float* q;        // [depth, kRows]
   float* scores;   // [chunk, kRows]
   float* keys;     // [T, depth]
-  float* values;   // [chunk, padded width]
-  float* sums;     // [variants, kRows, padded width]
+  float* values;   // [chunk, width rounded up to W]
+  float* sums;     // [variants, kRows, width rounded up to W]
   float* weights;  // [T]
   // of which head which keys it holds: the strips of a head come one after another and use them again
   const void* keys_of;

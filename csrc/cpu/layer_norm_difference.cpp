@@ -41,7 +41,7 @@ ICL_INLINE float mean(int64_t c, F f) {
     if (i < end) even += f(i);
     total += even + odd;
   }
-  float sum = 0;  // lane by lane
+  float sum = 0;  // lane after lane: sum_of_lanes() would change last bits
   for (int i = 0; i < W; ++i) sum += total[i];
   return sum / float(c);
 }

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kChunk = 128;
 
-// Memory of one thread; ld is the padded depth.
+// Memory of one thread; ld is the depth rounded up to W.
 struct BackwardWorkspace {
   float *keys, *values;            // [T, ld], smeared keys; values
   float *grad_keys, *grad_values;  // [T, ld]

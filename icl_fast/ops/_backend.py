@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -176,6 +177,7 @@ def _pointer(tensor: Tensor | None) -> tuple[int, str] | None:
     return None if tensor is None else (tensor.data_ptr(), _name(tensor.dtype))
 
 
+@cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

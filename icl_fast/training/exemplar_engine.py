@@ -94,20 +94,17 @@ class Task:
 
     def can_be_fused(self) -> bool:
         """Whether the fused kernel can make this task's steps here."""
+        if self.interventions or self.features.device.type != "cpu":
+            return False
         config = self.model.config
-        on_cpu = self.features.device.type == "cpu"
-        return (
-            on_cpu
-            and not self.interventions
-            and fused_steps_supported(
-                layers=config.layers,
-                width=config.width,
-                heads=config.heads,
-                pairs=config.pairs,
-                position=config.position,
-                mlp=config.mlp,
-                encoder=config.encoder,
-            )
+        return fused_steps_supported(
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            pairs=config.pairs,
+            position=config.position,
+            mlp=config.mlp,
+            encoder=config.encoder,
         )
 
 
@@ -132,8 +129,10 @@ def make_engine(task: Task, noisy: bool) -> Engine:
 
 
 class PlainEngine:
-    """Autograd and `torch.optim.Adam`: what the fused engine is compared with. On CUDA a step is one CUDA graph,
-    unless there are interventions: they may wait for the device."""
+    """Autograd and `torch.optim.Adam`: what the fused engine is compared with.
+
+    On CUDA a step is one CUDA graph, unless there are interventions: they may wait for the device.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps
+from icl_fast.models.positions import position_angles, sinusoids
 from icl_fast.ops import _backend
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
@@ -352,14 +353,9 @@ def _position_tables(architecture: Architecture, shape: _Shape) -> dict[str, Ten
     """Sinusoids `[T,C]`, cosines and sines of rotations `[T,D/2]`; None where the position is another."""
     positions = cos = sin = None
     if architecture.position == "sinusoidal":
-        angles = _angles(shape.tokens, shape.width + shape.width % 2, 10_000.0)
-        positions = torch.cat((angles.sin(), angles.cos()), dim=-1)[:, : shape.width]
+        positions = sinusoids(shape.tokens, shape.width, precision=torch.float64)
     elif architecture.position == "rotary":
-        angles = _angles(shape.tokens, shape.width // shape.heads, architecture.rotary_base)
+        width, base = shape.width // shape.heads, architecture.rotary_base
+        angles = position_angles(shape.tokens, width, base, precision=torch.float64)
         cos, sin = angles.cos(), angles.sin()
     return {"positions": positions, "cos": cos, "sin": sin}
-
-
-def _angles(tokens: int, width: int, base: float) -> Tensor:
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return torch.outer(torch.arange(tokens, dtype=torch.float64), frequencies).float()

@@ -227,7 +227,10 @@ def test_sure_and_wrong_probabilities_are_not_lost(impl: str, device: str) -> No
     difference = (weight[0] - weight[1]).item()
     assert losses.item() == pytest.approx(math.log1p(math.exp(-difference)), rel=1e-6)
     (grad,) = torch.autograd.grad(losses, hidden)
-    assert grad.item() == pytest.approx(-difference / (1 + math.exp(difference)), rel=2e-3)
+    expected = -difference / (1 + math.exp(difference))
+    # the weights of 4096 cancel and leave a probability's rounding: on GPUs ex2 is 2 ulp off at most (PTX ISA), twice
+    error = 2e-3 * abs(expected) if impl in ("reference", "cpu") else 4096 * 4 * 2**-24
+    assert grad.item() == pytest.approx(expected, abs=error)  # a rounded logsumexp would be 0.5 off
 
 
 def test_mean_is_over_what_is_not_ignored(impl: str, device: str) -> None:
