@@ -163,7 +163,7 @@ def make(maker: Maker, config: Any) -> Inputs:
 
 
 def going_on(name: str, begin: Callable[[Inputs], Losses]) -> Callable[[Inputs], Tensor]:
-    """A candidate that begins in its first call, and in each one goes on where it was: the losses `[S, P]`."""
+    """A candidate that begins in its first call, and in each one goes on where it was: the losses `[S,P]`."""
 
     @torch.enable_grad()  # the harness times forward passes without
     def call(x: Inputs) -> Tensor:
@@ -257,7 +257,7 @@ def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
 
 @torch.inference_mode()
 def two_passes(x: Inputs) -> Tensor:
-    """Losses of both passes, `[2, P, N]`."""
+    """Losses of both passes, `[2,P,N]`."""
     from icl_fast.measure.exemplar.answers import score_answers
     from icl_fast.measure.exemplar.measured_model import MeasuredModel
     from icl_fast.models.exemplar_inference import ExemplarInference
@@ -289,7 +289,7 @@ def two_passes_by_definition(x: Inputs) -> Tensor:
 
 
 def heads_of(model: Any) -> tuple[int, int, int]:
-    """[P, L, H]"""
+    """[P,L,H]"""
     return model.members, model.config.layers, model.config.heads
 
 

@@ -48,7 +48,7 @@ class JaxTraining:
         *,
         scan: bool,
     ) -> None:
-        """Of weights `[P, ...]`, names and shapes as those of `ExemplarTransformer`, and features `[K, E, F]`.
+        """Of weights `[P,...]`, names and shapes as those of `ExemplarTransformer`, and features `[K,E,F]`.
 
         Args:
             features: shared by all members; anything with DLPack, so that it need not be copied.
@@ -70,10 +70,10 @@ class JaxTraining:
         self.state = jax.device_put(state, self.features.device)
 
     def run(self, *draws: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Steps on classes and exemplars `[S, P, B, n + 1]`, labels `[S, P, B, n]`, target `[S, P, B]`.
+        """Steps on classes and exemplars `[S,P,B,n+1]`, labels `[S,P,B,n]`, target `[S,P,B]`.
 
         Returns:
-            `[S, P]`: the loss before each, in nats.
+            `[S,P]`: the loss before each, in nats.
         """
         given = [self._own(values.astype(np.int32), axis=1) for values in draws]
         if self.scan:
@@ -87,7 +87,7 @@ class JaxTraining:
         return np.array(losses).reshape(len(given[0]), -1)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """As they are now, `[P, ...]`."""
+        """As they are now, `[P,...]`."""
         return {name: np.array(value)[None] if self.alone else np.array(value) for name, value in self.state[0].items()}
 
     def _own(self, values: NDArray[Any], axis: int = 0) -> NDArray[Any]:
@@ -124,13 +124,13 @@ def scanned(step: Callable[..., tuple[Any, Any]], state: Any, features: Any, *dr
 
 
 def mean_loss(shape: Shape, weights: Arrays, exemplars: Any, labels: Any, target: Any) -> Any:
-    """Cross-entropy of the query's label, mean over exemplars `[B, n + 1, F]`, labels `[B, n]`, target `[B]`."""
+    """Cross-entropy of the query's label, mean over exemplars `[B,n+1,F]`, labels `[B,n]`, target `[B]`."""
     scores = jax.nn.log_softmax(logits(shape, weights, exemplars, labels))
     return -jnp.take_along_axis(scores, target[:, None], axis=1).mean()
 
 
 def logits(shape: Shape, weights: Arrays, exemplars: Any, labels: Any) -> Any:
-    """Of the query, `[B, V]`."""
+    """Of the query, `[B,V]`."""
     batch, slots, _ = exemplars.shape
     length = 2 * slots - 1
     images = exemplars @ weights["embed_exemplar.weight"].T + weights["embed_exemplar.bias"]
@@ -145,7 +145,7 @@ def logits(shape: Shape, weights: Arrays, exemplars: Any, labels: Any) -> Any:
 
 
 def attention(shape: Shape, weights: Arrays, stream: Any) -> Any:
-    """What a layer adds to the stream `[B, T, C]`."""
+    """What a layer adds to the stream `[B,T,C]`."""
     batch, length, width = stream.shape
     normed = norm(part(weights, "norm1."), stream, shape.norm_eps)
     q, k, v = (
@@ -161,7 +161,7 @@ def attention(shape: Shape, weights: Arrays, stream: Any) -> Any:
 
 
 def rotated(x: Any, base: float) -> Any:
-    """Rotary positions of x `[B, T, H, D]`, neighbouring dimensions turned together."""
+    """Rotary positions of x `[B,T,H,D]`, neighbouring dimensions turned together."""
     length, width = x.shape[1], x.shape[-1]
     angles = np.outer(np.arange(length), base ** (-np.arange(0, width, 2) / width)).astype(np.float32)
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]

@@ -12,6 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
 import numpy
 import torch
 from source_tree import ROOT, commit
@@ -28,15 +33,8 @@ def percentile(values: list[float], at: float) -> float:
 
 
 def read_targets(path: Path = TARGETS) -> list[dict[str, Any]]:
-    """The [[target]] tables of a TOML file whose values are also JSON (tomllib is there from Python 3.11 on only)."""
-    targets: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if line == "[[target]]":
-            targets.append({})
-        elif found := re.fullmatch(r"(\w+) = (.+)", line):
-            targets[-1][found[1]] = json.loads(found[2])
-        elif line and not line.startswith("#"):
-            raise ValueError(f"{path.name}:{number}: neither a target, a key = value, nor a comment: {line}")
+    """The [[target]] tables of a TOML file."""
+    targets: list[dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["target"]
     return targets
 
 

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from icl_fast.measure import ablate
-    from icl_fast.models import Intervention, Transformer, TransformerConfig
+    from icl_fast.measure import ablate, evaluate, open_results, sweep
+    from icl_fast.models import (
+        ExemplarConfig,
+        ExemplarTransformer,
+        Intervention,
+        Transformer,
+        TransformerConfig,
+        load_snapshot,
+    )
     from icl_fast.ops import (
         PositionLoss,
         cross_entropy_difference,
@@ -23,23 +30,36 @@ if TYPE_CHECKING:
         linear_cross_entropy,
         smeared_attention,
     )
+    from icl_fast.runs import Run, Series, load_config, open_series
+    from icl_fast.training import train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExemplarConfig",
+    "ExemplarTransformer",
     "InputError",
     "Intervention",
     "PositionLoss",
+    "Run",
+    "Series",
     "Transformer",
     "TransformerConfig",
     "ablate",
     "cross_entropy_difference",
+    "evaluate",
     "frozen_attention",
     "gelu_difference",
     "head_ablation_cross_entropy",
     "layer_norm_difference",
     "linear_cross_entropy",
+    "load_config",
+    "load_snapshot",
+    "open_results",
+    "open_series",
     "smeared_attention",
+    "sweep",
+    "train",
 ]
 
 # The ops that have kernels, by name, each a function and a module of icl_fast.ops: the one list of them
@@ -54,12 +74,12 @@ OPS = (
 )
 
 _HOME = {
-    "Intervention": "models",
-    "PositionLoss": "ops",
-    "Transformer": "models",
-    "TransformerConfig": "models",
-    "ablate": "measure",
-    **dict.fromkeys(OPS, "ops"),
+    **dict.fromkeys(("ablate", "evaluate", "open_results", "sweep"), "measure"),
+    **dict.fromkeys(("ExemplarConfig", "ExemplarTransformer", "Intervention"), "models"),
+    **dict.fromkeys(("Transformer", "TransformerConfig", "load_snapshot"), "models"),
+    **dict.fromkeys(("PositionLoss", *OPS), "ops"),
+    **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
+    "train": "training",
 }
 
 

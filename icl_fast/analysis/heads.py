@@ -1,6 +1,6 @@
 """Heads by their scores: their types, where they form, how scores go together, which are drawn opaque.
 
-Scores are [layers, heads], of one snapshot unless said otherwise: copying in [-1, 1], prefix matching and previous
+Scores are [layers,heads], of one snapshot unless said otherwise: copying in [-1, 1], prefix matching and previous
 token in [0, 1] (Olsson et al. 2022, Data Collection (3)). A score passes a threshold when it is greater.
 """
 
@@ -38,7 +38,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class HeadTypes:
-    """The type of every head, [layers, heads], one of `previous token`, `induction`, `other`, and what decided it."""
+    """The type of every head, [layers,heads], one of `previous token`, `induction`, `other`, and what decided it."""
 
     types: NDArray[np.str_]
     thresholds: Thresholds
@@ -54,7 +54,7 @@ def head_types(
     induction head still: the definition asks for no more.
 
     Args:
-        previous_token, prefix_matching, copying: [layers, heads].
+        previous_token, prefix_matching, copying: [layers,heads].
         thresholds: default `Thresholds()`; returned with the types.
 
     Raises:
@@ -114,8 +114,8 @@ class JointScores:
     """How copying and prefix matching go together.
 
     Attributes:
-        copying, prefix_matching: [layers, heads] as given.
-        anti_copying: [layers, heads] prefix-matching heads that score under `copying_under` on copying.
+        copying, prefix_matching: [layers,heads] as given.
+        anti_copying: [layers,heads] prefix-matching heads that score under `copying_under` on copying.
         counts: [copying bins, prefix-matching bins] numbers of heads.
         copying_edges, prefix_matching_edges: of the bins, over the scores' whole ranges.
         threshold: what a prefix-matching head's score is greater than.
@@ -146,7 +146,7 @@ def joint_scores(
     'prefix search', but get a negative score on copying, which means they are not induction heads".
 
     Args:
-        copying, prefix_matching: [layers, heads].
+        copying, prefix_matching: [layers,heads].
         threshold: what scoring well on prefix matching means; the paper gives no number.
         copying_under: what a bad copying score is; the paper's "negative" is 0.
         bins: of each axis.
@@ -181,7 +181,7 @@ def correlate(evaluator: Values, weights: Values) -> Correlation:
     layer and beyond": give `[1:]` of both.
 
     Args:
-        evaluator, weights: [layers, heads].
+        evaluator, weights: [layers,heads].
 
     Raises:
         InputError: shapes that disagree, a value that is not finite, fewer than 3 heads, or all values of one alike.
@@ -203,7 +203,7 @@ def correlate(evaluator: Values, weights: Values) -> Correlation:
 
 
 def opaque_heads(prefix_matching: Values, *, count: int = MOST_OPAQUE, seed: int = 0) -> NDArray[np.bool_]:
-    """Which heads are drawn opaque, [layers, heads]: all, or `count` of a model that has more.
+    """Which heads are drawn opaque, [layers,heads]: all, or `count` of a model that has more.
 
     Olsson et al. 2022, Appendix, "Where induction heads form": "a randomized sample of 100 heads (with selection biased
     towards those scoring highly on prefix matching)". How strong the bias is, it does not say. Here heads are drawn one
@@ -211,7 +211,7 @@ def opaque_heads(prefix_matching: Values, *, count: int = MOST_OPAQUE, seed: int
     that scores 0 keeps a chance.
 
     Args:
-        prefix_matching: [layers, heads].
+        prefix_matching: [layers,heads].
         count: how many.
         seed: the same seed and scores give the same heads.
 

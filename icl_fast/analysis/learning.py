@@ -21,7 +21,7 @@ def learning_time(sequences: Sequence[int] | ArrayLike, losses: ArrayLike, *, th
 
     Args:
         sequences: `[S]`, rising.
-        losses: `[S]` or `[S, P]`, nats.
+        losses: `[S]` or `[S,P]`, nats.
 
     Returns:
         A number, or `[P]`: the first of the `sequences` after the last loss that is not below; NaN where the last loss
@@ -90,7 +90,7 @@ def transience(
 
 
 def _curve(sequences: Sequence[int] | ArrayLike, values: ArrayLike, name: str) -> tuple[Floats, Floats]:
-    """Both as float64, the values `[S, P]`."""
+    """Both as float64, the values `[S,P]`."""
     dims = ("time", "member")[: np.ndim(values)]
     seen, curve = finite("sequences", np.asarray(sequences), ("time",)), finite(name, np.asarray(values), dims)
     if len(seen) != len(curve) or (np.diff(seen) <= 0).any():

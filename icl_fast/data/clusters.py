@@ -37,7 +37,7 @@ def cluster_embeddings(
     embeddings as they are.
 
     Args:
-        embeddings: `[V, F]`, a snapshot of a run (`RUN/snapshots/*.safetensors`), or an .npz or .h5 file with one
+        embeddings: `[V,F]`, a snapshot of a run (`RUN/snapshots/*.safetensors`), or an .npz or .h5 file with one
             matrix, or one called `embeddings`.
         clusters: for k-means; `classes * 3 // 2` by default.
         tokens: the first and the last id to use, both inclusive; all by default.
@@ -76,7 +76,7 @@ def cluster_embeddings(
             f"use fewer classes or exemplars, or another seed"
         )
     chosen = large[torch.randperm(len(large), generator=random)[:classes]]
-    members = torch.stack([_outermost(assigned, similarity, int(cluster), exemplars) for cluster in chosen])  # [K, E]
+    members = torch.stack([_outermost(assigned, similarity, int(cluster), exemplars) for cluster in chosen])  # [K,E]
     return Exemplars(
         used[members],
         torch.arange(classes),
@@ -94,7 +94,7 @@ def spherical_kmeans(
     apart two copies of that one's centroid, as FAISS does.
 
     Args:
-        points: `[N, F]` float32, of unit length.
+        points: `[N,F]` float32, of unit length.
 
     Returns:
         Each point's cluster `[N]` int64, and its cosine to that centroid `[N]`.
@@ -144,7 +144,7 @@ def _matrix(embeddings: Tensor | str | Path) -> tuple[Tensor, str]:
         source = f"token embeddings of {Path(embeddings).name}"
     matrix = matrix.detach().cpu().float()
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise InputError(f"embeddings: must be [V, F], got {list(matrix.shape)}")
+        raise InputError(f"embeddings: must be [V,F], got {list(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise InputError(f"embeddings: token {int((~torch.isfinite(matrix)).any(1).nonzero()[0])} is not finite")
     return matrix, source

@@ -19,7 +19,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 def philox(
     counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], key: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Four words of 32 random bits for each counter and key, `[*, 4]` int64, each in [0, 2^32).
+    """Four words of 32 random bits for each counter and key, `[*,4]` int64, each in [0, 2^32).
 
     Args:
         counter: four tensors of 32-bit words, int64.
@@ -38,7 +38,7 @@ def philox(
 
 
 def random_words(seed: torch.Tensor, index: torch.Tensor, lanes: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
-    """Words of 32 random bits, `[P, B, 4 * lanes]` int64: row (p, b) depends on nothing but its seed, index and stream.
+    """Words of 32 random bits, `[P,B,4*lanes]` int64: row (p, b) depends on nothing but its seed, index and stream.
 
     Args:
         seed: `[P]` int64, 0 or more.

@@ -37,14 +37,14 @@ def encode(
             `random-convolutions`: 3x3 convolutions of stride 2 with random weights from `seed`, each followed by a
             ReLU, until an image is 4 pixels wide or less; then the mean over pixels.
             Else a pretrained network, any callable (`torch.jit.load` gives one): it is given
-            `[n, height, width]` float32, or `[n, F]` where the exemplars are no images, and returns `[n, F']`.
+            `[n,height,width]` float32, or `[n,F]` where the exemplars are no images, and returns `[n,F']`.
         width: F', for the named encoders; a callable decides its own.
 
     Raises:
         InputError: an unknown encoder, a width that PCA cannot give, exemplars that are all the same, or a callable
             that fails or returns another shape or values that are not finite.
     """
-    flat = exemplars.features.flatten(0, 1)  # [N, F]
+    flat = exemplars.features.flatten(0, 1)  # [N,F]
     mean = flat.mean(0)
     if encoder == "random-convolutions":
         encoded = _through(_RandomConvolutions(exemplars, width, seed), exemplars)
@@ -93,14 +93,14 @@ def _principal_directions(flat: Tensor, mean: Tensor, width: int) -> Tensor:
     for part in torch.split(flat, _CHUNK):
         centred = (part - mean).double()
         covariance += centred.T @ centred
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [F, F']
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [F,F']
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     signed: Tensor = (directions * largest.sign()).to(flat)
     return signed
 
 
 class _RandomConvolutions:
-    """Images `[n, height, width]` to `[n, width]`: an untrained convolutional network."""
+    """Images `[n,height,width]` to `[n,width]`: an untrained convolutional network."""
 
     def __init__(self, exemplars: Exemplars, width: int, seed: int) -> None:
         if width < 1:

@@ -24,14 +24,14 @@ COMMON_CLASSES = 10  # Singh 2025, 2.3.5: "the 10 classes seen most often in tra
 
 @dataclass(frozen=True)
 class EvaluationSequences:
-    """An evaluator's sequences. `*` is `[N]`, or `[P, N]` for a population.
+    """An evaluator's sequences. `*` is `[N]`, or `[P,N]` for a population.
 
     Attributes:
         name: one of `EVALUATORS`.
         sequences: what to show the model; `sequences.labels` are the outputs within context.
-        correct: `[*, M]`: the outputs that count as correct; repeats mean nothing.
+        correct: `[*,M]`: the outputs that count as correct; repeats mean nothing.
         answered: `[*]`: whether the context holds a correct label, without which accuracy within context is undefined.
-        noise: given a start, a count and F, what to add to the features of those sequences, `[*, n + 1, F]`; None:
+        noise: given a start, a count and F, what to add to the features of those sequences, `[*,n+1,F]`; None:
             nothing.
     """
 

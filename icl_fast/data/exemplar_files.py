@@ -41,7 +41,7 @@ def save_exemplars(path: str | Path, exemplars: Exemplars) -> None:
 def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exemplars:
     """Read `features` from an .npz or .h5 file.
 
-    Either `features` is `[K, E, F]`, or `[K, E, height, width]` for images; or it is `[N, F]` with `labels` `[N]`, and
+    Either `features` is `[K,E,F]`, or `[K,E,height,width]` for images; or it is `[N,F]` with `labels` `[N]`, and
     the exemplars of a class are then the rows with its label, in order (classes in order of their labels). Without an
     array of that name, the file's only array of 3 or 4 dims is taken. Optional: `base` `[K]`, `names` `[K]`, `image`
     (height, width), `source`.
@@ -88,7 +88,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
 
 
 def read_array(path: str | Path, name: str) -> NDArray[np.float32]:
-    """One matrix `[N, F]` of an .npz or .h5 file: the one called `name`, or the only one.
+    """One matrix `[N,F]` of an .npz or .h5 file: the one called `name`, or the only one.
 
     Raises:
         InputError: as `read_exemplars`.
@@ -131,7 +131,7 @@ def _by_label(
     names = tuple(map(_text, classes))
     take = stack_classes(path, list(zip(names, map(int, counts), strict=True)), exemplars)
     order = np.argsort(number, kind="stable")
-    rows = (np.cumsum(counts) - counts)[:, None] + np.arange(take)  # [K, E] places in `order`
+    rows = (np.cumsum(counts) - counts)[:, None] + np.arange(take)  # [K,E] places in `order`
     return features[order[rows]], names
 
 
@@ -173,7 +173,7 @@ def _name(path: Path, arrays: Arrays, name: str, dims: tuple[int, ...]) -> str:
     if name not in arrays and len(fitting) == 1:
         return fitting[0]
     there = ", ".join(f"{other} {list(np.shape(array))}" for other, array in arrays.items()) or "nothing"
-    wanted = {(2,): "[N, F]", (3, 4): "[K, E, F], or [N, F] with labels [N]"}.get(dims, "[N, F] with labels [N]")
+    wanted = {(2,): "[N,F]", (3, 4): "[K,E,F], or [N,F] with labels [N]"}.get(dims, "[N,F] with labels [N]")
     raise InputError(f"{path}: needs an array {name} {wanted}; it holds {there}")
 
 

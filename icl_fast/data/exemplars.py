@@ -15,7 +15,7 @@ class Exemplars:
     """K classes with E exemplars each (Singh 2025, 2.2.1); checked when made.
 
     Attributes:
-        features: `[K, E, F]` float32, finite: pixels row by row (1 is ink, 0 is paper), or a vector.
+        features: `[K,E,F]` float32, finite: pixels row by row (1 is ink, 0 is paper), or a vector.
         base: `[K]` int64, 0 or more: the character that a class shows. Classes that show one character under several
             transforms have the same; hold-out goes by it, so that no transform of a held-out character is trained on.
         names: K names, or none.
@@ -35,7 +35,7 @@ class Exemplars:
     def __post_init__(self) -> None:
         features, base = self.features, self.base
         if not isinstance(features, Tensor) or features.dtype != torch.float32 or features.ndim != 3:
-            raise InputError(f"features: must be a float32 tensor [K, E, F], got {_described(features)}")
+            raise InputError(f"features: must be a float32 tensor [K,E,F], got {_described(features)}")
         classes, exemplars, width = features.shape
         if classes < 2 or exemplars < 1 or width < 1:
             raise InputError(
@@ -57,7 +57,7 @@ class Exemplars:
 
     @property
     def pixels(self) -> Tensor:
-        """The features as images `[K, E, height, width]`, a view where that can be.
+        """The features as images `[K,E,height,width]`, a view where that can be.
 
         Raises:
             InputError: they are no images.

@@ -33,7 +33,7 @@ CLASSES, TYPEFACES, SIZE = 1623, 20, 28  # Omniglot's numbers; the pixels that t
 ALIKE, SAME_DRAWING = 0.05, 0.005
 _FORMAT = 1  # of a cache entry: raise it when what is stored changes
 _COMPARED = 28  # pixels of a side at which images are compared
-# [8, P]: where the pixels of a transformed image come from; one look-up is faster than eight rotations
+# [8,P]: where the pixels of a transformed image come from; one look-up is faster than eight rotations
 _TURNED = np.stack(
     [transform(torch.arange(_COMPARED**2).view(_COMPARED, _COMPARED), how).flatten().numpy() for how in range(8)]
 )
@@ -192,7 +192,7 @@ class _Pen:
         self._missing: Pixels | None = None
 
     def draw(self, character: str) -> Pixels | None:
-        """Grey `[size, size]`, 255 is ink; None if it is blank, too small to be drawn well, or .notdef."""
+        """Grey `[size,size]`, 255 is ink; None if it is blank, too small to be drawn well, or .notdef."""
         if self._font is None:
             height = self._size * _SUPERSAMPLING
             # BASIC: what raqm makes of a character depends on its version
@@ -227,7 +227,7 @@ class _Pen:
 
 
 def _compared(image: Pixels) -> NDArray[np.float32]:
-    """The image under each of the 8 transforms `[8, P]`, at 28 pixels a side, of mean 0 and unit length."""
+    """The image under each of the 8 transforms `[8,P]`, at 28 pixels a side, of mean 0 and unit length."""
     small = Image.fromarray(image).resize((_COMPARED, _COMPARED), Image.Resampling.BOX)
     values = np.asarray(small, np.float32).ravel()
     values = values - values.mean()
@@ -236,7 +236,7 @@ def _compared(image: Pixels) -> NDArray[np.float32]:
 
 
 def _alike(images: NDArray[np.float32], others: NDArray[np.float32], least: float) -> bool:
-    """Whether any of `images [n, P]` and any of `others [m, P]`, of unit length, differ by less than `least`."""
+    """Whether any of `images [n,P]` and any of `others [m,P]`, of unit length, differ by less than `least`."""
     return len(others) > 0 and bool((images @ others.T).max() > 1 - least)
 
 

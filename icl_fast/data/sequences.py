@@ -26,12 +26,12 @@ _KIND, _CLASSES, _OWN_LABELS, _NEW_LABELS, _PAIR, _POSITIONS, _EXEMPLARS = range
 
 @dataclass(frozen=True)
 class Sequences:
-    """Integer draws, all int64. `*` is `[B]`, or `[P, B]` for a population.
+    """Integer draws, all int64. `*` is `[B]`, or `[P,B]` for a population.
 
     Attributes:
-        classes: `[*, n + 1]`, first index of the features; the last position is the query.
-        exemplars: `[*, n + 1]`, second index of the features.
-        labels: `[*, n]`: the label that follows each context exemplar.
+        classes: `[*,n+1]`, first index of the features; the last position is the query.
+        exemplars: `[*,n+1]`, second index of the features.
+        labels: `[*,n]`: the label that follows each context exemplar.
         target: `[*]`: the query's label.
         kind: `[*]`, index into `KINDS`: how the sequence was drawn. An "iid" sequence may hold its query's class too.
     """
@@ -59,10 +59,10 @@ class Recipe:
         pairs, burstiness, labels_per_class, label_pool, matched, noise: as in `SequenceConfig`.
         mix: `[len(KINDS)]`, the probability of each kind.
         classes: `[C]`: the class of each rank.
-        exemplars: `[K, E]`: which exemplars of each class may be drawn.
+        exemplars: `[K,E]`: which exemplars of each class may be drawn.
         weights: `[C]`: relative frequency of each rank.
         query_weights: `[C]`: the same for the query's class.
-        label_pairs: `[M, 2]`: unordered pairs that "icl" sequences take their labels from; None for any of the pool.
+        label_pairs: `[M,2]`: unordered pairs that "icl" sequences take their labels from; None for any of the pool.
     """
 
     seed: int
@@ -201,8 +201,8 @@ class SequenceSampler:
             InputError: a negative start or count.
         """
         words = self._words(start, count)
-        kind = (words[_KIND] >= self._kind_limits).sum(-1, keepdim=True)  # [P, B, 1]
-        ranks = self._ranks(words[_CLASSES], kind)  # [P, B, n + 1] by role: the query's class has role 0
+        kind = (words[_KIND] >= self._kind_limits).sum(-1, keepdim=True)  # [P,B,1]
+        ranks = self._ranks(words[_CLASSES], kind)  # [P,B,n+1] by role: the query's class has role 0
         shown = self._labels_by_role(words, ranks, kind)
         order = words[_POSITIONS].argsort(dim=-1, stable=True)
         roles = self._roles(kind).gather(-1, order)
@@ -216,7 +216,7 @@ class SequenceSampler:
         return drawn if self.members is not None else drawn[0]
 
     def noise(self, start: int, count: int, features: int) -> torch.Tensor:
-        """What to add to the features of sequences `start` to `start + count - 1`: `[*, n + 1, features]` float32.
+        """What to add to the features of sequences `start` to `start + count - 1`: `[*,n+1,features]` float32.
 
         Raises:
             InputError: a negative start or count.
@@ -233,7 +233,7 @@ class SequenceSampler:
         return torch.arange(start, start + count, device=self.device)
 
     def _words(self, start: int, count: int) -> dict[int, torch.Tensor]:
-        """By purpose, `[P, B, words]`. Purposes that no member has a use for are left out; no other word shifts."""
+        """By purpose, `[P,B,words]`. Purposes that no member has a use for are left out; no other word shifts."""
         lanes = torch.cat([self._lanes[purpose] for purpose in self._lanes])
         words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream)
         parts = torch.split(words, [4 * len(lane) for lane in self._lanes.values()], dim=-1)
@@ -250,7 +250,7 @@ class SequenceSampler:
         return torch.where(kind == IID, alone, _pad(distinct, self.pairs + 1))
 
     def _distinct(self, words: torch.Tensor, count: int, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-        """`count` different ranks, `[P, B, count]`, each by its weight among those left; the first by another table.
+        """`count` different ranks, `[P,B,count]`, each by its weight among those left; the first by another table.
 
         A rank owns an interval of the integers below the table's total. The next draw is a point of what the ranks
         already taken leave; it is moved up past every taken interval at or below it.
@@ -278,7 +278,7 @@ class SequenceSampler:
         return torch.minimum(rank, self._size[table] - 1)
 
     def _labels_by_role(self, words: dict[int, torch.Tensor], ranks: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
-        """The labels shown with the class of each role, `[P, B, n + 1]`; that of the query's class is the target."""
+        """The labels shown with the class of each role, `[P,B,n+1]`; that of the query's class is the target."""
         own = ranks * self._labels_per_class
         if _OWN_LABELS in words:
             # roles of the same class, which only "iid" sequences have, show the label of the first of them
@@ -304,14 +304,14 @@ class SequenceSampler:
         return labels
 
     def _roles(self, kind: torch.Tensor) -> torch.Tensor:
-        """Before they are shuffled, the roles of the context positions, `[P, B, n]`."""
+        """Before they are shuffled, the roles of the context positions, `[P,B,n]`."""
         place = torch.arange(self.pairs, device=self.device)
         burst = self._burstiness
         bursty = torch.where(place < burst, 0, torch.where(place < 2 * burst, 1, place - 2 * burst + 2))
         return torch.where((kind == IID) | (kind == IWL), place + 1, bursty + (kind == CIWL))
 
     def _knobs(self, recipes: list[Recipe]) -> None:
-        """Every number of the members as a tensor `[P, 1, 1]`, their tables end to end, each of them once."""
+        """Every number of the members as a tensor `[P,1,1]`, their tables end to end, each of them once."""
         n, members = self.pairs, len(recipes)
 
         def knob(values: list[int] | list[float] | list[bool]) -> torch.Tensor:

@@ -23,7 +23,7 @@ class ExemplarTable(Protocol):
 
     @property
     def features(self) -> torch.Tensor:
-        """`[K, E, ...]`: classes, exemplars of a class."""
+        """`[K,E,...]`: classes, exemplars of a class."""
 
     @property
     def base(self) -> torch.Tensor | Integers:
@@ -37,9 +37,9 @@ class Split:
     Attributes:
         train_classes: `[C]`, commonest first: the place in it is a class's rank, and its label.
         held_out_classes: `[held_out_classes]`; shares no base character with `train_classes`.
-        train_exemplars: `[K, E]`: exemplars of each class, in a random order of its own.
+        train_exemplars: `[K,E]`: exemplars of each class, in a random order of its own.
         held_out_exemplars: `[K, held_out_exemplars]`.
-        train_label_pairs: `[M, 2]` unordered pairs of pool labels; None if any pair may be drawn.
+        train_label_pairs: `[M,2]` unordered pairs of pool labels; None if any pair may be drawn.
         held_out_label_pairs: `[M', 2]`; None likewise.
     """
 

@@ -12,7 +12,7 @@ TRANSFORMS = ("0°", "90°", "180°", "270°", "mirrored, 0°", "mirrored, 90°"
 
 
 def transform(images: Tensor, number: int) -> Tensor:
-    """Images `[..., S, S]` under `TRANSFORMS[number]`: mirrored (4 to 7), then turned counter-clockwise."""
+    """Images `[...,S,S]` under `TRANSFORMS[number]`: mirrored (4 to 7), then turned counter-clockwise."""
     return torch.rot90(images.flip(-1) if number >= 4 else images, number % 4, (-2, -1))
 
 

@@ -35,8 +35,8 @@ class EvaluationSet:
     """The examples every snapshot of every model of a corpus is measured on.
 
     Attributes:
-        inputs: `[N, T]` int64, BOS then the first T - 1 tokens.
-        targets: `[N, T]` int64; position i (1-based) is the i-th token.
+        inputs: `[N,T]` int64, BOS then the first T - 1 tokens.
+        targets: `[N,T]` int64; position i (1-based) is the i-th token.
         random_position: `[N]` int64, 1-based: the one position kept of each example.
         digest: identity of the three, to be stored with every result.
     """
@@ -101,7 +101,7 @@ class TextData:
         )
 
     def batch(self, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets `[B, T]` int64 of a 0-based step: training windows `step * B` to `step * B + B - 1`.
+        """Inputs and targets `[B,T]` int64 of a 0-based step: training windows `step * B` to `step * B + B - 1`.
 
         The k-th window depends on corpus, vocabulary, context and corpus seed alone. With `repeat`, every epoch goes
         through all windows in an order of its own.

@@ -14,13 +14,13 @@ def batch_blocks(batch: int, scores_per_example: int) -> list[slice]:
 
 
 def causal_scores(
-    q: Tensor,  # [B, H, R, D]
-    k: Tensor,  # [B, H, T, D]
-    rows: Tensor,  # [B or 1, R]
+    q: Tensor,  # [B,H,R,D]
+    k: Tensor,  # [B,H,T,D]
+    rows: Tensor,  # [B or 1,R]
     scale: float,
     window: Tensor | None,  # [H]
 ) -> Tensor:
-    """Scores [B, H, R, T]: scale * q . k, -inf at keys after the row or before its window."""
+    """Scores [B,H,R,T]: scale * q . k, -inf at keys after the row or before its window."""
     distance = rows[:, None, :, None] - torch.arange(k.shape[2], device=k.device)
     unseen = distance < 0
     if window is not None:
@@ -30,7 +30,7 @@ def causal_scores(
 
 
 def weigh(weights: Tensor, values: Tensor) -> Tensor:
-    """weights [..., R, T] @ values [..., T, Dv] in which 0 * nan and 0 * inf are 0.
+    """weights [...,R,T] @ values [...,T,Dv] in which 0 * nan and 0 * inf are 0.
 
     So what a row does not see cannot reach it. A row that does give weight to a nan or an infinity is nan.
     """

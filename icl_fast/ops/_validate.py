@@ -21,12 +21,12 @@ def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
     for name, (tensor, dims) in tensors.items():
         letters = dims.split()
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor [{', '.join(letters)}], got {type(tensor).__name__}")
+            raise TypeError(f"{op}: {name} must be a tensor [{','.join(letters)}], got {type(tensor).__name__}")
         if tensor.ndim != len(letters) or any(
             sizes.setdefault(letter, size) != size for letter, size in zip(letters, tensor.shape, strict=True)
         ):
             known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
-            expected = f"[{', '.join(letters)}]" + (f" with {known}" if known else "")
+            expected = f"[{','.join(letters)}]" + (f" with {known}" if known else "")
             raise ValueError(f"{op}: {name} must be {expected}, got {list(tensor.shape)}")
     return sizes
 

@@ -43,15 +43,15 @@ def cross_entropy_difference(
     are computed once for all variants. Autocast does not touch this op.
 
     Args:
-        hidden: [N, C], the output of the final norm; float32, bfloat16, float16, float64.
-        removed: [A, N, C], what each variant takes from it.
-        weight: [V, C], the unembedding.
+        hidden: [N,C], the output of the final norm; float32, bfloat16, float16, float64.
+        removed: [A,N,C], what each variant takes from it.
+        weight: [V,C], the unembedding.
         targets: int64 [N], in 0..V-1.
         bias: [V], of the unembedding.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        base losses [N] and differences [A, N], float32 (float64 for float64 inputs).
+        base losses [N] and differences [A,N], float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
@@ -79,13 +79,13 @@ def cross_entropy_difference(
 
 
 def reference_forward(
-    hidden: Tensor,  # [N, C]
-    removed: Tensor,  # [A, N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    removed: Tensor,  # [A,N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
 ) -> tuple[Tensor, Tensor]:
-    """Base losses [N] and their differences [A, N]."""
+    """Base losses [N] and their differences [A,N]."""
     wide = accumulate_dtype(hidden.dtype)
     base, difference = hidden.new_empty(len(hidden), dtype=wide), hidden.new_empty(removed.shape[:2], dtype=wide)
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
@@ -105,9 +105,9 @@ def reference_forward(
 
 def compiled_forward(
     place: str,
-    hidden: Tensor,  # [N, C]
-    removed: Tensor,  # [A, N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    removed: Tensor,  # [A,N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
 ) -> tuple[Tensor, Tensor]:

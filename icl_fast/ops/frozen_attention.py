@@ -49,20 +49,20 @@ def frozen_attention(
     `torch.autocast` the floating inputs are cast as for a matmul.
 
     Args:
-        q: [B, H, T, D], as attention sees it (after any rotation); None only with `pattern`.
-        k: [B, H, T, D], as attention sees it (after any rotation and smear); None only with `pattern`.
-        v: [A, B, H, T, Dv].
+        q: [B,H,T,D], as attention sees it (after any rotation); None only with `pattern`.
+        k: [B,H,T,D], as attention sees it (after any rotation and smear); None only with `pattern`.
+        v: [A,B,H,T,Dv].
         scale: factor on the scores, usually 1 / sqrt(D). Not used with `pattern`.
         window: local attention: with a window of w, query i sees keys i-w+1..i. None: all heads are dense; an int: for
             all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence) is dense. Give a
             tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
             not looked at; below 0 is dense too.
-        rows: int64 [B, R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
-        pattern: [B, H, T, T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        rows: int64 [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
+        pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        [A, B, H, R, Dv] in the dtype of v; R = T without `rows`.
+        [A,B,H,R,Dv] in the dtype of v; R = T without `rows`.
 
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
@@ -92,14 +92,14 @@ def frozen_attention(
 
 
 def reference_forward(
-    q: Tensor | None,  # [B, H, T, D]
-    k: Tensor | None,  # [B, H, T, D]
-    v: Tensor,  # [A, B, H, T, Dv]
+    q: Tensor | None,  # [B,H,T,D]
+    k: Tensor | None,  # [B,H,T,D]
+    v: Tensor,  # [A,B,H,T,Dv]
     scale: float,
     window: Tensor | None,  # [H]
-    rows: Tensor | None,  # [B, R]
-    pattern: Tensor | None,  # [B, H, T, T]
-) -> Tensor:  # [A, B, H, R, Dv]
+    rows: Tensor | None,  # [B,R]
+    pattern: Tensor | None,  # [B,H,T,T]
+) -> Tensor:  # [A,B,H,R,Dv]
     variants, batch, heads, length, width = v.shape
     wide = accumulate_dtype(v.dtype)
     if rows is None:
@@ -118,21 +118,21 @@ def reference_forward(
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows [B, R] of tensor [B, H, T, X]: [B, H, R, X]."""
+    """Rows [B,R] of tensor [B,H,T,X]: [B,H,R,X]."""
     _, heads, _, width = tensor.shape
     return tensor.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width))
 
 
 def compiled_forward(
     place: str,
-    q: Tensor | None,  # [B, H, T, D]
-    k: Tensor | None,  # [B, H, T, D]
-    v: Tensor,  # [A, B, H, T, Dv]
+    q: Tensor | None,  # [B,H,T,D]
+    k: Tensor | None,  # [B,H,T,D]
+    v: Tensor,  # [A,B,H,T,Dv]
     scale: float,
     window: Tensor | None,  # [H]
-    rows: Tensor | None,  # [B, R]
-    pattern: Tensor | None,  # [B, H, T, T]
-) -> Tensor:  # [A, B, H, R, Dv]
+    rows: Tensor | None,  # [B,R]
+    pattern: Tensor | None,  # [B,H,T,T]
+) -> Tensor:  # [A,B,H,R,Dv]
     """`reference_forward` by a kernel of csrc."""
     variants, batch, heads, length, width = v.shape
     row_count = length if rows is None else rows.shape[1]

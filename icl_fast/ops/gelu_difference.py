@@ -35,13 +35,13 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
         F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
 
     Args:
-        u: [N, M], before the activation; float32, bfloat16, float16, float64.
-        removed: [A, N, M], what each variant takes from it.
+        u: [N,M], before the activation; float32, bfloat16, float16, float64.
+        removed: [A,N,M], what each variant takes from it.
         approximate: "none" or "tanh", as in torch.nn.functional.gelu.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        [A, N, M], in the dtype of u; computed in float32 (float64 for float64). NaN where u or removed is not finite.
+        [A,N,M], in the dtype of u; computed in float32 (float64 for float64). NaN where u or removed is not finite.
 
     Raises:
         ValueError: shapes or devices that disagree; an unknown approximation or impl.
@@ -58,11 +58,11 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
 
 
 def reference_forward(
-    u: Tensor,  # [N, M]
-    removed: Tensor,  # [A, N, M]
+    u: Tensor,  # [N,M]
+    removed: Tensor,  # [A,N,M]
     approximate: str,
 ) -> Tensor:
-    """[A, N, M], variant by variant."""
+    """[A,N,M], variant by variant."""
     difference = _exact if approximate == "none" else _tanh
     wide, out = accumulate_dtype(u.dtype), torch.empty_like(removed, memory_format=torch.contiguous_format)
     u = u.to(wide)
@@ -105,8 +105,8 @@ def _tanh(u: Tensor, du: Tensor) -> Tensor:
 
 def compiled_forward(
     place: str,
-    u: Tensor,  # [N, M]
-    removed: Tensor,  # [A, N, M]
+    u: Tensor,  # [N,M]
+    removed: Tensor,  # [A,N,M]
     approximate: str,
 ) -> Tensor:
     """`reference_forward` by a kernel of csrc."""

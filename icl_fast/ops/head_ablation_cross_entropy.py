@@ -51,10 +51,10 @@ def head_ablation_cross_entropy(
     minus its mean. Autocast does not touch this op: differences of losses do not survive a rounding of `resid`.
 
     Args:
-        resid: [N, C], the residual stream before the final norm, nothing ablated; float32, bfloat16, float16, float64.
-        z: [H, N, D], each head's weighted sum of values.
-        w_o: [H, D, C], each head's output matrix.
-        weight: [V, C], the unembedding.
+        resid: [N,C], the residual stream before the final norm, nothing ablated; float32, bfloat16, float16, float64.
+        z: [H,N,D], each head's weighted sum of values.
+        w_o: [H,D,C], each head's output matrix.
+        weight: [V,C], the unembedding.
         targets: int64 [N], in 0..V-1.
         norm_weight: [C], gain of the final norm; None: 1.
         norm_bias: [C]; None: 0.
@@ -63,7 +63,7 @@ def head_ablation_cross_entropy(
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        base [N] and losses [H, N], float32 (float64 for float64 inputs).
+        base [N] and losses [H,N], float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
@@ -96,17 +96,17 @@ def head_ablation_cross_entropy(
 
 
 def reference_forward(
-    resid: Tensor,  # [N, C]
-    z: Tensor,  # [H, N, D]
-    w_o: Tensor,  # [H, D, C]
-    weight: Tensor,  # [V, C]
+    resid: Tensor,  # [N,C]
+    z: Tensor,  # [H,N,D]
+    w_o: Tensor,  # [H,D,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     norm_weight: Tensor | None,  # [C]
     norm_bias: Tensor | None,  # [C]
     eps: float,
     bias: Tensor | None,  # [V]
 ) -> tuple[Tensor, Tensor]:
-    """Losses [N] with nothing removed and [H, N] with each head removed, by the definition."""
+    """Losses [N] with nothing removed and [H,N] with each head removed, by the definition."""
     wide = accumulate_dtype(resid.dtype)
     x, z, w_o, weight = resid.to(wide), z.to(wide), w_o.to(wide), weight.to(wide)
     gain, shift, bias = (None if t is None else t.to(wide) for t in (norm_weight, norm_bias, bias))
@@ -123,10 +123,10 @@ def reference_forward(
 
 def compiled_forward(
     place: str,
-    resid: Tensor,  # [N, C]
-    z: Tensor,  # [H, N, D]
-    w_o: Tensor,  # [H, D, C]
-    weight: Tensor,  # [V, C]
+    resid: Tensor,  # [N,C]
+    z: Tensor,  # [H,N,D]
+    w_o: Tensor,  # [H,D,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     norm_weight: Tensor | None,  # [C]
     norm_bias: Tensor | None,  # [C]

@@ -31,14 +31,14 @@ def layer_norm_difference(
     Autocast does not touch this op: all sums are float32 (float64 for float64 inputs) in any case.
 
     Args:
-        x: [N, C]; float32, bfloat16, float16, float64.
-        removed: [A, N, C], what each variant takes from it.
+        x: [N,C]; float32, bfloat16, float16, float64.
+        removed: [A,N,C], what each variant takes from it.
         weight: [C], the gain; None: 1.
         eps: added to the variances.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        [A, N, C], in the dtype of x. A row that holds a value that is not finite is NaN.
+        [A,N,C], in the dtype of x. A row that holds a value that is not finite is NaN.
 
     Raises:
         ValueError: shapes or devices that disagree; an unknown impl.
@@ -54,12 +54,12 @@ def layer_norm_difference(
 
 
 def reference_forward(
-    x: Tensor,  # [N, C]
-    removed: Tensor,  # [A, N, C]
+    x: Tensor,  # [N,C]
+    removed: Tensor,  # [A,N,C]
     weight: Tensor | None,  # [C]
     eps: float,
 ) -> Tensor:
-    """[A, N, C], variant by variant."""
+    """[A,N,C], variant by variant."""
     wide, out = accumulate_dtype(x.dtype), torch.empty_like(removed, memory_format=torch.contiguous_format)
     gain = 1.0 if weight is None else weight.to(wide)
     x = x.to(wide)
@@ -93,8 +93,8 @@ def _deviation(centred: Tensor, eps: float) -> Tensor:
 
 def compiled_forward(
     place: str,
-    x: Tensor,  # [N, C]
-    removed: Tensor,  # [A, N, C]
+    x: Tensor,  # [N,C]
+    removed: Tensor,  # [A,N,C]
     weight: Tensor | None,  # [C]
     eps: float,
 ) -> Tensor:

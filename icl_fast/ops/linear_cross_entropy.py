@@ -1,4 +1,4 @@
-"""linear_cross_entropy: unembedding and cross entropy in one op, without the [..., V] logits in between."""
+"""linear_cross_entropy: unembedding and cross entropy in one op, without the [...,V] logits in between."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def linear_cross_entropy(
     Collection".
 
     Args:
-        hidden: [..., T, C], float32, bfloat16, float16 or float64.
-        weight: [V, C].
-        targets: int64 [..., T], in 0..V-1 or `ignore_index`.
+        hidden: [...,T,C], float32, bfloat16, float16 or float64.
+        weight: [V,C].
+        targets: int64 [...,T], in 0..V-1 or `ignore_index`.
         bias: [V].
         ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
-        reduction: "none": the losses [..., T]; "mean": the mean over positions not ignored (nan if there are none, as
+        reduction: "none": the losses [...,T]; "mean": the mean over positions not ignored (nan if there are none, as
             in torch); "position": adds the losses into `position_loss`, no gradient.
         position_loss: the accumulator for "position"; None makes a new one.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
@@ -102,9 +102,9 @@ def linear_cross_entropy(
         raise ValueError(f"{OP}: position_loss goes with reduction='position', got reduction={reduction!r}")
     sizes = check_shapes(OP, weight=(weight, "V C"), **({} if bias is None else {"bias": (bias, "V")}))
     if not isinstance(hidden, Tensor) or not isinstance(targets, Tensor):
-        raise TypeError(f"{OP}: hidden and targets must be tensors [..., T, C] and [..., T]")
+        raise TypeError(f"{OP}: hidden and targets must be tensors [...,T,C] and [...,T]")
     if hidden.ndim < 2 or hidden.shape[-1] != sizes["C"]:
-        raise ValueError(f"{OP}: hidden must be [..., T, C] with C={sizes['C']} as in weight, got {list(hidden.shape)}")
+        raise ValueError(f"{OP}: hidden must be [...,T,C] with C={sizes['C']} as in weight, got {list(hidden.shape)}")
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(f"{OP}: targets must be {list(hidden.shape[:-1])} as in hidden, got {list(targets.shape)}")
     if sizes["V"] == 0:
@@ -132,8 +132,8 @@ def linear_cross_entropy(
 
 
 def reference_forward(
-    hidden: Tensor,  # [N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
     ignore_index: int,
@@ -160,8 +160,8 @@ def reference_forward(
 
 def reference_backward(
     grad_losses: Tensor,  # [N]
-    hidden: Tensor,  # [N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
     losses: Tensor,  # [N]
@@ -210,8 +210,8 @@ def _clean_rows(hidden: Tensor, ignored: Tensor) -> Tensor:
 
 def compiled_forward(
     place: str,
-    hidden: Tensor,  # [N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
     ignore_index: int,
@@ -228,8 +228,8 @@ def compiled_forward(
 def compiled_backward(
     place: str,
     grad_losses: Tensor,  # [N]
-    hidden: Tensor,  # [N, C]
-    weight: Tensor,  # [V, C]
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
     losses: Tensor,  # [N]

@@ -34,7 +34,7 @@ class PositionLoss:
         return (scatter / (self.count - 1).clamp(min=0) / self.count).sqrt()
 
     def add(self, losses: Tensor, kept: Tensor) -> None:
-        """Add losses [..., T] where kept [..., T] is True. The same losses give the same bits.
+        """Add losses [...,T] where kept [...,T] is True. The same losses give the same bits.
 
         Raises:
             ValueError: another number of positions, or another device.

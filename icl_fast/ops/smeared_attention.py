@@ -46,9 +46,9 @@ def smeared_attention(
     values outside the tiles of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
 
     Args:
-        q: [B, H, T, D], as attention sees it (after any rotation).
-        k: [B, H, T, D], as attention sees it but for the smear (after any rotation).
-        v: [B, H, T, D].
+        q: [B,H,T,D], as attention sees it (after any rotation).
+        k: [B,H,T,D], as attention sees it but for the smear (after any rotation).
+        v: [B,H,T,D].
         alpha: [H], before the sigmoid; float32 or the dtype of q.
         scale: factor on the scores, usually 1 / sqrt(D).
         window: local attention: with a window of w, query i sees keys i-w+1..i, after the smear. None: all heads are
@@ -58,7 +58,7 @@ def smeared_attention(
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        [B, H, T, D] in the dtype of q.
+        [B,H,T,D] in the dtype of q.
 
     Raises:
         ValueError: shapes or devices that disagree; a negative window; an unknown impl.
@@ -77,14 +77,14 @@ def smeared_attention(
 
 
 def reference_forward(
-    q: Tensor,  # [B, H, T, D]
-    k: Tensor,  # [B, H, T, D]
-    v: Tensor,  # [B, H, T, D]
+    q: Tensor,  # [B,H,T,D]
+    k: Tensor,  # [B,H,T,D]
+    v: Tensor,  # [B,H,T,D]
     alpha: Tensor,  # [H]
     scale: float,
     window: Tensor | None,  # [H]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, H, T, D], and per row the largest score and the log of the sum of exp(score - largest), [B, H, T]."""
+    """Output [B,H,T,D], and per row the largest score and the log of the sum of exp(score - largest), [B,H,T]."""
     batch, heads, length, _ = q.shape
     wide = accumulate_dtype(q.dtype)
     rows = torch.arange(length, device=q.device)[None]
@@ -104,14 +104,14 @@ def reference_forward(
 
 
 def reference_backward(
-    grad_out: Tensor,  # [B, H, T, D]
-    q: Tensor,  # [B, H, T, D]
-    k: Tensor,  # [B, H, T, D]
-    v: Tensor,  # [B, H, T, D]
+    grad_out: Tensor,  # [B,H,T,D]
+    q: Tensor,  # [B,H,T,D]
+    k: Tensor,  # [B,H,T,D]
+    v: Tensor,  # [B,H,T,D]
     alpha: Tensor,  # [H]
-    out: Tensor,  # [B, H, T, D]
-    peak: Tensor,  # [B, H, T]
-    log_sum: Tensor,  # [B, H, T]
+    out: Tensor,  # [B,H,T,D]
+    peak: Tensor,  # [B,H,T]
+    log_sum: Tensor,  # [B,H,T]
     scale: float,
     window: Tensor | None,  # [H]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -144,15 +144,15 @@ def reference_backward(
 
 
 def smear(k: Tensor, gate: Tensor) -> Tensor:
-    """gate * k_j + (1 - gate) * k_{j-1} along dim 2 of k [B, H, T, D], key 0 unchanged; gate [H, 1, 1] in 0..1."""
+    """gate * k_j + (1 - gate) * k_{j-1} along dim 2 of k [B,H,T,D], key 0 unchanged; gate [H,1,1] in 0..1."""
     return torch.cat([k[:, :, :1], torch.lerp(k[:, :, :-1], k[:, :, 1:], gate)], dim=2)
 
 
 def compiled_forward(
     place: str,
-    q: Tensor,  # [B, H, T, D]
-    k: Tensor,  # [B, H, T, D]
-    v: Tensor,  # [B, H, T, D]
+    q: Tensor,  # [B,H,T,D]
+    k: Tensor,  # [B,H,T,D]
+    v: Tensor,  # [B,H,T,D]
     alpha: Tensor,  # [H]
     scale: float,
     window: Tensor | None,  # [H]
@@ -170,14 +170,14 @@ def compiled_forward(
 
 def compiled_backward(
     place: str,
-    grad_out: Tensor,  # [B, H, T, D]
-    q: Tensor,  # [B, H, T, D]
-    k: Tensor,  # [B, H, T, D]
-    v: Tensor,  # [B, H, T, D]
+    grad_out: Tensor,  # [B,H,T,D]
+    q: Tensor,  # [B,H,T,D]
+    k: Tensor,  # [B,H,T,D]
+    v: Tensor,  # [B,H,T,D]
     alpha: Tensor,  # [H]
-    out: Tensor,  # [B, H, T, D]
-    peak: Tensor,  # [B, H, T]
-    log_sum: Tensor,  # [B, H, T]
+    out: Tensor,  # [B,H,T,D]
+    peak: Tensor,  # [B,H,T]
+    log_sum: Tensor,  # [B,H,T]
     scale: float,
     window: Tensor | None,  # [H]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

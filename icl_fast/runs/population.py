@@ -124,7 +124,7 @@ class Population:
         count: int = 1000,
         device: torch.device | str = "cpu",
     ) -> list[EvaluationSequences]:
-        """The evaluation sets, `[P, count]` each; by default all that every member has.
+        """The evaluation sets, `[P,count]` each; by default all that every member has.
 
         Raises:
             InputError: an unknown evaluator, or one that a member does not have; the message says why.

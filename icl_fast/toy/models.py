@@ -32,7 +32,7 @@ class Slopes(Protocol):
     """A model's gradient: of vector v it is `own[v] * x_v - true[v] * x*_v`, with x, x* in units of |x*|."""
 
     def __call__(self, along: Array, squared: Array) -> tuple[Array, Array]:
-        """along, squared [V, R] -> own, true [V, R]; each call may overwrite what the last one returned."""
+        """along, squared [V,R] -> own, true [V,R]; each call may overwrite what the last one returned."""
 
 
 class Model(Protocol):
@@ -50,14 +50,14 @@ class Model(Protocol):
         """The gradient for these runs, with arrays of the library and on the device of `like`."""
 
     def losses(self, runs: Runs, along: Floats, across: Floats) -> Floats:
-        """along, across [..., V, R] -> [..., terms, R]."""
+        """along, across [...,V,R] -> [...,terms,R]."""
 
     def part(self, runs: slice) -> Model:
         """The same for some of the runs."""
 
 
 def mismatch(along: Floats, across: Floats) -> Floats:
-    """`|T - x ⊗ y ⊗ ...|^2 / |T|^2` from along and across [..., V, R] of the vectors: [..., R].
+    """`|T - x ⊗ y ⊗ ...|^2 / |T|^2` from along and across [...,V,R] of the vectors: [...,R].
 
     A sum of terms that are not negative, so that it is right to the last digits where the vectors are nearly learned.
     """
@@ -133,7 +133,7 @@ class Coopetition:
                 raise InputError(f"{name}: must be 0 or more, got {value}")
 
     def sizes(self, runs: Runs) -> Floats:
-        """Half the mean square of each mechanism's true tensor, its loss where it predicts nothing: [2, R]."""
+        """Half the mean square of each mechanism's true tensor, its loss where it predicts nothing: [2,R]."""
         found: Floats = 0.5 * runs.power[:2] * runs.power[2] * runs.power[3]
         return found
 

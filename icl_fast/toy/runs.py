@@ -22,10 +22,10 @@ class Runs:
 
     Attributes:
         names: of the vectors.
-        start: [K, V, R].
-        true: [K, V, R], unit vectors.
-        rate: [V, R], learning rate over the squared length of the true vector; 0 for a clamped vector.
-        power: [V, R], mean square of the true vector's elements.
+        start: [K,V,R].
+        true: [K,V,R], unit vectors.
+        rate: [V,R], learning rate over the squared length of the true vector; 0 for a clamped vector.
+        power: [V,R], mean square of the true vector's elements.
         seeds: [R].
     """
 

@@ -26,7 +26,7 @@ class Trajectory:
     Attributes:
         model, runs: of which.
         steps: [T], steps of gradient descent taken.
-        along, across: [T, V, R], each vector's component along its true value, and the length of the rest, in units of
+        along, across: [T,V,R], each vector's component along its true value, and the length of the rest, in units of
             the true vector's length.
     """
 
@@ -45,7 +45,7 @@ class Trajectory:
         return self.model.losses(self.runs, self.along, self.across)
 
     def squared_cosine(self) -> Floats:
-        """Of every vector with its true value, whatever its sign (thesis, 4.4.3), [T, V, R]; 0 for a zero vector."""
+        """Of every vector with its true value, whatever its sign (thesis, 4.4.3), [T,V,R]; 0 for a zero vector."""
         squared = self.along**2 + self.across**2
         return np.divide(self.along**2, squared, out=np.zeros_like(squared), where=squared > 0)
 
@@ -53,7 +53,7 @@ class Trajectory:
         """The tensor product's loss with all other vectors set true, up to the sign that suits (thesis, note 18).
 
         Returns:
-            [T, V, R].
+            [T,V,R].
         """
         size = np.prod(self.runs.power, axis=0)
         found: Floats = 0.5 * size * ((1 - np.abs(self.along)) ** 2 + self.across**2)

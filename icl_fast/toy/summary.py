@@ -29,7 +29,7 @@ def plateau_length(steps: np.ndarray, losses: Floats, plateau: Floats) -> Floats
 
     Args:
         steps: [T], rising.
-        losses: [T, R].
+        losses: [T,R].
         plateau: [R], the loss at zero.
 
     Returns:
@@ -43,7 +43,7 @@ def summarise(steps: np.ndarray, relative: Floats) -> dict[str, np.ndarray]:
 
     Args:
         steps: [T], rising.
-        relative: [T, 2, R], relative losses of both mechanisms.
+        relative: [T,2,R], relative losses of both mechanisms.
 
     Returns:
         By name, [R]. Booleans: `diverged` (then nothing else holds), `stuck`, `transient`, `divot`, `learned_1`,

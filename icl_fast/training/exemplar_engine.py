@@ -23,10 +23,10 @@ Noise = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """S consecutive steps of P members: integers `[S, P, B, ...]` as in `Sequences`; `noise` of a step, if any.
+    """S consecutive steps of P members: integers `[S,P,B,...]` as in `Sequences`; `noise` of a step, if any.
 
     Attributes:
-        noise: given 0 to S - 1, what to add to that step's features, `[P, B, n + 1, F]`.
+        noise: given 0 to S - 1, what to add to that step's features, `[P,B,n+1,F]`.
     """
 
     classes: Tensor
@@ -40,7 +40,7 @@ class Draws:
 
 
 def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Draws:
-    """Cut the sequences of P members, `[P, S * B, ...]`, into steps."""
+    """Cut the sequences of P members, `[P,S*B,...]`, into steps."""
     names = ("classes", "exemplars", "labels", "target")
     cut = (getattr(sequences, name).unflatten(1, (steps, -1)).transpose(0, 1).contiguous() for name in names)
     classes, exemplars, labels, target = cut
@@ -53,7 +53,7 @@ class Engine(Protocol):
     model: ExemplarTransformer
 
     def run(self, draws: Draws, step: int) -> Tensor:
-        """Make the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S, P]` nats, without L2."""
+        """Make the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
 
     def state(self) -> State:
         """What Adam remembers."""
@@ -67,7 +67,7 @@ class Task:
     """What is trained: all that both engines need.
 
     Attributes:
-        features: `[K, E, F]`, on the device of the model.
+        features: `[K,E,F]`, on the device of the model.
         trainable: parameter name to `[P]` bool: where false, a member's parameter stays as it is; names left out are
             trained in every member.
         interventions: what is forced besides the clamps in every batch, members folded into the examples; it takes the
@@ -290,7 +290,7 @@ def check_losses(losses: Tensor, names: list[str], step: int) -> None:
     """Stop a run that diverged.
 
     Raises:
-        InputError: a loss `[S, P]` that is not finite; it names the step and the member.
+        InputError: a loss `[S,P]` that is not finite; it names the step and the member.
     """
     bad = ~torch.isfinite(losses)
     if bool(bad.any()):

@@ -30,7 +30,7 @@ PER_LAYER = ("norm1.weight", "norm1.bias", *(f"attention.{part}.weight" for part
 
 @dataclass(frozen=True)
 class Weights:
-    """What is trained, and Adam's memory of it: float32 `[P, ...]`, contiguous, updated in place.
+    """What is trained, and Adam's memory of it: float32 `[P,...]`, contiguous, updated in place.
 
     Attributes:
         parameters: by the names of `ExemplarTransformer.named_parameters()`; they may be the model's own.
@@ -49,10 +49,10 @@ class Batches:
     """The sequences of S steps, each of B sequences for each of P members.
 
     Attributes:
-        features: `[K, E, F]` float32, contiguous, of every exemplar of every class.
-        classes, exemplars: `[S, P, B, n + 1]` int64, which exemplars the sequences have; the last one is the query.
-        labels: `[S, P, B, n]` int64.
-        target: `[S, P, B]` int64, the query's label.
+        features: `[K,E,F]` float32, contiguous, of every exemplar of every class.
+        classes, exemplars: `[S,P,B,n+1]` int64, which exemplars the sequences have; the last one is the query.
+        labels: `[S,P,B,n]` int64.
+        target: `[S,P,B]` int64, the query's label.
     """
 
     features: Tensor
@@ -128,7 +128,7 @@ def fused_steps(
         threads: at most so many; 0: as many as torch uses.
 
     Returns:
-        `[S, P]` float32: mean cross-entropy in nats before each update, without the l2 terms.
+        `[S,P]` float32: mean cross-entropy in nats before each update, without the l2 terms.
 
     Raises:
         InputError: names, shapes, dtypes, devices or numbers that do not fit; a shape that `fused_steps_supported`
@@ -204,8 +204,8 @@ class _Shape:
     def __init__(self, parameters: Mapping[str, Tensor], batches: Batches, architecture: Architecture) -> None:
         features, labels, position = batches.features, batches.labels, architecture.position
         for name, tensor, ndim, dims in (
-            ("features", features, 3, "[K, E, F]"),
-            ("labels", labels, 4, "[S, P, B, n]"),
+            ("features", features, 3, "[K,E,F]"),
+            ("labels", labels, 4, "[S,P,B,n]"),
         ):
             if tensor.ndim != ndim:
                 raise InputError(f"fused_steps: {name} must be {dims}, got {list(tensor.shape)}")
@@ -220,7 +220,7 @@ class _Shape:
             raise InputError(f"fused_steps: position {position!r}: must be one of {', '.join(POSITIONS)}")
         embedding = parameters.get("embed_label.weight")
         if embedding is None or embedding.ndim != 3:
-            raise InputError("fused_steps: parameters: must have 'embed_label.weight' [P, V, C]")
+            raise InputError("fused_steps: parameters: must have 'embed_label.weight' [P,V,C]")
         self.labels, self.width = embedding.shape[1:]
         self.layers = 2 if any(name.startswith("blocks.1.") for name in parameters) else 1
         self.tokens = 2 * self.pairs + 1
@@ -350,7 +350,7 @@ def _check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
 
 
 def _position_tables(architecture: Architecture, shape: _Shape) -> dict[str, Tensor | None]:
-    """Sinusoids `[T, C]`, cosines and sines of rotations `[T, D/2]`; None where the position is another."""
+    """Sinusoids `[T,C]`, cosines and sines of rotations `[T,D/2]`; None where the position is another."""
     positions = cos = sin = None
     if architecture.position == "sinusoidal":
         positions = sinusoids(shape.tokens, shape.width, precision=torch.float64)

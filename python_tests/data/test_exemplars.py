@@ -24,7 +24,7 @@ def images(classes: int = 4, count: int = 3, side: int = 5) -> Exemplars:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": torch.rand(3, 4)}, r"features: must be a float32 tensor \[K, E, F\], got torch.float32 \[3, 4\]"),
+        ({"features": torch.rand(3, 4)}, r"features: must be a float32 tensor \[K,E,F\], got torch.float32 \[3, 4\]"),
         ({"features": torch.rand(3, 2, 4).double()}, "got torch.float64"),
         ({"features": np.zeros((3, 2, 4))}, "got ndarray"),
         ({"features": torch.rand(1, 2, 4), "base": torch.arange(1), "names": ()}, "needs 2 classes"),

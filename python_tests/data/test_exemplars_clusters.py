@@ -105,14 +105,14 @@ def test_sources(tiny_run: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", embeddings=weight.numpy(), other=np.zeros((2, 2)))
     assert torch.equal(cluster_embeddings(tmp_path / "e.npz", 4, 3, seed=2).features, expected.features)
     np.savez(tmp_path / "two.npz", a=weight.numpy(), b=weight.numpy())
-    with pytest.raises(InputError, match=r"needs an array embeddings \[N, F\]; it holds a \[280, 16\], b"):
+    with pytest.raises(InputError, match=r"needs an array embeddings \[N,F\]; it holds a \[280, 16\], b"):
         cluster_embeddings(tmp_path / "two.npz", 4, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": torch.rand(5)}, r"embeddings: must be \[V, F\]"),
+        ({"embeddings": torch.rand(5)}, r"embeddings: must be \[V,F\]"),
         ({"embeddings": torch.tensor([[1.0], [float("nan")], [2.0]])}, "token 1 is not finite"),
         ({"embeddings": torch.cat([torch.rand(20, 3), torch.zeros(1, 3)])}, "token 20 is zero"),
         ({"tokens": (5, 90)}, "tokens: 5 to 90 are not among the 90 tokens"),

@@ -78,7 +78,7 @@ def test_h5_without_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"features": np.zeros((3, 4))}, r"needs an array features \[K, E, F\], or \[N, F\] with labels"),
+        ({"features": np.zeros((3, 4))}, r"needs an array features \[K,E,F\], or \[N,F\] with labels"),
         ({"a": np.zeros((3, 4, 2)), "b": np.zeros((3, 4, 2))}, r"it holds a \[3, 4, 2\], b"),
         ({}, "it holds nothing"),
         ({"features": np.full((2, 1, 1), np.nan)}, "class 0 holds NaN"),

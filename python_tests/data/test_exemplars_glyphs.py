@@ -42,7 +42,7 @@ def characters(exemplars: Exemplars) -> list[str]:
 
 
 def correlations(images: torch.Tensor) -> torch.Tensor:
-    """Of every pair of images `[n, P]`."""
+    """Of every pair of images `[n,P]`."""
     return torch.from_numpy(np.corrcoef(images.numpy()))
 
 

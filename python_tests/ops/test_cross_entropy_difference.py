@@ -290,12 +290,12 @@ GOOD = {
     **{"targets": torch.zeros(4, dtype=torch.int64), "bias": None},
 }
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"hidden": torch.zeros(2, 2, 8)}, ValueError, r"hidden must be \[N, C\], got \[2, 2, 8\]"),
-    ({"hidden": 1}, TypeError, r"hidden must be a tensor \[N, C\], got int"),
-    ({"removed": torch.zeros(4, 8)}, ValueError, r"removed must be \[A, N, C\] with N=4, C=8, got \[4, 8\]"),
-    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A, N, C\] with A=2, N=4, C=8, got \[2, 5, 8\]"),
+    ({"hidden": torch.zeros(2, 2, 8)}, ValueError, r"hidden must be \[N,C\], got \[2, 2, 8\]"),
+    ({"hidden": 1}, TypeError, r"hidden must be a tensor \[N,C\], got int"),
+    ({"removed": torch.zeros(4, 8)}, ValueError, r"removed must be \[A,N,C\] with N=4, C=8, got \[4, 8\]"),
+    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A,N,C\] with A=2, N=4, C=8, got \[2, 5, 8\]"),
     ({"removed": torch.zeros(2, 4, 8).half()}, TypeError, "removed must have the dtype of hidden, torch.float32, got"),
-    ({"weight": torch.zeros(5, 7)}, ValueError, r"weight must be \[V, C\] with V=5, C=8, got \[5, 7\]"),
+    ({"weight": torch.zeros(5, 7)}, ValueError, r"weight must be \[V,C\] with V=5, C=8, got \[5, 7\]"),
     ({"weight": torch.zeros(0, 8)}, ValueError, "weight must have at least one row"),
     ({"targets": torch.zeros(3).long()}, ValueError, r"targets must be \[N\] with N=4, got \[3\]"),
     ({"targets": torch.zeros(4)}, TypeError, "targets must be int64, got torch.float32"),

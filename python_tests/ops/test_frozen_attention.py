@@ -40,7 +40,7 @@ def make(sizes: tuple[int, ...], dtype: torch.dtype, device: str, peak: float = 
 
 
 def seen(length: int, heads: int, window: list[int], device: str) -> Tensor:
-    """bool [H, T, T], by the words of the docstring: query i sees keys i-w+1..i."""
+    """bool [H,T,T], by the words of the docstring: query i sees keys i-w+1..i."""
     mask = torch.zeros(heads, length, length, dtype=torch.bool)
     for h in range(heads):
         for i in range(length):
@@ -343,19 +343,19 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {**GIVEN, "pattern": PATTERN[:1]},
         ValueError,
-        r"pattern must be \[B, H, T, T\] with B=2, H=3, T=5, T=5, got \[1,",
+        r"pattern must be \[B,H,T,T\] with B=2, H=3, T=5, T=5, got \[1,",
     ),
     ({**GIVEN, "pattern": PATTERN.half()}, TypeError, "pattern must have the dtype of v, torch.float32, got"),
-    ({"q": 1.0}, TypeError, r"q must be a tensor \[B, H, T, D\], got float"),
-    ({"q": Q[0]}, ValueError, r"q must be \[B, H, T, D\], got \[3, 5, 4\]"),
-    ({"k": Q[:, :, 1:]}, ValueError, r"k must be \[B, H, T, D\] with B=2, H=3, T=5, D=4, got \[2, 3, 4, 4\]"),
-    ({"v": V[0]}, ValueError, r"v must be \[A, B, H, T, Dv\] with B=2, H=3, T=5, got \[2, 3, 5, 4\]"),
-    ({"v": V[:, :, :2]}, ValueError, r"v must be \[A, B, H, T, Dv\] with A=6, B=2, H=3, T=5, got"),
+    ({"q": 1.0}, TypeError, r"q must be a tensor \[B,H,T,D\], got float"),
+    ({"q": Q[0]}, ValueError, r"q must be \[B,H,T,D\], got \[3, 5, 4\]"),
+    ({"k": Q[:, :, 1:]}, ValueError, r"k must be \[B,H,T,D\] with B=2, H=3, T=5, D=4, got \[2, 3, 4, 4\]"),
+    ({"v": V[0]}, ValueError, r"v must be \[A,B,H,T,Dv\] with B=2, H=3, T=5, got \[2, 3, 5, 4\]"),
+    ({"v": V[:, :, :2]}, ValueError, r"v must be \[A,B,H,T,Dv\] with A=6, B=2, H=3, T=5, got"),
     ({"v": V.long()}, TypeError, "v must be float32, bfloat16, float16 or float64, got torch.int64"),
     ({"k": Q.double()}, TypeError, "k must have the dtype of v, torch.float32, got torch.float64"),
     ({"q": Q.to("meta")}, ValueError, "q must be on the device of v, cpu, got meta"),
     ({"rows": ROWS.int()}, TypeError, "rows must be int64, got torch.int32"),
-    ({"rows": ROWS[:1]}, ValueError, r"rows must be \[B, R\] with B=2, got \[1, 3\]"),
+    ({"rows": ROWS[:1]}, ValueError, r"rows must be \[B,R\] with B=2, got \[1, 3\]"),
     ({"rows": ROWS.to("meta")}, ValueError, "rows must be on the device of v, cpu, got meta"),
     ({"rows": ROWS + 5}, ValueError, r"rows must be in 0..4, got 5"),
     ({"rows": ROWS - 1}, ValueError, r"rows must be in 0..4, got -1"),

@@ -203,10 +203,10 @@ def test_autocast_does_not_touch_it(impl: str, device: str) -> None:
 
 GOOD: dict[str, Any] = {"u": torch.zeros(4, 8), "removed": torch.zeros(2, 4, 8)}
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"u": torch.zeros(4)}, ValueError, r"u must be \[N, M\], got \[4\]"),
-    ({"u": None}, TypeError, r"u must be a tensor \[N, M\], got NoneType"),
+    ({"u": torch.zeros(4)}, ValueError, r"u must be \[N,M\], got \[4\]"),
+    ({"u": None}, TypeError, r"u must be a tensor \[N,M\], got NoneType"),
     ({"u": torch.zeros(4, 8).int()}, TypeError, "u must be float32, bfloat16, float16 or float64, got torch.int32"),
-    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A, N, M\] with A=2, N=4, M=8, got \[2, 5, 8\]"),
+    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A,N,M\] with A=2, N=4, M=8, got \[2, 5, 8\]"),
     ({"removed": torch.zeros(2, 4, 8).half()}, TypeError, "removed must have the dtype of u, torch.float32, got"),
     ({"removed": torch.zeros(2, 4, 8).to("meta")}, ValueError, "removed must be on the device of u, cpu, got meta"),
     ({"approximate": "erf"}, ValueError, "approximate must be one of none, tanh, got 'erf'"),

@@ -260,11 +260,11 @@ GOOD = {
     **{"targets": torch.zeros(4, dtype=torch.int64), "norm_weight": torch.ones(8), "norm_bias": None, "eps": 1e-5},
 }
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"resid": torch.zeros(2, 2, 8)}, ValueError, r"resid must be \[N, C\], got \[2, 2, 8\]"),
-    ({"resid": 1}, TypeError, r"resid must be a tensor \[N, C\], got int"),
-    ({"z": torch.zeros(2, 5, 3)}, ValueError, r"z must be \[H, N, D\] with H=2, N=4, got \[2, 5, 3\]"),
-    ({"w_o": torch.zeros(3, 3, 8)}, ValueError, r"w_o must be \[H, D, C\] with H=2, D=3, C=8, got \[3, 3, 8\]"),
-    ({"weight": torch.zeros(5, 7)}, ValueError, r"weight must be \[V, C\] with V=5, C=8, got \[5, 7\]"),
+    ({"resid": torch.zeros(2, 2, 8)}, ValueError, r"resid must be \[N,C\], got \[2, 2, 8\]"),
+    ({"resid": 1}, TypeError, r"resid must be a tensor \[N,C\], got int"),
+    ({"z": torch.zeros(2, 5, 3)}, ValueError, r"z must be \[H,N,D\] with H=2, N=4, got \[2, 5, 3\]"),
+    ({"w_o": torch.zeros(3, 3, 8)}, ValueError, r"w_o must be \[H,D,C\] with H=2, D=3, C=8, got \[3, 3, 8\]"),
+    ({"weight": torch.zeros(5, 7)}, ValueError, r"weight must be \[V,C\] with V=5, C=8, got \[5, 7\]"),
     ({"weight": torch.zeros(0, 8)}, ValueError, "weight must have at least one row"),
     ({"targets": torch.zeros(3).long()}, ValueError, r"targets must be \[N\] with N=4, got \[3\]"),
     ({"targets": torch.zeros(4)}, TypeError, "targets must be int64, got torch.float32"),

@@ -223,10 +223,10 @@ def test_autocast_does_not_touch_it(impl: str, device: str) -> None:
 
 GOOD: dict[str, Any] = {"x": torch.zeros(4, 8), "removed": torch.zeros(2, 4, 8), "weight": torch.ones(8), "eps": EPS}
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"x": torch.zeros(4)}, ValueError, r"x must be \[N, C\], got \[4\]"),
-    ({"x": None}, TypeError, r"x must be a tensor \[N, C\], got NoneType"),
+    ({"x": torch.zeros(4)}, ValueError, r"x must be \[N,C\], got \[4\]"),
+    ({"x": None}, TypeError, r"x must be a tensor \[N,C\], got NoneType"),
     ({"x": torch.zeros(4, 8).int()}, TypeError, "x must be float32, bfloat16, float16 or float64, got torch.int32"),
-    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A, N, C\] with A=2, N=4, C=8, got \[2, 5, 8\]"),
+    ({"removed": torch.zeros(2, 5, 8)}, ValueError, r"removed must be \[A,N,C\] with A=2, N=4, C=8, got \[2, 5, 8\]"),
     ({"removed": torch.zeros(2, 4, 8).half()}, TypeError, "removed must have the dtype of x, torch.float32, got"),
     ({"removed": torch.zeros(2, 4, 8).to("meta")}, ValueError, "removed must be on the device of x, cpu, got meta"),
     ({"weight": torch.ones(7)}, ValueError, r"weight must be \[C\] with C=8, got \[7\]"),

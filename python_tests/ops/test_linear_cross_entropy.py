@@ -459,15 +459,15 @@ HIDDEN, WEIGHT, TARGETS = torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2
 META = torch.zeros(2, 3, dtype=torch.int64, device="meta")
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hidden": [1.0]}, TypeError, "hidden and targets must be tensors"),
-    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be \[..., T, C\] with C=4 as in weight, got \[4\]"),
+    ({"hidden": torch.zeros(4)}, ValueError, r"hidden must be \[...,T,C\] with C=4 as in weight, got \[4\]"),
     (
         {"hidden": torch.zeros(2, 3, 6)},
         ValueError,
-        r"hidden must be \[..., T, C\] with C=4 as in weight, got \[2, 3, 6",
+        r"hidden must be \[...,T,C\] with C=4 as in weight, got \[2, 3, 6",
     ),
     ({"hidden": HIDDEN.long()}, TypeError, "hidden must be float32, bfloat16, float16 or float64, got torch.int64"),
-    ({"weight": torch.zeros(4)}, ValueError, r"weight must be \[V, C\], got \[4\]"),
-    ({"weight": None}, TypeError, r"weight must be a tensor \[V, C\], got NoneType"),
+    ({"weight": torch.zeros(4)}, ValueError, r"weight must be \[V,C\], got \[4\]"),
+    ({"weight": None}, TypeError, r"weight must be a tensor \[V,C\], got NoneType"),
     ({"weight": torch.zeros(0, 4)}, ValueError, "weight must have at least one row"),
     ({"weight": WEIGHT.double()}, TypeError, "weight must have the dtype of hidden, torch.float32, got torch.float64"),
     ({"weight": WEIGHT.to("meta")}, ValueError, "weight must be on the device of hidden, cpu, got meta"),

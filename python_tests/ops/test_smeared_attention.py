@@ -256,7 +256,7 @@ def test_gradcheck(window: list[int] | None) -> None:
 
 
 def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
-    # [B, T, H, D] transposed, as a model makes them: the fake kernel must know the strides of what comes out
+    # [B,T,H,D] transposed, as a model makes them: the fake kernel must know the strides of what comes out
     q, k, v = (torch.randn(2, 5, 3, 4).to(device, dtype).transpose(1, 2) for _ in range(3))
     alpha = torch.randn(3).to(device, dtype)
     op = torch.ops.icl_fast.smeared_attention.default
@@ -301,10 +301,10 @@ def test_autocast_casts_the_inputs_as_matmul_does_and_nothing_else(impl: str, de
 
 Q, ALPHA = torch.zeros(2, 3, 5, 4), torch.zeros(3)
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"q": None}, TypeError, r"q must be a tensor \[B, H, T, D\], got NoneType"),
-    ({"q": Q[0]}, ValueError, r"q must be \[B, H, T, D\], got \[3, 5, 4\]"),
-    ({"k": Q[:, :1]}, ValueError, r"k must be \[B, H, T, D\] with B=2, H=3, T=5, D=4, got \[2, 1, 5, 4\]"),
-    ({"v": Q[..., :2]}, ValueError, r"v must be \[B, H, T, D\] with B=2, H=3, T=5, D=4, got \[2, 3, 5, 2\]"),
+    ({"q": None}, TypeError, r"q must be a tensor \[B,H,T,D\], got NoneType"),
+    ({"q": Q[0]}, ValueError, r"q must be \[B,H,T,D\], got \[3, 5, 4\]"),
+    ({"k": Q[:, :1]}, ValueError, r"k must be \[B,H,T,D\] with B=2, H=3, T=5, D=4, got \[2, 1, 5, 4\]"),
+    ({"v": Q[..., :2]}, ValueError, r"v must be \[B,H,T,D\] with B=2, H=3, T=5, D=4, got \[2, 3, 5, 2\]"),
     ({"alpha": ALPHA[:2]}, ValueError, r"alpha must be \[H\] with H=3, got \[2\]"),
     ({"alpha": 0.5}, TypeError, r"alpha must be a tensor \[H\], got float"),
     (

@@ -131,7 +131,7 @@ def gradients(of: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def by_torch(of: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses `[S, P]` and the weights afterwards, by the definition."""
+    """Losses `[S,P]` and the weights afterwards, by the definition."""
     model, data = of.model().to(dtype), of.data()
     optimizer = torch.optim.Adam(model.parameters(), lr=of.learning_rate, foreach=True)
     losses = []
@@ -391,7 +391,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("target", lambda x: x - 7, "target must be in 0..6, got"),
     ("target", lambda x: x[..., :-1], r"target must be int64 \[1, 1, 5\] on the CPU, got int64 \[1, 1, 4\]"),
     ("classes", lambda x: x.int(), r"classes must be int64 .* got int32"),
-    ("labels", lambda x: x[0], r"labels must be \[S, P, B, n\], got"),
+    ("labels", lambda x: x[0], r"labels must be \[S,P,B,n\], got"),
     ("labels", lambda x: x[:, :0], "at least one"),
     ("features", lambda x: x.mT.contiguous().mT, "features must be contiguous"),
     ("features", lambda x: x.double(), "features must be float32 .* got float64"),

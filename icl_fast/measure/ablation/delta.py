@@ -94,5 +94,5 @@ def norm_difference(stream: Tensor, removed: Tensor, norm: nn.LayerNorm) -> Tens
 
 
 def add_product(removed: Tensor, change: Tensor, linear: nn.Linear) -> None:
-    """removed [A,n,R,C] += change [..., K] W^T, without the bias: it is in both runs."""
+    """removed [A,n,R,C] += change [...,K] W^T, without the bias: it is in both runs."""
     removed.view(-1, removed.shape[-1]).addmm_(change.reshape(-1, change.shape[-1]), linear.weight.T)

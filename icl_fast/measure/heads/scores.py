@@ -77,7 +77,7 @@ def copying(pattern: Tensor, raised: Tensor) -> Tensor:
 
 
 def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
-    """Copying score of every head of a model, [layers, heads]: does it raise the logit of the token it attends to?
+    """Copying score of every head of a model, [layers,heads]: does it raise the logit of the token it attends to?
 
     On 25 distinct random tokens without BOS (the paper regrets leaving it out, but its numbers are without it; that the
     tokens are distinct it does not say). Source j raises the logits by its value through OV, the final norm's gain and
@@ -131,7 +131,7 @@ def prefix_matching(pattern: Tensor, *, period: int = PERIOD, repeats: int = REP
 
 
 def prefix_matching_scores(model: Transformer, *, bos: int = 0, seed: int = 0) -> Tensor:
-    """Prefix-matching score of every head of a model, [layers, heads], over 10 seeded sequences.
+    """Prefix-matching score of every head of a model, [layers,heads], over 10 seeded sequences.
 
     Where the model's position table is too short for 4 repeats of 25 tokens, the period is shortened to fit.
 
@@ -165,7 +165,7 @@ def previous_token(pattern: Tensor) -> Tensor:
 
 
 def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = EXAMPLES, seed: int = 0) -> Tensor:
-    """Previous-token score of every head of a model, [layers, heads], over seeded examples of real text.
+    """Previous-token score of every head of a model, [layers,heads], over seeded examples of real text.
 
     Args:
         text: int64 [N,T] windows of text as the model was trained on, N of `examples` or more.
