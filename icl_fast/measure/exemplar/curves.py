@@ -25,7 +25,8 @@ def training_curves(run: Run) -> xr.Dataset:
     if not losses and not evaluations:
         raise InputError(f"run folder {run.path}: nothing is logged yet; train it first")
     data = xr.Dataset(coords={"member": run.population.names})
-    data["training_loss"] = ("logged", "member"), np.array([record["loss"] for record in losses])
+    logged = np.array([record["loss"] for record in losses], np.float64).reshape(-1, data.sizes["member"])
+    data["training_loss"] = ("logged", "member"), logged
     data["logged_sequences"] = "logged", np.array([record["sequences"] for record in losses], np.int64)
     data["training_loss"].attrs["units"] = "nats"
     if evaluations:
