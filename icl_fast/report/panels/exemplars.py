@@ -175,7 +175,8 @@ def _learning_times(run: ExemplarStudy) -> Panel:
 
     def content() -> dict[str, object]:
         number = np.arange(1, len(times) + 1, dtype=np.float64)
-        return {"series": there([line("learned", number, times, names=tuple(run.members))], "no member has learned")}
+        series = there([line("learned", number, times, names=tuple(run.members))], "no member has learned")
+        return {"series": series, "y_range": (0.0, 1.05 * float(np.nanmax(times)))}
 
     return filled(panel, content)
 

@@ -73,8 +73,7 @@ function headOfModels(box) {
 export function bar(box, targets) {
   const jump = (id) => {
     const target = document.getElementById(id);
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    target.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+    target.scrollIntoView(); // at once: on the way figures would be laid out, grow, and move it
     target.focus({ preventScroll: true });
   };
   box.append(el("nav", { "aria-label": "Sections" },
