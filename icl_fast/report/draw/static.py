@@ -236,7 +236,8 @@ def _scales(axis: Axes, panel: Panel) -> None:
             coordinate.set_major_locator(_Decades())
             coordinate.set_minor_locator(NullLocator())
         else:
-            coordinate.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=label.startswith(("layer", "member"))))
+            whole = label.startswith(("layer", "member"))
+            coordinate.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
         if log or label in (TOKENS, SEQUENCES):
             coordinate.set_major_formatter(lambda value, _: short(value))
 
