@@ -139,6 +139,13 @@ def test_a_run_of_one_layer_and_one_that_differs_in_more(tmp_path: Path) -> None
     assert not alone.population.of_seeds
 
 
+def test_a_run_stopped_before_its_first_line_of_losses(run: Path) -> None:
+    Run(run).cut_log(0)
+    study = studied(run, replace(OPTIONS, snapshots="0"))
+    assert study.curves["training_loss"].shape == (0, 2)
+    assert study.curves["sequences"].values.tolist() == [0]
+
+
 def report(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(one) for one in ("report", *arguments)], env={"COLUMNS": "140"})
 

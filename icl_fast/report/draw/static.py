@@ -44,6 +44,7 @@ _FAINT = 0.2
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP"
 _MOST_NAMES = 20  # along an axis
+_MOST_LISTED = 18  # series in a legend
 _MOST_LAYERS = 8  # that a legend lists one by one
 _STYLE: Any = {
     "text.parse_math": False,  # a model's name may hold $ signs
@@ -370,10 +371,13 @@ def _legend(panel: Panel, study: Study) -> list[Artist]:
         handles += [_ring(series.label) for series in panel.series if series.head is None]
     else:
         colours = series_colours(study, panel)
-        for index, (series, dashes) in enumerate(zip(panel.series, _dashes(panel, colours), strict=True)):
+        looks = list(zip(panel.series, _dashes(panel, colours), strict=True))
+        for index, (series, dashes) in enumerate(looks[:_MOST_LISTED]):
             if series.opaque:
                 shape = _MARKERS[index % len(_MARKERS)] if marker else ""
                 handles.append(_handle("\n".join(_wrap(series.label, 24)), colours[index], shape, dashes))
+        if (more := len(looks) - _MOST_LISTED) > 0:
+            handles.append(Line2D([], [], ls="", label=f"and {more} more"))
     if panel.kind == "path":
         handles += _path_ends()
     return handles + _common(panel)

@@ -43,11 +43,13 @@ def exemplar_panels(study: Study) -> dict[str, Groups]:
 
 
 def learning_times(run: ExemplarStudy) -> Floats:
-    """[member] sequences seen until the training loss stays below 0.4 log 2; NaN: it does not, or nothing is logged."""
-    losses = run.curves["training_loss"].transpose("logged", "member")
-    if not losses.sizes["logged"]:
-        return np.full(losses.sizes["member"], np.nan)
-    return learning_time(run.curves["logged_sequences"].values, losses.values)
+    """[member] sequences seen until the training loss stays below 0.4 log 2; NaN: it does not, or was not finite."""
+    losses = _floats(run.curves["training_loss"].transpose("logged", "member"))
+    times = np.full(losses.shape[1], np.nan)
+    known = np.isfinite(losses).all(0)
+    if losses.size and known.any():
+        times[known] = learning_time(run.curves["logged_sequences"].values, losses[:, known])
+    return times
 
 
 def _groups(run: ExemplarStudy) -> Groups:

@@ -120,6 +120,15 @@ def test_maps_have_the_names_of_their_rows_and_columns(study: Study) -> None:
             assert within.x0 <= box.x0 < box.x1 <= within.x1
 
 
+def test_a_legend_of_many_names_the_first(study: Study) -> None:
+    of = tuple(Series(f"member {i}", np.arange(2.0), np.arange(2.0)) for i in range(30))
+    figure = draw(Panel("many", "lines", "Many", "", "x", "y", series=of), study)
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names == [*(f"member {i}" for i in range(18)), "and 12 more"]
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_legend().get_window_extent().y0 >= 0
+
+
 def test_runs_on_exemplars_alone(exemplar_runs: dict[str, ExemplarStudy], tmp_path: Path) -> None:
     """Every panel, drawn in the page's colours, and no table."""
     runs = Study("Runs", {}, None, (), {"alone": exemplar_runs["alone"]})

@@ -183,6 +183,8 @@ def test_learning_times(exemplar_runs: Runs) -> None:
     assert f"Not by the end of training: {run.members[1]}." in panel.caption
     assert panel.y_range == (0, 1.05 * seen[3])
     assert "In 2 of 3 members" in panels_of(made)["loss"].caption
+    curves["training_loss"][2, 0] = np.nan  # what came after is not known to be learned
+    np.testing.assert_array_equal(learning_times(made), [np.nan, np.nan, seen[3]])
     curves["training_loss"][:] = 1
     assert panels_of(made)["learning-times"].absent == "N/A: no member has learned"
     alone = exemplar_runs["alone"]
@@ -227,6 +229,21 @@ def test_evaluators_have_one_colour_everywhere(exemplar_runs: Runs) -> None:
     assert len(set(EVALUATORS.values())) == len(EVALUATORS)
     heads = panels_of(run)["attention-own"]
     assert series_colours(study, heads) == list(MODELS[:2])
+
+
+def test_a_run_that_has_only_begun(exemplar_runs: Runs) -> None:
+    """Its log holds the evaluation before the first step, and no loss of training yet."""
+    run = exemplar_runs["alone"]
+    begun = replace(run, curves=run.curves.isel(logged=slice(0), evaluation=slice(1)))
+    assert np.isnan(learning_times(begun)).all()
+    panels = panels_of(begun)
+    assert [series.label for series in panels["loss"].series] == ["held-out-classes"]
+    assert panels["curves-accuracy"].series[0].x.tolist() == [0]
+    none = replace(
+        run, curves=run.curves[["training_loss", "logged_sequences"]].drop_vars("evaluator", errors="ignore")
+    )
+    assert [series.label for series in panels_of(none)["loss"].series] == ["train"]
+    assert "curves-accuracy" not in panels_of(none)
 
 
 def test_one_layer_has_no_wiring(exemplar_runs: Runs) -> None:
