@@ -95,6 +95,8 @@ def collect(
         raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
     for mode in options.modes:
         AblationMode.parse(mode)
+    if options.sequences < 1:
+        raise InputError(f"sequences: must be 1 or more, got {options.sequences}")
     # all runs are looked at before the first is measured, which may take long
     usable = {name: _usable(name, run, options) for name, run in named.items()}
     on_text = {name: run for name, run in usable.items() if run.series.task == "text"}
