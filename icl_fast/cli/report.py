@@ -64,7 +64,7 @@ def report(
     from icl_fast.report.write import write_report
     from icl_fast.studies.collect import Options, collect, read_claims
 
-    begun = time.monotonic()
+    started = time.monotonic()
     options = Options(
         snapshots=snapshots,
         examples=examples,
@@ -84,7 +84,7 @@ def report(
             page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
     click.echo(
-        f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - begun:.0f} s, "
+        f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "
         f"drawn in {time.monotonic() - measured:.0f} s"
     )
 

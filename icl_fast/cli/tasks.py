@@ -15,5 +15,5 @@ def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
         InputError: one was given.
     """
     other = {"text": "exemplars", "exemplars": "text"}[task]
-    if given := [name for name, value in options.items() if value is not None]:
-        raise InputError(f"{', '.join(given)}: for runs on {other}; {ckpt} was trained on {task}, leave it out")
+    if foreign := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(foreign)}: for runs on {other}; {ckpt} was trained on {task}, leave it out")

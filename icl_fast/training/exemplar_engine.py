@@ -1,4 +1,4 @@
-"""What makes optimizer steps of a population: plain torch, the definition; and the fused CPU kernel."""
+"""What takes the optimizer steps of a population: plain torch, the definition; and the fused CPU kernel."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Dr
 
 
 class Engine(Protocol):
-    """Makes steps; `model` holds the weights at any time."""
+    """Takes optimizer steps; `model` holds the weights at any time."""
 
     model: ExemplarTransformer
 
     def run(self, draws: Draws, step: int) -> Tensor:
-        """Make the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
+        """Take the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
 
     def state(self) -> State:
-        """What Adam remembers."""
+        """Adam's moments."""
 
     def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Go on from there, after `step` steps; the weights are the model's."""
+        """Continue after `step` steps from this state; the weights are the model's."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Task:
         return dict.fromkeys(names, config.l2)
 
     def can_be_fused(self) -> bool:
-        """Whether the fused kernel can make this task's steps here."""
+        """Whether the fused kernel can take this task's steps here."""
         if self.interventions or self.features.device.type != "cpu":
             return False
         config = self.model.config
@@ -193,8 +193,8 @@ class PlainEngine:
         if self.graph is None:
             self._capture(inputs, step)
         assert self.graph is not None
-        for static, given in zip(self.inputs, inputs, strict=True):
-            static.copy_(given)
+        for static, value in zip(self.inputs, inputs, strict=True):
+            static.copy_(value)
         self.graph.replay()
         return self.losses.clone()
 
@@ -230,8 +230,7 @@ class PlainEngine:
         """See `Engine`."""
         for name, parameter in self.parameters.items():
             moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in ("exp_avg", "exp_avg_sq")}
-            made = torch.tensor(float(step), device=parameter.device)
-            self.adam.state[parameter] = {"step": made, **moments}
+            self.adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
 
     def _restore(self, state: State, step: int) -> None:
         # in place: a captured graph knows the tensors, not their names

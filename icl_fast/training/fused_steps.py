@@ -316,8 +316,8 @@ def _check_optimizer(optimizer: Optimizer, shape: _Shape) -> None:
         raise InputError(f"fused_steps: learning_rates must be finite, got {rates.tolist()}")
     if not all(0 <= beta < 1 for beta in betas) or not eps > 0:
         raise InputError(f"fused_steps: betas {betas} and eps {eps}: must be in [0, 1), and positive")
-    for what, given in (("trainable", optimizer.trainable), ("l2", optimizer.l2)):
-        if unknown := sorted(set(given) - shape.names):
+    for what, by_name in (("trainable", optimizer.trainable), ("l2", optimizer.l2)):
+        if unknown := sorted(set(by_name) - shape.names):
             raise InputError(f"fused_steps: {what}: {unknown[0]!r} is not a parameter of the model")
     for name, tensor in optimizer.trainable.items():
         _check(f"trainable[{name!r}]", tensor, (shape.members,), torch.bool)
@@ -326,10 +326,10 @@ def _check_optimizer(optimizer: Optimizer, shape: _Shape) -> None:
             raise InputError(f"fused_steps: l2[{name!r}] must be finite and not negative, got {coefficient}")
 
 
-def _check_names(what: str, given: Mapping[str, Tensor], names: set[str]) -> None:
-    if missing := sorted(names - set(given)):
+def _check_names(what: str, tensors: Mapping[str, Tensor], names: set[str]) -> None:
+    if missing := sorted(names - set(tensors)):
         raise InputError(f"fused_steps: {what}: {missing[0]!r} is missing")
-    if unknown := sorted(set(given) - names):
+    if unknown := sorted(set(tensors) - names):
         raise InputError(f"fused_steps: {what}: has {unknown[0]!r}, which such a model does not have")
 
 

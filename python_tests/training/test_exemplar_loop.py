@@ -1,4 +1,4 @@
-"""Populations of the exemplar world: members are as alone, runs resume to the same bits, failures are clean."""
+"""Populations of runs on exemplars: members are as alone, runs resume to the same bits, failures are clean."""
 
 from __future__ import annotations
 

@@ -51,21 +51,21 @@ def evaluate(
 ) -> Path:
     """Scores and circuits of every head of a run's snapshots; the same call again resumes.
 
-    See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on the run's held-out windows, 10 of them),
-    `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
+    For runs on text. See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on 10 of the run's held-out
+    windows), `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
 
     Args:
         ckpt: a series, a run folder or one of its snapshots.
-        out: the zarr store; default `RUN/results/heads.zarr`. What is there from an equal call is kept.
+        out: the zarr store; default `RUN/results/heads.zarr`. Results of an equal call are kept.
         snapshots: see `icl_fast.runs.open_series`.
         seed: of the random tokens and the choice of windows, the same for all snapshots.
         device: `auto`, `cpu` or `cuda`.
-        skip_damaged: leave out what cannot be used and go on with the rest.
+        skip_damaged: leave out snapshots that cannot be used.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
-        Where the Dataset lies, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in layer 0),
-        `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
+        The path of the store. Its Dataset, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in
+        layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
         head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and `tokens` (seen).
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
         asked for that are not in it (see `Series.readable`).
