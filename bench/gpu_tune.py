@@ -222,7 +222,7 @@ def time_variant(run: Run, kernel: Tuned, built: Build) -> Row:
 
 
 def tune(run: Run, kernels: list[Tuned], jobs: int, save: Callable[[list[Row]], None], times: bool = True) -> list[Row]:
-    """Build and time all variants; `save` is given the rows so far after each."""
+    """Build and time all variants; `save` gets the rows so far after each."""
     rows: list[Row] = []
     host_objects = build_host_objects(run)
     wanted = [(kernel, name, numbers) for kernel in kernels for name, numbers in kernel.all_variants().items()]

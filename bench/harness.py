@@ -125,7 +125,7 @@ class WrongResult(Exception):
 
 
 def ours(op: str, call: Callable[[Inputs, str], Any], device: str) -> Candidate:
-    """The candidate that this package is: its kernel for the device; `call` is given its impl name."""
+    """The candidate that this package is: its kernel for the device; `call` gets its impl name."""
     return Candidate("ours", lambda x: call(x, device), missing=not_built(op, device))
 
 
@@ -355,7 +355,7 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
     """Run the cases. One that raises does not stop the others, unless the GPU is lost to this process with it.
 
     Args:
-        save: given the results so far after each case, rates and metrics included.
+        save: called with the results so far after each case, rates and metrics included.
 
     Returns:
         The results; `left_out` are the cases for which there was no time, `lost` why no case after the last can run.

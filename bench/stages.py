@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass
 class Job:
-    """What a stage is given."""
+    """What a stage gets."""
 
     out: Path
     log: Path

@@ -1,4 +1,4 @@
-"""Full beside pattern-preserving ablation of the same run."""
+"""Full and pattern-preserving ablation of the same run, compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compare_ablations(full: xr.Dataset, pattern_preserving: xr.Dataset) -> xr.Da
         difference cannot exceed however they are correlated.
 
     Raises:
-        InputError: another mode, another run, other snapshots, ablations or examples, a variable that is not there,
+        InputError: another mode, another run, other snapshots, ablations or examples, a missing variable,
             or a value that is not finite.
     """
     named = {"full": full, "pattern_preserving": pattern_preserving}

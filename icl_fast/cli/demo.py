@@ -23,7 +23,7 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
 
     A 1-layer, a 2-layer and a 1-layer smeared-key attention-only model are trained and snapshotted; every head of the
     2-layer model is knocked out in every snapshot. What is printed is what was found: the rule that says "phase change"
-    is fixed in icl_fast/analysis/phase_change.py. Run again, it goes on where it was stopped.
+    is fixed in icl_fast/analysis/phase_change.py. If it is stopped, the same command continues.
     """
     from icl_fast.cli.tables import print_demo
     from icl_fast.studies.demo import default_configs, run_demo

@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 @contextmanager
 def advice_on_interrupt(advice: str) -> Iterator[None]:
-    """Adds to what Ctrl-C leaves behind how to go on from there."""
+    """Adds to the message of Ctrl-C how to continue."""
     try:
         yield
     except KeyboardInterrupt as error:

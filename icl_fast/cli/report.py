@@ -52,11 +52,11 @@ def report(
     memory: str,
     device: str,
 ) -> None:
-    """Measure RUNS, keeping what is there, and write one HTML page with the Model Analysis Table and all figures.
+    """Measure RUNS where that is not yet done, and write one HTML page with the Model Analysis Table and all figures.
 
     The table has a column a model and the paper's rows, from the PCA of token losses to the ablation of every head
-    (Olsson et al. 2022). The page is one file that needs no network. What is stopped goes on when the same command is
-    given again; snapshots that are missing or damaged are left out, and the page says so.
+    (Olsson et al. 2022). The page is one file that needs no network. If it is stopped, the same command continues;
+    snapshots that are missing or damaged are left out, and the page says so.
     """
     from icl_fast.analysis import Thresholds
     from icl_fast.cli.tables import print_study

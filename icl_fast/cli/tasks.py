@@ -1,4 +1,4 @@
-"""One command for runs on text and runs on exemplars: which of its options are for the other kind."""
+"""Commands for runs on text and on exemplars: options that belong to the other kind are refused."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from icl_fast.errors import InputError
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing for a run of this task; None: not given.
+    """Refuse options that mean nothing for a run of this task.
+
+    Args:
+        options: by name, their values; None where one was not used.
 
     Raises:
-        InputError: one was given.
+        InputError: one was used.
     """
     other = {"text": "exemplars", "exemplars": "text"}[task]
     if foreign := [name for name, value in options.items() if value is not None]:

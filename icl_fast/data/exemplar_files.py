@@ -100,7 +100,7 @@ def read_array(path: str | Path, name: str) -> NDArray[np.float32]:
 
 
 def stack_classes(where: object, groups: Sequence[tuple[str, int]], exemplars: int | None) -> int:
-    """How many exemplars to take of each class, from (name, number there) of all classes.
+    """How many exemplars to take of each class, from (name, how many it has) of all classes.
 
     Raises:
         InputError: fewer than 2 classes, fewer exemplars than asked for, or, if none is asked for, not equally many.

@@ -51,8 +51,8 @@ def evaluate(
 ) -> Path:
     """Scores and circuits of every head of a run's snapshots; the same call again resumes.
 
-    For runs on text. See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on 10 of the run's held-out
-    windows), `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
+    For runs on text. See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on 10 of the run's
+    held-out windows), `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
 
     Args:
         ckpt: a series, a run folder or one of its snapshots.
@@ -65,8 +65,9 @@ def evaluate(
 
     Returns:
         The path of the store. Its Dataset, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in
-        layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
-        head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and `tokens` (seen).
+        layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer,
+        writer_head, layer, head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and
+        `tokens` (seen).
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
         asked for that are not in it (see `Series.readable`).
 
