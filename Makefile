@@ -20,11 +20,12 @@ test-slow: setup $(VENV)/emulator
 	@$(VENV)/bin/pytest -m slow
 
 lint: setup
-	@echo "== ruff, mypy, import-linter"
+	@echo "== ruff, mypy, import-linter, oxlint"
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/oxlint --deny-warnings icl_fast
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)

@@ -258,13 +258,13 @@ def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
 @torch.inference_mode()
 def two_passes(x: Inputs) -> Tensor:
     """Losses of both passes, `[2,P,N]`."""
-    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
+    from icl_fast.measure.exemplar.answers import score_answers
+    from icl_fast.measure.exemplar.measured_model import MeasuredModel
     from icl_fast.models.exemplar_inference import ExemplarInference
 
     inference, heads, found = ExemplarInference(x.model), torch.ones(heads_of(x.model), device=x.device), []
     heads[(slice(None), *AGAIN_WITHOUT)] = 0
-    for part in EmbeddedEvaluators(x.model, x.exemplars.features, [x.evaluator]).chunks(x.evaluator):
-        whole = inference.first(part.exemplars, part.labels)
+    for part, whole in MeasuredModel(x.model, x.exemplars.features, x.evaluator).first_passes():
         logits = whole.logits, inference.second(whole, heads=heads, preserve=["pattern"])
         found.append(torch.stack([score_answers(each, part).loss for each in logits]))
     return torch.cat(found, dim=-1)
@@ -273,12 +273,13 @@ def two_passes(x: Inputs) -> Tensor:
 @torch.inference_mode()
 def two_passes_by_definition(x: Inputs) -> Tensor:
     """The same by interventions."""
-    from icl_fast.measure.exemplar.strategies import EmbeddedEvaluators, score_answers
+    from icl_fast.measure.exemplar.answers import score_answers
+    from icl_fast.measure.exemplar.measured_model import MeasuredModel
     from icl_fast.models import Intervention, site
 
     layer, head = AGAIN_WITHOUT
     patterns, found = [site("pattern", layer) for layer in range(x.model.config.layers)], []
-    for part in EmbeddedEvaluators(x.model, x.exemplars.features, [x.evaluator]).chunks(x.evaluator):
+    for part in MeasuredModel(x.model, x.exemplars.features, x.evaluator).chunks():
         first, sites = x.model.from_embedded(part.exemplars, part.labels, record=patterns)
         preserved = [Intervention.set(name, sites[name]) for name in patterns]
         removed = Intervention.zero(site("z", layer), heads=[head])

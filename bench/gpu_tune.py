@@ -112,7 +112,8 @@ def build(run: Run, kernel: Tuned, numbers: Numbers, folder: Path, host_objects:
 
 def nvcc(run: Run, *arguments: object) -> tuple[int | None, str]:
     """Exit code (None: it took too long) and what it printed."""
-    fixed = ("-std=c++20", "-O3", "-DICL_CUDA", "-DICL_VARIANT", f"-I{CSRC}", "-Xcompiler=-fPIC,-fvisibility=hidden")
+    includes = (f"-I{CSRC}", f"-I{CSRC / 'ptx'}")
+    fixed = ("-std=c++20", "-O3", "-DICL_CUDA", "-DICL_VARIANT", *includes, "-Xcompiler=-fPIC,-fvisibility=hidden")
     handle, name = tempfile.mkstemp(".log", dir=run.scratch)
     os.close(handle)
     log = Path(name)

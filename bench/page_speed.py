@@ -92,7 +92,7 @@ class Session:
         self.choose("colour", ("depth", "type", "paper"))
         self.choose("theme", ("dark", "light", "auto"))
         self.begin("keys")
-        page.evaluate("ICL.panels.all.find((panel) => panel.spec.title.startsWith('Prefix')).plot.focus()")
+        page.evaluate("[...ICL.panels].find((panel) => panel.spec.title.startsWith('Prefix')).plot.focus()")
         for key in ("ArrowRight",) * 8 + ("ArrowUp",) * 6 + ("ArrowLeft",) * 6:
             page.keyboard.press(key)
             page.wait_for_timeout(30)

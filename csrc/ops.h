@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(ICL_CUDA) || defined(ICL_EMU)
+#ifdef ICL_CUDA
 #include <driver_types.h>
 #endif
 
@@ -194,7 +194,7 @@ struct ExemplarSteps {
 
 void exemplar_steps_cpu(const ExemplarSteps& p);
 
-#if defined(ICL_CUDA) || defined(ICL_EMU)
+#ifdef ICL_CUDA
 // Null where the file that defines it did not compile and the build went on without (csrc/keep_going.py).
 #define ICL_MAY_LACK __attribute__((weak))
 

@@ -13,7 +13,7 @@
 // are the limit. What is not the product with V is the scores, D / (D + columns) of it all: hence wide chunks.
 #pragma once
 
-#include "cuda/attention.h"
+#include "cuda/attention_tile.h"
 #include "cuda/tunables.h"
 #include "ops.h"
 
@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
   const int length = int(p.length);
 
   // row tiles of a head one after another, for the sake of the cache; the last rows, which see most keys, first
-  const int64_t padded_width = round_up(p.width, int64_t(8)), all_columns = p.variants * padded_width;
-  const int64_t row_tiles = ceil_div(p.rows_per_example, int64_t(kRows));
-  const int64_t chunks = ceil_div(all_columns, int64_t(S::kColumns));
+  const int64_t padded_width = round_up(p.width, 8), all_columns = p.variants * padded_width;
+  const int64_t row_tiles = ceil_div(p.rows_per_example, kRows);
+  const int64_t chunks = ceil_div(all_columns, S::kColumns);
   const int64_t row0 = (row_tiles - 1 - blockIdx.x % row_tiles) * kRows;
   const int64_t column0 = blockIdx.x / row_tiles % chunks * S::kColumns, head = blockIdx.x / row_tiles / chunks;
   const int columns = int(min(all_columns - column0, int64_t(S::kColumns)));
@@ -131,12 +131,12 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
   // the thread's column of the values: always the same, so that the division by the width is done once
   const T* values = static_cast<const T*>(p.v);
   const bool values_fit = vectors_fit(values, p.width);
-  const int value_column = int(threadIdx.x) % (S::kColumns / kWide<T>)*kWide<T>;
+  const int value_column = int(threadIdx.x) % (S::kColumns / kVectorWidth<T>)*kVectorWidth<T>;
   int value_count = 0;
   {
     const int64_t column = column0 + value_column, variant = column / padded_width;
     if (variant < p.variants) {
-      value_count = clamp_count(p.width - column % padded_width, kWide<T>);
+      value_count = clamp_count(p.width - column % padded_width, kVectorWidth<T>);
       if (value_count) values += (variant * all_heads + head) * p.length * p.width + column % padded_width;
     }
   }
@@ -154,11 +154,11 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
   const T* k = static_cast<const T*>(p.k) + head_offset;
   const bool queries_fit = vectors_fit(static_cast<const T*>(p.q), p.depth);
   const bool keys_fit = vectors_fit(static_cast<const T*>(p.k), p.depth);
-  const int depth_chunks = int(ceil_div(p.depth, int64_t(S::kDepth)));
+  const int depth_chunks = int(ceil_div(p.depth, S::kDepth));
   const auto load_queries = [&](int chunk) {
     load_rows<kRows, S::kDepth, kThreads>(shared.queries, S::kPitch, queries_fit, [&](int row, int column, int& count) {
       const int64_t from = int64_t(chunk) * S::kDepth + column;
-      count = clamp_count(p.depth - from, kWide<T>);
+      count = clamp_count(p.depth - from, kVectorWidth<T>);
       return count ? q + shared.positions[row] * p.depth + from : q;
     });
   };
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
     } else {
       load_rows<kTile, S::kDepth, kThreads>(shared.keys, S::kPitch, keys_fit, [&](int row, int column, int& count) {
         const int64_t from = int64_t(chunk) * S::kDepth + column;
-        count = key0 + row < end ? clamp_count(p.depth - from, kWide<T>) : 0;
+        count = key0 + row < end ? clamp_count(p.depth - from, kVectorWidth<T>) : 0;
         return count ? k + (key0 + row) * p.depth + from : k;
       });
     }
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
     const bool fit = vectors_fit(static_cast<const T*>(p.pattern), p.length);
     load_rows<kRows, kTile, kThreads>(shared.weights[stage], S::kWeightPitch, fit,
                                       [&](int row, int column, int& count) {
-                                        count = clamp_count(length - key0 - column, kWide<T>);
+                                        count = clamp_count(length - key0 - column, kVectorWidth<T>);
                                         return count ? rows + shared.positions[row] * p.length + key0 + column : rows;
                                       });
   };
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) peak[m][i] = shift[m][i] = -kInfinity, total[m][i] = 0;
+    for (int i = 0; i < 2; ++i) peak[m][i] = shift[m][i] = -INFINITY, total[m][i] = 0;
 
   int stage = 0;
   for (int key0 = begin; key0 < end; key0 += kTile, stage ^= 1) {
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
       for (int m = 0; m < kM; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          largest[m][i] = -kInfinity;
+          largest[m][i] = -INFINITY;
           // keys first and on, as many as the window, counted from the lane's first
           const int first = position[m][i] - window + 1 - key0 - column_warp * kOwn - lane % 4 * 2;
 #pragma unroll
@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
               float& score = u[m][block][2 * i + j];
-              score = __fmul_rn(score, unit);  // not fused with what follows: see attention.h
-              if (!all_seen && unsigned(8 * block + j - first) >= unsigned(window)) score = -kInfinity;
+              score = __fmul_rn(score, unit);  // not fused with what follows: see attention_tile.h
+              if (!all_seen && unsigned(8 * block + j - first) >= unsigned(window)) score = -INFINITY;
               largest[m][i] = fmaxf(largest[m][i], score);
             }
         }
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
             grown = true;
           }
           // nothing but -inf so far: any finite shift keeps -inf - shift from being nan
-          const float base = shift[m][i] == -kInfinity ? 0 : shift[m][i];
+          const float base = shift[m][i] == -INFINITY ? 0 : shift[m][i];
 #pragma unroll
           for (int block = 0; block < kOwn / 8; ++block)
 #pragma unroll
@@ -351,9 +351,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_forward(const Attent
 template <Keys kKeys, typename S>
 cudaError_t launch_forward(const AttentionForward& arguments, cudaStream_t stream) {
   const FrozenAttention& p = arguments.call;
-  const int64_t columns = p.variants * round_up(p.width, int64_t(8));
-  const int64_t blocks = p.batch * p.heads * ceil_div(p.rows_per_example, int64_t(S::kRows)) *
-                         ceil_div(columns, int64_t(S::kColumns));
+  const int64_t columns = p.variants * round_up(p.width, 8);
+  const int64_t blocks = p.batch * p.heads * ceil_div(p.rows_per_example, S::kRows) * ceil_div(columns, S::kColumns);
   constexpr int kBytes = sizeof(ForwardShared<kKeys, S>);
   static_assert(kBytes <= 99 * 1024, "what sm_86 and sm_89 allow a block");
   return launch(attention_forward<kKeys, S>, blocks, S::kThreads, kBytes, stream, arguments);
@@ -379,7 +378,7 @@ template <Keys kKeys, typename T>
 cudaError_t choose_forward(const AttentionForward& arguments, cudaStream_t stream) {
   const FrozenAttention& p = arguments.call;
   const bool few_rows = p.rows_per_example <= 32, deep = p.depth > 64;
-  const bool few_columns = p.variants * round_up(p.width, int64_t(8)) <= 64;
+  const bool few_columns = p.variants * round_up(p.width, 8) <= 64;
   if constexpr (kKeys != Keys::kNone && sizeof(T) == 2)
     if (deep)
       return few_rows ? launch_forward<kKeys, FewRows<T, 128>>(arguments, stream)

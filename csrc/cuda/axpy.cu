@@ -1,4 +1,6 @@
-#include "cuda/gpu.h"
+#include <algorithm>
+
+#include "cuda/launch.h"
 #include "ops.h"
 
 namespace icl {
@@ -16,9 +18,7 @@ __global__ void axpy_kernel(float* out, const float* x, const float* y, int64_t 
 
 cudaError_t launch_axpy(float* out, const float* x, const float* y, int64_t n, float a, cudaStream_t stream) {
   if (n <= 0) return cudaSuccess;
-  const unsigned grid = static_cast<unsigned>(std::min(ceil_div<int64_t>(n, kThreads), kMaxBlocks));
-  ICL_LAUNCH(axpy_kernel, grid, kThreads, 0, stream, out, x, y, n, a);
-  return cudaGetLastError();
+  return launch(axpy_kernel, std::min(ceil_div(n, kThreads), kMaxBlocks), kThreads, 0, stream, out, x, y, n, a);
 }
 
 }  // namespace icl

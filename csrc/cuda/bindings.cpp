@@ -1,16 +1,11 @@
 #include "cuda/bindings.h"
 
-#ifdef ICL_EMU
-#include "emu/emu.h"
-#else
-#include <cuda_runtime_api.h>
-#endif
-
 #include <stdexcept>
 #include <string>
 
 #include "arguments.h"
 #include "cuda/not_built.h"
+#include "hardware/runtime.h"
 
 namespace py = pybind11;
 

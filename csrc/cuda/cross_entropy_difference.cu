@@ -17,7 +17,7 @@
 // delivers, where 128 x 64 would ask for 48. exp(l - m) and y take 64 registers each, so 8 warps fill a multiprocessor.
 // exp takes 14 instructions an element at 64 a cycle, 0.3 of the product's time at C = 768; the loads of the next
 // product's first steps run beside it, its multiplications do not.
-#include "cuda/linear_cross_entropy.h"
+#include "cuda/logits_tile.h"
 
 namespace icl {
 namespace {
@@ -63,13 +63,6 @@ __device__ __forceinline__ Change merge_lanes(Change own) {
   return own;
 }
 
-template <int kLanes>
-__device__ __forceinline__ float sum_lanes(float own) {
-#pragma unroll
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) own += __shfl_xor_sync(kFullWarp, own, mask);
-  return own;
-}
-
 // What the parts of a row's columns leave to the second kernel. A part: a warp's columns of a block's tiles.
 struct Parts {
   Partials base;
@@ -98,7 +91,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, kResident<T>)
   int64_t* targets = reinterpret_cast<int64_t*>(memory + G::kShared);  // [kM], -1: no row
   const int64_t first_row = int64_t{blockIdx.x % row_tiles} * G::kM, split = blockIdx.x / row_tiles;
   const int64_t first_column = split * tiles_per_split * G::kN;
-  const int tiles = static_cast<int>(min(tiles_per_split, ceil_div<int64_t>(p.v - first_column, G::kN)));
+  const int tiles = static_cast<int>(min(tiles_per_split, ceil_div(p.v - first_column, G::kN)));
   const int variants = static_cast<int>(p.a) + 1;
   const T *hidden = static_cast<const T*>(p.hidden), *removed = static_cast<const T*>(p.removed);
   const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
@@ -183,7 +176,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   constexpr int kColumns = 4;  // of a warp, at a time
   __shared__ MaxSum merged[kFinishRows][kFinishRows];  // [row][warp]
   __shared__ float at_target[kFinishRows];
-  const int64_t groups = ceil_div<int64_t>(p.n, kFinishRows), a = blockIdx.x / groups;
+  const int64_t groups = ceil_div(p.n, kFinishRows), a = blockIdx.x / groups;
   const int64_t first_row = blockIdx.x % groups * kFinishRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool there = first_row + warp < p.n;
@@ -238,7 +231,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
       float logit = 0;
 #pragma unroll
       for (int i = 0; i < kFinishRows; ++i) {
-        const float sum = sum_lanes<32>(logits[i][j]);
+        const float sum = sum_lanes(logits[i][j]);
         if (lane == i) logit = sum;
       }
       if (first + j >= p.v) continue;
@@ -265,7 +258,7 @@ struct Plan {
   Parts parts;
 
   Plan(const CrossEntropyDifference& p, void* memory)
-      : workspace(memory), row_tiles(ceil_div<int64_t>(p.n, G::kM)), splits(p.v, G::kN, row_tiles),
+      : workspace(memory), row_tiles(ceil_div(p.n, G::kM)), splits(p.v, G::kN, row_tiles),
         parts(workspace, p, splits.splits * G::kAcross) {}
 };
 
@@ -277,7 +270,7 @@ cudaError_t forward(const CrossEntropyDifference& p, void* memory, cudaStream_t 
       launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared + G::kM * sizeof(int64_t),
              stream, p, plan.parts, unsigned(plan.row_tiles), plan.splits.per_split);
   if (status != cudaSuccess) return status;
-  const int64_t groups = ceil_div<int64_t>(p.n, kFinishRows);
+  const int64_t groups = ceil_div(p.n, kFinishRows);
   return launch(finish_kernel<T>, groups * std::max<int64_t>(p.a, 1), 32 * kFinishRows, 0, stream, p, plan.parts);
 }
 

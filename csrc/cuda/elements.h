@@ -1,7 +1,6 @@
-// Kernels that go through memory element by element: the widest loads and stores that the addresses allow.
+// For kernels that go through memory element by element: the widest loads and stores that the addresses allow.
 #pragma once
 
-#include "cuda/gpu.h"
 #include "cuda/launch.h"
 #include "cuda/tile.h"
 
@@ -12,9 +11,6 @@ template <typename T, int kCount>
 struct alignas(kCount * sizeof(T)) Elements {
   T at[kCount];
 };
-
-template <typename T>
-constexpr int kElements = 16 / int(sizeof(T));
 
 template <int kCount, typename T>
 __device__ __forceinline__ Elements<T, kCount> load_elements(const T* from) {

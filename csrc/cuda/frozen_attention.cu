@@ -1,7 +1,7 @@
 // frozen_attention: one attention pattern, applied to the values of many variants. Tiling and roofline: see
 // attention_forward.h.
 #include "cuda/attention_forward.h"
-#include "cuda/sm90.h"
+#include "cuda/sm90_launchers.h"
 
 namespace icl {
 

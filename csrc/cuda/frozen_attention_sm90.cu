@@ -13,10 +13,16 @@
 // Roofline: a tile of keys is 2 * 128 * 64 * (D + 256) FLOP, 1280 cycles of the tensor cores at D = 64, against 8192
 // exp (512 cycles) and 40 KiB from L2. Memory: v is read and out written once, about T / 3 FLOP a byte: the tensor
 // cores are the limit from T = 1000 on, below that memory is.
-#include "cuda/hopper.h"
+#include <algorithm>
+#include <cmath>
+
 #include "cuda/launch.h"
-#include "cuda/sm90.h"
+#include "cuda/pipeline.h"
+#include "cuda/slab.h"
+#include "cuda/sm90_launchers.h"
 #include "cuda/tunables.h"
+#include "cuda/warp.h"
+#include "hardware/sm80.h"
 
 namespace icl {
 namespace {
@@ -44,7 +50,7 @@ struct Shape {
       : length(int(p.length)), heads(int(p.heads)), examples_heads(int(p.batch * p.heads)),
         slabs_per_variant(int(p.width / kSlabColumns)), slabs(int(p.variants * slabs_per_variant)),
         row_tiles(ceil_div(length, kRows)), chunks(ceil_div(slabs, slabs_per_chunk)), width(int(p.width)),
-        scale_log2(p.scale * 1.44269504f) {}
+        scale_log2(p.scale * kLog2E) {}
 };
 
 // Tiles of keys that some of the rows first_row .. first_row + rows - 1 sees, each `window` keys up to its own.
@@ -136,21 +142,6 @@ struct Softmax {
     return pair + __shfl_xor_sync(kFullWarp, pair, 2);
   }
 };
-
-// Four lanes, four words each: lane i gets the i-th word of all four, in order of lanes.
-__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = threadIdx.x & bit;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & bit) continue;
-      const uint32_t received = __shfl_xor_sync(kFullWarp, upper ? words[i] : words[i | bit], bit);
-      words[i] = upper ? received : words[i];
-      words[i | bit] = upper ? words[i | bit] : received;
-    }
-  }
-}
 
 template <typename T, int kDepth, int kSlabs>
 __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsigned char* memory,
@@ -269,7 +260,7 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
           const float* pair = sums + 4 * (8 * s + 4 * half + j) + 2 * h;
           words[j] = pack<T>(pair[0] * inverse[h], pair[1] * inverse[h]);
         }
-        transpose_quad(words);
+        transpose(words);
         if (row + 8 * h < shape.length) {
           T* const to = plane + int64_t{row + 8 * h} * shape.width + half * 32 + lane % 4 * 8;
           *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
@@ -338,7 +329,7 @@ cudaError_t launch_typed(const FrozenAttention& p, cudaStream_t stream) {
 template <typename T, int kDepth>
 cudaError_t launch_by_slabs(const FrozenAttention& p, cudaStream_t stream) {
   const int64_t slabs = p.variants * (p.width / kSlabColumns);
-  switch (ceil_div(slabs, ceil_div<int64_t>(slabs, kMostSlabs))) {
+  switch (ceil_div(slabs, ceil_div(slabs, kMostSlabs))) {
     case 1: return launch_typed<T, kDepth, 1>(p, stream);
     case 2: return launch_typed<T, kDepth, 2>(p, stream);
     case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, stream);

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) gelu_difference_kernel(T* out,      
 template <bool kTanh, int kCount, typename T>
 cudaError_t launch_with(const GeluDifference& p, T, cudaStream_t stream) {
   const int64_t size = p.n * p.m;
-  return launch(gelu_difference_kernel<kTanh, kCount, T>, ceil_div<int64_t>(size, kThreads * kCount), kThreads, 0,
+  return launch(gelu_difference_kernel<kTanh, kCount, T>, ceil_div(size, kThreads * kCount), kThreads, 0,
                 stream, static_cast<T*>(p.out), static_cast<const T*>(p.u), static_cast<const T*>(p.removed), p.a,
                 size);
 }
@@ -57,8 +57,8 @@ cudaError_t launch_gelu_difference(const GeluDifference& p, void*, int, cudaStre
                       vectors_fit(static_cast<const T*>(p.u), size) &&
                       vectors_fit(static_cast<const T*>(p.removed), size);
     if (p.tanh)
-      return wide ? launch_with<true, kElements<T>>(p, zero, stream) : launch_with<true, 1>(p, zero, stream);
-    return wide ? launch_with<false, kElements<T>>(p, zero, stream) : launch_with<false, 1>(p, zero, stream);
+      return wide ? launch_with<true, kVectorWidth<T>>(p, zero, stream) : launch_with<true, 1>(p, zero, stream);
+    return wide ? launch_with<false, kVectorWidth<T>>(p, zero, stream) : launch_with<false, 1>(p, zero, stream);
   });
 }
 

@@ -14,6 +14,7 @@
 #include "cuda/mma.h"
 #include "cuda/tile.h"
 #include "cuda/tunables.h"
+#include "cuda/warp.h"
 
 namespace icl {
 
@@ -61,7 +62,7 @@ struct EveryDepth {
 template <typename T, int kRows, int kStep, int kThreads, bool kTransposed>
 struct Loader {
   static constexpr int kPitch = (kTransposed ? kRows : kStep) + kPad<T>, kTile = (kTransposed ? kStep : kRows) * kPitch;
-  static constexpr int kWide = 16 / int(sizeof(T)), kAcross = (kTransposed ? kRows : kStep) / kWide;
+  static constexpr int kAcross = (kTransposed ? kRows : kStep) / kVectorWidth<T>;
   static constexpr int kApart = kThreads / kAcross, kCopies = (kTransposed ? kStep : kRows) / kApart;
   static_assert(kThreads % kAcross == 0 && kApart * kCopies == (kTransposed ? kStep : kRows));
 
@@ -71,12 +72,12 @@ struct Loader {
   bool vectors;
 
   __device__ __forceinline__ void begin(const Operand<T>& operand) {
-    const int down = threadIdx.x / kAcross, across = threadIdx.x % kAcross * kWide;
+    const int down = threadIdx.x / kAcross, across = threadIdx.x % kAcross * kVectorWidth<T>;
     stride = operand.stride;
     vectors = operand.vectors;
     if constexpr (kTransposed) {
       from[0] = operand.data + down * stride + across;
-      bytes = static_cast<int>(min(max(operand.rows - across, int64_t{0}), int64_t{kWide})) * int(sizeof(T));
+      bytes = static_cast<int>(min(max(operand.rows - across, int64_t{0}), int64_t{kVectorWidth<T>})) * int(sizeof(T));
     } else {
       bytes = 16;
       const int last = within_tile<kRows>(operand.rows) - 1;
@@ -89,7 +90,7 @@ struct Loader {
   // keep(row): whether this depth counts; only where kTransposed.
   template <typename Keep>
   __device__ __forceinline__ void copy(T* tile, int left /* of the depth */, Keep keep) {
-    const int down = threadIdx.x / kAcross, across = threadIdx.x % kAcross * kWide;
+    const int down = threadIdx.x / kAcross, across = threadIdx.x % kAcross * kVectorWidth<T>;
     T* to = tile + down * kPitch + across;
     if constexpr (kTransposed) {
 #pragma unroll
@@ -99,7 +100,7 @@ struct Loader {
       }
       from[0] += kStep * stride;
     } else {
-      const int inside = min(max(left - across, 0), kWide) * int(sizeof(T));
+      const int inside = min(max(left - across, 0), kVectorWidth<T>) * int(sizeof(T));
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
         cp_async_16(to + i * kApart * kPitch, from[i], inside);
@@ -244,23 +245,7 @@ using SmallGemm = Gemm<T, 64, 64, 2, 2, kATransposed, kBTransposed>;
 
 // Whether large tiles would leave multiprocessors without work.
 inline bool prefers_small_tiles(int64_t m, int64_t n) {
-  return ceil_div<int64_t>(m, 128) * ceil_div<int64_t>(n, 128) < 2 * multiprocessors();
-}
-
-// Word i of the lane q of four goes to word q of lane i.
-__device__ __forceinline__ void transpose_words(uint32_t (&words)[4]) {
-#pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-    const bool upper = threadIdx.x & step;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & step) continue;
-      const uint32_t first = words[i], second = words[i + step];
-      const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? first : second, step);
-      words[i] = upper ? other : first;
-      words[i + step] = upper ? second : other;
-    }
-  }
+  return ceil_div(m, 128) * ceil_div(n, 128) < 2 * multiprocessors();
 }
 
 // Writes a tile, 16 bytes a lane where they are aligned: the lanes of a row exchange their pairs first.
@@ -280,7 +265,7 @@ __device__ __forceinline__ void store_tile(const typename G::Tile& tile,
           uint32_t words[4];
 #pragma unroll
           for (int q = 0; q < 4; ++q) words[q] = pack<Out>(tile[i][j + q][2 * half], tile[i][j + q][2 * half + 1]);
-          transpose_words(words);
+          transpose(words);
           const int column = G::column(j) + 6 * int(threadIdx.x % 4);  // 8 columns now, of block j + lane % 4
           if (row >= rows) continue;
           if (vectors && column + 8 <= columns) {
@@ -316,8 +301,8 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
                    Keep keep) {
   using T = typename G::Type;
   ICL_DYNAMIC_SHARED(memory);
-  const unsigned m_tiles = unsigned(ceil_div<int64_t>(a.rows, G::kM)), block = blockIdx.x;
-  const unsigned n_tiles = unsigned(ceil_div<int64_t>(b.rows, G::kN));
+  const unsigned m_tiles = unsigned(ceil_div(a.rows, G::kM)), block = blockIdx.x;
+  const unsigned n_tiles = unsigned(ceil_div(b.rows, G::kN));
   const int64_t m = int64_t{rows_first ? block % m_tiles : block / n_tiles} * G::kM;
   const int64_t n = int64_t{rows_first ? block / m_tiles : block % n_tiles} * G::kN;
   const Product<T> product{a.template from_row<G::kATransposed>(m), b.template from_row<G::kBTransposed>(n), depth};
@@ -334,7 +319,7 @@ cudaError_t launch_product(const Operand<T>& a, const Operand<T>& b, int64_t dep
   if (depth > kMaxDepth) return cudaErrorInvalidValue;
   const auto start = [&](auto gemm) {
     using G = decltype(gemm);
-    const int64_t blocks = ceil_div<int64_t>(a.rows, G::kM) * ceil_div<int64_t>(b.rows, G::kN);
+    const int64_t blocks = ceil_div(a.rows, G::kM) * ceil_div(b.rows, G::kN);
     return launch(product_kernel<G, Use, Keep>, blocks, G::kThreads, G::kShared, stream, a, b, int(depth), rows_first,
                   use, keep);
   };

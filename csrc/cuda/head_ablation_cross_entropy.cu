@@ -15,7 +15,7 @@
 // Roofline: 2 N V (C + H D) operations and N V (H + 1) exponentials; at D = 64 a tile's exponentials (16 a cycle) take
 // as long as a head's product on the tensor cores of sm_80. So two small blocks share a multiprocessor, one multiplying
 // while the other exponentiates; G and M are read from the second-level cache.
-#include "cuda/linear_cross_entropy.h"
+#include "cuda/logits_tile.h"
 
 namespace icl {
 namespace {
@@ -52,12 +52,6 @@ struct Columns {  // of a chunk
 template <typename T>
 constexpr bool kCentredBefore = sizeof(T) == 4;
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(kFullWarp, x, mask);
-  return x;
-}
-
 __device__ __forceinline__ int64_t row_of_warp() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; }
 
 // In two parts: the mean of a row far from zero, rounded, would be off by much of what the row spreads.
@@ -68,9 +62,9 @@ struct Mean {
   __device__ __forceinline__ Mean(const T* row /* [count] */, int64_t count) {
     float sum = 0, left = 0;
     for (int64_t i = threadIdx.x % 32; i < count; i += 32) sum += to_float(row[i]);
-    rounded = warp_sum(sum) / float(count);
+    rounded = sum_lanes(sum) / float(count);
     for (int64_t i = threadIdx.x % 32; i < count; i += 32) left += to_float(row[i]) - rounded;
-    rest = warp_sum(left) / float(count);
+    rest = sum_lanes(left) / float(count);
   }
 
   __device__ __forceinline__ float centre(float x) const { return x - rounded - rest; }
@@ -113,7 +107,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Sides
     const float x = mean.centre(to_float(from[c]));
     squares += x * x;
   }
-  squares = warp_sum(squares);
+  squares = sum_lanes(squares);
   if (lane == 0) {
     sides.mean[n] = mean.rounded + mean.rest;
     sides.inverse[n] = 1 / sqrtf(squares / float(p.c) + p.eps);
@@ -122,7 +116,7 @@ __global__ void __launch_bounds__(32 * kWarps) rows_kernel(HeadAblation p, Sides
     const T* z = static_cast<const T*>(p.z) + (h * p.n + n) * p.d;
     float removed = 0;
     for (int64_t d = lane; d < p.d; d += 32) removed += to_float(z[d]) * sides.head_means[h * factors.d + d];
-    removed = warp_sum(removed);
+    removed = sum_lanes(removed);
     if (lane == 0) sides.mean_removed[h * p.n + n] = removed;
   }
 }
@@ -143,8 +137,8 @@ __global__ void __launch_bounds__(32 * kWarps)
     sum += to_float(rounded);
     if (shift && c < p.c) offset += w * to_float(shift[c]);
   }
-  sum = warp_sum(sum);
-  offset = warp_sum(offset);
+  sum = sum_lanes(sum);
+  offset = sum_lanes(offset);
   if (threadIdx.x % 32 > 0) return;
   sides.sums[column] = sum;
   sides.offsets[column] = offset + (p.bias ? to_float(static_cast<const T*>(p.bias)[v]) : 0.0f);
@@ -173,7 +167,7 @@ __global__ void __launch_bounds__(DeviationGemm<T>::kThreads, 2) deviation_kerne
     mean_removed[half] = sides.mean_removed[h * p.n + n];
   }
   G::run(
-      reinterpret_cast<T*>(memory), int(ceil_div<int64_t>(p.c, G::kN)),
+      reinterpret_cast<T*>(memory), int(ceil_div(p.c, G::kN)),
       [&](int tile) {
         return Product<T>{whole.a.template from_row<false>(first_row),
                           whole.b.template from_row<true>(int64_t{tile} * G::kN), whole.depth};
@@ -254,7 +248,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
   const int64_t first_row = int64_t{blockIdx.x % row_tiles} * G::kM, split = blockIdx.x / row_tiles;
   const int64_t first_column = split * columns.tiles_per_split * G::kN;
   if (first_column >= columns.count) return;  // a last chunk may be narrow
-  const int tiles = int(min(columns.tiles_per_split, ceil_div<int64_t>(columns.count - first_column, G::kN)));
+  const int tiles = int(min(columns.tiles_per_split, ceil_div(columns.count - first_column, G::kN)));
   const int variants = int(p.h) + 1;
   const T* z = static_cast<const T*>(p.z);
   const int64_t m_stride = p.h * factors.d;
@@ -340,7 +334,6 @@ struct Finish {
 // How the workspace is used.
 template <typename T>
 struct Plan {
-  static constexpr int64_t kWide = 16 / sizeof(T);
 
   Workspace workspace;
   int64_t row_tiles, columns;  // columns: of a chunk
@@ -350,19 +343,19 @@ struct Plan {
   Partials partials;
 
   Plan(const HeadAblation& p, void* memory)
-      : workspace(memory), row_tiles(ceil_div<int64_t>(p.n, MainGemm<T>::kM)), columns(columns_of(p)),
+      : workspace(memory), row_tiles(ceil_div(p.n, MainGemm<T>::kM)), columns(columns_of(p)),
         splits(columns, MainGemm<T>::kN, row_tiles), factors(factors_of(p)), sides(sides_of(p)),
         partials(workspace, (p.h + 1) * p.n, splits.splits) {}
 
  private:
   static int64_t columns_of(const HeadAblation& p) {
-    const int64_t row = std::max<int64_t>(round_up(p.c, kWide) + p.h * round_up(p.d, kWide), 1);
+    const int64_t row = std::max<int64_t>(round_up(p.c, kVectorWidth<T>) + p.h * round_up(p.d, kVectorWidth<T>), 1);
     const int64_t fitting = kChunkBytes * multiprocessors() / (row * int64_t(sizeof(T)));
     return std::min(p.v, std::max<int64_t>(fitting / 128 * 128, 128));
   }
 
   Factors<T> factors_of(const HeadAblation& p) {
-    const int64_t c = round_up(p.c, kWide), d = round_up(p.d, kWide);
+    const int64_t c = round_up(p.c, kVectorWidth<T>), d = round_up(p.d, kVectorWidth<T>);
     return {workspace.take<T>(p.n * c), workspace.take<T>(p.h * d * c), workspace.take<T>(columns * c),
             workspace.take<T>(columns * p.h * d), c, d};
   }
@@ -382,13 +375,13 @@ cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
   const Plan<T> plan(p, memory);
   const Factors<T>& factors = plan.factors;
   const auto rows_by_warps = [&](auto kernel, int64_t rows, const auto&... rest) {
-    return launch(kernel, ceil_div<int64_t>(rows, kWarps), 32 * kWarps, 0, stream, p, plan.sides, factors, rest...);
+    return launch(kernel, ceil_div(rows, kWarps), 32 * kWarps, 0, stream, p, plan.sides, factors, rest...);
   };
   cudaError_t status = rows_by_warps(heads_kernel<T>, p.h * factors.d);
   if (status == cudaSuccess) status = rows_by_warps(rows_kernel<T>, p.n);
   if (status == cudaSuccess) {
     using G = DeviationGemm<T>;
-    status = launch(deviation_kernel<T>, ceil_div<int64_t>(p.n, G::kM) * p.h, G::kThreads, G::kShared, stream, p,
+    status = launch(deviation_kernel<T>, ceil_div(p.n, G::kM) * p.h, G::kThreads, G::kShared, stream, p,
                     plan.sides);
   }
   using G = MainGemm<T>;

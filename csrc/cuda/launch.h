@@ -1,13 +1,25 @@
-// What launchers share: cutting up the workspace, the type behind a Dtype, more shared memory than the default.
+// What launchers share: the number of multiprocessors, cutting up the workspace, the type behind a Dtype, more shared
+// memory than the default.
 #pragma once
 
-#include "cuda/gpu.h"
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/numbers.h"
 #include "ops.h"
 #ifdef ICL_VARIANT
 #include "cuda/variant.h"
 #endif
 
 namespace icl {
+
+// Multiprocessors of the current device, for deciding how far to split work that has too few tiles.
+inline int multiprocessors() {
+  int device = 0, count = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
 
 // Cuts arrays out of a workspace. On nullptr it only counts, so the same code tells how large a workspace must be.
 class Workspace {

@@ -5,6 +5,7 @@
 // memory gives x about once for all of them. Bandwidth: d is read and the result written once, a few dozen operations
 // for each element.
 #include "cuda/elements.h"
+#include "cuda/warp.h"
 
 namespace icl {
 namespace {
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps) layer_norm_difference_kernel(T* o
 
 template <int kCount, typename T>
 cudaError_t launch_with(const LayerNormDifference& p, T, cudaStream_t stream) {
-  return launch(layer_norm_difference_kernel<kCount, T>, ceil_div<int64_t>(p.a * p.n, kWarps), 32 * kWarps, 0, stream,
+  return launch(layer_norm_difference_kernel<kCount, T>, ceil_div(p.a * p.n, kWarps), 32 * kWarps, 0, stream,
                 static_cast<T*>(p.out), static_cast<const T*>(p.x), static_cast<const T*>(p.removed),
                 static_cast<const T*>(p.weight), p.a, p.n, p.c, p.eps);
 }
@@ -141,7 +142,7 @@ cudaError_t launch_layer_norm_difference(const LayerNormDifference& p, void*, in
     using T = decltype(zero);
     const bool wide = vectors_fit(static_cast<const T*>(p.out), p.c) && vectors_fit(static_cast<const T*>(p.x), p.c) &&
                       vectors_fit(static_cast<const T*>(p.removed), p.c);
-    return wide ? launch_with<kElements<T>>(p, zero, stream) : launch_with<1>(p, zero, stream);
+    return wide ? launch_with<kVectorWidth<T>>(p, zero, stream) : launch_with<1>(p, zero, stream);
   });
 }
 

@@ -8,7 +8,7 @@
 //
 // g of a float16 op is scaled by a power of two that brings the largest grad_loss to 2^14, and the results back: small
 // probabilities times a mean's 1/N would be lost below 6e-8, and a scaled loss could exceed 65504.
-#include "cuda/linear_cross_entropy.h"
+#include "cuda/logits_tile.h"
 
 namespace icl {
 namespace {
@@ -175,8 +175,8 @@ struct Plan {
     const int64_t fitting = kChunkBytes * multiprocessors() / (p.n * int64_t(sizeof(T)));
     columns = std::min(p.v, std::max<int64_t>(fitting / 128 * 128, 128));
     pitch = round_up<int64_t>(columns, 128 / sizeof(T));
-    const int64_t across = ceil_div<int64_t>(columns, kSumColumns);
-    parts = std::clamp<int64_t>(4 * multiprocessors() / across, 1, ceil_div<int64_t>(p.n, 8 * kSumWarps));
+    const int64_t across = ceil_div(columns, kSumColumns);
+    parts = std::clamp<int64_t>(4 * multiprocessors() / across, 1, ceil_div(p.n, 8 * kSumWarps));
     Workspace workspace(memory);
     grad_logits = workspace.take<T>(p.n * pitch);
     if constexpr (sizeof(T) == 4) {
@@ -217,11 +217,11 @@ cudaError_t backward(const LinearCrossEntropyBwd& p, void* memory, cudaStream_t 
           false, Store<T>{out, plan.grad_hidden, first > 0, p.n, p.c, plan.scale}, stream);
     }
     if (p.grad_bias && status == cudaSuccess) {
-      const int64_t rows_per_part = ceil_div(p.n, plan.parts), across = ceil_div<int64_t>(columns, kSumColumns);
+      const int64_t rows_per_part = ceil_div(p.n, plan.parts), across = ceil_div(columns, kSumColumns);
       status = launch(column_sums_kernel<T>, across * plan.parts, 32 * kSumWarps, 0, stream, chunk, p.n, rows_per_part,
                       plan.parts, plan.sums);
       if (status == cudaSuccess)
-        status = launch(grad_bias_kernel<T>, ceil_div<int64_t>(columns, 256), 256, 0, stream, chunk, plan.parts,
+        status = launch(grad_bias_kernel<T>, ceil_div(columns, 256), 256, 0, stream, chunk, plan.parts,
                         plan.sums, static_cast<T*>(p.grad_bias));
     }
   }

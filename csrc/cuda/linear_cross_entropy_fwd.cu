@@ -8,8 +8,8 @@
 // it comes from memory about once: from N = 2048 rows on the product in bf16 takes 10 times as long as that. The
 // exponentials, 16 a cycle, take 64 / C of the product's time at sm_80's 1024 multiply-adds a cycle, and run while
 // another block multiplies.
-#include "cuda/linear_cross_entropy.h"
-#include "cuda/sm90.h"
+#include "cuda/logits_tile.h"
+#include "cuda/sm90_launchers.h"
 
 namespace icl {
 namespace {
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(G::kThreads, G::kResident)
   int64_t* targets = reinterpret_cast<int64_t*>(merged + G::kAcross * G::kM);  // [kM], -1: none
   const int64_t first_row = int64_t{blockIdx.x % row_tiles} * G::kM, split = blockIdx.x / row_tiles;
   const int64_t first_column = split * tiles_per_split * G::kN;
-  const int count = static_cast<int>(min(tiles_per_split, ceil_div<int64_t>(p.v - first_column, G::kN)));
+  const int count = static_cast<int>(min(tiles_per_split, ceil_div(p.v - first_column, G::kN)));
   const T* bias = static_cast<const T*>(p.bias);
 
   for (int i = threadIdx.x; i < G::kM; i += G::kThreads) {
@@ -106,13 +106,13 @@ auto with_tile(const LinearCrossEntropyFwd& p, F f) {
 }
 
 ColumnSplits splits_of(const LinearCrossEntropyFwd& p) {
-  return with_tile(p, [&]<typename G>(G) { return ColumnSplits(p.v, G::kN, ceil_div<int64_t>(p.n, G::kM)); });
+  return with_tile(p, [&]<typename G>(G) { return ColumnSplits(p.v, G::kN, ceil_div(p.n, G::kM)); });
 }
 
 template <typename G>
 cudaError_t launch_forward(const LinearCrossEntropyFwd& p, const Partials& partials, cudaStream_t stream) {
   using T = typename G::Type;
-  const int64_t row_tiles = ceil_div<int64_t>(p.n, G::kM);
+  const int64_t row_tiles = ceil_div(p.n, G::kM);
   const size_t shared = G::kShared + G::kM * (G::kAcross * sizeof(MaxSum) + sizeof(int64_t));
   return launch(forward_kernel<G>, row_tiles * partials.splits, G::kThreads, shared, stream, p,
                 operand<T>(p.hidden, p.c, p.n), operand<T>(p.weight, p.c, p.v), partials, unsigned(row_tiles),

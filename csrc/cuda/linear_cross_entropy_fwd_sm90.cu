@@ -15,9 +15,10 @@
 // Roofline: a step is 2 * 128 * 256 * 64 FLOP, 1024 cycles of the tensor cores at full rate, for 48 KiB through L2: 48
 // bytes a cycle and multiprocessor. Weight tiles are read by all row tiles at about the same time, so memory sees them
 // once; L2, not memory, is what the products wait for if anything.
-#include "cuda/hopper.h"
-#include "cuda/linear_cross_entropy.h"
-#include "cuda/sm90.h"
+#include "cuda/logits_tile.h"
+#include "cuda/pipeline.h"
+#include "cuda/slab.h"
+#include "cuda/sm90_launchers.h"
 #include "cuda/splits.h"
 
 namespace icl {
@@ -34,8 +35,8 @@ struct Shape {
   int n, v, steps, row_tiles, column_tiles, splits;
 
   explicit Shape(const LinearCrossEntropyFwd& p)
-      : n(int(p.n)), v(int(p.v)), steps(int(ceil_div<int64_t>(p.c, kDepth))),
-        row_tiles(int(ceil_div<int64_t>(p.n, kRows))), column_tiles(int(ceil_div<int64_t>(p.v, kColumns))),
+      : n(int(p.n)), v(int(p.v)), steps(int(ceil_div(p.c, kDepth))),
+        row_tiles(int(ceil_div(p.n, kRows))), column_tiles(int(ceil_div(p.v, kColumns))),
         splits(int(best_splits(row_tiles, column_tiles, multiprocessors()))) {}  // one block a multiprocessor
 
   __device__ int first_tile(int split) const { return int(int64_t{column_tiles} * split / splits); }

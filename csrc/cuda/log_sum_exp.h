@@ -1,11 +1,13 @@
 // The largest of a row of logits and the sum of exp(logit - largest): in a thread, across threads, across blocks.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
-#include "cuda/gpu.h"
 #include "cuda/launch.h"
 #include "cuda/tunables.h"
+#include "cuda/warp.h"
+#include "hardware/sm80.h"
 
 namespace icl {
 
@@ -59,7 +61,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(Partials pa
 
 template <typename Finish>
 cudaError_t launch_combine(const Partials& partials, const Finish& finish, cudaStream_t stream) {
-  return launch(combine_kernel<Finish>, ceil_div<int64_t>(partials.rows, kCombineWarps), 32 * kCombineWarps, 0, stream,
+  return launch(combine_kernel<Finish>, ceil_div(partials.rows, kCombineWarps), 32 * kCombineWarps, 0, stream,
                 partials, finish);
 }
 
@@ -70,7 +72,7 @@ struct ColumnSplits {
   // Two rounds of two blocks on every multiprocessor: the last round's idle share is small, and a block still has
   // many tiles over which its start and end are spread.
   ColumnSplits(int64_t columns, int tile, int64_t row_tiles) {
-    tiles = ceil_div<int64_t>(columns, tile);
+    tiles = ceil_div(columns, tile);
     const int64_t blocks = ICL_SPLIT_BLOCKS * multiprocessors();
     const int64_t wanted = std::clamp<int64_t>(ceil_div(blocks, row_tiles), 1, tiles);
     per_split = ceil_div(tiles, wanted);

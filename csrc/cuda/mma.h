@@ -8,7 +8,9 @@
 // the banks.
 #pragma once
 
-#include "cuda/gpu.h"
+#include "cuda/numbers.h"
+#include "cuda/warp.h"
+#include "hardware/sm80.h"
 
 namespace icl {
 

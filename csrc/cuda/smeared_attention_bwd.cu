@@ -10,7 +10,7 @@
 //
 // Roofline: a step of 32 others brings 2 * 32 * D elements for 4 (or 3) * 128 * 32 * D multiply-adds: at D = 64 in
 // bf16 256 (or 192) operations a byte of the second-level cache; the tensor cores are the limit.
-#include "cuda/attention.h"
+#include "cuda/attention_tile.h"
 #include "cuda/tunables.h"
 #include "ops.h"
 
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
   const int length = int(f.length);
 
   // the first keys are seen by most queries, the last queries see most keys: those tiles first
-  const int64_t tiles = ceil_div(f.length, int64_t(S::kOwn)), chunks = ceil_div(f.depth, int64_t(S::kDepth));
+  const int64_t tiles = ceil_div(f.length, S::kOwn), chunks = ceil_div(f.depth, S::kDepth);
   const int64_t tile = kOfKeys ? blockIdx.x % tiles : tiles - 1 - blockIdx.x % tiles;
   const int own_chunk = int(blockIdx.x / tiles % chunks);  // of the columns of the gradients
   const int64_t head = blockIdx.x / tiles / chunks;
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
     rows += offset;
     load_rows<kRows, S::kDepth, kThreads>(to, S::kPitch, fit, [&](int row, int column, int& count) {
       const int64_t at = int64_t(chunk) * S::kDepth + column;
-      count = row0 + row < until ? clamp_count(f.depth - at, kWide<T>) : 0;
+      count = row0 + row < until ? clamp_count(f.depth - at, kVectorWidth<T>) : 0;
       return count ? rows + (row0 + row) * f.depth + at : rows;
     });
   };
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
         const int kind = threadIdx.x / kOther, query = other0 + int(threadIdx.x) % kOther;
         const float* from = kind == 0 ? p.high : kind == 1 ? p.low : p.mean_grad;
         // no query: a weight of 0
-        number = query < end ? from[head * f.length + query] : kind == 0 ? kInfinity : 0;
+        number = query < end ? from[head * f.length + query] : kind == 0 ? INFINITY : 0;
       }
     } else {
       smeared.begin(k, other0, end, f.depth, int64_t(chunk) * S::kDepth, keys_fit);
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
       for (int i = 0; i < 2; ++i) {
         const int query = own0 + warp_row + 16 * m + 8 * i + lane / 4;
         const int64_t row = head * f.length + query;
-        own_numbers[0][m][i] = query < length ? p.high[row] : kInfinity;
+        own_numbers[0][m][i] = query < length ? p.high[row] : INFINITY;
         own_numbers[1][m][i] = query < length ? p.low[row] : 0;
         own_numbers[2][m][i] = query < length ? p.mean_grad[row] : 0;
       }
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_backward(const Backw
 template <typename T>
 __global__ void __launch_bounds__(kUnsmearThreads) unsmear(const Backward p) {
   const SmearedAttentionFwd& f = p.call.forward;
-  const int64_t blocks = ceil_div(f.length, int64_t(kKeysPerBlock)), head = blockIdx.x / blocks;
+  const int64_t blocks = ceil_div(f.length, kKeysPerBlock), head = blockIdx.x / blocks;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first = blockIdx.x % blocks * kKeysPerBlock + warp * kRun;
   const int64_t last = min(first + kRun, f.length);
@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(kUnsmearThreads) unsmear(const Backward p) {
 
 // A warp a head.
 __global__ void __launch_bounds__(32) sum_gate(const Backward p) {
-  const int64_t parts = ceil_div(p.call.forward.length, int64_t(kKeysPerBlock));
+  const int64_t parts = ceil_div(p.call.forward.length, kKeysPerBlock);
   double total = 0;
   for (int64_t i = threadIdx.x; i < parts; i += 32) total += p.partial[blockIdx.x * parts + i];
 #pragma unroll
@@ -356,7 +356,7 @@ template <bool kOfKeys, typename S>
 cudaError_t launch_products(const Backward& arguments, cudaStream_t stream) {
   const SmearedAttentionFwd& f = arguments.call.forward;
   const int64_t blocks =
-      f.batch * f.heads * ceil_div(f.length, int64_t(S::kOwn)) * ceil_div(f.depth, int64_t(S::kDepth));
+      f.batch * f.heads * ceil_div(f.length, S::kOwn) * ceil_div(f.depth, S::kDepth);
   constexpr int kBytes = sizeof(BackwardShared<S>);
   static_assert(kBytes <= 99 * 1024, "what sm_86 and sm_89 allow a block");
   return launch(attention_backward<kOfKeys, S>, blocks, S::kThreads, kBytes, stream, arguments);
@@ -368,12 +368,12 @@ cudaError_t launch_all(const Backward& arguments, cudaStream_t stream) {
   const SmearedAttentionFwd& f = arguments.call.forward;
   const int64_t heads = f.batch * f.heads, rows = heads * f.length;
   using Numbers = RowNumbersShared<T>;
-  cudaError_t status = launch(row_numbers<T>, ceil_div(rows, int64_t(Numbers::kRows)), 32 * Numbers::kWarps,
+  cudaError_t status = launch(row_numbers<T>, ceil_div(rows, Numbers::kRows), 32 * Numbers::kWarps,
                               sizeof(Numbers), stream, arguments);
   if (status == cudaSuccess) status = launch_products<true, S>(arguments, stream);
   if (status == cudaSuccess) status = launch_products<false, S>(arguments, stream);
   if (status == cudaSuccess)
-    status = launch(unsmear<T>, heads * ceil_div(f.length, int64_t(kKeysPerBlock)), kUnsmearThreads, 0, stream,
+    status = launch(unsmear<T>, heads * ceil_div(f.length, kKeysPerBlock), kUnsmearThreads, 0, stream,
                     arguments);
   if (status == cudaSuccess) status = launch(sum_gate, heads, 32, 0, stream, arguments);
   return status;
@@ -400,7 +400,7 @@ Backward cut(const SmearedAttentionBwd& p, Workspace& memory) {
           .low = memory.take<float>(rows),
           .mean_grad = memory.take<float>(rows),
           .grad_smeared = memory.take<float>(rows * f.depth),
-          .partial = memory.take<double>(heads * ceil_div(f.length, int64_t(kKeysPerBlock)))};
+          .partial = memory.take<double>(heads * ceil_div(f.length, kKeysPerBlock))};
 }
 
 }  // namespace

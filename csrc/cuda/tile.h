@@ -1,10 +1,17 @@
 // Tiles from global to shared memory.
 #pragma once
 
-#include "cuda/gpu.h"
-#include "cuda/mma.h"
+#include "cuda/numbers.h"
+#include "hardware/sm80.h"
 
 namespace icl {
+
+template <typename T>
+constexpr int kVectorWidth = 16 / int(sizeof(T));  // elements of one 16-byte access
+
+__device__ __forceinline__ int clamp_count(int64_t left, int most) {
+  return left <= 0 ? 0 : left < most ? int(left) : most;
+}
 
 // Whether the rows of a matrix can be copied 16 bytes at a time: true of its tiles too, if they begin at a multiple of
 // 16 bytes along the row.
@@ -21,12 +28,11 @@ __device__ __forceinline__ void load_tile(T* tile,        // [kRows][pitch]
                                           const T* from,  // [rows][columns], rows `stride` apart
                                           int64_t stride, int64_t rows, int64_t columns, bool vectors) {
   if (vectors) {
-    constexpr int kWide = 16 / int(sizeof(T)), kPerRow = kColumns / kWide;
+    constexpr int kPerRow = kColumns / kVectorWidth<T>;
 #pragma unroll
     for (int i = threadIdx.x; i < kRows * kPerRow; i += kThreads) {
-      const int row = i / kPerRow, column = i % kPerRow * kWide;
-      const int64_t left = row < rows ? columns - column : 0;
-      const int count = left <= 0 ? 0 : left < kWide ? int(left) : kWide;
+      const int row = i / kPerRow, column = i % kPerRow * kVectorWidth<T>;
+      const int count = clamp_count(row < rows ? columns - column : 0, kVectorWidth<T>);
       // where nothing is read the address must still be one that could be
       const T* source = count ? from + row * stride + column : from;
       cp_async_16(tile + row * pitch + column, source, count * int(sizeof(T)));

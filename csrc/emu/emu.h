@@ -1,9 +1,10 @@
 // Runs CUDA kernel source on the host, one fiber per CUDA thread, one block at a time. For tests only.
 //
-// A kernel's .cu file, compiled by a plain C++ compiler with ICL_EMU defined and -fsanitize=thread,bounds,alignment,
-// sees CUDA's names through this header. The sanitizers' libraries are not linked: what the compiler calls before every
-// load and store is the emulator's (callbacks.cpp), which looks for races, uninitialised shared memory and accesses out
-// of bounds (shadow.cpp). The module must keep its symbol table, where the __shared__ arrays are found.
+// A kernel's .cu file, compiled by a plain C++ compiler with -fsanitize=thread,bounds,alignment and with this folder on
+// the include path, sees CUDA's names through this header and the functions of csrc/ptx/hardware through those in
+// hardware/. The sanitizers' libraries are not linked: what the compiler calls before every load and store is the
+// emulator's (callbacks.cpp), which looks for races, uninitialised shared memory and accesses out of bounds
+// (shadow.cpp). The module must keep its symbol table, where the __shared__ arrays are found.
 // Every function here ends with a Loc: the place in the kernel that a report names.
 //
 // What it takes for wrong though the hardware may not: an access through another proxy that is ordered but not fenced

@@ -28,7 +28,7 @@ from pathlib import Path
 
 NAMES = r"""__sync\w+ __threadfence\w* cp_async_commit\w* cp_async_wait\w* named_barrier_\w+ mbarrier_\w+
     wgmma_fence\w* wgmma_commit\w* wgmma_wait\w* fence_\w+ (?:\w+(?:\.|->))+(?:init|acquire|release|arrive|wait)"""
-# a whole statement: the name, maybe a template argument, and no `emu::` before it, which is a wrapper's own
+# a whole statement: the name, maybe a template argument, and no namespace but icl before it
 CALL = re.compile(rf"(?<![\w:.>])(?:icl::)?(?:{'|'.join(NAMES.split())})\s*(?:<[^;(){{}}]*>)?\s*\(")
 # what may stand between the end of the statement before and a call that is a statement
 BEFORE = re.compile(r"(?:^|[;{})]|\belse\b|\bdo\b|:)\s*$")
@@ -60,27 +60,13 @@ class Outcome:
 
 
 def visible(text: str) -> str:
-    """The same length, with comments, preprocessor lines and what only nvcc compiles blank."""
+    """The same length, with comments and preprocessor lines blank."""
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0])
 
     text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.S)
-    branches: list[str] = []  # of every #if around the line: "emu", "nvcc", or "" for other conditions
-    lines = []
-    for line in re.split(r"(?<!\\)\n", text):
-        if directive := re.match(r"\s*#\s*(\w+)\s*(\w*)", line):
-            word, what = directive.groups()
-            if word.startswith("if"):
-                own = {"ifdef": "emu", "ifndef": "nvcc"}.get(word, "")
-                branches.append(own if what == "ICL_EMU" else "")
-            elif word == "else":
-                branches.append({"emu": "nvcc", "nvcc": "emu"}.get(branches.pop(), ""))
-            elif word == "endif":
-                branches.pop()
-        hidden = directive or "nvcc" in branches
-        lines.append(re.sub(r"[^\n]", " ", line) if hidden else line)
-    return "\n".join(lines)
+    return re.sub(r"^[ \t]*#(?:\\\n|[^\n])*", blank, text, flags=re.M)
 
 
 def mutants(file: str, text: str) -> Iterator[Mutant]:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
+from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
+from icl_fast.cli.tasks import refuse
 
 if TYPE_CHECKING:
-    from icl_fast.measure.ablation.options import Engine, Replacement
+    from icl_fast.runs import Series
 
 
 @click.command()
 @click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
 @click.option(
     "--mode",
-    default="pattern-preserving",
-    show_default=True,
-    help="full, pattern-preserving, value-, key-, query-preserving, direct, or a subset such as pattern+k.",
+    help="full, pattern-preserving, value-, key-, query-preserving, direct, or a subset such as pattern+k; default "
+    "pattern-preserving on text, all the named ones on exemplars.",
 )
 @click.option(
     "--heads",
@@ -28,69 +28,131 @@ if TYPE_CHECKING:
     help="Ablations, comma-separated: all (each head alone), 0.3, 1.* (a layer), * (all together), 0.3+1.2 (a set), "
     "~0.3 (all but it), embed, or none.",
 )
-@click.option("--positions", default="paper", show_default=True, help="all, paper, or positions such as 50,500.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--replace", "replacement", type=click.Choice(["zero", "mean"]), default="zero", show_default=True)
-@click.option("--preserve-heads", help="Preserve only these heads' activations, such as 1.0+1.2; default all.")
-@click.option("--icl-window", type=int, default=1, show_default=True, help="Positions averaged around the score's two.")
-@click.option("--examples", type=int, help="Use the first so many evaluation examples; default all.")
-@click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
+@click.option("--replace", "replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
+@click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
+@click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
+@click.option("--examples", type=int, help="On text: use the first so many evaluation examples; default all.")
+@click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
 @click.option(
     "--engine",
     type=click.Choice(["fast", "definition"]),
-    default="fast",
-    show_default=True,
-    help="definition: the whole model runs again for every ablation, to check the fast engine.",
+    help="On text: definition runs the whole model again for every ablation, to check the fast one; default fast.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
-    default="float32",
-    show_default=True,
-    help="What is computed with.",
+    help="On text: what is computed with; default float32.",
 )
-@click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--out", type=click.Path(path_type=Path), help="Zarr store; default RUN/results/ablation_<mode>.zarr.")
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    metavar="NAME",
+    help="On exemplars: whose sequences (train, icl, ciwl, flip, ...); may be repeated; default all.",
+)
+@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
+@click.option("--member", help="On exemplars: of a population, whose table to print; default the first.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Zarr store; default RUN/results/ablation_<mode>.zarr, of all modes on exemplars RUN/results/ablation.zarr.",
+)
 def ablate(
     ckpt: Path,
-    mode: str,
+    mode: str | None,
     heads: str,
-    positions: str,
     snapshots: str,
-    replacement: Replacement,
-    preserve_heads: str | None,
-    icl_window: int,
-    examples: int | None,
-    memory: str,
-    engine: Engine,
-    dtype: str,
     only_plan: bool,
     device: str,
+    positions: str | None,
+    replacement: str | None,
+    preserve_heads: str | None,
+    icl_window: int | None,
+    examples: int | None,
+    memory: str | None,
+    engine: str | None,
+    dtype: str | None,
+    evaluators: tuple[str, ...],
+    sequences: int | None,
+    member: str | None,
     out: Path | None,
 ) -> None:
-    """Remove attention heads from a run's snapshots and record what that does to the losses.
+    """Remove attention heads from a run's snapshots and record what that does.
 
-    A sweep that was stopped goes on when the same command is given again, to the same bits.
+    On text: to the losses, in one mode. On exemplars: to accuracy, probability and loss by evaluator (ICL, IWL, CIWL,
+    Flip, held out), in all modes unless one is named.
+
+    If it is stopped, the same command continues it, to the same bits.
     """
+    from icl_fast.runs import open_series
+
+    series = open_series(ckpt, snapshots)
+    on_text = {
+        "positions": positions,
+        "replacement": replacement,
+        "preserve_heads": preserve_heads,
+        "icl_window": icl_window,
+        "memory": memory,
+        "engine": engine,
+        "dtype": dtype,
+    }
+    if series.task == "exemplars":
+        names = {"replacement": "--replace"}
+        options_on_text = {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in on_text.items()}
+        refuse(ckpt, "exemplars", {**options_on_text, "--examples": examples})
+        modes = None if mode is None else [mode]
+        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
+        return
+    refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
 
-    options = AblationOptions(
-        mode=mode,
-        heads=heads,
-        positions=positions,
-        replacement=replacement,
-        preserve_heads=preserve_heads,
-        icl_window=icl_window,
-        memory=memory,
-        engine=engine,
-        dtype=dtype,
-    )
+    chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}
+    options = AblationOptions.of(None, {"heads": heads, **chosen})
     if only_plan:
-        print_plan(plan_sweep(ckpt, options, snapshots=snapshots, examples=examples, device=device))
+        print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
-    with advice_on_interrupt("the same command goes on from there"), sweep_progress(ckpt.name) as update:
-        store = sweep(ckpt, options, out=out, snapshots=snapshots, examples=examples, device=device, on_part=update)
+    with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
+        store = sweep(series, options, out=out, examples=examples, device=device, on_part=update)
     print_ablations(open_results(store))
     click.echo(f"results in {store}")
+
+
+def _ablate_exemplars(
+    series: Series,
+    modes: list[str] | None,
+    heads: str,
+    evaluators: tuple[str, ...],
+    sequences: int | None,
+    member: str | None,
+    device: str,
+    only_plan: bool,
+    out: Path | None,
+) -> None:
+    from icl_fast.cli.measure_tables import check_member, print_exemplar_ablations, print_exemplar_plan
+    from icl_fast.measure import measure_ablations, open_measured, open_results
+    from icl_fast.measure.ablation import MODES
+    from icl_fast.measure.exemplar.ablation_sweep import plan_ablations
+
+    asked = list(MODES) if modes is None else modes
+    plan = plan_ablations(series.population.config.model, modes=asked, heads=heads)  # before glyphs are rendered
+    check_member(series.population.names, member)
+    with counting("rendering glyphs") as rendering:
+        measured = open_measured(
+            series,
+            evaluators=evaluators,
+            sequences=1000 if sequences is None else sequences,
+            device=device,
+            on_exemplars=rendering,
+        )
+    if only_plan:
+        print_exemplar_plan(measured, plan)
+        return
+    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+        target = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+    print_exemplar_ablations(open_results(target), member)
+    click.echo(f"results in {target}")

@@ -20,7 +20,7 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
-    "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a model's snapshots."),
+    "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a run's snapshots."),
     "evaluate": _Command(
         "icl_fast.cli.evaluate:evaluate", "Score the heads of a run's snapshots; on exemplars, its strategies."
     ),

@@ -1,8 +1,9 @@
-"""Tables of strategies and wiring in the terminal."""
+"""Tables of strategies, ablations and wiring in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,12 @@ from rich.table import Column, Table
 
 from icl_fast.analysis.learning import learning_time, transience
 from icl_fast.errors import InputError
+from icl_fast.measure.ablation import UNABLATED
+from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
+
+if TYPE_CHECKING:
+    from icl_fast.measure.exemplar.ablation_sweep import AblationPlan
+    from icl_fast.measure.exemplar.measured_run import MeasuredRun
 
 _WIDTH = 110  # of a table in a file or a pipe
 _NAME = 34  # of a member's name
@@ -84,6 +91,77 @@ def print_strategies(
             console.print(f"and {more} more in the results")
 
 
+def check_member(names: Sequence[str], member: str | None) -> None:
+    """Refuse a member that a run does not have; None: not asked for one.
+
+    Raises:
+        InputError: no such member.
+    """
+    if member is not None and member not in names:
+        raise InputError(f"member {member}: must be one of {', '.join(names)}")
+
+
+def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
+    """What a sweep over a run on exemplars does, and how long it takes at the speed of this machine."""
+    snapshots, seconds = len(measured.series.steps), seconds_per_snapshot(measured, plan)
+    Console().print(
+        f"{len(plan.ablations) - 1} ablations ({', '.join(plan.modes)}) of {snapshots} snapshots on "
+        f"{len(measured.evaluators)} evaluators of {measured.count:,} sequences, members: "
+        f"{len(measured.series.population.names)}\n"
+        f"of every sequence 1 first pass and {len(plan.passes)} different second passes\n"
+        f"on {measured.device}: about {seconds:.1f} s a snapshot, {seconds * snapshots:.0f} s in all",
+        highlight=False,
+    )
+
+
+def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, most: int = 40) -> None:
+    """What each ablation does to the accuracies of one member at the last snapshot; a table a mode, worst falls first.
+
+    Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
+
+    Args:
+        member: by default the first.
+        most: rows of all tables together, as far as each has 8.
+
+    Raises:
+        InputError: no such member.
+    """
+    names = [str(name) for name in results["member"].values]
+    check_member(names, member)
+    last = results.isel(snapshot=-1).sel(member=names[0] if member is None else member)
+    console, shown = Console(), max(8, most // results.sizes["mode"])
+    if not console.is_terminal:
+        console = Console(width=max(_WIDTH, console.width))
+    undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation"))
+    accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
+    of = f"{escape(str(last['member'].item()))}, " if len(names) > 1 else ""
+    for mode in results["mode"].values:
+        whole = accuracy.sel(mode=mode, ablation=UNABLATED)
+        changes = accuracy.sel(mode=mode).drop_sel(ablation=UNABLATED) - whole
+        lowest = changes.min("evaluator")
+        table = Table(
+            "removed",
+            *(
+                Column(f"{name}{'*' if undefined.sel(evaluator=name) else ''}".replace("-", " "), justify="right")
+                for name in results["evaluator"].values
+            ),
+            title=f"{of}{mode}, step {int(last['snapshot'])}: accuracy among the labels in context, and its change",
+            caption="* among all outputs" if undefined.any() else None,
+            box=box.SIMPLE_HEAD,
+        )
+        table.add_row(UNABLATED, *(f"{float(value):.3f}" for value in whole))
+        for ablation in lowest.sortby(lowest)["ablation"].values[:shown]:
+            cells = []
+            for name in results["evaluator"].values:
+                change = changes.sel(evaluator=name)
+                text = f"{float(change.sel(ablation=ablation)):+.3f}"
+                cells.append(f"[bold]{text}[/]" if change.sel(ablation=ablation) == change.min() < 0 else text)
+            table.add_row(str(ablation), *cells)
+        console.print(table)
+        if (more := changes.sizes["ablation"] - shown) > 0:
+            console.print(f"and {more} more in the results")
+
+
 def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
     """The maps of one member, by default the first.
 
@@ -91,8 +169,7 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         InputError: no such member.
     """
     names = [str(name) for name in found["member"].values]
-    if member is not None and member not in names:
-        raise InputError(f"member {member}: must be one of {', '.join(names)}")
+    check_member(names, member)
     one = found.sel(member=names[0] if member is None else member)
     console = Console()
     of = f"{escape(str(one['member'].values))}, " if len(names) > 1 else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
+from icl_fast.cli.tasks import require
 
 
 @click.command()
@@ -35,6 +36,8 @@ def pca(
     from icl_fast.cli.tables import print_pca
     from icl_fast.studies.pca import pca_of_runs
 
+    for run in runs:
+        require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
     with advice_on_interrupt("the same command goes on from there"):
         found, figure = pca_of_runs(
             runs,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting
+from icl_fast.cli.tasks import require
 from icl_fast.errors import InputError
 
 
@@ -64,6 +65,8 @@ def report(
     from icl_fast.report.write import write_report
     from icl_fast.studies.collect import Options, collect, read_claims
 
+    for run in runs:
+        require("text", run, "report", "`icl-fast evaluate --ckpt RUN` measures it and draws what it finds")
     started = time.monotonic()
     options = Options(
         snapshots=snapshots,

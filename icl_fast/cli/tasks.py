@@ -1,4 +1,4 @@
-"""Commands for runs on text and on exemplars: options that belong to the other kind are refused."""
+"""Runs on text and on exemplars: options, and commands, that are for one kind are refused for the other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from icl_fast.errors import InputError
+
+_OTHER = {"text": "exemplars", "exemplars": "text"}
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
@@ -17,6 +19,26 @@ def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
     Raises:
         InputError: one was used.
     """
-    other = {"text": "exemplars", "exemplars": "text"}[task]
     if foreign := [name for name, value in options.items() if value is not None]:
-        raise InputError(f"{', '.join(foreign)}: for runs on {other}; {ckpt} was trained on {task}, leave it out")
+        raise InputError(
+            f"{', '.join(foreign)}: for runs on {_OTHER[task]}; {ckpt} was trained on {task}, leave it out"
+        )
+
+
+def require(task: str, ckpt: Path, command: str, instead: str) -> None:
+    """Refuse a run on the other task, and say which command serves it; other paths are left to the command.
+
+    Args:
+        task: what the command is for.
+        ckpt: a run folder, or one of its snapshots.
+        command: its name.
+        instead: what to say of runs on the other task, such as "`icl-fast evaluate --ckpt RUN` measures them".
+
+    Raises:
+        InputError: the run is on the other task.
+    """
+    from icl_fast.runs import Run
+
+    run = Run(ckpt.resolve().parent.parent if ckpt.is_file() else ckpt)
+    if run.exists and run.config.task != task:
+        raise InputError(f"{command}: is for runs on {task}; {ckpt} was trained on {run.config.task}: {instead}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.progress import counting
+from icl_fast.cli.tasks import require
 
 
 @click.command()
@@ -38,10 +39,11 @@ def wiring(
     Accuracy with one head of each layer, or without one of the first layer, patterns or values as in the whole model;
     beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
     """
-    from icl_fast.cli.measure_tables import print_wiring
+    from icl_fast.cli.measure_tables import check_member, print_wiring
     from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
     from icl_fast.measure.exemplar.wiring import save_wiring
 
+    require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
     with counting("rendering glyphs") as rendering:
         measured = open_measured(
             ckpt,
@@ -51,13 +53,16 @@ def wiring(
             device=device,
             on_exemplars=rendering,
         )
+    check_member(measured.series.population.names, member)
     found = measure_wiring(measured)
     print_wiring(found, member)
     if out is not None:
         click.echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
         from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
+        from icl_fast.studies.exemplar_heads import measure_heads
 
         number = 0 if member is None else measured.series.population.names.index(member)
-        drawn = draw_wiring(found, number, figures / "wiring") + draw_heads(measured, number, figures / "heads")
+        drawn = draw_wiring(found, number, figures / "wiring")
+        drawn += draw_heads(measure_heads(measured), number, figures / "heads")
         click.echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")

@@ -4,6 +4,7 @@
 """
 
 from icl_fast.measure.ablation import AblationOptions, ablate, plan_sweep, sweep
+from icl_fast.measure.exemplar.ablation_sweep import measure_ablations
 from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
 from icl_fast.measure.heads import (
     composition_scores,
@@ -25,6 +26,6 @@ __all__ += ["copying_scores", "evaluate", "prefix_matching_scores", "previous_to
 __all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalues", "qk_trace"]
 __all__ += ["logit_attribution"]
 # exemplar runs
-__all__ += ["measure_strategies", "measure_wiring", "open_measured"]
+__all__ += ["measure_ablations", "measure_strategies", "measure_wiring", "open_measured"]
 # results on disk
 __all__ += ["OtherResults", "open_results", "save_results"]

@@ -9,11 +9,12 @@ from icl_fast.models.clamps import ClampName, Clamps, make_clamps, no_clamps, st
 from icl_fast.models.config import ModelShape, TransformerConfig, parse_transformer_config
 from icl_fast.models.exemplar_config import ExemplarConfig, ExemplarShape
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
-from icl_fast.models.interventions import LAYER_SITES, Intervention, site
+from icl_fast.models.interventions import LAYER_SITES, PRESERVABLE, Intervention, Preservable, site
 from icl_fast.models.transformer import Transformer
 
 __all__ = [
     "LAYER_SITES",
+    "PRESERVABLE",
     "ClampName",
     "Clamps",
     "ExemplarConfig",
@@ -21,6 +22,7 @@ __all__ = [
     "ExemplarTransformer",
     "Intervention",
     "ModelShape",
+    "Preservable",
     "Snapshot",
     "Transformer",
     "TransformerConfig",

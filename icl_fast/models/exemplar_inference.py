@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +26,10 @@ from icl_fast.models.clamps import (
     previous_token_pattern,
 )
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
+from icl_fast.models.interventions import Preservable
 from icl_fast.models.positions import causal_mask
 
-Preservable = Literal["pattern", "q", "k", "v"]
 _FREED_ONCE = 28 * 2**20  # bytes
-PRESERVABLE: tuple[Preservable, ...] = ("pattern", "q", "k", "v")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ LAYER_SITES = [
 ]  # in forward order
 HEAD_SITES = frozenset(["q", "k", "v", "scores", "pattern", "z", "head_out"])
 OUTER_SITES = ("embed", "final_norm", "logits")
+Preservable = Literal["pattern", "q", "k", "v"]
+# of a layer, what a second pass can take from a first one, in the order in which ablation modes name them
+PRESERVABLE: tuple[Preservable, ...] = get_args(Preservable)
 
 
 class HasLayers(Protocol):

@@ -14,7 +14,8 @@ from torch import Tensor
 from icl_fast.data import training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
+from icl_fast.measure.exemplar.answers import StrategyMetrics
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.models import ExemplarTransformer, Intervention, load_snapshot
 from icl_fast.models.grafts import graft, part_parameters
 from icl_fast.models.interventions import check_any_batch

@@ -264,8 +264,9 @@ def test_every_variant_fits(kernel: Tuned) -> None:
     headers = Path(os.path.realpath(str(gpu_tune.find_nvcc()))).parents[1] / "include"
     if not (headers / "cuda_bf16.h").is_file():
         headers = Path("/usr/local/cuda/include")
-    fixed = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-DICL_EMU", "-DICL_VARIANT"]
-    fixed += [f"-I{ROOT / 'csrc'}", "-isystem", headers, "-xc++", CUDA / f"{kernel.sources[-1]}.cu"]
+    fixed = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-DICL_CUDA", "-DICL_VARIANT"]
+    fixed += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/emu'}", "-isystem", headers]
+    fixed += ["-xc++", CUDA / f"{kernel.sources[-1]}.cu"]
     for name, numbers in kernel.variants.items():
         defines = [f"-DICL_{key}={str(value).lower()}" for key, value in numbers.items()]
         done = subprocess.run([*fixed, *defines], capture_output=True, text=True)

@@ -265,7 +265,8 @@ def built_objects() -> list[Path]:
     archs = {arch.removesuffix("-real") for arch in _backend.build_info().get("cuda_archs", ())}
     assert {arch.removeprefix("sm_") for arch in ARCHS} <= archs, f"built for {archs}, not for {ARCHS}: make setup"
     module = Path(_backend.module().__file__)
-    newest = max([CSRC / "ops.h", *(CSRC / "cuda").iterdir()], key=lambda file: file.stat().st_mtime)
+    sources = [CSRC / "ops.h", *(CSRC / "cuda").iterdir(), *(CSRC / "ptx").rglob("*.h")]
+    newest = max(sources, key=lambda file: file.stat().st_mtime)
     assert newest.stat().st_mtime <= module.stat().st_mtime, f"{newest.name} is newer than {module.name}: make setup"
     code = module.read_bytes()
     for folder in (ROOT / "build").glob("*-cuda"):

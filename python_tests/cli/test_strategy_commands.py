@@ -15,6 +15,7 @@ from icl_fast.cli.main import cli
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure import OtherResults, open_results
+from icl_fast.measure.exemplar.measured_model import MeasuredModel
 from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
 from icl_fast.measure.exemplar.progress import Transplant
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
@@ -106,21 +107,22 @@ def test_wiring(run: Path, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
     whole = Run(run)
     exemplars, clamps = load_exemplars(whole.population.config.exemplars), whole.population.clamps()
-    given = (whole.load_snapshot(12).model, exemplars.features, whole.population.evaluators(exemplars, ["icl"], 60)[0])
-    expected = wiring_map(*given, clamps)
+    (evaluator,) = whole.population.evaluators(exemplars, ["icl"], 60)
+    model = MeasuredModel(whole.load_snapshot(12).model, exemplars.features, evaluator, clamps)
+    expected = wiring_map(model)
     with np.load(tmp_path / "map.npz") as saved:
         assert np.array_equal(saved["accuracy"], expected["accuracy"].values)
         assert saved["dims of accuracy"].tolist() == ["kind", "preserve", "writer", "reader", "member"]
         assert saved["dim:member"].tolist() == ["free", "one head"]
         strengths = saved["induction"]
         is_previous, without = saved["is_previous_token"], saved["accuracy_without"]
-    measured = evaluate_strategies(*given[:2], [given[2]], clamps, attention=True)["icl"].attention
+    measured = model.means(attention=True).attention
     assert measured is not None
     assert np.array_equal(strengths, measured.induction[:, 1].T.numpy())
     for member in range(2):
         previous = [(0, int(head)) for head in np.flatnonzero(is_previous[:, member])]
         assert [head for _, head in previous] == np.flatnonzero(measured.previous_token[member, 0] >= 0.5).tolist()
-        removed = remove_sets(*given, {"previous token": previous}, clamps)["accuracy"].isel(set=0, member=member)
+        removed = remove_sets(model, {"previous token": previous})["accuracy"].isel(set=0, member=member)
         assert np.array_equal(without[0, :, member], removed.values)
     rows = re.findall(r"^ +0\.1 +([\d. ]+?) *$", result.stdout, re.MULTILINE)
     pairs = expected["accuracy"].sel(kind="single-pair", preserve="value-preserving", writer="0.1", member=0)
@@ -143,7 +145,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--seed", "1"], "--seed: for runs on text"),
         (["evaluate", "--ckpt", tmp_path / "none"], "does not exist"),
         (["evaluate", "--ckpt", tmp_path], "holds no run"),
-        (["wiring", "--ckpt", tiny_run], "was trained on text; this needs a run on exemplars"),
+        (["wiring", "--ckpt", tiny_run], "wiring: is for runs on exemplars"),
         (["evaluate", "--ckpt", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
         (["evaluate", "--ckpt", run, "--sequences", "0"], "sequences: must be 1 or more"),
         (["evaluate", "--ckpt", run, "--clamp", "mitch"], "clamp mitch: must be one of"),

@@ -75,7 +75,7 @@ class Zoo:
 
 def build(folder: Path, compiler: str, include: Path) -> None:
     common = [compiler, "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
-    common += ["-DICL_EMU", f"-I{ROOT / 'csrc'}", f"-isystem{include}", "-c"]
+    common += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/emu'}", f"-isystem{include}", "-c"]
     objects = []
 
     def compile_one(source: Path) -> None:

@@ -25,13 +25,13 @@ def mutate() -> Any:
 
 
 SOURCE = """
-__device__ void cp_async_wait(int keep ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::cp_async_wait(keep, where);  // a wrapper's own
-#else
-  cp_async_wait_all();
-#endif
+__device__ void cp_async_wait(int keep) {
+  other::cp_async_wait(keep);  // of another namespace
 }
+#ifdef WAITS
+#define WAIT \\
+  cp_async_wait(1);
+#endif
 void mbarrier_wait(uint64_t* bar, int parity);
 __global__ void k() {
   __syncthreads();  // not __syncwarp();

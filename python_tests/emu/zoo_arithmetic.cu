@@ -1,5 +1,5 @@
 // What computes otherwise on hardware than in float32: matrix products and 2^x, one by one and in a kernel.
-#include "cuda/gpu.h"
+#include "hardware/sm80.h"
 #include "zoo.h"
 
 namespace {

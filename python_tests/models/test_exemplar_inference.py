@@ -11,17 +11,19 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models import (
+    PRESERVABLE,
     ClampName,
     Clamps,
     ExemplarConfig,
     ExemplarTransformer,
     Intervention,
+    Preservable,
     make_clamps,
     no_clamps,
     site,
     stack_clamps,
 )
-from icl_fast.models.exemplar_inference import PRESERVABLE, ExemplarInference, Preservable
+from icl_fast.models.exemplar_inference import ExemplarInference
 
 HEADS = 4
 BATCH = 7

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from icl_fast.measure.ablation.names import UNABLATED
+from icl_fast.measure.ablation.names import UNABLATED, Ablation
 from icl_fast.measure.ablation.plan import SweepPlan
 from icl_fast.measure.ablation.sums import LossSums
+
+
+def ablation_coords(ablations: Sequence[Ablation]) -> dict[str, tuple[str, list[Any], dict[str, str]]]:
+    """The coords along `ablation`, of which the whole model is the first: its names, and the `layer` and `head` of each
+    that removes a single head."""
+    names = [UNABLATED, *(one.name for one in ablations)]
+    single = [(-1, -1), *(one.heads[0] if len(one.heads) == 1 and not one.embed else (-1, -1) for one in ablations)]
+    not_one = {"long_name": "-1: not a single head"}
+    return {
+        "ablation": ("ablation", names, {"long_name": f"what was removed; {UNABLATED!r}: nothing"}),
+        "layer": ("ablation", [layer for layer, _ in single], not_one),
+        "head": ("ablation", [head for _, head in single], not_one),
+    }
 
 
 def sweep_dataset(
@@ -37,11 +51,6 @@ def sweep_dataset(
         return np.sqrt(scatter / (count - 1)) if count > 1 else np.full_like(scatter, np.nan)
 
     nats, paired = {"units": "nats per token"}, f"that of ablation {UNABLATED!r}, paired by example"
-    names = [UNABLATED, *(ablation.name for ablation in plan.ablations)]
-    single = [
-        ablation.heads[0] if len(ablation.heads) == 1 and not ablation.embed else (-1, -1)
-        for ablation in plan.ablations
-    ]
     dims = ("snapshot", "ablation", "position")
     dataset = xr.Dataset(
         {
@@ -56,9 +65,7 @@ def sweep_dataset(
         coords={
             "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
             "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
-            "ablation": ("ablation", names, {"long_name": f"what was removed; {UNABLATED!r}: nothing"}),
-            "layer": ("ablation", [-1, *(layer for layer, _ in single)], {"long_name": "-1: not a single head"}),
-            "head": ("ablation", [-1, *(head for _, head in single)], {"long_name": "-1: not a single head"}),
+            **ablation_coords(plan.ablations),
             "position": ("position", np.asarray(plan.positions.listed), {"long_name": "context position, 1-based"}),
         },
         attrs={"plan": json.dumps(plan.as_json()), "source": "Olsson et al. 2022, Data Collection (2)"},

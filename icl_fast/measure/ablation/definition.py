@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from icl_fast.measure.ablation.modes import AblationMode
-from icl_fast.measure.ablation.names import Ablation
-from icl_fast.models import Intervention, Transformer, TransformerConfig, site
+from icl_fast.measure.ablation.names import Ablation, HasHeads
+from icl_fast.models import Intervention, Transformer, site
 from icl_fast.ops import linear_cross_entropy
 
 
-def preserved_sites(mode: AblationMode, config: TransformerConfig) -> list[str]:
+def preserved_sites(mode: AblationMode, config: HasHeads) -> list[str]:
     """The sites that the first run records."""
     layers = range(config.layers) if mode.heads is None else sorted({layer for layer, _ in mode.heads})
     return [site(name, layer) for layer in layers for name in mode.preserve]

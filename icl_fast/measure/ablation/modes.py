@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from icl_fast.errors import InputError
-from icl_fast.models import TransformerConfig
+from icl_fast.models import PRESERVABLE, Preservable, TransformerConfig
 
-PRESERVABLE = ("pattern", "q", "k", "v")  # sites of a layer, in the order in which a mode names them
-MODES: dict[str, tuple[str, ...]] = {
+MODES: dict[str, tuple[Preservable, ...]] = {
     "full": (),
     "pattern-preserving": ("pattern",),
     "value-preserving": ("v",),
@@ -32,7 +31,7 @@ class AblationMode:
         heads: the 0-based (layer, head) pairs whose sites are preserved; None: all heads.
     """
 
-    preserve: tuple[str, ...]
+    preserve: tuple[Preservable, ...]
     heads: tuple[tuple[int, int], ...] | None = None
 
     @classmethod

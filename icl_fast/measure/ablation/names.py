@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from icl_fast.errors import InputError
-from icl_fast.models import TransformerConfig
 
 UNABLATED = "none"  # the name of the whole model, beside those of ablations
 _HEAD = re.compile(r"^(\d+)\.(\d+|\*)$")
+
+
+class HasHeads(Protocol):
+    """What of a model's config says which heads it has."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of each layer."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,7 @@ class Ablation:
     Attributes:
         name: as it was asked for, such as `0.3+1.2`.
         heads: 0-based (layer, head) pairs, sorted.
-        embed: whether the token embedding is removed as well.
+        embed: whether the embedding (the stream before the first layer) is removed as well.
     """
 
     name: str
@@ -36,12 +48,12 @@ class Ablation:
         return tuple(head for at, head in self.heads if at == layer)
 
 
-def parse_ablations(text: str, config: TransformerConfig) -> list[Ablation]:
+def parse_ablations(text: str, config: HasHeads) -> list[Ablation]:
     """The ablations that a `--heads` value asks for, in order.
 
     Comma-separated; each is one ablation: `all` is every head alone, one after the other; `0.3` one head; `1.*` all
     heads of a layer together; `*` all heads together; `0.3+1.2` a set; `~0.3+1.2` all heads but these; `embed` the
-    token embedding, also within a set. `none` alone asks for no ablation: the whole model only.
+    embedding, also within a set. `none` alone asks for no ablation: the whole model only.
 
     Raises:
         InputError: a head that the model does not have, an empty or repeated item, anything not of that form.
@@ -60,7 +72,7 @@ def parse_ablations(text: str, config: TransformerConfig) -> list[Ablation]:
     return ablations
 
 
-def _parse_set(item: str, config: TransformerConfig) -> Ablation:
+def _parse_set(item: str, config: HasHeads) -> Ablation:
     complement = item.startswith("~")
     heads: set[tuple[int, int]] = set()
     embed = False
@@ -90,5 +102,5 @@ def _parse_set(item: str, config: TransformerConfig) -> Ablation:
     return Ablation(item, tuple(sorted(heads)), embed)
 
 
-def _every(config: TransformerConfig) -> list[tuple[int, int]]:
+def _every(config: HasHeads) -> list[tuple[int, int]]:
     return [(layer, head) for layer in range(config.layers) for head in range(config.heads)]

@@ -17,7 +17,7 @@ from icl_fast.measure.ablation.names import Ablation, parse_ablations
 from icl_fast.measure.ablation.options import DTYPES, AblationOptions, Engine, Replacement
 from icl_fast.measure.ablation.positions import Positions, parse_positions
 from icl_fast.measure.ablation.schedule import Schedule, make_schedule
-from icl_fast.models import TransformerConfig
+from icl_fast.models import Preservable, TransformerConfig
 
 MOST_PARTS = 16  # of one snapshot: files that an interrupted sweep leaves, and looks at when it goes on
 
@@ -30,7 +30,7 @@ class SweepPlan:
     """
 
     mode: str
-    preserve: tuple[str, ...]
+    preserve: tuple[Preservable, ...]
     preserve_heads: tuple[tuple[int, int], ...] | None
     replacement: Replacement
     ablations: tuple[Ablation, ...]

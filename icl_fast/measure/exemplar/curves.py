@@ -14,7 +14,7 @@ def training_curves(run: Run) -> xr.Dataset:
 
     `training_loss [logged, member]` at `logged_sequences`: the mean since the line before, in nats. All else at
     `sequences [evaluation]`: `<metric> [evaluation, evaluator, member, ...]` for the metrics of
-    `icl_fast.measure.exemplar.strategies`.
+    `StrategyMetrics`.
 
     Raises:
         InputError: nothing is logged yet, or the run is on text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.measured_model import MeasuredModel
 from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays
-from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.wiring import previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
@@ -32,7 +32,7 @@ class MeasuredRun:
     """A run and what its snapshots are measured on, on one device.
 
     Attributes:
-        features: `[K, E, F]`.
+        features: `[K,E,F]`.
         evaluators: with fields `[P, N, ...]`.
         clamps: what its members were trained with.
     """
@@ -43,10 +43,6 @@ class MeasuredRun:
     clamps: Clamps
     device: torch.device
 
-    def snapshots(self) -> Iterator[Snapshot[ExemplarTransformer]]:
-        """The chosen ones, in order, read one at a time."""
-        return (self.snapshot(step) for step in self.series.steps)
-
     def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
         """The one at a step.
 
@@ -55,6 +51,21 @@ class MeasuredRun:
         """
         snapshot = self.series.load(step)
         return replace(snapshot, model=snapshot.model.to(self.device))
+
+    def on_each(self, model: ExemplarTransformer, clamps: Clamps | None = None) -> list[MeasuredModel]:
+        """A snapshot's model on each evaluator, in order, under what it was trained with or other clamps."""
+        forced = self.clamps if clamps is None else clamps
+        return MeasuredModel.on_each(model, self.features, self.evaluators, forced)
+
+    @property
+    def count(self) -> int:
+        """N, sequences of each evaluator."""
+        return self.evaluators[0].answered.shape[-1]
+
+    @property
+    def features_hash(self) -> str:
+        """SHA-256 (hex) of the exemplars: a part of what decides the results of a measurement."""
+        return hashlib.sha256(self.features.cpu().numpy().tobytes()).hexdigest()
 
 
 def open_measured(
@@ -95,7 +106,9 @@ def measure_strategies(
     out: str | Path | None = None,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
-    """`measure_over_snapshots` of a run, kept in a zarr store; the same call again resumes.
+    """How every snapshot answers every evaluator and where it attends, under each of some clamps, into a zarr store.
+
+    The same call again resumes.
 
     Args:
         clamps: names of clamps; each is forced alone in every snapshot, besides what the run was trained with: progress
@@ -111,23 +124,24 @@ def measure_strategies(
         OtherResults: `out` holds what was measured with other clamps, of other snapshots, ...
         InputError: an unknown clamp or part, a graft that is not understood, a disk that is full.
     """
-    forced: dict[str, Clamps | None] = {AS_TRAINED: measured.clamps}
+    forced = {AS_TRAINED: measured.clamps}
     forced |= {name: _with_clamp(measured, name) for name in clamps}
     transplant = None if graft is None else _transplant(measured, graft)
-    names, count = [one.name for one in measured.evaluators], len(measured.evaluators[0].answered[0])
+    names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
         "evaluators": names,
         "sequences": count,
         "clamps": list(forced),
         "graft": graft or "",
-        "features": hashlib.sha256(measured.features.cpu().numpy().tobytes()).hexdigest(),
+        "features": measured.features_hash,
         "device": measured.device.type,
     }
 
     def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
         model = snapshot.model.to(measured.device)
-        return strategy_arrays(model, measured.features, measured.evaluators, forced, transplant)
+        model = model if transplant is None else transplant(model)
+        return strategy_arrays([measured.on_each(model, held) for held in forced.values()])
 
     def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
         found = strategies_dataset(parts, steps, seen, list(forced), names)
@@ -152,11 +166,10 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
     Raises:
         InputError: a model of one layer.
     """
-    evaluator, snapshot = measured.evaluators[0], measured.snapshot(measured.series.steps[-1])
-    given = (snapshot.model, measured.features, evaluator)
-    found = wiring_map(*given, measured.clamps).assign_coords(member=measured.series.population.names)
-    metrics = evaluate_strategies(snapshot.model, measured.features, [evaluator], measured.clamps, attention=True)
-    attention = metrics[evaluator.name].attention
+    snapshot = measured.snapshot(measured.series.steps[-1])
+    model = measured.on_each(snapshot.model)[0]
+    found = wiring_map(model).assign_coords(member=measured.series.population.names)
+    attention = model.means(attention=True).attention
     assert attention is not None
     heads = range(snapshot.model.config.heads)
     tables, is_previous = [], np.zeros((len(heads), snapshot.model.members), dtype=bool)
@@ -164,13 +177,13 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
         previous = previous_token_heads(attention.previous_token[member])
         is_previous[[head for _, head in previous], member] = True
         sets = {PREVIOUS_TOKEN: previous, REST: [(0, head) for head in heads if (0, head) not in previous]}
-        tables.append(remove_sets(*given, sets, measured.clamps).isel(member=member))
+        tables.append(remove_sets(model, sets).isel(member=member))
     both = xr.concat(tables, dim="member").transpose("set", "preserve", "member")
     found = found.merge(both.rename({name: f"{name}_without" for name in both}).assign_coords(member=found["member"]))
     found["previous_token"] = ("writer", "member"), attention.previous_token[:, 0].T.cpu().numpy()
     found["is_previous_token"] = ("writer", "member"), is_previous
     found["induction"] = ("reader", "member"), attention.induction[:, -1].T.cpu().numpy()
-    found.attrs |= {"step": snapshot.step, "sequences": snapshot.seen, "evaluated": len(evaluator.answered[0])}
+    found.attrs |= {"step": snapshot.step, "sequences": snapshot.seen, "evaluated": measured.count}
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.strategies import METRICS, StrategyMetrics, evaluate_strategies
+from icl_fast.measure.exemplar.answers import METRICS, StrategyMetrics
+from icl_fast.measure.exemplar.measured_model import MeasuredModel
 from icl_fast.measure.store import Arrays
-from icl_fast.models import Clamps, ExemplarTransformer, Snapshot
+from icl_fast.models import ExemplarTransformer
 from icl_fast.models.grafts import graft
 
 # of `AttentionMetrics`: the dims after those of all metrics
@@ -55,51 +55,16 @@ class Transplant:
         return grafted
 
 
-def measure_over_snapshots(
-    snapshots: Iterable[Snapshot[ExemplarTransformer]],
-    features: Tensor,
-    evaluators: Sequence[EvaluationSequences],
-    clamps: Mapping[str, Clamps | None] | None = None,
-    *,
-    transplant: Transplant | None = None,
-) -> xr.Dataset:
-    """Metrics of every snapshot, under each of some clamps: strategies over training, and progress measures (Fig 4.8).
+def strategy_arrays(by_clamp: Sequence[Sequence[MeasuredModel]]) -> Arrays:
+    """The metrics of one snapshot, each `[clamp, evaluator, member, ...]`.
 
     Args:
-        snapshots: in order of training; read one after the other.
-        features: `[K, E, F]`.
-        clamps: by name, what is forced in the snapshots, whatever they were trained with; by default nothing, "none".
-        transplant: what every snapshot is given first.
-
-    Returns:
-        See `strategies_dataset`.
-
-    Raises:
-        InputError: no snapshot, or as `evaluate_strategies`.
+        by_clamp: the snapshot's model under each clamp, on each evaluator.
     """
-    clamps = {"none": None} if clamps is None else clamps
-    measured = [
-        (strategy_arrays(one.model, features, evaluators, clamps, transplant), one.step, one.seen) for one in snapshots
-    ]
-    if not measured:
-        raise InputError("snapshots: none given")
-    parts, steps, seen = (list(column) for column in zip(*measured, strict=True))
-    return strategies_dataset(parts, steps, seen, list(clamps), [one.name for one in evaluators])
-
-
-def strategy_arrays(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluators: Sequence[EvaluationSequences],
-    clamps: Mapping[str, Clamps | None],
-    transplant: Transplant | None = None,
-) -> Arrays:
-    """The metrics of one snapshot, each `[clamp, evaluator, member, ...]`; see `measure_over_snapshots`."""
-    model = model if transplant is None else transplant(model)
-    by_clamp = [evaluate_strategies(model, features, evaluators, forced, attention=True) for forced in clamps.values()]
+    metrics = [[one.means(attention=True) for one in under_one] for under_one in by_clamp]
 
     def array(metric: str) -> np.ndarray:
-        rows = [torch.stack([_value(measured[one.name], metric) for one in evaluators]) for measured in by_clamp]
+        rows = [torch.stack([_value(one, metric) for one in under_one]) for under_one in metrics]
         return torch.stack(rows).cpu().numpy()
 
     return {metric: array(metric) for metric in (*METRICS, *_ATTENTION)}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.passes import SecondPass, answers_again, means_again, only_head
-from icl_fast.measure.exemplar.strategies import EmbeddedChunk, StrategyMetrics
-from icl_fast.models import Clamps, ExemplarTransformer, no_clamps
+from icl_fast.measure.exemplar.answers import StrategyMetrics
+from icl_fast.measure.exemplar.embedded import EmbeddedChunk
+from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head
 from icl_fast.models.exemplar_inference import Activations
 
 
@@ -21,8 +20,8 @@ class SingleHeads:
     """Each head of the last layer, all others of that layer removed.
 
     Attributes:
-        correct: `[P, H, N]` bool: whether it answers each sequence, over all outputs.
-        target: `[P, N]`: the sequences' labels.
+        correct: `[P,H,N]` bool: whether it answers each sequence, over all outputs.
+        target: `[P,N]`: the sequences' labels.
         outputs: V.
     """
 
@@ -32,17 +31,17 @@ class SingleHeads:
 
     @property
     def accuracy(self) -> Tensor:
-        """`[P, H]` (Fig 4.5a, circles; with perfect patterns Fig C.1a, squares)."""
+        """`[P,H]` (Fig 4.5a, circles; with perfect patterns Fig C.1a, squares)."""
         return self.correct.mean(-1, dtype=torch.float64)
 
     @property
     def label_accuracy(self) -> Tensor:
-        """`[P, H, V]`: accuracy on the sequences of each label (Fig C.1c); NaN for a label that none has."""
+        """`[P,H,V]`: accuracy on the sequences of each label (Fig C.1c); NaN for a label that none has."""
         return self._by_label(self.correct) / self._by_label(torch.ones_like(self.correct))
 
     @property
     def label_mistakes(self) -> Tensor:
-        """`[P, H, V]`: the label's share of all the head's mistakes (Fig C.1b); NaN for a head that makes none."""
+        """`[P,H,V]`: the label's share of all the head's mistakes (Fig C.1b); NaN for a head that makes none."""
         mistakes = self._by_label(~self.correct)
         return mistakes / mistakes.sum(-1, keepdim=True)
 
@@ -59,8 +58,8 @@ class ResidualHeads:
     Attributes:
         reference: `[P]` int64: the head whose mistakes are looked at.
         mistakes: `[P]` int64: how many sequences it gets wrong.
-        on_mistakes: `[P, H]`: accuracy of each head on those; NaN if there is none, 0 for the reference itself.
-        overall: `[P, H]`: accuracy of each head on all sequences.
+        on_mistakes: `[P,H]`: accuracy of each head on those; NaN if there is none, 0 for the reference itself.
+        overall: `[P,H]`: accuracy of each head on all sequences.
     """
 
     reference: Tensor
@@ -69,30 +68,18 @@ class ResidualHeads:
     overall: Tensor
 
 
-def single_heads(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluator: EvaluationSequences,
-    clamps: Clamps | None = None,
-    *,
-    perfect: bool = False,
-) -> SingleHeads:
+def single_heads(measured: MeasuredModel, *, perfect: bool = False) -> SingleHeads:
     """Each head of the last layer alone.
 
     Args:
         perfect: with the patterns of perfect induction heads (the clamp `match`), so that only copying can fail.
-
-    Raises:
-        InputError: as `answers_again`.
     """
-    clamps = no_clamps(model.config, model.members) if clamps is None else clamps
-    if perfect:
-        clamps = replace(clamps, match=torch.ones_like(clamps.match))
-    passes = [SecondPass(only_head(model, -1, head)) for head in range(model.config.heads)]
-    answers = answers_again(model, features, evaluator, passes, clamps)
-    target = evaluator.sequences.target
-    target = target if target.ndim == 2 else target.expand(model.members, -1)
-    return SingleHeads(answers.correct.movedim(0, 1) == 1, target, model.config.outputs)
+    config = measured.model.config
+    passes = [SecondPass(only_head(config, -1, head)) for head in range(config.heads)]
+    answers = (measured.with_match() if perfect else measured).second_pass_answers(passes)
+    target = measured.evaluator.sequences.target
+    target = target if target.ndim == 2 else target.expand(measured.model.members, -1)
+    return SingleHeads(answers.correct.movedim(0, 1) == 1, target, config.outputs)
 
 
 def residual_heads(heads: SingleHeads, reference: int | Sequence[int] | None = None) -> ResidualHeads:
@@ -114,35 +101,30 @@ def residual_heads(heads: SingleHeads, reference: int | Sequence[int] | None = N
                 f"reference {reference}: must be a head 0 to {count - 1}, one for each of {members} members"
             )
         chosen = torch.tensor(given, device=heads.correct.device)
-    wrong = ~heads.correct[torch.arange(members, device=chosen.device), chosen]  # [P, N]
+    wrong = ~heads.correct[torch.arange(members, device=chosen.device), chosen]  # [P,N]
     answered = (heads.correct & wrong[:, None]).sum(-1)
     return ResidualHeads(chosen, wrong.sum(-1), answered / wrong.sum(-1, keepdim=True).double(), heads.accuracy)
 
 
-def attention_weight_curve(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluator: EvaluationSequences,
-    weights: Sequence[float],
-    clamps: Clamps | None = None,
-) -> StrategyMetrics:
-    """Each last-layer head alone, its query made to attend to labels so much (Fig 5.3c): `[W, H, P]`.
+def attention_weight_curve(measured: MeasuredModel, weights: Sequence[float]) -> StrategyMetrics:
+    """Each last-layer head alone, its query made to attend to labels so much (Fig 5.3c): `[W,H,P]`.
 
     A weight w is that on the right labels together, 1 - w is on the wrong ones; each half is even over its labels. A
     sequence without labels of one kind has the whole weight on none of that kind: what is left of it is not attended.
 
     Raises:
-        InputError: no weight, one outside 0 to 1, or as `answers_again`.
+        InputError: no weight, or one outside 0 to 1.
     """
     if not weights or not all(0 <= weight <= 1 for weight in weights):
         raise InputError(f"weights {list(weights)}: must be 0 to 1, and one or more")
+    config = measured.model.config
     passes = [
-        SecondPass(only_head(model, -1, head), query_pattern=_ClampedWeight(weight))
+        SecondPass(only_head(config, -1, head), query_pattern=_ClampedWeight(weight))
         for weight in weights
-        for head in range(model.config.heads)
+        for head in range(config.heads)
     ]
-    means = means_again(model, features, evaluator, passes, clamps)
-    return means.mapped(lambda values: values.view(len(weights), model.config.heads, -1))
+    means = measured.second_pass_means(passes)
+    return means.mapped(lambda values: values.view(len(weights), config.heads, -1))
 
 
 @dataclass(frozen=True)
@@ -150,7 +132,7 @@ class _ClampedWeight:
     weight: float
 
     def __call__(self, base: Activations, part: EmbeddedChunk) -> Tensor:
-        pattern = torch.zeros_like(base.layers[-1].pattern[:, :, -1])  # [P, H, T, B]
+        pattern = torch.zeros_like(base.layers[-1].pattern[:, :, -1])  # [P,H,T,B]
         right = part.right.to(pattern.dtype)
         for kind, weight in ((right, self.weight), (1 - right, 1 - self.weight)):
             share = weight * kind / kind.sum(-1, keepdim=True).clamp_min(1)

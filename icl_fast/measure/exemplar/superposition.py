@@ -8,37 +8,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.passes import SecondPass, means_again, only_head
-from icl_fast.measure.exemplar.strategies import EmbeddedChunk, EmbeddedEvaluators, StrategyMetrics
-from icl_fast.models import Clamps, ExemplarTransformer
-from icl_fast.models.exemplar_inference import Activations, ExemplarInference
+from icl_fast.measure.exemplar.answers import StrategyMetrics
+from icl_fast.measure.exemplar.embedded import EmbeddedChunk
+from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head
+from icl_fast.models.exemplar_inference import Activations
 
 
 @torch.inference_mode()
-def attention_deltas(
-    model: ExemplarTransformer, features: Tensor, evaluator: EvaluationSequences, clamps: Clamps | None = None
-) -> Tensor:
-    """Attention of the query to right labels minus that to wrong ones, by sequence (Fig 5.4a): `[P, H, N]`.
+def attention_deltas(measured: MeasuredModel) -> Tensor:
+    """Attention of the query to right labels minus that to wrong ones, by sequence (Fig 5.4a): `[P,H,N]`.
 
     NaN for sequences with no right label in context.
-
-    Raises:
-        InputError: as `answers_again`.
     """
-    run = ExemplarInference(model, clamps)
     parts = []
-    for part in EmbeddedEvaluators(model, features, [evaluator]).chunks(evaluator):
-        query = run.first(part.exemplars, part.labels, part.target).layers[-1].pattern[:, :, -1]  # [P, H, T, B]
-        right = part.right.mT[:, None]  # [P, 1, n, B]
+    for part, whole in measured.first_passes():
+        query = whole.layers[-1].pattern[:, :, -1]  # [P,H,T,B]
+        right = part.right.mT[:, None]  # [P,1,n,B]
         delta = torch.where(right, query[:, :, 1::2], -query[:, :, 1::2]).sum(2)
         parts.append(delta.masked_fill(~right.any(2), torch.nan))
     return torch.cat(parts, dim=-1)
 
 
 def delta_correlations(deltas: Tensor) -> Tensor:
-    """Pearson correlation of every two heads over the sequences, `[P, H, H]` float64, of `attention_deltas`."""
+    """Pearson correlation of every two heads over the sequences, `[P,H,H]` float64, of `attention_deltas`."""
     return torch.stack([torch.corrcoef(of_one[:, ~of_one.isnan().any(0)].double()) for of_one in deltas])
 
 
@@ -47,35 +40,30 @@ class TemperatureCurves:
     """Each last-layer head with its scores divided by a temperature, its query attending to labels only.
 
     Attributes:
-        alone: `[W, H, P]`: all other heads of the layer removed (Fig 5.4b).
-        among_all: `[W, H, P]`: all heads active, the others as they are (Fig 5.4c).
+        alone: `[W,H,P]`: all other heads of the layer removed (Fig 5.4b).
+        among_all: `[W,H,P]`: all heads active, the others as they are (Fig 5.4c).
     """
 
     alone: StrategyMetrics
     among_all: StrategyMetrics
 
 
-def temperature_curves(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluator: EvaluationSequences,
-    temperatures: Sequence[float],
-    clamps: Clamps | None = None,
-) -> TemperatureCurves:
+def temperature_curves(measured: MeasuredModel, temperatures: Sequence[float]) -> TemperatureCurves:
     """What sharper or flatter attention of each head would do; temperatures come on top of the clamps'.
 
     Raises:
-        InputError: no temperature, one that is not positive, or as `answers_again`.
+        InputError: no temperature, or one that is not positive.
     """
     if not temperatures or not all(0 < temperature < float("inf") for temperature in temperatures):
         raise InputError(f"temperatures {list(temperatures)}: must be positive and finite, and one or more")
-    heads = range(model.config.heads)
+    config = measured.model.config
+    heads = range(config.heads)
     settings = [(_LabelsOnly(head, temperature), head) for temperature in temperatures for head in heads]
     passes = [
-        *(SecondPass(only_head(model, -1, head), query_pattern=pattern) for pattern, head in settings),
+        *(SecondPass(only_head(config, -1, head), query_pattern=pattern) for pattern, head in settings),
         *(SecondPass(query_pattern=pattern) for pattern, _ in settings),
     ]
-    means = means_again(model, features, evaluator, passes, clamps)
+    means = measured.second_pass_means(passes)
     both = means.mapped(lambda values: values.view(2, len(temperatures), len(heads), -1))
     return TemperatureCurves(both.mapped(lambda values: values[0]), both.mapped(lambda values: values[1]))
 
@@ -87,8 +75,8 @@ class _LabelsOnly:
 
     def __call__(self, base: Activations, part: EmbeddedChunk) -> Tensor:
         last = base.layers[-1]
-        pattern = last.pattern[:, :, -1].clone()  # [P, H, T, B]
+        pattern = last.pattern[:, :, -1].clone()  # [P,H,T,B]
         pattern[:, self.head] = 0
-        scores = last.scores[:, self.head, -1, 1::2]  # [P, n, B]
+        scores = last.scores[:, self.head, -1, 1::2]  # [P,n,B]
         pattern[:, self.head, 1::2] = (scores / self.temperature).softmax(1)
         return pattern

@@ -11,32 +11,23 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
-from icl_fast.measure.exemplar.passes import SecondPass, means_again, only_head, without_heads
-from icl_fast.measure.exemplar.strategies import METRICS
+from icl_fast.measure.ablation.modes import MODES
+from icl_fast.measure.exemplar.answers import METRICS
+from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
-from icl_fast.models import Clamps, ExemplarTransformer
+from icl_fast.models import ExemplarTransformer
 from icl_fast.models.clamps import Head
-from icl_fast.models.exemplar_inference import Preservable
 
-PRESERVE: dict[str, tuple[Preservable, ...]] = {"value-preserving": ("v",), "pattern-preserving": ("pattern",)}
+PRESERVE = {name: MODES[name] for name in ("value-preserving", "pattern-preserving")}
 KINDS = {
     "single": "one writer removed",
     "single-pair": "all writers removed but one",
 }
 
 
-def wiring_map(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluator: EvaluationSequences,
-    clamps: Clamps | None = None,
-    *,
-    writers: int = 0,
-    readers: int = -1,
-) -> xr.Dataset:
+def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) -> xr.Dataset:
     """How one head of an earlier layer serves one head of a later layer, the others of that layer removed (Fig C.3).
 
     With values preserved what is measured goes by way of patterns (the match), with patterns preserved by way of
@@ -52,16 +43,17 @@ def wiring_map(
         composition scores of q, k and v (right).
 
     Raises:
-        InputError: layers that are not one before the other, or as `answers_again`.
+        InputError: layers that are not one before the other.
     """
-    layers, count = model.config.layers, model.config.heads
+    config = measured.model.config
+    layers, count = config.layers, config.heads
     if not (-layers <= writers < layers and -layers <= readers < layers and writers % layers < readers % layers):
         raise InputError(f"writers {writers}, readers {readers}: must be two of {layers} layers, the first one earlier")
     writers, readers = writers % layers, readers % layers
-    alone = [only_head(model, readers, reader) for reader in range(count)]
+    alone = [only_head(config, readers, reader) for reader in range(count)]
     left = {
-        "single": [without_heads(model, [(writers, head)]) for head in range(count)],
-        "single-pair": [only_head(model, writers, head) for head in range(count)],
+        "single": [without_heads(config, [(writers, head)]) for head in range(count)],
+        "single-pair": [only_head(config, writers, head) for head in range(count)],
     }
     passes = [SecondPass(heads) for heads in alone]
     passes += [
@@ -71,9 +63,9 @@ def wiring_map(
         for kept in left[kind]
         for heads in alone
     ]
-    means = means_again(model, features, evaluator, passes, clamps)
+    means = measured.second_pass_means(passes)
     dims = ("kind", "preserve", "writer", "reader", "member")
-    shape = (len(KINDS), len(PRESERVE), count, count, model.members)
+    shape = (len(KINDS), len(PRESERVE), count, count, measured.model.members)
     found = xr.Dataset(
         coords={
             "kind": list(KINDS),
@@ -82,54 +74,48 @@ def wiring_map(
             "reader": [f"{readers}.{head}" for head in range(count)],
             "matrix": ["q", "k", "v"],
         },
-        attrs={"evaluator": evaluator.name},
+        attrs={"evaluator": measured.evaluator.name},
     )
     for name in METRICS:
         values = getattr(means, name).cpu().numpy()
         found[name] = dims, values[count:].reshape(shape)
         found[f"{name}_alone"] = ("reader", "member"), values[:count]
-    scores = composition_scores(model)
+    scores = composition_scores(measured.model)
     between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
     found["composition"] = ("matrix", "member", "writer", "reader"), between
     found["composition"] = found["composition"].transpose("matrix", "writer", "reader", "member")
     return found
 
 
-def remove_sets(
-    model: ExemplarTransformer,
-    features: Tensor,
-    evaluator: EvaluationSequences,
-    sets: Mapping[str, Sequence[Head]],
-    clamps: Clamps | None = None,
-) -> xr.Dataset:
+def remove_sets(measured: MeasuredModel, sets: Mapping[str, Sequence[Head]]) -> xr.Dataset:
     """Sets of heads removed, values or patterns preserved, everything else active (table C.3).
 
     Returns:
         The metrics of `StrategyMetrics`, each `[set, preserve, member]`.
 
     Raises:
-        InputError: no set, a head that the model does not have, or as `answers_again`.
+        InputError: no set, or a head that the model does not have.
     """
     if not sets:
         raise InputError("sets: none given")
     passes = [
-        SecondPass(without_heads(model, heads), preserve=preserve)
+        SecondPass(without_heads(measured.model.config, heads), preserve=preserve)
         for heads in sets.values()
         for preserve in PRESERVE.values()
     ]
-    means = means_again(model, features, evaluator, passes, clamps)
-    shape = (len(sets), len(PRESERVE), model.members)
+    means = measured.second_pass_means(passes)
+    shape = (len(sets), len(PRESERVE), measured.model.members)
     variables = {name: getattr(means, name).cpu().numpy().reshape(shape) for name in METRICS}
     dims = ("set", "preserve", "member")
     return xr.Dataset(
         {name: (dims, values) for name, values in variables.items()},
         coords={"set": list(sets), "preserve": list(PRESERVE)},
-        attrs={"evaluator": evaluator.name},
+        attrs={"evaluator": measured.evaluator.name},
     )
 
 
 def previous_token_heads(previous_token: Tensor, least: float = 0.5) -> list[Head]:
-    """The first layer's previous-token heads, of `[L, H]`, one member's `AttentionMetrics.previous_token`.
+    """The first layer's previous-token heads, of `[L,H]`, one member's `AttentionMetrics.previous_token`.
 
     The thesis names them "by inspecting attention patterns" (4.3.3); here labels attend to the exemplar before them
     with a weight of `least` or more.
@@ -154,7 +140,7 @@ def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
 
 @torch.no_grad()
 def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
-    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P, L, H, L, H]` float64."""
+    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P,L,H,L,H]` float64."""
     members = [composition_of(_layer_weights(model, member)) for member in range(model.members)]
     return {name: torch.stack([scores[name] for scores in members]) for name in "qkv"}
 
@@ -167,7 +153,7 @@ def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights
             (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
             for linear in (attention.q, attention.k, attention.v)
         ]
-        q, k, v = (weight - weight.mean(1, keepdim=True) for weight in read)  # [H, C, D]
-        o = attention.out.weight[member].double().T.view(model.config.heads, -1, model.config.width)  # [H, D, C]
+        q, k, v = (weight - weight.mean(1, keepdim=True) for weight in read)  # [H,C,D]
+        o = attention.out.weight[member].double().T.view(model.config.heads, -1, model.config.width)  # [H,D,C]
         layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
     return layers

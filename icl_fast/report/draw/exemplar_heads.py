@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
-from icl_fast.data.evaluation_sequences import EvaluationSequences
-from icl_fast.measure.exemplar.ablation import composition, cut_output_connections, embedding_path, keep_one_head
-from icl_fast.measure.exemplar.ablation import knock_out_each_head as knock_out
-from icl_fast.measure.exemplar.measured_run import MeasuredRun
-from icl_fast.measure.exemplar.single_heads import attention_weight_curve, residual_heads, single_heads
-from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
-from icl_fast.measure.exemplar.superposition import attention_deltas, temperature_curves
-from icl_fast.models import Clamps, ExemplarTransformer
 from icl_fast.report.draw.figures import COLOURS, save_figure
 
-_WEIGHTS = tuple(np.linspace(0, 1, 11))
-_TEMPERATURES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _MOST_LABELS = 20  # that a panel of labels has room for
 _MOST_POINTS = 2000
 
 Floats = NDArray[np.float64]
-Given = tuple[ExemplarTransformer, Tensor, EvaluationSequences, Clamps]
 
 
 def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
@@ -56,59 +42,46 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     return save_figure(figure, path)
 
 
-def draw_heads(measured: MeasuredRun, member: int, path: Path) -> list[Path]:
-    """Measure the heads of one member's last chosen snapshot on the first chosen evaluator, and draw what they do.
+def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
+    """Draw what `icl_fast.studies.exemplar_heads.measure_heads` found of one member as PNG and SVG.
 
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    evaluator, snapshot = measured.evaluators[0], measured.snapshot(measured.series.steps[-1])
-    model = snapshot.model
-    given: Given = (model, measured.features, evaluator, measured.clamps)
-    metrics = evaluate_strategies(model, measured.features, [evaluator], measured.clamps, attention=True)
-    attention = metrics[evaluator.name].attention
-    assert attention is not None
+    one = found.isel(member=member)
     figure = Figure(figsize=(15, 12.4), layout="constrained")
-    name = measured.series.population.names[member]
-    figure.suptitle(f"{name}: heads of the last layer after {snapshot.seen:,} sequences, on {evaluator.name}")
+    figure.suptitle(
+        f"{one['member'].item()}: heads of the last layer after {one.attrs['sequences']:,} sequences, "
+        f"on {one.attrs['evaluator']}"
+    )
     axes = figure.subplots(3, 3)
-    strength = attention.induction[member, -1].cpu().numpy()
-    _strength_panel(axes[0, 0], given, member, strength)
-    _residual_panel(axes[0, 1], given, member)
-    _label_panel(axes[0, 2], given, member)
-    curve = attention_weight_curve(*given[:3], _WEIGHTS, measured.clamps)
-    _curves(axes[1, 0], np.array(_WEIGHTS), _accuracy(curve)[..., member])
+    _strength_panel(axes[0, 0], one)
+    _residual_panel(axes[0, 1], one)
+    _label_panel(axes[0, 2], one["label_accuracy"])
+    _curves(axes[1, 0], one["forced_attention"])
     _axis(axes[1, 0], "Each head alone, its attention forced", "attention to the right label", "accuracy in context")
-    temperatures = temperature_curves(*given[:3], _TEMPERATURES, measured.clamps)
-    for axis, answers, what in (
-        (axes[1, 1], temperatures.alone, "Each head alone"),
-        (axes[1, 2], temperatures.among_all, "One head among all"),
+    for axis, name, what in (
+        (axes[1, 1], "temperature_alone", "Each head alone"),
+        (axes[1, 2], "temperature_among_all", "One head among all"),
     ):
-        _curves(axis, np.array(_TEMPERATURES), _accuracy(answers)[..., member])
+        _curves(axis, one[name])
         axis.set_xscale("log", base=2)
         _axis(axis, f"{what}, attending to labels only", "temperature", "accuracy in context")
-    _query_panel(axes[2, 0], attention.query[member, -1].cpu().numpy())
-    _delta_panel(axes[2, 1], attention_deltas(*given)[member].cpu().numpy(), strength)
-    _path_panel(axes[2, 2], given, member)
+    _query_panel(axes[2, 0], one["query"].values)
+    _delta_panel(axes[2, 1], one["delta"].values, one["induction"].values)
+    _path_panel(axes[2, 2], one)
     return save_figure(figure, path)
 
 
-def _accuracy(metrics: StrategyMetrics) -> Floats:
-    values: Floats = metrics.accuracy_in_context.cpu().numpy()
-    return values
-
-
-def _strength_panel(axis: Axes, given: Given, member: int, strength: Floats) -> None:
-    without = _accuracy(knock_out(*given))[-1, :, member]
-    alone = _accuracy(keep_one_head(*given))[:, member]
-    model, features, evaluator, clamps = given
-    matched = replace(clamps, match=torch.ones_like(clamps.match))
-    perfect = _accuracy(keep_one_head(model, features, evaluator, matched))[:, member]
+def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
+    strength = one["induction"].values
     for head in range(len(strength)):
-        for value, marker in ((without[head], "^"), (alone[head], "o"), (perfect[head], "s")):
+        for name, marker in (("without", "^"), ("alone", "o"), ("alone_perfect", "s")):
             face = COLOURS[head % 8] if marker != "s" else "none"
+            value = one[name].values[head]
             axis.plot(strength[head], value, marker, color=COLOURS[head % 8], markerfacecolor=face, markersize=6)
-        axis.annotate(f"{head}", (strength[head], alone[head]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        where = (strength[head], one["alone"].values[head])
+        axis.annotate(f"{head}", where, xytext=(4, 4), textcoords="offset points", fontsize=8)
     for marker, face, label in (
         ("^", "0.4", "without it"),
         ("o", "0.4", "it alone"),
@@ -120,33 +93,30 @@ def _strength_panel(axis: Axes, given: Given, member: int, strength: Floats) -> 
     axis.legend(frameon=False, fontsize=8)
 
 
-def _residual_panel(axis: Axes, given: Given, member: int) -> None:
+def _residual_panel(axis: Axes, one: xr.Dataset) -> None:
     """Tables C.1 and C.2 as bars: on what the best head gets wrong, and on everything."""
-    heads = np.arange(given[0].config.heads)
+    heads = np.arange(one.sizes["head"])
     title = []
-    for number, perfect in enumerate((False, True)):
-        table = residual_heads(single_heads(*given, perfect=perfect))
-        best = int(table.reference[member])
-        for values, alpha in ((table.overall, 0.35), (table.on_mistakes, 1.0)):
-            shown = values[member].cpu().numpy()
-            label = f"{'perfect patterns' if perfect else 'as it is'}, {'on its mistakes' if alpha == 1 else 'on all'}"
+    for number, patterns in enumerate(one["patterns"].values):
+        table = one.sel(patterns=patterns)
+        for name, alpha in (("overall", 0.35), ("on_mistakes", 1.0)):
+            label = f"{'perfect patterns' if number else patterns}, {'on its mistakes' if alpha == 1 else 'on all'}"
             place = heads + (number - 0.5) * 0.4
-            axis.bar(place, shown, 0.36, color=COLOURS[number], alpha=alpha, label=label)
-        title.append(f"head {best}, {int(table.mistakes[member]):,}")
+            axis.bar(place, table[name].values, 0.36, color=COLOURS[number], alpha=alpha, label=label)
+        title.append(f"head {int(table['reference'])}, {int(table['mistakes']):,}")
     _axis(axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy, all outputs")
     axis.set_xticks(heads)
     axis.set_ylim(0, 1.3)
     axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
 
 
-def _label_panel(axis: Axes, given: Given, member: int) -> None:
-    heads = single_heads(*given, perfect=True)
-    if heads.outputs > _MOST_LABELS:
+def _label_panel(axis: Axes, accuracy: xr.DataArray) -> None:
+    if accuracy.sizes["label"] > _MOST_LABELS:
         axis.set_axis_off()
-        axis.annotate(f"{heads.outputs:,} labels: no panel by label", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        text = f"{accuracy.sizes['label']:,} labels: no panel by label"
+        axis.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center")
         return
-    accuracy = heads.label_accuracy[member].cpu().numpy()
-    image = axis.imshow(accuracy, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    image = axis.imshow(accuracy.values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axis.set_title("Perfect patterns: accuracy by label", fontsize=10)
     axis.set_xlabel("label")
     axis.set_ylabel("head alone")
@@ -154,7 +124,7 @@ def _label_panel(axis: Axes, given: Given, member: int) -> None:
 
 
 def _query_panel(axis: Axes, query: Floats) -> None:
-    """Mean attention of the query by position, `[H, n, T]`; a group of lines for each place of the right label."""
+    """Mean attention of the query by position, `[H,n,T]`; a group of lines for each place of the right label."""
     for place in range(query.shape[1]):
         for head in range(len(query)):
             label = f"right label at {2 * place + 2}" if head == 0 else None
@@ -173,29 +143,22 @@ def _delta_panel(axis: Axes, deltas: Floats, strength: Floats) -> None:
     _axis(axis, f"Right less wrong labels, by sequence (r = {correlation:.2f})", f"head {first}", f"head {second}")
 
 
-def _path_panel(axis: Axes, given: Given, member: int) -> None:
+def _path_panel(axis: Axes, one: xr.Dataset) -> None:
     """Bars of accuracy: connections to the output cut (4.3), compositions (5.5.3), the embedding's own path (5.4)."""
-    bars: dict[str, float] = {}
-    cut = _accuracy(cut_output_connections(*given))[:, member]
-    bars |= {f"layer {layer} to output cut": float(value) for layer, value in enumerate(cut)}
-    if given[0].config.layers > 1:
-        read = composition(*given)
-        bars |= {f"layer 0 to {name} cut": float(_accuracy(read[f"all but {name}"])[member]) for name in "qkv"}
-    path = embedding_path(*given)
-    bars |= {"embedding to output alone": float(_accuracy(path["alone"])[member])}
-    bars |= {"embedding to output removed": float(_accuracy(path["removed"])[member])}
-    bars |= {"nothing removed": float(_accuracy(path["whole"])[member])}
-    axis.barh(list(bars), list(bars.values()), color=COLOURS[0])
-    for number, value in enumerate(bars.values()):
+    values = one["path_accuracy"].values
+    axis.barh(list(one["path"].values), values, color=COLOURS[0])
+    for number, value in enumerate(values):
         axis.annotate(f"{value:.3f}", (value, number), xytext=(3, -3), textcoords="offset points", fontsize=8)
-    axis.axvline(1 / given[0].config.pairs, color="0.6", lw=0.8, ls=":")
+    axis.axvline(1 / one.attrs["pairs"], color="0.6", lw=0.8, ls=":")
     _axis(axis, "Paths", "accuracy in context", "")
     axis.set_xlim(0, 1.15)
 
 
-def _curves(axis: Axes, x: Floats, values: Floats) -> None:
-    for head in range(values.shape[1]):
-        axis.plot(x, values[:, head], color=COLOURS[head % 8], label=str(head))
+def _curves(axis: Axes, curves: xr.DataArray) -> None:
+    """A line a head, `[head, x]`."""
+    x = curves[curves.dims[-1]].values
+    for head, values in enumerate(curves.transpose("head", ...).values):
+        axis.plot(x, values, color=COLOURS[head % 8], label=str(head))
     axis.legend(frameon=False, fontsize=8, ncols=2, title="head")
     axis.set_ylim(-0.02, 1.04)
 

@@ -340,7 +340,7 @@ def _colour_bar(axis: Axes, of: Heatmap) -> None:
     mappable = ScalarMappable(Normalize(of.low, of.high), _colour_map(of))
     bar = axis.figure.colorbar(mappable, cax=axis, extend="both")
     bar.outline.set_visible(False)
-    bar.set_label(of.unit, fontsize=8)
+    bar.set_label(of.units, fontsize=8)
 
 
 def _legend(panel: Panel, study: Study) -> list[Artist]:

@@ -65,7 +65,6 @@ def manifest(
             for heading, panels in family
         ],
         "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
-        "explained": None if study.pca is None else [float(ratio) for ratio in study.pca.explained_variance_ratio],
     }
 
 

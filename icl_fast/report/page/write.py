@@ -10,10 +10,9 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
-
 from icl_fast import __version__
 from icl_fast.files import atomic_write
+from icl_fast.report.page.bundle import bundle
 from icl_fast.report.page.manifest import manifest
 from icl_fast.report.page.payload import Blob, to_json
 from icl_fast.report.panels.panel import Panel
@@ -21,7 +20,7 @@ from icl_fast.report.panels.table import Row
 from icl_fast.report.panels.texts import texts_payload
 from icl_fast.report.study import Study
 
-_FIRST, _LAST = "icl.js", "main.js"
+_STYLES = ("page.css", "texts.css")
 
 
 def write_page(
@@ -46,14 +45,14 @@ def write_page(
     blob = Blob()
     data = manifest(study, table, rows, family, blob)
     data["texts"] = texts_payload(study, blob.add)
-    scripts = [get_plotlyjs(), *_scripts()]
+    script = bundle("main", read_script)
     parts = {
-        "policy": _policy(scripts),
+        "policy": _policy(script),
         "title": escape(study.title),
-        "style": "\n".join(_styles()),
+        "style": "\n".join(map(_asset, _STYLES)),
         "manifest": to_json({**data, "version": __version__, "arrays": blob.index}),
         "arrays": blob.encode(),
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+        "script": script,
     }
     # in one pass: a name in the data that looks like a placeholder stays what it is
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
@@ -62,28 +61,18 @@ def write_page(
     return Path(path)
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """Nothing is loaded from anywhere, and no script runs but those written into the page."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+def read_script(name: str) -> str:
+    """The source of one of the page's modules."""
+    return _asset(f"{name}.js")
+
+
+def _policy(script: str) -> str:
+    """Nothing is loaded from anywhere, and no script runs but the one written into the page."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _scripts() -> list[str]:
-    names = sorted(name for name in _names(".js") if name not in (_FIRST, _LAST))
-    return [_asset(name) for name in (_FIRST, *names, _LAST)]
-
-
-def _styles() -> list[str]:
-    return [_asset(name) for name in sorted(_names(".css"))]  # page.css before texts.css
-
-
-def _names(ending: str) -> list[str]:
-    folder = resources.files("icl_fast.report.page").joinpath("assets")
-    return [entry.name for entry in folder.iterdir() if entry.name.endswith(ending)]
 
 
 def _asset(name: str) -> str:

@@ -277,10 +277,10 @@ def share_colours(panels: Sequence[Panel]) -> list[Panel]:
     ]
 
 
-def heatmap(model: ModelStudy, values: xr.DataArray, unit: str, most: float | None = None) -> Heatmap:
+def heatmap(model: ModelStudy, values: xr.DataArray, units: str, most: float | None = None) -> Heatmap:
     """Values [snapshot, position] over tokens seen: about 0 up to `most` either way, or, if there is none, sequential
     with colours whose ends `share_colours` sets."""
     z, y = values.transpose("position", "snapshot").values, values["position"].values.astype(np.float64)
     if most is not None:
-        return Heatmap(tokens_seen(model), y, z, "diverging", -most, most, unit)
-    return Heatmap(tokens_seen(model), y, z, "sequential", float(z.min()), float(z.max()), unit)
+        return Heatmap(tokens_seen(model), y, z, "diverging", -most, most, units)
+    return Heatmap(tokens_seen(model), y, z, "sequential", float(z.min()), float(z.max()), units)

@@ -25,9 +25,10 @@ from icl_fast.measure.exemplar.ablation import (
     keep_one_head,
     knock_out_each_head,
 )
-from icl_fast.measure.exemplar.passes import SecondPass, answers_again, means_again
+from icl_fast.measure.exemplar.answers import METRICS, StrategyMetrics
+from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass
 from icl_fast.measure.exemplar.single_heads import attention_weight_curve, residual_heads, single_heads
-from icl_fast.measure.exemplar.strategies import METRICS, StrategyMetrics, evaluate_strategies
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.superposition import attention_deltas, delta_correlations, temperature_curves
 from icl_fast.measure.exemplar.wiring import PRESERVE, composition_scores, remove_sets, wiring_map
 from icl_fast.models import ExemplarConfig, ExemplarTransformer, make_clamps, stack_clamps
@@ -47,8 +48,8 @@ class World:
     evaluator: EvaluationSequences
 
     @property
-    def given(self) -> tuple[ExemplarTransformer, Tensor, EvaluationSequences]:
-        return self.model, self.features, self.evaluator
+    def measured(self) -> MeasuredModel:
+        return MeasuredModel(self.model, self.features, self.evaluator)
 
 
 def made(name: str = "icl", config: SequenceConfig = CONFIG, count: int = COUNT, **shape: object) -> World:
@@ -194,7 +195,7 @@ def layer_heads(*layers: int) -> set[tuple[int, int]]:
 def test_knocking_out_and_keeping(shape: dict[str, object]) -> None:
     world = made("ciwl", count=11, **shape)
     layers = world.model.config.layers
-    each, only = knock_out_each_head(*world.given), keep_one_head(*world.given)
+    each, only = knock_out_each_head(world.measured), keep_one_head(world.measured)
     assert each.loss.shape == (layers, HEADS, 2)
     assert only.loss.shape == (HEADS, 2)
     for layer in range(layers):
@@ -203,21 +204,21 @@ def test_knocking_out_and_keeping(shape: dict[str, object]) -> None:
     for head in range(HEADS):
         check(only, (head, 0), Naive(world, 0, all_but(layers - 1, head)).means())
     if layers > 1:
-        first = keep_one_head(*world.given, layer=0)
+        first = keep_one_head(world.measured, layer=0)
         check(first, (2, 1), Naive(world, 1, all_but(0, 2)).means())
 
 
 @pytest.mark.parametrize("shape", [{}, {"layers": 3, "position": "none"}])
 def test_connections_to_the_output(shape: dict[str, object]) -> None:
     world = made(count=11, **shape)
-    found = cut_output_connections(*world.given)
+    found = cut_output_connections(world.measured)
     for layer in range(world.model.config.layers):
         expected = Naive(world, 1, layer_heads(layer), ("pattern", "v")).means()
         check(found, (layer, 1), expected)
 
 
 def test_composition_preserves_all_but_one_kind(world: World) -> None:
-    found = composition(*world.given)
+    found = composition(world.measured)
     whole = evaluate_strategies(world.model, world.features, [world.evaluator])["icl"]
     assert torch.allclose(found["whole"].loss, whole.loss)
     preserved = {
@@ -230,14 +231,14 @@ def test_composition_preserves_all_but_one_kind(world: World) -> None:
     assert list(found) == ["whole", *preserved]
     for name, kinds in preserved.items():
         check(found[name], (0,), Naive(world, 0, layer_heads(0), kinds).means())
-    cut = cut_output_connections(*world.given)
+    cut = cut_output_connections(world.measured)
     assert torch.allclose(found["all preserved"].loss, cut.loss[0])
 
 
 @pytest.mark.parametrize("shape", [{}, {"layers": 1, "position": "learned"}])
 def test_the_path_without_heads_and_the_heads_without_it(shape: dict[str, object]) -> None:
     world = made("iwl", count=9, **shape)
-    found = embedding_path(*world.given)
+    found = embedding_path(world.measured)
     layers = range(world.model.config.layers)
     check(found["alone"], (0,), Naive(world, 0, layer_heads(*layers)).means())
     check(found["removed"], (1,), Naive(world, 1, set(), ("pattern", "v"), 0.0).means())
@@ -246,7 +247,7 @@ def test_the_path_without_heads_and_the_heads_without_it(shape: dict[str, object
 
 def test_wiring_map_is_a_pass_for_every_pair() -> None:
     world = made(count=7)
-    found = wiring_map(*world.given)
+    found = wiring_map(world.measured)
     assert dict(found["loss"].sizes) == {"kind": 2, "preserve": 2, "writer": HEADS, "reader": HEADS, "member": 2}
     for preserve in PRESERVE:
         for writer in range(HEADS):
@@ -264,27 +265,27 @@ def test_wiring_map_is_a_pass_for_every_pair() -> None:
 
 def test_wiring_between_any_two_layers() -> None:
     world = made(count=5, layers=3)
-    found = wiring_map(*world.given, writers=-2, readers=2).sel(kind="single", preserve="pattern-preserving")
+    found = wiring_map(world.measured, writers=-2, readers=2).sel(kind="single", preserve="pattern-preserving")
     assert found["writer"].values.tolist() == ["1.0", "1.1", "1.2"]
     expected = Naive(world, 0, {(1, 2), *all_but(2, 1)}, ("pattern",)).means()
     assert float(found["loss"].sel(writer="1.2", reader="2.1", member=0)) == pytest.approx(expected["loss"], abs=1e-9)
     for wrong in ({"readers": 0}, {"writers": 2}, {"readers": 3}):
         with pytest.raises(InputError, match="the first one earlier"):
-            wiring_map(*world.given, **wrong)
+            wiring_map(world.measured, **wrong)
 
 
 def test_sets_of_heads_removed(world: World) -> None:
     sets = {"previous token": [(0, 1)], "rest": [(0, 0), (0, 2)], "across": [(0, 0), (1, 1)]}
-    found = remove_sets(*world.given, sets)
+    found = remove_sets(world.measured, sets)
     for name, heads in sets.items():
         for preserve, kinds in PRESERVE.items():
             expected = Naive(world, 1, set(heads), kinds).means()
             one = found.sel(set=name, preserve=preserve, member=1)
             assert {key: float(one[key]) for key in METRICS} == pytest.approx(expected, abs=1e-9)
     with pytest.raises(InputError, match=r"head 2\.0"):
-        remove_sets(*world.given, {"none such": [(2, 0)]})
+        remove_sets(world.measured, {"none such": [(2, 0)]})
     with pytest.raises(InputError, match="sets"):
-        remove_sets(*world.given, {})
+        remove_sets(world.measured, {})
 
 
 def test_planted_wiring_is_found() -> None:
@@ -299,7 +300,8 @@ def test_planted_wiring_is_found() -> None:
     # the first position attends to itself, so that it holds the same as the label after it
     first = evaluator.sequences.labels[:, 0] == evaluator.sequences.target
     assert float(whole.attention.induction[0, 1, 2]) == pytest.approx(1 - float(first.double().mean()) / 2, abs=1e-3)
-    found = wiring_map(model, exemplars.features.double(), evaluator, clamps).isel(member=0)
+    measured = MeasuredModel(model, exemplars.features.double(), evaluator, clamps)
+    found = wiring_map(measured).isel(member=0)
     values = found.sel(preserve="value-preserving")
     loss = values["loss"].sel(kind="single-pair").values
     assert loss[1, 2] < 0.05
@@ -314,7 +316,7 @@ def test_planted_wiring_is_found() -> None:
     composed = found["composition"].sel(matrix="k").values
     assert composed[1, 2] > 0.3
     assert np.nansum(composed) == pytest.approx(composed[1, 2])
-    paths = composition(model, exemplars.features.double(), evaluator, clamps)
+    paths = composition(measured)
     for name in ("all but q", "all but v"):
         assert float(paths[name].accuracy) == 1, name
     assert float(paths["all but k"].accuracy) < 0.8
@@ -367,7 +369,7 @@ def test_composition_scores_are_products_of_centred_weights(world: World) -> Non
 
 @pytest.mark.parametrize("perfect", [False, True])
 def test_heads_alone_by_label(world: World, perfect: bool) -> None:
-    found = single_heads(*world.given, perfect=perfect)
+    found = single_heads(world.measured, perfect=perfect)
     sequences = world.evaluator.sequences
 
     def row(_: Tensor, right: list[bool]) -> Tensor:
@@ -393,7 +395,7 @@ def test_heads_alone_by_label(world: World, perfect: bool) -> None:
 
 
 def test_residual_heads_are_counted_on_the_mistakes_of_one(world: World) -> None:
-    heads = single_heads(*world.given)
+    heads = single_heads(world.measured)
     for reference in (None, 1, [0, 2]):
         found = residual_heads(heads, reference)
         for member in range(2):
@@ -414,7 +416,7 @@ def test_residual_heads_are_counted_on_the_mistakes_of_one(world: World) -> None
 
 
 def test_clamped_attention_weights(world: World) -> None:
-    found = attention_weight_curve(*world.given, [0.0, 0.3, 1.0])
+    found = attention_weight_curve(world.measured, [0.0, 0.3, 1.0])
     for number, weight in enumerate((0.0, 0.3, 1.0)):
         for head in range(HEADS):
 
@@ -425,13 +427,13 @@ def test_clamped_attention_weights(world: World) -> None:
             check(found, (number, head, 1), Naive(world, 1, all_but(1, head), rows={head: row}).means())
     for wrong in ([], [1.2]):
         with pytest.raises(InputError, match="weights"):
-            attention_weight_curve(*world.given, wrong)
+            attention_weight_curve(world.measured, wrong)
 
 
 def test_clamped_weights_in_longer_contexts() -> None:
     config = SequenceConfig(pairs=4, burstiness=2)
     world = made("icl", config, 9)
-    found = attention_weight_curve(*world.given, [0.6])
+    found = attention_weight_curve(world.measured, [0.6])
 
     def row(_: Tensor, right: list[bool]) -> Tensor:
         weights = torch.zeros(9, dtype=torch.float64)
@@ -442,12 +444,12 @@ def test_clamped_weights_in_longer_contexts() -> None:
 
 
 def test_perfect_attention_of_the_whole_weight_is_the_clamp_match(world: World) -> None:
-    curve = attention_weight_curve(*world.given, [1.0])
-    assert torch.equal(curve.accuracy[0].T, single_heads(*world.given, perfect=True).accuracy)
+    curve = attention_weight_curve(world.measured, [1.0])
+    assert torch.equal(curve.accuracy[0].T, single_heads(world.measured, perfect=True).accuracy)
 
 
 def test_attention_deltas_by_sequence(world: World) -> None:
-    deltas = attention_deltas(*world.given)
+    deltas = attention_deltas(world.measured)
     for member in range(2):
         for number in range(COUNT):
             kept, right = Naive(world, member).scores(number)
@@ -461,12 +463,12 @@ def test_attention_deltas_by_sequence(world: World) -> None:
     correlations = delta_correlations(deltas)
     expected_matrix = np.corrcoef(deltas[1].numpy())
     assert np.allclose(correlations[1].numpy(), expected_matrix)
-    assert attention_deltas(*made("iwl").given).isnan().all()
+    assert attention_deltas(made("iwl").measured).isnan().all()
 
 
 def test_temperatures_of_heads_that_attend_to_labels_only(world: World) -> None:
     temperatures = [0.25, 1.0, 3.0]
-    found = temperature_curves(*world.given, temperatures)
+    found = temperature_curves(world.measured, temperatures)
     for number, temperature in enumerate(temperatures):
         for head in range(HEADS):
 
@@ -478,7 +480,7 @@ def test_temperatures_of_heads_that_attend_to_labels_only(world: World) -> None:
             check(found.among_all, (number, head, 0), Naive(world, 0, rows={head: row}).means())
             check(found.alone, (number, head, 1), Naive(world, 1, all_but(1, head), rows={head: row}).means())
     with pytest.raises(InputError, match="temperatures"):
-        temperature_curves(*world.given, [0.0])
+        temperature_curves(world.measured, [0.0])
 
 
 def test_clamps_hold_in_both_passes(world: World) -> None:
@@ -486,17 +488,17 @@ def test_clamps_hold_in_both_passes(world: World) -> None:
     config = world.model.config
     one = make_clamps(config, without_heads=[(1, 0)])
     clamps = stack_clamps([one, one])
-    found = keep_one_head(*world.given, clamps)
+    found = keep_one_head(world.measured.with_clamps(clamps))
     check(found, (1, 0), Naive(world, 0, {(1, 0), (1, 2)}).means())
     check(found, (0, 1), Naive(world, 1, layer_heads(1)).means())
 
 
 def test_chunks_and_answers_agree(world: World) -> None:
     passes = [SecondPass(), SecondPass(torch.zeros(2, HEADS)), SecondPass(embedding=0.5)]
-    means = means_again(*world.given, passes, chunk=4)
-    answers = answers_again(*world.given, passes, chunk=9)
+    means = MeasuredModel(world.model, world.features, world.evaluator, chunk=4).second_pass_means(passes)
+    answers = MeasuredModel(world.model, world.features, world.evaluator, chunk=9).second_pass_answers(passes)
     assert answers.correct.shape == (3, 2, COUNT)
     assert torch.allclose(answers.loss.mean(-1), means.loss)
     assert torch.allclose(answers.correct.mean(-1), means.accuracy)
     with pytest.raises(InputError, match="passes"):
-        means_again(*world.given, [])
+        world.measured.second_pass_means([])

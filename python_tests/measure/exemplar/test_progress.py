@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 from icl_fast.data.evaluation_sequences import evaluation_sequences, evaluators
 from icl_fast.data.exemplars import gaussian_classes
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import output_labels
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.progress import Transplant, measure_over_snapshots
-from icl_fast.measure.exemplar.strategies import METRICS, evaluate_strategies
-from icl_fast.models import ExemplarConfig, ExemplarTransformer, Snapshot, make_clamps, stack_clamps
+from icl_fast.measure.exemplar.answers import METRICS
+from icl_fast.measure.exemplar.measured_model import MeasuredModel
+from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
+from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, Snapshot, make_clamps, stack_clamps
 
 CONFIG = SequenceConfig(labels_per_class=2)
 EXEMPLARS = gaussian_classes(12, 2, 6, seed=1)
@@ -35,12 +39,21 @@ def model(seed: int, members: int = 2, **shape: Any) -> ExemplarTransformer:
 SNAPSHOTS = [Snapshot(model(10 * i), step, step * 32) for i, step in enumerate((0, 5, 20))]
 
 
+def strategies(clamps: Mapping[str, Clamps | None], transplant: Transplant | None = None) -> xr.Dataset:
+    models = [one.model if transplant is None else transplant(one.model) for one in SNAPSHOTS]
+    parts = [
+        strategy_arrays([MeasuredModel.on_each(model, FEATURES, SETS, forced) for forced in clamps.values()])
+        for model in models
+    ]
+    steps, seen = [one.step for one in SNAPSHOTS], [one.seen for one in SNAPSHOTS]
+    return strategies_dataset(parts, steps, seen, list(clamps), [one.name for one in SETS])
+
+
 def test_every_snapshot_under_every_clamp() -> None:
     match = make_clamps(SNAPSHOTS[0].model.config, ["match"], induction_heads=[1])
     clamps = {"none": None, "match": stack_clamps([match, match])}
-    told: list[int] = []
-    found = measure_over_snapshots(SNAPSHOTS, FEATURES, SETS, clamps, on_snapshot=told.append)
-    assert told == found["snapshot"].values.tolist() == [0, 5, 20]
+    found = strategies(clamps)
+    assert found["snapshot"].values.tolist() == [0, 5, 20]
     assert found["sequences"].values.tolist() == [0, 160, 640]
     assert found["evaluator"].values.tolist() == [one.name for one in SETS]
     for i, snapshot in enumerate(SNAPSHOTS):
@@ -62,7 +75,7 @@ def test_every_snapshot_under_every_clamp() -> None:
 def test_the_second_half_of_the_last_snapshot_in_all() -> None:
     """With everything but the embedding and layer 1 of the last one, only those two tell snapshots apart."""
     last = SNAPSHOTS[-1].model
-    found = measure_over_snapshots(SNAPSHOTS, FEATURES, SETS, transplant=Transplant(last, ("layer-2", "unembed")))
+    found = strategies({"none": None}, Transplant(last, ("layer-2", "unembed")))
     for i, snapshot in enumerate(SNAPSHOTS):
         mixed = copy.deepcopy(last)
         state = snapshot.model.state_dict()
@@ -85,8 +98,3 @@ def test_a_donor_of_one_member_is_every_members() -> None:
         Transplant(model(0, members=3), ("embed",))(SNAPSHOTS[0].model)
     with pytest.raises(InputError, match="layer-3"):
         Transplant(donor, ("layer-3",))(SNAPSHOTS[0].model)
-
-
-def test_no_snapshot_is_refused() -> None:
-    with pytest.raises(InputError, match="snapshots"):
-        measure_over_snapshots([], FEATURES, SETS)

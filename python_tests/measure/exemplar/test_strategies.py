@@ -15,7 +15,8 @@ from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import output_labels
 from icl_fast.errors import InputError
-from icl_fast.measure.exemplar.strategies import StrategyMetrics, evaluate_strategies
+from icl_fast.measure.exemplar.answers import StrategyMetrics
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.models import (
     ExemplarConfig,
     ExemplarTransformer,

@@ -15,6 +15,7 @@ from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
 from icl_fast.report.draw.exemplar_curves import facet_figure, population_figure, run_figure, strategies_figure
 from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
 from icl_fast.runs import Run, parse_config
+from icl_fast.studies.exemplar_heads import measure_heads
 from icl_fast.training import train
 
 TINY: dict[str, Any] = {
@@ -99,7 +100,7 @@ def test_wiring_and_heads_are_drawn(which: str, tmp_path: Path, request: pytest.
     measured = open_measured(run.path, snapshots="last", evaluators=["train"], sequences=50)
     member = len(run.population.names) - 1
     files = draw_wiring(measure_wiring(measured), member, tmp_path / "wiring")
-    files += draw_heads(measured, member, tmp_path / "heads")
+    files += draw_heads(measure_heads(measured), member, tmp_path / "heads")
     assert sorted(file.name for file in files) == ["heads.png", "heads.svg", "wiring.png", "wiring.svg"]
     for name in ("heads", "wiring"):
         with Image.open(tmp_path / f"{name}.png") as image:

@@ -61,6 +61,12 @@ def texts_of(study: Study, name: str, text: str) -> xr.Dataset:
     return study.models[name].texts[text]
 
 
+def vertices(line: Any) -> np.ndarray:
+    """The points of a line that is drawn, [point, (x, y)] in px."""
+    points = line.get_attribute("d").removeprefix("M").split("L")
+    return np.array([[float(number) for number in point.split(",")] for point in points])
+
+
 def test_passage_values_by_keyboard(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
     passage = page.locator("#passage")
@@ -126,14 +132,14 @@ def test_another_head_text_and_model(study: Study, file: Path, browser_page: Ope
     assert passage.locator(".texts-change dd").inner_text() == signed(after[4] - before[4])
     row = texts_of(study, "one_layer", "again")["pattern"].values[0, 1, 4, :5]
     assert passage.locator(".texts-share").first.inner_text() == percent(float(row.max()))
-    assert passage.locator(".texts-band").count() == 0
+    assert passage.locator(".texts-chart .band").is_hidden()
 
 
 def test_lines_are_pinned_and_unpinned(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
     passage = page.locator("#passage")
-    pins, lines = passage.locator(".texts-pins .texts-unpin"), passage.locator("polyline")
-    assert passage.locator(".texts-band").count() == 1
+    pins, lines = passage.locator(".texts-pins .texts-unpin"), passage.locator(".texts-chart .line")
+    assert passage.locator(".texts-chart .band").is_visible()
     change = np.subtract(*ends(study, "two_layer", "first")[::-1])
     assert passage.locator("[aria-selected=true]").evaluate_all(
         "all => all.map((one) => Number(one.dataset.s))"
@@ -150,9 +156,9 @@ def test_lines_are_pinned_and_unpinned(study: Study, file: Path, browser_page: O
     for x, value in ((1, losses[0]), (width - 1, losses[-1])):
         chart.hover(position={"x": x, "y": 50})
         assert f"{value:.2f} nats" in passage.locator(".texts-chart-said").inner_text()
-    points = [tuple(map(float, point.split(","))) for point in lines.first.get_attribute("points").split()]
+    points = vertices(lines.first)
     assert len(points) == len(losses)
-    heights = np.array([y for _, y in points])
+    heights = points[:, 1]
     assert np.corrcoef(heights, losses)[0, 1] == pytest.approx(-1, abs=1e-3)
     passage.locator(".texts-token").nth(4).focus()
     page.keyboard.press("Enter")
@@ -169,11 +175,11 @@ def test_lines_are_pinned_and_unpinned(study: Study, file: Path, browser_page: O
 
 def test_the_chart_follows_the_axis_of_the_page(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    line = page.locator("#passage polyline").first
+    line = page.locator("#passage .texts-chart .line").first
     count = len(study.models["two_layer"].losses["snapshot"])
-    assert len(line.get_attribute("points").split()) == count
+    assert len(vertices(line)) == count
     page.locator("input[name=axis][value=log]").check()
-    assert len(line.get_attribute("points").split()) == count - 1  # a logarithmic axis has no place for 0 tokens
+    assert len(vertices(line)) == count - 1  # a logarithmic axis has no place for 0 tokens
 
 
 def test_lists_of_what_changed_most(study: Study, file: Path, browser_page: OpenPage) -> None:
@@ -379,7 +385,7 @@ def test_view_of_one_head(study: Study, file: Path, browser_page: OpenPage) -> N
     page = browser_page(file)
     page.evaluate(
         "() => { const box = document.createElement('div'); box.id = 'one'; document.body.prepend(box);"
-        " ICL.texts.headView(box, 'one_layer', [0, 1]); }"
+        " ICL.headView(box, 'one_layer', [0, 1]); }"
     )
     view = page.locator("#one")
     assert view.locator(".texts-head").count() == 0

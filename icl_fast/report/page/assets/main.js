@@ -1,40 +1,43 @@
-"use strict";
-// Puts the page together, one section a task. ICL.ready: when all of it stands.
-ICL.ready = ICL.load().then(() => {
-  const { data, el } = ICL;
-  const over = data.table.flat().concat(...data.family.map((group) => group.panels)).filter((spec) => spec.over_training);
-  ICL.state.axis = over.filter((spec) => spec.log_x).length * 2 > over.length ? "log" : "linear";
-  ICL.recall();
-  ICL.on("axis", ICL.panels.restale);
+// Puts the page together, one section a task.
+import { array, data, load } from "./data.js";
+import { el } from "./dom.js";
+import { current, panels } from "./hover.js";
+import * as sections from "./sections.js";
+import { openHead } from "./sheet.js";
+import { recall, state } from "./state.js";
+import { table } from "./table.js";
+import { settled } from "./tasks.js";
+import { abstract, headView } from "./texts_heads.js";
+import { passage } from "./texts_passage.js";
 
+async function build() {
+  await load();
+  const all = [...data.table.flat(), ...data.family.flatMap((group) => group.panels)];
+  const over = all.filter((spec) => spec.over_training);
+  state.axis = over.filter((spec) => spec.log_x).length * 2 > over.length ? "log" : "linear";
+  recall();
+
+  const parts = [
+    ["table", "Model Analysis Table", table, data.models.length],
+    ["family", "Further figures", sections.family, data.family.length],
+    ["passage", "Passage", passage, data.models.length],
+    ["abstract", "Abstract heads", abstract, data.models.length],
+    ["claims", "Claims", sections.claims, data.claims.length],
+  ].filter(([, , , shown]) => shown);
+  const built = parts.map(([id, title]) =>
+    el("section", { id, tabindex: -1, "aria-label": title }, el("h2", { text: title })));
+  const [head, bar, foot] = [el("header", { class: "head" }), el("div", { class: "bar" }), el("footer")];
   const page = document.getElementById("page");
-  const parts = [["table", "Model Analysis Table", ICL.table]];
-  if (data.family.length) parts.push(["family", "Further figures", ICL.sections.family]);
-  if (data.texts && ICL.texts.passage) parts.push(["passage", "Passage", ICL.texts.passage]);
-  if (data.texts && ICL.texts.abstract) parts.push(["abstract", "Abstract heads", ICL.texts.abstract]);
-  if (data.claims.length) parts.push(["claims", "Claims", ICL.sections.claims]);
-  const head = el("header", { class: "head" });
-  const bar = el("div", { class: "bar" });
-  page.replaceChildren(head, bar);
-  ICL.sections.head(head);
-  ICL.sections.bar(bar, parts);
-  const later = (call) => new Promise((done, failed) => setTimeout(() => {
-    try {
-      done(call());
-    } catch (error) {
-      failed(error);
-    }
-  }));
-  let built = Promise.resolve();
-  for (const [id, title, build] of parts) {
-    const section = el("section", { id, tabindex: -1, "aria-label": title }, el("h2", { text: title }));
-    page.append(section);
-    built = built.then(() => later(() => build(section)));
+  page.replaceChildren(head, bar, ...built, foot);
+  sections.head(head);
+  sections.bar(bar, parts);
+  for (const [i, [, , fill]] of parts.entries()) {
+    await new Promise((done) => setTimeout(done));
+    fill(built[i]);
   }
-  const foot = el("footer");
-  page.append(foot);
-  return built.then(() => {
-    ICL.sections.foot(foot);
-    page.removeAttribute("aria-busy");
-  });
-});
+  sections.foot(foot);
+  page.removeAttribute("aria-busy");
+}
+
+/** The page's one global: for tests, benches and the console. `ready`: when all of the page stands. */
+globalThis.ICL = Object.freeze({ ready: build(), settled, data, array, state, panels, current, openHead, headView });

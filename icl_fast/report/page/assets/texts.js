@@ -1,212 +1,206 @@
-"use strict";
 // Texts: what the views of texts share, data and small things to draw with.
-(() => {
-  const { el } = ICL;
-  const MINUS = "\u2212";
+import { array, data } from "./data.js";
+import { el } from "./dom.js";
 
-  // ---- data: Python's texts_payload (icl_fast/report/texts.py) ----
+const MINUS = "\u2212";
 
-  const unzigzag = (value) => (value >>> 1) ^ -(value & 1);
-  const models = () => (ICL.data.texts ? ICL.data.texts.models.filter((model) => model.texts.length) : []);
-  const findModel = (name) => models().find((model) => model.name === name) || null;
-  const textOf = (entry) => ICL.data.texts.texts[entry.text];
+// ---- data: Python's texts_payload (icl_fast/report/panels/texts.py)
 
-  function headsOf(model) {
-    const { shape } = ICL.array(model.prefix);
-    const heads = [];
-    for (let layer = 0; layer < shape[0]; layer++) {
-      for (let head = 0; head < shape[1]; head++) heads.push([layer, head]);
-    }
-    return heads;
+const unzigzag = (value) => (value >>> 1) ^ -(value & 1);
+export const models = () => (data.texts ? data.texts.models.filter((model) => model.texts.length) : []);
+export const findModel = (name) => models().find((model) => model.name === name) || null;
+export const textOf = (entry) => data.texts.texts[entry.text];
+
+export function headsOf(model) {
+  const { shape } = array(model.prefix);
+  const heads = [];
+  for (let layer = 0; layer < shape[0]; layer++) {
+    for (let head = 0; head < shape[1]; head++) heads.push([layer, head]);
   }
-  const indexOf = (model, [layer, head]) => layer * ICL.array(model.prefix).shape[1] + head;
-  const score = (model, which, head) => ICL.array(model[which]).data[indexOf(model, head)];
-  const nameOf = ([layer, head]) => `${layer}.${head}`;
+  return heads;
+}
+const indexOf = (model, [layer, head]) => layer * array(model.prefix).shape[1] + head;
+export const score = (model, which, head) => array(model[which]).data[indexOf(model, head)];
+export const nameOf = ([layer, head]) => `${layer}.${head}`;
 
-  function bestHead(model) {
-    const heads = headsOf(model);
-    return heads.reduce((best, head) => (score(model, "prefix", head) > score(model, "prefix", best) ? head : best), heads[0]);
+export function bestHead(model) {
+  const heads = headsOf(model);
+  return heads.reduce((best, head) => (score(model, "prefix", head) > score(model, "prefix", best) ? head : best), heads[0]);
+}
+
+/** A head on a text: attention(i, j), logit(i, j) for destination i and source j <= i; direct(i): the sum over sources. */
+export function headOn(model, entry, head) {
+  const pattern = array(entry.pattern);
+  const logits = array(entry.logits).data;
+  const direct = array(entry.direct).data;
+  const step = data.texts.step;
+  const index = indexOf(model, head);
+  const start = index * pattern.shape[2];
+  const length = textOf(entry).target.length;
+  const at = (i, j) => start + (i * (i + 1)) / 2 + j;
+  return {
+    length,
+    attention: (i, j) => pattern.data[at(i, j)] * step,
+    logit: (i, j) => unzigzag(logits[at(i, j)]) * step,
+    direct: (i) => unzigzag(direct[index * length + i]) * step,
+  };
+}
+
+/** A token's loss over training: [loss at each snapshot kept]. */
+export function lossCurve(entry, position) {
+  const { data: kept, shape } = array(entry.losses);
+  const values = [];
+  let sum = 0;
+  for (let k = 0; k < shape[1]; k++) {
+    sum += unzigzag(kept[position * shape[1] + k]);
+    values.push(sum * data.texts.step);
   }
+  return values;
+}
 
-  /** A head on a text: attention(i, j), logit(i, j) for destination i and source j <= i; direct(i): the sum over sources. */
-  function headOn(model, entry, head) {
-    const pattern = ICL.array(entry.pattern);
-    const logits = ICL.array(entry.logits).data;
-    const direct = ICL.array(entry.direct).data;
-    const step = ICL.data.texts.step;
-    const index = indexOf(model, head);
-    const start = index * pattern.shape[2];
-    const length = textOf(entry).target.length;
-    const at = (i, j) => start + (i * (i + 1)) / 2 + j;
-    return {
-      length,
-      attention: (i, j) => pattern.data[at(i, j)] * step,
-      logit: (i, j) => unzigzag(logits[at(i, j)]) * step,
-      direct: (i) => unzigzag(direct[index * length + i]) * step,
-    };
+// ---- words and numbers ----
+
+export const fixed = (value, digits = 2) => value.toFixed(digits).replace("-", MINUS);
+export function signed(value, digits = 2) {
+  const text = fixed(Math.abs(value), digits);
+  return Number(text) === 0 ? text : (value < 0 ? MINUS : "+") + text;
+}
+export const percent = (value) => (value < 0.005 ? "<\u202f0.5%" : `${Math.round(value * 100)}%`);
+export const scored = (value) => (Number.isFinite(value) ? fixed(value) : "n/a");
+
+// What cannot be seen gets a sign of its own; everything else is set as text, never as HTML.
+const SIGNS = { " ": "\u00b7", "\t": "\u2192", "\n": "\u23ce", "\r": "\u240d" };
+const sign = (character) =>
+  SIGNS[character] || (character < " " ? String.fromCharCode(0x2400 + character.charCodeAt(0)) : "\u237d");
+// oxlint-disable-next-line no-control-regex -- they are what is looked for
+const UNSEEN = /([\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069])/g;
+/** A token on one line, as in a list or a label. */
+export const shown = (piece) => piece.replace(UNSEEN, sign);
+/** A token as it stands in the text: line breaks break the line. */
+function inText(piece) {
+  const parts = [];
+  for (const part of piece.split(UNSEEN)) {
+    if (part === "") continue;
+    if (part === " ") parts.push(el("span", { class: "texts-space", text: " " }));
+    else if (part.length === 1 && shown(part) !== part) {
+      parts.push(el("span", { class: "texts-sign", text: shown(part) }));
+      if (part === "\n") parts.push("\n");
+    } else parts.push(part);
   }
+  return parts;
+}
+export const quoted = (piece) => el("q", { class: "texts-quoted", text: shown(piece) });
 
-  /** A token's loss over training: [loss at each snapshot kept]. */
-  function lossCurve(entry, position) {
-    const { data, shape } = ICL.array(entry.losses);
-    const values = [];
-    let sum = 0;
-    for (let k = 0; k < shape[1]; k++) {
-      sum += unzigzag(data[position * shape[1] + k]);
-      values.push(sum * ICL.data.texts.step);
-    }
-    return values;
-  }
+// ---- controls ----
 
-  // ---- words and numbers ----
+/** A labelled select; options: [[value, text], ...]. Gives {node, value(), set(value), fill(options)}. */
+export function select(label, options, change) {
+  const input = el("select", { on: { change: () => change(input.value) } });
+  const fill = (all) => {
+    const was = input.value;
+    input.replaceChildren(...all.map(([value, text]) => el("option", { value, text })));
+    if (all.some(([value]) => value === was)) input.value = was;
+  };
+  fill(options);
+  const node = el("label", { class: "texts-control" }, el("span", { text: label }), input);
+  return { node, fill, value: () => input.value, set: (value) => { input.value = value; } };
+}
 
-  const fixed = (value, digits = 2) => value.toFixed(digits).replace("-", MINUS);
-  function signed(value, digits = 2) {
-    const text = fixed(Math.abs(value), digits);
-    return Number(text) === 0 ? text : (value < 0 ? MINUS : "+") + text;
-  }
-  const percent = (value) => (value < 0.005 ? "<\u202f0.5%" : `${Math.round(value * 100)}%`);
-  const scored = (value) => (Number.isFinite(value) ? fixed(value) : "n/a");
-
-  // What cannot be seen gets a sign of its own; everything else is set as text, never as HTML.
-  const SIGNS = { " ": "\u00b7", "\t": "\u2192", "\n": "\u23ce", "\r": "\u240d" };
-  const sign = (character) =>
-    SIGNS[character] || (character < " " ? String.fromCharCode(0x2400 + character.charCodeAt(0)) : "\u237d");
-  /** A token on one line, as in a list or a label. */
-  const shown = (piece) => piece.replace(/[\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g, sign);
-  /** A token as it stands in the text: line breaks break the line. */
-  function inText(piece) {
-    const parts = [];
-    for (const part of piece.split(/([\u0000-\u0020\u007f-\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069])/)) {
-      if (part === "") continue;
-      if (part === " ") parts.push(el("span", { class: "texts-space", text: " " }));
-      else if (part.length === 1 && shown(part) !== part) {
-        parts.push(el("span", { class: "texts-sign", text: shown(part) }));
-        if (part === "\n") parts.push("\n");
-      } else parts.push(part);
-    }
-    return parts;
-  }
-  const quoted = (piece) => el("q", { class: "texts-quoted", text: shown(piece) });
-
-  // ---- controls ----
-
-  /** A labelled select; options: [[value, text], ...]. Gives {node, value(), set(value), fill(options)}. */
-  function select(label, options, change) {
-    const input = el("select", { on: { change: () => change(input.value) } });
-    const fill = (all) => {
-      const was = input.value;
-      input.replaceChildren(...all.map(([value, text]) => el("option", { value, text })));
-      if (all.some(([value]) => value === was)) input.value = was;
-    };
-    fill(options);
-    const node = el("label", { class: "texts-control" }, el("span", { text: label }), input);
-    return { node, fill, value: () => input.value, set: (value) => { input.value = value; } };
-  }
-
-  let groups = 0;
-  /** A choice of few, all in view (radio buttons): {node, value()}. */
-  function choice(label, options, change) {
-    const name = `texts-choice-${groups++}`;
-    let value = options[0][0];
-    const node = el("fieldset", { class: "texts-control texts-choice" }, el("legend", { text: label }));
-    for (const [option, text] of options) {
-      const input = el("input", {
-        type: "radio", name, value: option, checked: option === value, on: { change: () => { value = option; change(option); } },
-      });
-      node.append(el("label", {}, input, el("span", { text })));
-    }
-    return { node, value: () => value };
-  }
-
-  // ---- the tokens of a text ----
-
-  /**
-   * A text as tokens that can be hovered, focused (arrows, Home, End) and chosen (click, Enter, Space).
-   * Token 0 is the start of the text; token s > 0 is what is predicted at position s, from tokens 0 to s - 1.
-   * label: what a screen reader calls the text; on: {hover(s), choose(s), leave(), escape(): whether it did something}.
-   */
-  function strip(text, label, on) {
-    const pieces = [text.start, ...text.target];
-    const node = el("div", { class: "texts-strip", role: "listbox", "aria-multiselectable": "true", "aria-label": label });
-    const tokens = pieces.map((piece, s) => {
-      const token = el("span", { class: s ? "texts-token" : "texts-token texts-start", role: "option", tabindex: -1 });
-      token.append(...(s ? inText(piece) : [shown(piece) || "start"]));
-      token.dataset.s = s;
-      token.setAttribute("aria-selected", "false");
-      return token;
+let groups = 0;
+/** A choice of few, all in view (radio buttons): {node, value()}. */
+export function choice(label, options, change) {
+  const name = `texts-choice-${groups++}`;
+  let value = options[0][0];
+  const node = el("fieldset", { class: "texts-control texts-choice" }, el("legend", { text: label }));
+  for (const [option, text] of options) {
+    const input = el("input", {
+      type: "radio", name, value: option, checked: option === value, on: { change: () => { value = option; change(option); } },
     });
-    node.append(...tokens);
-    const end = tokens[tokens.length - 1].lastChild;
-    if (end && end.nodeValue === "\n") end.remove(); // nothing follows, so that no line has to begin
-    let home = Math.min(1, pieces.length - 1);
-    tokens[home].tabIndex = 0;
-
-    const of = (event) => {
-      const token = event.target.closest(".texts-token");
-      return token && node.contains(token) ? Number(token.dataset.s) : null;
-    };
-    function focus(s, scroll = false) {
-      tokens[home].tabIndex = -1;
-      home = s;
-      tokens[s].tabIndex = 0;
-      tokens[s].focus({ preventScroll: !scroll });
-      if (scroll) tokens[s].scrollIntoView({ block: "nearest" });
-    }
-    function vertical(from, down) {
-      const here = tokens[from].getClientRects()[0];
-      let best = null;
-      for (let s = 0; s < tokens.length; s++) {
-        const box = tokens[s].getClientRects()[0];
-        const away = down ? box.top - here.top : here.top - box.top;
-        if (away < here.height / 2) continue;
-        // the nearest line first, then the nearest in it; tops differ a little within a line
-        const distance = Math.round(away / here.height) * 1e5 + Math.abs(box.left - here.left);
-        if (!best || distance < best.distance) best = { s, distance };
-      }
-      return best ? best.s : from;
-    }
-    node.addEventListener("pointerover", (event) => { const s = of(event); if (s !== null) on.hover(s); });
-    node.addEventListener("pointerleave", () => on.leave());
-    node.addEventListener("focusin", (event) => { const s = of(event); if (s !== null) on.hover(s); });
-    node.addEventListener("focusout", () => on.leave());
-    node.addEventListener("click", (event) => {
-      const s = of(event);
-      if (s === null) return;
-      focus(s);
-      on.choose(s);
-    });
-    node.addEventListener("keydown", (event) => {
-      const s = of(event);
-      if (s === null || event.ctrlKey || event.metaKey || event.altKey) return;
-      const last = tokens.length - 1;
-      const to = {
-        ArrowRight: Math.min(s + 1, last), ArrowLeft: Math.max(s - 1, 0), Home: 0, End: last,
-      }[event.key];
-      if (to !== undefined) focus(to, true);
-      else if (event.key === "ArrowDown" || event.key === "ArrowUp") focus(vertical(s, event.key === "ArrowDown"), true);
-      else if (event.key === "Enter" || event.key === " ") on.choose(s);
-      else if (event.key !== "Escape" || !on.escape || !on.escape()) return; // with nothing to unlock it closes a sheet
-      event.preventDefault();
-    });
-    return { node, tokens, pieces, focus };
+    node.append(el("label", {}, input, el("span", { text })));
   }
+  return { node, value: () => value };
+}
 
-  /** A colour with strength 0 to 1 on a token; kind: better, worse, attend or null. */
-  function tint(token, kind, strength = 0) {
-    token.classList.toggle("texts-better", kind === "better");
-    token.classList.toggle("texts-worse", kind === "worse");
-    token.classList.toggle("texts-attend", kind === "attend");
-    if (kind) token.style.setProperty("--strength", strength.toFixed(3));
-    else token.style.removeProperty("--strength");
-  }
+// ---- the tokens of a text ----
 
-  const nothing = (container, why) => container.append(el("p", { class: "texts-note", text: why }));
-
-  ICL.texts = Object.assign(ICL.texts || {}, {
-    shared: {
-      models, findModel, textOf, headsOf, score, nameOf, bestHead, headOn, lossCurve,
-      fixed, signed, percent, scored, shown, quoted, select, choice, strip, tint, nothing,
-    },
+/**
+ * A text as tokens that can be hovered, focused (arrows, Home, End) and chosen (click, Enter, Space).
+ * Token 0 is the start of the text; token s > 0 is what is predicted at position s, from tokens 0 to s - 1.
+ * label: what a screen reader calls the text; on: {hover(s), choose(s), leave(), escape(): whether it did something}.
+ */
+export function strip(text, label, on) {
+  const pieces = [text.start, ...text.target];
+  const node = el("div", { class: "texts-strip", role: "listbox", "aria-multiselectable": "true", "aria-label": label });
+  const tokens = pieces.map((piece, s) => {
+    const token = el("span", { class: s ? "texts-token" : "texts-token texts-start", role: "option", tabindex: -1 });
+    token.append(...(s ? inText(piece) : [shown(piece) || "start"]));
+    token.dataset.s = s;
+    token.setAttribute("aria-selected", "false");
+    return token;
   });
-})();
+  node.append(...tokens);
+  const end = tokens[tokens.length - 1].lastChild;
+  if (end && end.nodeValue === "\n") end.remove(); // nothing follows, so that no line has to begin
+  let home = Math.min(1, pieces.length - 1);
+  tokens[home].tabIndex = 0;
+
+  const of = (event) => {
+    const token = event.target.closest(".texts-token");
+    return token && node.contains(token) ? Number(token.dataset.s) : null;
+  };
+  function focus(s, scroll = false) {
+    tokens[home].tabIndex = -1;
+    home = s;
+    tokens[s].tabIndex = 0;
+    tokens[s].focus({ preventScroll: !scroll });
+    if (scroll) tokens[s].scrollIntoView({ block: "nearest" });
+  }
+  function vertical(from, down) {
+    const here = tokens[from].getClientRects()[0];
+    let best = null;
+    for (let s = 0; s < tokens.length; s++) {
+      const box = tokens[s].getClientRects()[0];
+      const away = down ? box.top - here.top : here.top - box.top;
+      if (away < here.height / 2) continue;
+      // the nearest line first, then the nearest in it; tops differ a little within a line
+      const distance = Math.round(away / here.height) * 1e5 + Math.abs(box.left - here.left);
+      if (!best || distance < best.distance) best = { s, distance };
+    }
+    return best ? best.s : from;
+  }
+  node.addEventListener("pointerover", (event) => { const s = of(event); if (s !== null) on.hover(s); });
+  node.addEventListener("pointerleave", () => on.leave());
+  node.addEventListener("focusin", (event) => { const s = of(event); if (s !== null) on.hover(s); });
+  node.addEventListener("focusout", () => on.leave());
+  node.addEventListener("click", (event) => {
+    const s = of(event);
+    if (s === null) return;
+    focus(s);
+    on.choose(s);
+  });
+  node.addEventListener("keydown", (event) => {
+    const s = of(event);
+    if (s === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    const last = tokens.length - 1;
+    const to = {
+      ArrowRight: Math.min(s + 1, last), ArrowLeft: Math.max(s - 1, 0), Home: 0, End: last,
+    }[event.key];
+    if (to !== undefined) focus(to, true);
+    else if (event.key === "ArrowDown" || event.key === "ArrowUp") focus(vertical(s, event.key === "ArrowDown"), true);
+    else if (event.key === "Enter" || event.key === " ") on.choose(s);
+    else if (event.key !== "Escape" || !on.escape || !on.escape()) return; // with nothing to unlock it closes a sheet
+    event.preventDefault();
+  });
+  return { node, tokens, pieces, focus };
+}
+
+/** A colour with strength 0 to 1 on a token; kind: better, worse, attend or null. */
+export function tint(token, kind, strength = 0) {
+  token.classList.toggle("texts-better", kind === "better");
+  token.classList.toggle("texts-worse", kind === "worse");
+  token.classList.toggle("texts-attend", kind === "attend");
+  if (kind) token.style.setProperty("--strength", strength.toFixed(3));
+  else token.style.removeProperty("--strength");
+}
+
+export const nothing = (container, why) => container.append(el("p", { class: "texts-note", text: why }));

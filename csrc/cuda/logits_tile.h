@@ -1,4 +1,4 @@
-// Shared by the kernels of linear_cross_entropy and head_ablation_cross_entropy: what is done with a tile of logits.
+// What the loss kernels do with a tile of logits: bias, largest, sum of exponentials, one column.
 #pragma once
 
 #include "cuda/gemm.h"

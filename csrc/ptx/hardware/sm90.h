@@ -1,80 +1,45 @@
-// Hopper's own instructions (sm_90a): mbarriers, TMA copies, wgmma, register reallocation. Beside gpu.h the only header
-// with PTX, and for each instruction what the emulator does.
-//
-// How they fit together: a producer thread copies tiles by TMA into a ring of stages in shared memory; each copy
-// completes on the stage's `full` mbarrier. Two consumer warpgroups multiply a stage by wgmma and arrive on its `empty`
-// mbarrier, after which the producer fills it again. Both the copies and wgmma's reads belong to the asynchronous proxy
-// and the mbarriers order them, so no proxy fence is needed as long as no thread itself writes what wgmma reads.
-//
-// Tiles lie in slabs of 64 16-bit columns: rows of 128 bytes, swizzled in groups of 8 rows (1024 bytes, to which a slab
-// must be aligned): the 16-byte piece i of row r is at i ^ (r % 8). TMA writes and wgmma reads that layout.
+// Hopper's own PTX instructions (sm_90a): mbarriers, TMA copies, wgmma, register reallocation. Beside
+// csrc/emu/hardware/sm90.h, as sm80.h says.
 #pragma once
 
 #include <cuda.h>  // types only: nothing links libcuda
-
-#include "cuda/gpu.h"
-#include "ops.h"
-#ifndef ICL_EMU
 #include <cudaTypedefs.h>
-#endif
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cuda/numbers.h"
 
 namespace icl {
 
-constexpr int kWarpgroup = 128;
-constexpr int kSlabColumns = 64, kSlabRowBytes = 128;
-constexpr int kWgmmaRows = 64, kWgmmaDepth = 16;
-constexpr int kMaxSharedSm90 = 232448;  // bytes that a block can have
-
-#ifdef ICL_EMU
-__device__ inline uint32_t shared_address(const void* p) { return emu::shared_offset(p); }
-#else
+// An address as instructions and descriptors hold it.
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-#endif
 
 // ---- mbarriers ----
 
-__device__ __forceinline__ void mbarrier_init(uint64_t* bar, int arrivals ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::mbarrier_init(bar, arrivals, where);
-#else
+__device__ __forceinline__ void mbarrier_init(uint64_t* bar, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
-#endif
 }
 
 // Makes this thread's initialisations visible to TMA; a barrier makes them visible to the other threads.
-__device__ __forceinline__ void mbarrier_init_fence(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::fence_mbarrier_init(where);
-#else
+__device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-#endif
 }
 
-__device__ __forceinline__ void mbarrier_arrive(uint64_t* bar ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::mbarrier_arrive(bar, where);
-#else
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(bar)) : "memory");
-#endif
 }
 
 // Arrives; the phase completes when `bytes` more have been copied.
-__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* bar, int bytes ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::mbarrier_arrive_expect_tx(bar, bytes, where);
-#else
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* bar, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(bar)), "r"(bytes)
                : "memory");
-#endif
 }
 
 // Waits for the phase of this parity to complete. Of a new mbarrier, the phase before the first (parity 1) has.
-__device__ __forceinline__ void mbarrier_wait(uint64_t* bar, int parity ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::mbarrier_wait(bar, parity, where);
-#else
+__device__ __forceinline__ void mbarrier_wait(uint64_t* bar, int parity) {
   uint32_t done;
   do {
     asm volatile(
@@ -83,51 +48,12 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* bar, int parity ICL_WHER
         : "r"(shared_address(bar)), "r"(parity)
         : "memory");
   } while (!done);
-#endif
 }
-
-// Where a thread is in a ring of stages.
-template <int kStages>
-struct Ring {
-  int stage = 0, parity = 0;
-
-  __device__ __forceinline__ Ring next() const {
-    return stage + 1 < kStages ? Ring{stage + 1, parity} : Ring{0, parity ^ 1};
-  }
-};
-
-// The mbarriers of a ring, in shared memory.
-template <int kStages>
-struct Pipeline {
-  uint64_t full[kStages], empty[kStages];
-
-  // By one thread; a block-wide barrier comes after.
-  __device__ __forceinline__ void init(int consumer_warps) {
-    for (int i = 0; i < kStages; ++i) {
-      mbarrier_init(&full[i], 1);
-      mbarrier_init(&empty[i], consumer_warps);
-    }
-    mbarrier_init_fence();
-  }
-
-  // Producer: the consumers have read what was in the stage; `bytes` are about to be copied into it.
-  __device__ __forceinline__ void acquire(Ring<kStages> at, int bytes) {
-    mbarrier_wait(&empty[at.stage], at.parity ^ 1);
-    mbarrier_arrive_expect(&full[at.stage], bytes);
-  }
-
-  __device__ __forceinline__ void wait(Ring<kStages> at) { mbarrier_wait(&full[at.stage], at.parity); }
-
-  // Consumer: this warp is done with the stage. Wgmma waits are per warp, so every warp arrives, by one lane.
-  __device__ __forceinline__ void release(Ring<kStages> at) {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[at.stage]);
-  }
-};
 
 // ---- TMA ----
 
-// Describes a tensor of kRank dimensions, innermost first, and the box of it that one copy takes: as wide as a slab,
-// written swizzled. strides: in bytes, of dimensions 1 and up, multiples of 16, as is `data`.
+// Describes a tensor of kRank dimensions, innermost first, and the box of it that one copy takes: as wide as a
+// swizzled row of 128 bytes. strides: in bytes, of dimensions 1 and up, multiples of 16, as is `data`.
 template <typename T, int kRank>
 inline cudaError_t make_tensor_map(CUtensorMap* map, const void* data, const int64_t (&dims)[kRank],
                                    const int64_t (&strides)[kRank - 1], const int (&box)[kRank]) {
@@ -137,12 +63,6 @@ inline cudaError_t make_tensor_map(CUtensorMap* map, const void* data, const int
   std::copy_n(dims, kRank, sizes);
   std::copy_n(strides, kRank - 1, pitches);
   std::copy_n(box, kRank, boxes);
-#ifdef ICL_EMU
-  const uint64_t* const wide_sizes = reinterpret_cast<const uint64_t*>(sizes);
-  const uint64_t* const wide_pitches = reinterpret_cast<const uint64_t*>(pitches);
-  const int refused = emu::tensor_map(map, data, sizeof(T), kRank, wide_sizes, wide_pitches, boxes, kSlabRowBytes);
-  return refused ? cudaErrorInvalidValue : cudaSuccess;
-#else
   static const auto encode = [] {  // from the driver, which may be older than the toolkit
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
@@ -163,110 +83,55 @@ inline cudaError_t make_tensor_map(CUtensorMap* map, const void* data, const int
       encode(map, kType, kRank, const_cast<void*>(data), sizes, pitches, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-#endif
 }
 
 // Copies the box whose corner is at `x, y` (and `z`) to shared memory; what lies outside the tensor becomes zero, and
 // counts as copied.
-__device__ __forceinline__ void tma_load(void* to, const CUtensorMap& map, uint64_t* full, int x, int y ICL_WHERE) {
-#ifdef ICL_EMU
-  const int at[2] = {x, y};
-  emu::tma_load(to, &map, full, 2, at, where);
-#else
+__device__ __forceinline__ void tma_load(void* to, const CUtensorMap& map, uint64_t* full, int x, int y) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(
           shared_address(to)),
       "l"(&map), "r"(shared_address(full)), "r"(x), "r"(y)
       : "memory");
-#endif
 }
 
-__device__ __forceinline__ void tma_load(void* to, const CUtensorMap& map, uint64_t* full, int x, int y,
-                                         int z ICL_WHERE) {
-#ifdef ICL_EMU
-  const int at[3] = {x, y, z};
-  emu::tma_load(to, &map, full, 3, at, where);
-#else
+__device__ __forceinline__ void tma_load(void* to, const CUtensorMap& map, uint64_t* full, int x, int y, int z) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];\n" ::
           "r"(shared_address(to)),
       "l"(&map), "r"(shared_address(full)), "r"(x), "r"(y), "r"(z)
       : "memory");
-#endif
 }
 
 // ---- wgmma ----
 
-// Matrix descriptors (PTX ISA, "Matrix Descriptor Format"): start address, leading and stride byte offsets, each
-// without its low four bits, and mode 1, the 128-byte swizzle. The stride offset is that between groups of 8 rows.
-__device__ __forceinline__ uint64_t matrix_descriptor(const void* tile, int leading_bytes) {
-  return uint64_t((shared_address(tile) & 0x3ffff) >> 4) | uint64_t(leading_bytes >> 4) << 16 |
-         uint64_t(8 * kSlabRowBytes >> 4) << 32 | uint64_t{1} << 62;
-}
-
-// Of a tile whose rows are M or N and whose columns are the depth; the leading offset does not count.
-__device__ __forceinline__ uint64_t depth_in_rows(const void* tile) { return matrix_descriptor(tile, 16); }
-
-// Of a tile whose rows are the depth, N being the columns of one or more slabs, slab_bytes apart.
-__device__ __forceinline__ uint64_t depth_in_columns(const void* tile, int slab_bytes) {
-  return matrix_descriptor(tile, slab_bytes);
-}
-
-// kWgmmaDepth further along the depth: 32 bytes along a row, or 16 rows down. The swizzle is a function of the address,
-// so that a step inside the 128-byte row is right too.
-constexpr uint64_t kDepthStepInRows = kWgmmaDepth * 2 >> 4;
-constexpr uint64_t kDepthStepInColumns = kWgmmaDepth * kSlabRowBytes >> 4;
-
 // Between the warpgroup's own accesses to registers and the wgmma that use them.
-__device__ __forceinline__ void wgmma_fence(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::wgmma_fence(where);
-#else
-  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
-#endif
-}
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
-__device__ __forceinline__ void wgmma_commit(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::wgmma_commit(where);
-#else
+__device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
-#endif
 }
 
 // The compiler neither computes these values later than here nor uses them earlier.
 template <int kCount>
 __device__ __forceinline__ void pin(float (&values)[kCount]) {
-#ifndef ICL_EMU
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
-#else
-  (void)values;
-#endif
 }
 
 // Waits for all but the newest kKeep groups.
 template <int kKeep>
-__device__ __forceinline__ void wgmma_wait(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::wgmma_wait(kKeep, where);
-#else
+__device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kKeep) : "memory");
-#endif
 }
 
 // The same, and `results`, accumulators of those waited for, can be used; the compiler knows nothing of the connection.
 template <int kKeep, int kCount>
-__device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
-#ifdef ICL_EMU
-  emu::wgmma_wait(kKeep, where);
-#else
+__device__ __forceinline__ void wgmma_wait(float (&results)[kCount]) {
   wgmma_wait<kKeep>();
-#endif
   pin(results);
 }
 
-#ifndef ICL_EMU
 // The operand list of 32, 64, 96 and 128 accumulators, and the same as asm operands.
 #define ICL_R32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
@@ -306,17 +171,14 @@ __device__ __forceinline__ void wgmma_wait(float (&results)[kCount] ICL_WHERE) {
   } else {                                 \
     macro("f16.f16", __VA_ARGS__);         \
   }
-#endif
 
-// d (64 x kN, float32) (+)= a (64 x 16) * b (16 x kN), both in shared memory as `depth_in_rows`. Lane l of warp w of
+// d (64 x kN, float32) (+)= a (64 x 16) * b (16 x kN), both in shared memory, their rows along the
+// depth. Lane l of warp w of
 // the warpgroup holds in d[4 j], d[4 j + 1] row 16 w + l/4, columns 8 j + 2 (l%4) and the next, and in d[4 j + 2],
 // d[4 j + 3] the same columns of the row 8 below. Asynchronous: d is not to be touched before a wait.
 template <typename T, int kN>
-__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate ICL_WHERE) {
+__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate) {
   static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
-#ifdef ICL_EMU
-  emu::wgmma(d, kN, std::is_same_v<T, bf16>, a_tile, b_tile, accumulate, false, false, where);
-#else
   if constexpr (kN == 64) {
     ICL_BY_TYPE(ICL_WGMMA, 64, 32, 32, 33, 34)
   } else if constexpr (kN == 128) {
@@ -326,18 +188,14 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a_tile, uint6
   } else {
     ICL_BY_TYPE(ICL_WGMMA, 256, 128, 128, 129, 130)
   }
-#endif
 }
 
 // The same with a in registers, in the layout of mma.sync's a fragment (16 rows a warp), and b as `depth_in_columns`.
 // The registers of a are read asynchronously too.
 template <typename T, int kN>
 __device__ __forceinline__ void wgmma_register_a(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b_tile,
-                                                 bool accumulate ICL_WHERE) {
+                                                 bool accumulate) {
   static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
-#ifdef ICL_EMU
-  emu::wgmma_register_a(d, kN, std::is_same_v<T, bf16>, a, b_tile, accumulate, true, where);
-#else
   if constexpr (kN == 64) {
     ICL_BY_TYPE(ICL_WGMMA_REGISTER_A, 64, 32, 32, 33, 34, 35, 36, 37)
   } else if constexpr (kN == 128) {
@@ -347,33 +205,20 @@ __device__ __forceinline__ void wgmma_register_a(float (&d)[kN / 2], const uint3
   } else {
     ICL_BY_TYPE(ICL_WGMMA_REGISTER_A, 256, 128, 128, 129, 130, 131, 132, 133)
   }
-#endif
 }
 
-// ---- the rest ----
+// ---- registers ----
 
 // Gives registers of this warpgroup back to the block, or takes them: a producer needs few, so that the consumers can
 // have more than a third of the register file each.
 template <int kRegisters>
-__device__ __forceinline__ void give_registers(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::set_max_registers(kRegisters, false, where);
-#else
+__device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
-#endif
 }
 
 template <int kRegisters>
-__device__ __forceinline__ void take_registers(ICL_WHERE_ONLY) {
-#ifdef ICL_EMU
-  emu::set_max_registers(kRegisters, true, where);
-#else
+__device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
-#endif
 }
-
-// A block of one producer and two consumer warpgroups: 3 x 168 registers a thread, shared out.
-constexpr int kConsumers = 2, kThreadsSm90 = (1 + kConsumers) * kWarpgroup;
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 }  // namespace icl

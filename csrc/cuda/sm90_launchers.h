@@ -1,8 +1,7 @@
-// Hopper's own kernels. The launchers of ops.h run them on arch 90 where they fit, else those of every GPU since sm_80.
-// They are compiled for sm_90a alone, if at all.
+// The launchers of Hopper's own kernels. Those of ops.h call them on arch 90 where they fit, else run the kernels of
+// every GPU since sm_80. They are compiled for sm_90a alone, if at all.
 #pragma once
 
-#include "cuda/gpu.h"
 #include "ops.h"
 
 namespace icl {

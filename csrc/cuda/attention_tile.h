@@ -5,48 +5,43 @@
 // differences from the largest are exact where they matter (a product fused with a difference is rounded otherwise).
 #pragma once
 
+#include <cmath>
+
 #include "cuda/launch.h"
 #include "cuda/mma.h"
 #include "cuda/tile.h"
+#include "cuda/warp.h"
 
 namespace icl {
 
-constexpr float kInfinity = __builtin_huge_valf();
 // what a float leaves of log2(e); a float and the rest of ln(2)
 constexpr float kLog2ERest = 1.92596303e-8f;
 constexpr float kLn2 = 0.693147182f, kLn2Rest = -1.90465432e-9f;
-
-template <typename T>
-constexpr int kWide = 16 / int(sizeof(T));  // elements of one 16-byte access
 
 // Straight-line code of this many steps of a product. Steps of float32 are long, and no registers depend on them.
 template <typename T>
 constexpr int kUnrolledSteps = sizeof(T) == 4 ? 1 : 8;
 
-__device__ __forceinline__ int clamp_count(int64_t left, int most) {
-  return left <= 0 ? 0 : left < most ? int(left) : most;
-}
-
 // 16 bytes of which the first `count` elements are read; zeros after.
 template <typename T>
 __device__ __forceinline__ uint4 read_wide(const T* from, int count, bool vectors) {
-  if (vectors && count == kWide<T>) return *reinterpret_cast<const uint4*>(from);
-  T elements[kWide<T>];
+  if (vectors && count == kVectorWidth<T>) return *reinterpret_cast<const uint4*>(from);
+  T elements[kVectorWidth<T>];
 #pragma unroll
-  for (int i = 0; i < kWide<T>; ++i) elements[i] = i < count ? from[i] : from_float<T>(0);
+  for (int i = 0; i < kVectorWidth<T>; ++i) elements[i] = i < count ? from[i] : from_float<T>(0);
   uint4 bits;
   memcpy(&bits, elements, 16);
   return bits;
 }
 
 // As load_tile, of rows that need not be apart evenly: source(row, column, &count) is where the row goes on from
-// `column` and how many elements to read (0 to kWide). A thread asks for one column only.
+// `column` and how many elements to read (0 to kVectorWidth). A thread asks for one column only.
 template <int kRows, int kColumns, int kThreads, typename T, typename Source>
 __device__ __forceinline__ void load_rows(T* tile,  // [kRows][pitch]
                                           int pitch, bool vectors, Source source) {
-  constexpr int kPerRow = kColumns / kWide<T>, kStep = kThreads / kPerRow;
+  constexpr int kPerRow = kColumns / kVectorWidth<T>, kStep = kThreads / kPerRow;
   static_assert(kThreads % kPerRow == 0 && kRows % kStep == 0);
-  const int column = int(threadIdx.x) % kPerRow * kWide<T>;
+  const int column = int(threadIdx.x) % kPerRow * kVectorWidth<T>;
 #pragma unroll
   for (int i = 0; i < kRows / kStep; ++i) {
     const int row = int(threadIdx.x) / kPerRow + i * kStep;
@@ -65,7 +60,7 @@ __device__ __forceinline__ void load_rows(T* tile,  // [kRows][pitch]
 // one before it and stores. What lies between hides the latency, as cp.async would for keys that need no mixing.
 template <typename T, int kRows, int kColumns, int kThreads>
 struct SmearedKeys {
-  static constexpr int kPerRow = kColumns / kWide<T>, kRun = kRows * kPerRow / kThreads;
+  static constexpr int kPerRow = kColumns / kVectorWidth<T>, kRun = kRows * kPerRow / kThreads;
   static_assert(kThreads % kPerRow == 0 && kRun * kThreads == kRows * kPerRow);
 
   uint4 raw[kRun + 1];  // of a run of keys that follow each other, and of the one before them: no key is read twice
@@ -74,8 +69,8 @@ struct SmearedKeys {
   __device__ __forceinline__ void begin(const T* k,  // [length, depth]
                                         int first_key, int length, int64_t depth, int64_t first_column, bool vectors) {
     key0 = first_key + int(threadIdx.x) / kPerRow * kRun;
-    const int64_t column = first_column + int(threadIdx.x) % kPerRow * kWide<T>;
-    const int columns = clamp_count(depth - column, kWide<T>);
+    const int64_t column = first_column + int(threadIdx.x) % kPerRow * kVectorWidth<T>;
+    const int columns = clamp_count(depth - column, kVectorWidth<T>);
 #pragma unroll
     for (int i = 0; i <= kRun; ++i) {
       const int key = key0 + i - 1;
@@ -86,14 +81,14 @@ struct SmearedKeys {
 
   __device__ __forceinline__ void finish(T* tile,  // [kRows][pitch]
                                          int pitch, float gate) const {
-    const int row0 = int(threadIdx.x) / kPerRow * kRun, column = int(threadIdx.x) % kPerRow * kWide<T>;
+    const int row0 = int(threadIdx.x) / kPerRow * kRun, column = int(threadIdx.x) % kPerRow * kVectorWidth<T>;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       const float own = key0 + i == 0 ? 1.0f : gate, rest = 1 - own;
-      T before[kWide<T>], here[kWide<T>], mixed[kWide<T>];
+      T before[kVectorWidth<T>], here[kVectorWidth<T>], mixed[kVectorWidth<T>];
       memcpy(static_cast<void*>(before), &raw[i], 16), memcpy(static_cast<void*>(here), &raw[i + 1], 16);
 #pragma unroll
-      for (int j = 0; j < kWide<T>; ++j)
+      for (int j = 0; j < kVectorWidth<T>; ++j)
         mixed[j] = from_float<T>(fmaf(to_float(here[j]), own, to_float(before[j]) * rest));
       uint4 bits;
       memcpy(&bits, mixed, 16);
@@ -226,21 +221,6 @@ __device__ __forceinline__ void multiply_values(float (&d)[kM][kBlocks][4], cons
   }
 }
 
-// Of four neighbouring lanes with four words each, lane i gets word i of all: a 4 x 4 matrix, transposed.
-__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = threadIdx.x & bit;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (j & bit) continue;
-      const uint32_t got = __shfl_xor_sync(kFullWarp, upper ? words[j] : words[j | bit], bit);
-      words[j] = upper ? got : words[j];
-      words[j | bit] = upper ? words[j | bit] : got;
-    }
-  }
-}
-
 // Stores a group of 32 columns of a warp's accumulators, times factor[m][i] in rows lane / 4 + 8 i of block m. Every lane
 // gets eight neighbouring columns of its rows, so that it can store 16 bytes at once. place(row, column, &count): where
 // they go, and how many (0 to 8); the row is of the warp's, the column of the group's.
@@ -260,7 +240,7 @@ __device__ __forceinline__ void store_group(const float (&d)[kM][kBlocks][4], in
           uint32_t column[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j) column[j] = __float_as_uint(d[m][4 * group + j][2 * i + odd] * factor[m][i]);
-          transpose_quad(column);
+          transpose(column);
 #pragma unroll
           for (int j = 0; j < 4; ++j) words[2 * j + odd] = column[j];
         }
@@ -270,7 +250,7 @@ __device__ __forceinline__ void store_group(const float (&d)[kM][kBlocks][4], in
           const float(&pair)[4] = d[m][4 * group + j];
           words[j] = pack<Out>(pair[2 * i] * factor[m][i], pair[2 * i + 1] * factor[m][i]);
         }
-        transpose_quad(words);
+        transpose(words);
       }
       int count = 0;
       Out* to = place(16 * m + 8 * i + lane / 4, lane % 4 * 8, count);

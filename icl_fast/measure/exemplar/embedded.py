@@ -1,0 +1,145 @@
+"""An evaluator's sequences as a model reads them: exemplars embedded, in chunks that stay in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from icl_fast.data.evaluation_sequences import EvaluationSequences
+from icl_fast.errors import InputError
+from icl_fast.models import ExemplarTransformer
+
+# numbers in a chunk's largest activation and in its logits: beyond these, larger chunks are slower
+_STREAM_NUMBERS, _LOGIT_NUMBERS = 2**20, 2**22
+
+
+@dataclass(frozen=True)
+class EmbeddedChunk:
+    """Some sequences of an evaluator, as a model of P members reads them.
+
+    Attributes:
+        exemplars: `[P,B,n+1,C]`, after `embed_exemplar`.
+        labels: `[P,B,n]`.
+        target: `[P,B]`.
+        right: `[P,B,n]` bool: which labels in context are correct.
+        correct: `[P,B,M]`: the correct outputs, the first of every repeat; -1 elsewhere.
+    """
+
+    exemplars: Tensor
+    labels: Tensor
+    target: Tensor
+    right: Tensor
+    correct: Tensor
+
+
+class EmbeddedEvaluators:
+    """Evaluators in chunks, exemplars embedded.
+
+    Each different exemplar is embedded once, if on average it is shown twice or more.
+    """
+
+    def __init__(
+        self,
+        model: ExemplarTransformer,
+        features: Tensor,
+        evaluators: Sequence[EvaluationSequences],
+        chunk: int | None = None,
+    ) -> None:
+        """Of a model, `[K,E,F]` features, and evaluators with fields `[P,N,...]`, or `[N,...]` for all members.
+
+        Raises:
+            InputError: features, members or pairs that do not fit the model, or a chunk below 1.
+        """
+        config = model.config
+        if features.ndim != 3 or features.shape[-1] != config.features:
+            raise InputError(f"features: must be [K,E,F={config.features}], got {list(features.shape)}")
+        for one in evaluators:
+            shape = one.sequences.labels.shape
+            if shape[-1] != config.pairs or (len(shape) == 3 and shape[0] != model.members):
+                raise InputError(
+                    f"evaluator {one.name}: labels must be [N,{config.pairs}] or [P={model.members},N,"
+                    f"{config.pairs}] for this model, got {list(shape)}"
+                )
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk: must be 1 or more, got {chunk}")
+        stream, logits = 4 * config.width * config.length, config.outputs
+        fit = min(_STREAM_NUMBERS // (model.members * stream), _LOGIT_NUMBERS // (model.members * logits))
+        self.chunk = chunk or max(32, min(512, fit))
+        self.model, self._exemplars_per_class = model, features.shape[1]
+        self._features = features.flatten(0, 1)
+        self._table = self._unique_table(evaluators)
+
+    @torch.inference_mode()
+    def chunks(self, evaluator: EvaluationSequences) -> Iterator[EmbeddedChunk]:
+        """The sequences of an evaluator in order."""
+        members, sequences = self.model.members, evaluator.sequences
+        classes, exemplars, labels, target = (
+            _per_member(part, members, dims)
+            for part, dims in (
+                (sequences.classes, 3),
+                (sequences.exemplars, 3),
+                (sequences.labels, 3),
+                (sequences.target, 2),
+            )
+        )
+        correct = _per_member(evaluator.correct, members, 3)
+        for start in range(0, target.shape[1], self.chunk):
+            part = slice(start, start + self.chunk)
+            known = correct[:, part]
+            rows = self._rows(classes[:, part], exemplars[:, part])
+            yield EmbeddedChunk(
+                self._embedded(rows) if evaluator.noise is None else self._noisy(rows, start, evaluator.noise),
+                labels[:, part],
+                target[:, part],
+                (labels[:, part, :, None] == known[:, :, None]).any(-1),
+                known.masked_fill(repeats(known), -1),
+            )
+
+    def _rows(self, classes: Tensor, exemplars: Tensor) -> Tensor:
+        return classes * self._exemplars_per_class + exemplars
+
+    @torch.inference_mode()
+    def _unique_table(self, evaluators: Sequence[EvaluationSequences]) -> Tensor | None:
+        """Every exemplar that is shown, embedded, `[P,U,C]`; where each is, is in `self._place`. None: too many."""
+        shown = torch.zeros(len(self._features), dtype=torch.bool, device=self._features.device)
+        slots = 0
+        for one in evaluators:
+            rows = self._rows(one.sequences.classes, one.sequences.exemplars)
+            shown[rows] = True
+            slots += rows.shape[-1] * rows.shape[-2]
+        unique = shown.nonzero()[:, 0]
+        if 2 * len(unique) > slots:
+            return None
+        self._place = shown.cumsum(0) - 1
+        members = self.model.members
+        parts = [self.model.embed_exemplar(self._features[i].expand(members, -1, -1)) for i in _split(unique, 4096)]
+        return torch.cat(parts, dim=1)
+
+    def _noisy(self, rows: Tensor, start: int, noise: Callable[[int, int, int], Tensor]) -> Tensor:
+        added = _per_member(noise(start, rows.shape[1], self._features.shape[-1]), len(rows), 4)
+        embedded: Tensor = self.model.embed_exemplar(self._features[rows] + added)
+        return embedded
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        if self._table is None:
+            embedded: Tensor = self.model.embed_exemplar(self._features[rows])
+            return embedded
+        members = torch.arange(len(rows), device=rows.device)[:, None, None]
+        return self._table[members, self._place[rows]]
+
+
+def _per_member(values: Tensor, members: int, dims: int) -> Tensor:
+    return values if values.ndim == dims else values.expand(members, *values.shape)
+
+
+def repeats(values: Tensor) -> Tensor:
+    """`[...,n]`: whether the same value is at an earlier index."""
+    same = values[..., :, None] == values[..., None, :]
+    return same.tril(-1).any(-1)
+
+
+def _split(indices: Tensor, size: int) -> list[Tensor]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
