@@ -33,7 +33,7 @@ class MeasuredRun:
 
     Attributes:
         features: `[K,E,F]`.
-        evaluators: with fields `[P, N, ...]`.
+        evaluators: with fields `[P,N,...]`.
         clamps: what its members were trained with.
     """
 
