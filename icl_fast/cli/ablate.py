@@ -102,8 +102,8 @@ def ablate(
     }
     if series.task == "exemplars":
         names = {"replacement": "--replace"}
-        options_on_text = {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in on_text.items()}
-        refuse(ckpt, "exemplars", {**options_on_text, "--examples": examples})
+        as_typed = {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in on_text.items()}
+        refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
         _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
         return

@@ -60,7 +60,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
 def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
-    from icl_fast.report.draw.exemplar_curves import draw_run
+    from icl_fast.report.draw.exemplar_curves import draw_curves
     from icl_fast.training import train as run
 
     with (
@@ -69,5 +69,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
         population_progress(folder.name, config.training.steps) as update,
     ):
         done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
-    print_end(training_curves(done))
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {draw_run(done)}")
+    curves = training_curves(done)
+    print_end(curves)
+    drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
+    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")

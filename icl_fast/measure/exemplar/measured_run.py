@@ -141,7 +141,7 @@ def measure_strategies(
     def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
         model = snapshot.model.to(measured.device)
         model = model if transplant is None else transplant(model)
-        return strategy_arrays([measured.on_each(model, held) for held in forced.values()])
+        return strategy_arrays([measured.on_each(model, one) for one in forced.values()])
 
     def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
         found = strategies_dataset(parts, steps, seen, list(forced), names)
