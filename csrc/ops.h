@@ -161,7 +161,7 @@ struct GeluDifference {
 
 void gelu_difference_cpu(const GeluDifference& p);
 
-// Float32, CPU only; the docstring of icl_fast/training/fused_steps.py says what it computes.
+// Float32, CPU only; the docstring of icl_fast/training/exemplar_steps.py says what it computes.
 struct ExemplarSteps {
   float* losses;                  // [S, P]
   const int64_t* parameters;      // [8 + 6 L, 3]: addresses of [P, ...] weights, first and second moments; 0: none

@@ -153,6 +153,6 @@ def _ablate_exemplars(
         print_exemplar_plan(measured, plan)
         return
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        target = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
-    print_exemplar_ablations(open_results(target), member)
-    click.echo(f"results in {target}")
+        store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+    print_exemplar_ablations(open_results(store), member)
+    click.echo(f"results in {store}")

@@ -99,18 +99,18 @@ class RunSeries(Series):
         return load_exemplars(self.population.config.exemplars, progress)
 
 
-def open_series(ckpt: str | Path | Series, which: str = "all") -> Series:
+def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
     """The snapshots of a run, or some of them, as a series: what `--ckpt` and `--snapshots` mean.
 
     Args:
         ckpt: a run folder, one snapshot file in a run folder's `snapshots/`, or a series already.
-        which: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
+        snapshots: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
 
     Raises:
         InputError: no run at that path, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
     """
     if isinstance(ckpt, Series):
-        return ckpt.chosen(which)
+        return ckpt.chosen(snapshots)
     path = Path(ckpt)
     if path.is_file():
         run = Run(path.resolve().parent.parent)
@@ -125,7 +125,7 @@ def open_series(ckpt: str | Path | Series, which: str = "all") -> Series:
     series = RunSeries(Run(path))
     if not series.steps:
         raise InputError(f"ckpt: {path} has no snapshots yet")
-    return series.chosen(which)
+    return series.chosen(snapshots)
 
 
 def _cut_off(path: Path) -> bool:

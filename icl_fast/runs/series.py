@@ -92,16 +92,16 @@ class Series(ABC):
             progress: called while glyphs are rendered.
         """
 
-    def chosen(self, which: str) -> Series:
+    def chosen(self, snapshots: str) -> Series:
         """The series of the snapshots that a `--snapshots` value selects.
 
         Args:
-            which: `all`, `last`, or steps such as `0,50,100`.
+            snapshots: `all`, `last`, or steps such as `0,50,100`.
 
         Raises:
             InputError: not of that form, or a step without a snapshot.
         """
-        return self.at(chosen_steps(self.steps, which))
+        return self.at(chosen_steps(self.steps, snapshots))
 
     def readable(self) -> tuple[Series, dict[int, str]]:
         """The snapshots that can be used, and why each of the others cannot. Loads every file, one at a time.
@@ -132,22 +132,22 @@ class Series(ABC):
                 yield snapshot
 
 
-def chosen_steps(steps: Sequence[int], which: str) -> list[int]:
+def chosen_steps(steps: Sequence[int], snapshots: str) -> list[int]:
     """The steps, of those available, that a `--snapshots` value selects.
 
     Args:
-        which: `all`, `last`, or steps such as `0,50,100`.
+        snapshots: `all`, `last`, or steps such as `0,50,100`.
 
     Raises:
         InputError: not of that form, or a step without a snapshot.
     """
-    if which == "all":
+    if snapshots == "all":
         return list(steps)
-    if which == "last":
+    if snapshots == "last":
         return list(steps[-1:])
-    items = [item.strip() for item in which.split(",")]
+    items = [item.strip() for item in snapshots.split(",")]
     if not all(item.isdecimal() for item in items):
-        raise InputError(f"snapshots: {which!r} is neither all, last nor steps such as 0,50,100")
+        raise InputError(f"snapshots: {snapshots!r} is neither all, last nor steps such as 0,50,100")
     chosen = sorted({int(item) for item in items})
     if missing := [step for step in chosen if step not in steps]:
         raise InputError(f"snapshots: none at step {missing[0]}; there are {', '.join(map(str, steps))}")

@@ -14,7 +14,14 @@ from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
-from icl_fast.training.fused_steps import Architecture, Batches, Optimizer, Weights, fused_steps, fused_steps_supported
+from icl_fast.training.exemplar_steps import (
+    Architecture,
+    Batches,
+    Optimizer,
+    Weights,
+    exemplar_steps,
+    exemplar_steps_supported,
+)
 from icl_fast.training.schedules import learning_rate
 
 State = dict[str, Tensor]
@@ -97,7 +104,7 @@ class Task:
         if self.interventions or self.features.device.type != "cpu":
             return False
         config = self.model.config
-        return fused_steps_supported(
+        return exemplar_steps_supported(
             layers=config.layers,
             width=config.width,
             heads=config.heads,
@@ -241,7 +248,7 @@ class PlainEngine:
 
 
 class FusedEngine:
-    """`fused_steps`: forward, backward and Adam of many steps in one call."""
+    """`exemplar_steps`: forward, backward and Adam of many steps in one call."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
@@ -254,7 +261,7 @@ class FusedEngine:
         """See `Engine`."""
         config = self.model.config
         rates = [learning_rate(step + i, self.task.training) for i in range(len(draws))]
-        return fused_steps(
+        return exemplar_steps(
             Weights(self.parameters, self.first, self.second, step),
             Batches(self.task.features, draws.classes, draws.exemplars, draws.labels, draws.target),
             Architecture(

@@ -110,15 +110,15 @@ def evaluate(
         }
         return {name: score.double().cpu().numpy() for name, score in scores.items()}
 
-    def assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        dataset = _assemble(parts, steps, tokens)
+    def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
+        dataset = _assemble(parts, steps, seen)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
     store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
     return measure_snapshots(series, store, identity, measure, assemble, on_snapshot)
 
 
-def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
+def _assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
     variables = {}
     for name, (dims, long_name, source) in _VARIABLES.items():
         values = np.stack([part[name] for part in parts])
@@ -128,7 +128,7 @@ def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Da
         variables,
         coords={
             "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
-            "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
+            "tokens": ("snapshot", np.asarray(seen, dtype=np.int64), {"long_name": "training tokens seen"}),
             "layer": np.arange(layers),
             "head": np.arange(heads),
             "writer_layer": np.arange(layers),
