@@ -230,7 +230,8 @@ class _Shape:
         ):
             raise InputError(
                 f"exemplar_steps: width {self.width}, {self.heads} heads, {self.pairs} pairs, position {position}: "
-                f"must be up to {MOST_WIDTH} wide, heads that divide it (rotary: into even parts), 1 to {MOST_PAIRS} pairs"
+                f"must be up to {MOST_WIDTH} wide, heads that divide it (rotary: into even parts), "
+                f"1 to {MOST_PAIRS} pairs"
             )
         layers = [f"blocks.{layer}.{name}" for layer in range(self.layers) for name in PER_LAYER]
         self.names = {name for name in (*SHARED, *layers) if name != "position" or position == "learned"}
