@@ -1,4 +1,4 @@
-// Every host entry point of csrc, CPU and CUDA. Pointers, sizes, strides, stream: no torch, no Python.
+// Every host entry point of csrc, CPU and CUDA. Pointers, sizes, stream: no torch, no Python.
 //
 // One struct of arguments an op and direction, for both devices. CPU kernels take float32 and bfloat16 and throw
 // std::bad_alloc. CUDA launchers take float16 too; their scratch memory comes from the caller, as many bytes as the

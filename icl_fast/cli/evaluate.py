@@ -74,7 +74,7 @@ def evaluate(
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(ckpt.name) as update:
+    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
         target = run(
             series,
             out=out,

@@ -86,6 +86,8 @@ class Workspace:
         if not self.out.exists():
             return False
         found = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
+        if not found:
+            raise OtherResults(self.out, f"an earlier version, which did not note its {self.kind}")
         self._check_same(found, self.out)
         return True
 

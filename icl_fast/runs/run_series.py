@@ -40,6 +40,9 @@ class RunSeries(Series):
     def at(self, steps: Sequence[int]) -> RunSeries:
         return RunSeries(self.run, steps)
 
+    def whole(self) -> RunSeries:
+        return RunSeries(self.run)
+
     def load(self, step: int) -> Snapshot[Any]:
         return self.run.load_snapshot(step)
 
@@ -110,9 +113,13 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
         InputError: no run at that path, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
     """
     if isinstance(ckpt, Series):
+        if not ckpt.steps:
+            raise InputError(f"ckpt: {ckpt.path} has no snapshot that can be used")
         return ckpt.chosen(snapshots)
     path = Path(ckpt)
     if path.is_file():
+        if snapshots not in ("all", "last"):
+            raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
         run = Run(path.resolve().parent.parent)
         steps = [step for step in run.snapshot_steps() if run.snapshot_path(step).name == path.name]
         if not run.exists or not steps:

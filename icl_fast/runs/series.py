@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Series(ABC):
     """Snapshots of one training in order: all that measurements need, so that a run folder is one source among others.
 
-    `for snapshot in series` loads one model at a time. `open_series` makes one from a run folder.
+    `for snapshot in series` loads one model at a time. `open_series` makes one from a run folder. A series may be
+    empty, such as the `readable` part of one that is damaged; measurements refuse it.
 
     Attributes:
         name: its name in messages and figures.
@@ -37,6 +38,10 @@ class Series(ABC):
     @abstractmethod
     def at(self, steps: Sequence[int]) -> Series:
         """The same series with only the snapshots at these steps."""
+
+    @abstractmethod
+    def whole(self) -> Series:
+        """The series of every snapshot there is, of which this may be a part."""
 
     @abstractmethod
     def load(self, step: int) -> Snapshot[Any]:

@@ -165,10 +165,24 @@ class ExemplarTrainer:
             "engine": self.engine.state(),
             "losses": self.losses,
             "since": self.since,
-        }
+        } | ({"interventions": self._forced()} if self.interventions else {})
+
+    def _forced(self) -> list[list[Any]]:
+        """What of the interventions can be compared."""
+        return [
+            [one.site, one.action, *(list(part or ()) for part in (one.heads, one.positions, one.reads))]
+            for one in self.interventions
+        ]
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Continue from a saved state.
+
+        Raises:
+            InputError: the interventions are not those of the saved run, as far as their sites, actions, heads,
+                positions and what they read tell.
+        """
+        if state.get("interventions", []) != self._forced():
+            raise InputError("interventions: are not those of the saved run; resume it with the same ones")
         self.model.load_state_dict(state["model"])
         self.step, self.since = state["step"], state["since"]
         self.losses = state["losses"]

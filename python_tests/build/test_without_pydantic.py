@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 # of what the package needs, what the machines with a GPU lack
 HIDE = """
 import sys
-HIDDEN = {"pydantic", "pydantic_core", "zarr", "plotly"}
+HIDDEN = {"pydantic", "pydantic_core", "zarr"}
 
 class Hide:
     def find_spec(self, name, path=None, target=None):

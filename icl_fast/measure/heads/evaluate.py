@@ -85,7 +85,7 @@ def evaluate(
         series, left_out = series.readable()
     if not series.steps:
         reasons = "; ".join(f"step {step}: {why}" for step, why in left_out.items())
-        raise InputError(f"ckpt: {ckpt} has no snapshot that can be used ({reasons})")
+        raise InputError(f"ckpt: {series.path} has no snapshot that can be used ({reasons})")
     evaluation = series.evaluation_set()
     windows = min(EXAMPLES, len(evaluation.inputs))
     identity = {
