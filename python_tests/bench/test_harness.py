@@ -236,7 +236,7 @@ def test_after_every_case_all_is_saved() -> None:
 
 
 def test_when_its_time_is_up_no_case_is_begun() -> None:
-    done = run_bench("squares", 2 * [square_case()], replace(QUICK, budget=0.0), "", lambda so_far: None)
+    done = run_bench("squares", 2 * [square_case()], replace(QUICK, budget=1e-9), "", lambda so_far: None)
     assert (len(done["cases"]), done["left_out"]) == (0, 2 * ["float32 N=5 forward"])
     done = run_bench("squares", 2 * [square_case()], replace(QUICK, budget=60), "", lambda so_far: None)
     assert (len(done["cases"]), done["left_out"]) == (2, [])
