@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
-@click.option("--replace", "replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
+@click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
 @click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
 @click.option("--examples", type=int, help="On text: use the first so many evaluation examples; default all.")
@@ -101,8 +101,7 @@ def ablate(
         "dtype": dtype,
     }
     if series.task == "exemplars":
-        names = {"replacement": "--replace"}
-        as_typed = {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in on_text.items()}
+        as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
         _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
