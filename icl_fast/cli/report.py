@@ -5,78 +5,95 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting
-from icl_fast.cli.tasks import require
+from icl_fast.cli.tasks import refuse
 from icl_fast.errors import InputError
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for index.html and figures/.")
-@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path), help="Text for the models to read.")
-@click.option("--examples", type=int, default=512, show_default=True, help="Evaluate on at most so many examples.")
 @click.option("--snapshots", default="all", show_default=True, help="all, or steps such as 0,50,100.")
-@click.option("--icl-window", type=int, default=1, show_default=True, help="Positions averaged around the score's two.")
-@click.option(
-    "--modes",
-    default="pattern-preserving,full",
-    show_default=True,
-    help="Ablations to measure; without full it is faster.",
-)
-@click.option("--interval", "intervals", multiple=True, metavar="RUN=START:END", help="Phase change by hand, in steps.")
-@click.option("--prefix-matching", type=float, default=0.2, show_default=True, help="Induction heads score more, …")
-@click.option("--copying", type=float, default=-0.6, show_default=True, help="… and more than this on copying.")
-@click.option("--previous-token", type=float, default=0.5, show_default=True, help="Previous-token heads score more.")
 @click.option("--claims", type=click.Path(path_type=Path), help="JSON list of claim, source, verdict, evidence.")
 @click.option("--title", default="In-context learning over training", show_default=True)
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
-@click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--text", "texts", multiple=True, type=click.Path(path_type=Path), help="On text: one for models to read."
+)
+@click.option("--examples", type=int, help="On text: evaluate on at most so many examples; default 512.")
+@click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
+@click.option(
+    "--modes",
+    help="On text: ablations to measure, without full it is faster; default pattern-preserving,full.",
+)
+@click.option(
+    "--interval", "intervals", multiple=True, metavar="RUN=START:END", help="On text: phase change by hand, in steps."
+)
+@click.option("--prefix-matching", type=float, help="On text: induction heads score more, default 0.2, …")
+@click.option("--copying", type=float, help="… and more than this on copying; default -0.6.")
+@click.option("--previous-token", type=float, help="On text: previous-token heads score more; default 0.5.")
+@click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
+@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
 def report(
     runs: tuple[Path, ...],
     out: Path,
-    texts: tuple[Path, ...],
-    examples: int,
     snapshots: str,
-    icl_window: int,
-    modes: str,
-    intervals: tuple[str, ...],
-    prefix_matching: float,
-    copying: float,
-    previous_token: float,
     claims: Path | None,
     title: str,
     static: bool,
-    memory: str,
     device: str,
+    texts: tuple[Path, ...],
+    examples: int | None,
+    icl_window: int | None,
+    modes: str | None,
+    intervals: tuple[str, ...],
+    prefix_matching: float | None,
+    copying: float | None,
+    previous_token: float | None,
+    memory: str | None,
+    sequences: int | None,
 ) -> None:
-    """Measure RUNS where that is not yet done, and write one HTML page with the Model Analysis Table and all figures.
+    """Measure RUNS where that is not yet done, and write one HTML page with everything that was found.
 
-    The table has a column a model and the paper's rows, from the PCA of token losses to the ablation of every head
-    (Olsson et al. 2022). The page is one file that needs no network. If it is stopped, the same command continues;
-    snapshots that are missing or damaged are left out, and the page says so.
+    Of runs on text the Model Analysis Table, which has a column a model and the paper's rows, from the PCA of token
+    losses to the ablation of every head (Olsson et al. 2022), and further figures. Of runs on exemplars a section each:
+    training curves, strategies, attention, wiring, ablations (Singh 2025).
+
+    The page is one file that needs no network. If it is stopped, the same command continues; snapshots that are missing
+    or damaged are left out, and the page says so.
     """
     from icl_fast.analysis import Thresholds
     from icl_fast.cli.tables import print_study
     from icl_fast.data import default_texts, read_texts
     from icl_fast.report.write import write_report
-    from icl_fast.studies.collect import Options, collect, read_claims
+    from icl_fast.runs import open_series, run_names
+    from icl_fast.studies.collect import MODES, Options, collect, read_claims
 
-    for run in runs:
-        require("text", run, "report", "`icl-fast evaluate --ckpt RUN` measures it and draws what it finds")
+    first = {open_series(run).task: run for run in reversed(run_names(runs).values())}
+    thresholds = {"prefix_matching": prefix_matching, "copying": copying, "previous_token": previous_token}
+    on_text = {"examples": examples, "icl_window": icl_window, "memory": memory}
+    if "text" not in first:
+        both = {f"--{name.replace('_', '-')}": value for name, value in {**on_text, **thresholds}.items()}
+        more = {"--text": texts or None, "--modes": modes, "--interval": intervals or None}
+        refuse(first["exemplars"], "exemplars", {**more, **both})
+    if "exemplars" not in first:
+        refuse(first["text"], "text", {"--sequences": sequences})
     started = time.monotonic()
+    chosen: dict[str, Any] = {
+        name: value for name, value in {**on_text, "sequences": sequences}.items() if value is not None
+    }
     options = Options(
         snapshots=snapshots,
-        examples=examples,
-        icl_window=icl_window,
-        modes=tuple(modes.split(",")),
+        modes=MODES if modes is None else tuple(modes.split(",")),
         intervals=dict(_interval(text) for text in intervals),
-        thresholds=Thresholds(previous_token, prefix_matching, copying),
-        memory=memory,
+        thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
+        **chosen,
     )
     with advice_on_interrupt("the same command goes on from there"):
         found = read_claims(claims) if claims is not None else []

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
@@ -170,7 +171,22 @@ def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> 
 
 
 def print_study(study: Study) -> None:
-    """What a report found: a row a model, how evaluators agree with weights, what was left out."""
+    """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
+    console = Console()
+    if study.models:
+        console.print(_verdicts(study))
+        console.print(_RULE, highlight=False)
+    for name, exemplars in study.exemplars.items():
+        console.print(name, highlight=False, markup=False)
+        print_strategies(exemplars.strategies)
+    left_out = {name: model.left_out for name, model in study.models.items()}
+    left_out |= {name: exemplars.left_out for name, exemplars in study.exemplars.items()}
+    for name, reasons in left_out.items():
+        for step, reason in reasons.items():
+            console.print(f"{name}: step {step} left out: {reason}", highlight=False, markup=False)
+
+
+def _verdicts(study: Study) -> Table:
     table = Table(
         Column("model", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
@@ -181,12 +197,7 @@ def print_study(study: Study) -> None:
     for name, model in study.models.items():
         matching = model.heads["prefix_matching"].isel(snapshot=-1)
         table.add_row(name, *_verdict(model.losses, matching, model.change))
-    console = Console()
-    console.print(table)
-    console.print(_RULE, highlight=False)
-    for name, model in study.models.items():
-        for step, reason in model.left_out.items():
-            console.print(f"{name}: step {step} left out: {reason}", highlight=False, markup=False)
+    return table
 
 
 def print_demo(result: DemoResult) -> None:

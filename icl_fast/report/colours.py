@@ -1,4 +1,4 @@
-"""The colours of models, heads and scales, as hex strings: the page and the static twins take them from here.
+"""The colours of models, heads, evaluators and scales, as hex strings: the page and all figures take them from here.
 
 All lines and points have a contrast of 3 or more on white and on near-black, and are told apart with any colour vision.
 """
@@ -29,6 +29,16 @@ MODELS = (  # none near the orange of the band
     "#4B9AA8",
     "#C0504A",
 )
+EVALUATORS = {  # of runs on exemplars; the strategies first
+    "icl": MODELS[0],
+    "ciwl": MODELS[2],
+    "flip": MODELS[7],
+    "iwl": OTHERS,
+    "held-out-classes": MODELS[4],
+    "held-out-label-pairs": MODELS[3],
+    "held-out-exemplars": MODELS[6],
+    "train": MODELS[1],
+}
 TYPES = {PREVIOUS_TOKEN: "#D8507F", INDUCTION: "#4F74E3", OTHER: "#B58B10"}
 DEPTH = ("#E0651B", "#C9577E", "#9468C4", "#3F82D8")  # from early to late
 # low to high; the second from negative through 0 to positive
@@ -91,7 +101,7 @@ def default_by(panel: Panel) -> By:
 def series_colours(study: Study, panel: Panel, by: By | None = None) -> list[str]:
     """The colour of each of a panel's series, in order.
 
-    That of its head; where the series are of different models, of its model; else one after the other.
+    That of its head or its evaluator; where the series are of different models, of its model; else one after the other.
 
     Args:
         by: how heads are coloured; default: see `default_by`.
@@ -107,6 +117,8 @@ def series_colours(study: Study, panel: Panel, by: By | None = None) -> list[str
         if series.head is not None and series.model is not None:
             layer, head = series.head
             colours.append(of_heads[series.model][layer][head])
+        elif series.evaluator is not None:
+            colours.append(EVALUATORS[series.evaluator])
         elif series.label == PHASE_CHANGE:
             colours.append(BAND)
         elif of_heads:

@@ -1,18 +1,19 @@
-"""What a report is about: some models, everything measured of them, and what follows from it."""
+"""What a report is about: some runs, everything measured of them, and what follows from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xarray as xr
 
 from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
 from icl_fast.models import TransformerConfig
+from icl_fast.runs import ExemplarRunConfig
 
 
 @dataclass(frozen=True)
 class ModelStudy:
-    """One run: a column of the Model Analysis Table.
+    """A run on text: a column of the Model Analysis Table.
 
     All Datasets have the same `snapshot` coord (optimizer steps, rising) and `tokens` (seen by then).
 
@@ -52,6 +53,40 @@ class ModelStudy:
 
 
 @dataclass(frozen=True)
+class ExemplarStudy:
+    """A run on exemplars, or a population of them: a section of the page.
+
+    All Datasets have the same `member` coord, its names.
+
+    Attributes:
+        name: unique in a report.
+        config: of the run.
+        of_seeds: whether its members are several and differ in nothing but the seed of their initial weights.
+        left_out: snapshots that could not be used: step -> why.
+        curves: of `icl_fast.measure.exemplar.curves.training_curves`.
+        strategies: what `icl_fast.measure.measure_strategies` wrote, of all snapshots, as the run was trained.
+        ablations: what `icl_fast.measure.measure_ablations` wrote: every head removed from every snapshot, in all
+            modes.
+        wiring: of `icl_fast.measure.exemplar.measured_run.measure_wiring`, last snapshot; None: the model has one
+            layer.
+    """
+
+    name: str
+    config: ExemplarRunConfig
+    of_seeds: bool
+    left_out: dict[int, str]
+    curves: xr.Dataset
+    strategies: xr.Dataset
+    ablations: xr.Dataset
+    wiring: xr.Dataset | None
+
+    @property
+    def members(self) -> list[str]:
+        """Their names, in order."""
+        return [str(name) for name in self.strategies["member"].values]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A row of the claims table: what a paper claims, and what was found here."""
 
@@ -63,16 +98,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """All models of a report.
+    """All runs of a report.
 
     Attributes:
         title: of the report.
-        models: by name, in the order of the columns.
+        models: the runs on text by name, in the order of the columns.
         pca: of all snapshots of all models together; None: they were not evaluated on the same examples, or too few.
         claims: empty: there is no claims table.
+        exemplars: the runs on exemplars by name, in the order of their sections.
     """
 
     title: str
     models: dict[str, ModelStudy]
     pca: JointPCA | None
     claims: tuple[Claim, ...] = ()
+    exemplars: dict[str, ExemplarStudy] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from icl_fast.report.draw.static import write_static
 from icl_fast.report.page.write import write_page
+from icl_fast.report.panels.exemplars import exemplar_panels
 from icl_fast.report.panels.family import family_panels
 from icl_fast.report.panels.table import ROWS, table_panels
 from icl_fast.report.study import Study
@@ -29,7 +30,9 @@ def write_report(
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    table, family = table_panels(study), family_panels(study)
+    table, family = (table_panels(study), family_panels(study)) if study.models else ({}, [])
+    exemplars = exemplar_panels(study)
     if static:
-        write_static(study, table, family, Path(out) / "figures", on_figure)
-    return write_page(study, table, ROWS, family, Path(out) / "index.html")
+        groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
+        write_static(study, table, groups, Path(out) / "figures", on_figure)
+    return write_page(study, table, ROWS, family, Path(out) / "index.html", exemplars=exemplars)

@@ -87,6 +87,14 @@ class Population:
         """Whether any member's features have noise."""
         return any(member.config.sequences.noise for member in self.all)
 
+    @property
+    def of_seeds(self) -> bool:
+        """Whether there are several members that differ in nothing but the seed of their initial weights."""
+        alike = [member.config.model_dump() for member in self.all]
+        for values in alike:
+            values["training"].pop("seed")
+        return len(alike) > 1 and all(values == alike[0] for values in alike)
+
     def clamps(self) -> Clamps:
         """What is forced in each member.
 

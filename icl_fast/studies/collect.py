@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,16 +24,15 @@ from icl_fast.analysis import (
 )
 from icl_fast.data import Text
 from icl_fast.errors import InputError
-from icl_fast.measure import AblationOptions, OtherResults, evaluate, open_results, sweep
+from icl_fast.measure import AblationOptions, evaluate, sweep
 from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, ModelStudy, Study
 from icl_fast.runs import Series, open_series, run_names
-
-Progress = Callable[[int, int, str], None]  # done, of how many, at what
-Show = Callable[[str], AbstractContextManager[Progress]]
+from icl_fast.studies.collect_exemplars import study_exemplars
+from icl_fast.studies.kept import Show, kept
 
 MODES = ("pattern-preserving", "full")
 
@@ -46,12 +43,14 @@ class Options:
 
     Attributes:
         snapshots: `all`, or steps such as `0,50,100`.
-        examples: use the first so many of the evaluation set, or all where there are fewer.
-        icl_window: positions averaged around each of the ICL score's two (the paper: 1).
-        modes: of ablation, "pattern-preserving" among them.
-        intervals: phase changes set by hand: model -> (start, end) steps.
-        thresholds: of the head types.
-        memory, device: as in `sweep`.
+        examples: of a run on text: use the first so many of the evaluation set, or all where there are fewer.
+        icl_window: of a run on text: positions averaged around each of the ICL score's two (the paper: 1).
+        modes: of a run on text: of ablation, "pattern-preserving" among them.
+        intervals: of runs on text: phase changes set by hand: model -> (start, end) steps.
+        thresholds: of a run on text: of the head types.
+        memory: of a run on text: as in `sweep`.
+        sequences: of a run on exemplars: of each evaluator.
+        device: as in `sweep`.
     """
 
     snapshots: str = "all"
@@ -61,6 +60,7 @@ class Options:
     intervals: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     thresholds: Thresholds = field(default_factory=Thresholds)
     memory: str = "2GiB"
+    sequences: int = 1000
     device: str = "auto"
 
 
@@ -79,8 +79,8 @@ def collect(
     finite are left out, and the study says so.
 
     Args:
-        runs: run folders, one model each, in the order of the columns.
-        texts: that the models read.
+        runs: run folders, on text or on exemplars. Each on text is a model, in the order of the columns.
+        texts: that the models on text read.
         options: what is measured.
         show: makes, for a title, a context manager that shows progress.
         title, claims: of the report.
@@ -91,16 +91,22 @@ def collect(
     if not runs:
         raise InputError("runs: give at least one run folder")
     named = run_names(runs)
-    if unknown := sorted(set(options.intervals) - set(named)):
-        raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(named)}")
     if "pattern-preserving" not in options.modes:
         raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
     for mode in options.modes:
         AblationMode.parse(mode)
     # all runs are looked at before the first is measured, which may take long
     usable = {name: _usable(name, run, options) for name, run in named.items()}
-    models = {name: _study(name, run, texts, options, show) for name, run in usable.items()}
-    return Study(title, models, _joint_pca(models), tuple(claims))
+    on_text = {name: run for name, run in usable.items() if run.series.task == "text"}
+    if unknown := sorted(set(options.intervals) - set(on_text)):
+        raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(on_text)}")
+    models = {name: _study(name, run, texts, options, show) for name, run in on_text.items()}
+    exemplars = {
+        name: study_exemplars(name, run.series, run.left_out, show, sequences=options.sequences, device=options.device)
+        for name, run in usable.items()
+        if run.series.task == "exemplars"
+    }
+    return Study(title, models, _joint_pca(models), tuple(claims), exemplars)
 
 
 def read_claims(path: str | Path) -> list[Claim]:
@@ -133,12 +139,12 @@ class _Usable:
 def _usable(name: str, run: Path, options: Options) -> _Usable:
     series, left_out = open_series(run, options.snapshots).readable()
     steps = series.steps
-    if sum(step > 0 for step in steps) < 3:
+    # a phase change needs several to be found
+    least, usable = (3, sum(step > 0 for step in steps)) if series.task == "text" else (1, len(steps))
+    if usable < least:
         why = "; ".join(f"step {step}: {reason}" for step, reason in left_out.items())
-        raise InputError(
-            f"run {run}: 3 usable snapshots after step 0 or more are needed, it has {sum(step > 0 for step in steps)}"
-            + (f" ({why})" if why else "")
-        )
+        needed = "3 usable snapshots after step 0 or more are" if least == 3 else "a usable snapshot is"
+        raise InputError(f"run {run}: {needed} needed, it has {usable}" + (f" ({why})" if why else ""))
     if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
         raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
     return _Usable(series, left_out)
@@ -161,7 +167,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
                     on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
                 )
 
-        return open_results(_afresh(measure, out))
+        return kept(measure, out)
 
     shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
     losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
@@ -213,7 +219,7 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
-    return open_results(_afresh(measure, out))
+    return kept(measure, out)
 
 
 def _reading(name: str, series: Series, last: Transformer, text: Text, results: Path, show: Show) -> xr.Dataset:
@@ -241,20 +247,12 @@ def _reading(name: str, series: Series, last: Transformer, text: Text, results: 
                 lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
-    return open_results(_afresh(measure, out))
-
-
-def _afresh(measure: Callable[[], Path], out: Path) -> Path:
-    """Measure; what lies there of other snapshots or options is measured again. The folder is the report's own."""
-    try:
-        return measure()
-    except OtherResults:
-        for stale in (out, out.with_name(out.name + ".partial")):
-            shutil.rmtree(stale, ignore_errors=True)
-        return measure()
+    return kept(measure, out)
 
 
 def _joint_pca(models: Mapping[str, ModelStudy]) -> JointPCA | None:
+    if not models:
+        return None
     try:
         return joint_pca({name: model.losses for name, model in models.items()})
     except InputError:

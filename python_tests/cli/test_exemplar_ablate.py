@@ -162,10 +162,6 @@ def bad_inputs() -> list[tuple[str, str]]:
             "pca: is for runs on text; {run} was trained on exemplars: `icl-fast evaluate --ckpt RUN`",
         ),
         (
-            "report {run} --out {new}",
-            "report: is for runs on text; {run} was trained on exemplars: `icl-fast evaluate --ckpt RUN`",
-        ),
-        (
             "wiring --ckpt {text}",
             "wiring: is for runs on exemplars; {text} was trained on text: `icl-fast evaluate --ckpt RUN`",
         ),

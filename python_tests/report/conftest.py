@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import xarray as xr
 
 from icl_fast.analysis import attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
 from icl_fast.models import TransformerConfig
-from icl_fast.report.study import Claim, ModelStudy, Study
+from icl_fast.report.study import Claim, ExemplarStudy, ModelStudy, Study
+from icl_fast.runs import open_series, parse_config
+from icl_fast.studies.collect_exemplars import study_exemplars
+from icl_fast.training import train
 
 MadeStudy = Callable[..., Study]
 OpenPage = Callable[..., Any]
@@ -181,6 +185,32 @@ def _text(
         },
         attrs={"name": name, "title": f"A {kind}", "kind": kind, "source": "made up"},
     )
+
+
+EXEMPLARS: dict[str, Any] = {
+    "exemplars": {"kind": "gaussian", "classes": 30, "exemplars": 3, "width": 8, "encoder": "none"},
+    "sequences": {"classes": 20, "held_out_classes": 6},
+    "model": {"width": 16, "heads": 2},
+    "training": {"steps": 12, "batch": 4, "lr": 1e-2, "log_every": 2, "engine": "plain"},
+    "evaluation": {"every": 3, "sequences": 40},
+    "snapshots": {"every": 6},
+}
+MEMBERS = [{"name": "free"}, {"name": "one <b>head</b>", "set": {"interventions.only_heads": ["1.1"]}}]
+
+
+@pytest.fixture(scope="session")
+def exemplar_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExemplarStudy]:
+    """Trained for a moment and measured: a run alone, three seeds, and two members that differ in more."""
+
+    @contextmanager
+    def silent(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, of, text: None
+
+    found = {}
+    for name, members in ("alone", 1), ("seeds", 3), ("clamped", MEMBERS):
+        run = train(parse_config({**EXEMPLARS, "members": members}), tmp_path_factory.mktemp("exemplars") / name)
+        found[name] = study_exemplars(name, open_series(run.path), {}, silent, sequences=30)
+    return found
 
 
 @pytest.fixture(scope="session")

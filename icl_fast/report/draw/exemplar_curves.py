@@ -11,19 +11,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl_fast.report.draw.figures import COLOURS, save_figure
+from icl_fast.report.colours import EVALUATORS, MODELS
+from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.figures import save_figure
 
-# the strategies first, in colours of their own in every figure
-EVALUATORS = {
-    "icl": COLOURS[0],
-    "ciwl": COLOURS[2],
-    "flip": COLOURS[1],
-    "iwl": COLOURS[6],
-    "held-out-classes": COLOURS[4],
-    "held-out-label-pairs": COLOURS[3],
-    "held-out-exemplars": COLOURS[5],
-    "train": COLOURS[7],
-}
+_SEQUENCES = "training sequences (millions)"
 FACET = " | "  # in a member's name: what comes before it is a line, what comes after it a panel
 _MOST_NAMED = 12  # lines that a legend names
 
@@ -74,9 +66,9 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
         values = curves[metric].sel(evaluator=shown).isel(layer=layer)
         for head in range(curves.sizes["head"]):
             axis.plot(
-                _millions(curves), values.isel(head=head), color=COLOURS[head % 8], label=f"{layer}.{head}", lw=1.4
+                _millions(curves), values.isel(head=head), color=MODELS[head % 8], label=f"{layer}.{head}", lw=1.4
             )
-        _axis(axis, f"Heads of layer {layer}, {what} ({shown})", "attention")
+        label_axes(axis, f"Heads of layer {layer}, {what} ({shown})", _SEQUENCES, "attention")
         axis.legend(frameon=False, ncols=2, fontsize=8)
     return figure
 
@@ -98,7 +90,7 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
             values = curves[metric].sel(evaluator=name, member=member)
             axis.plot(_millions(curves), values, **style)
         where = "among the labels in context" if answered else "among all outputs"
-        _axis(axis, f"{name}: accuracy {where}", "accuracy")
+        label_axes(axis, f"{name}: accuracy {where}", _SEQUENCES, "accuracy")
         axis.set_ylim(-0.02, 1.02)
     for axis in axes[1 + len(names) :]:
         axis.set_axis_off()
@@ -138,9 +130,9 @@ def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
     named = "train" if "train" in results["evaluator"].values else results["evaluator"].values[0]
     for number, clamp in enumerate(clamps):
         loss = results["loss"].sel(clamp=clamp, evaluator=named)
-        axes[0].plot(_millions(results), loss, color=[COLOURS[7], *COLOURS][number % 9], label=str(clamp))
+        axes[0].plot(_millions(results), loss, color=MODELS[number % 8], label=str(clamp))
     _guessing(axes[0], pairs)
-    _axis(axes[0], f"Loss of every snapshot ({named})", "nats")
+    label_axes(axes[0], f"Loss of every snapshot ({named})", _SEQUENCES, "nats")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=8)
     for axis, clamp in zip(axes[1:], clamps, strict=True):
@@ -154,7 +146,7 @@ def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
         if name in curves["evaluator"].values:
             axis.plot(_millions(curves), curves["loss"].sel(evaluator=name), color=EVALUATORS[name], label=name)
     _guessing(axis, pairs)
-    _axis(axis, "Loss", "nats")
+    label_axes(axis, "Loss", _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=8)
 
@@ -168,7 +160,7 @@ def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance:
             axis.plot(_millions(curves), values, color=colour, label=name)
     if chance is not None:
         axis.axhline(chance, color="0.6", lw=0.8, ls=":")
-    _axis(axis, title, "accuracy")
+    label_axes(axis, title, _SEQUENCES, "accuracy")
     axis.set_ylim(-0.02, 1.02)
     axis.legend(frameon=False, fontsize=8)
 
@@ -178,7 +170,7 @@ def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> No
         values = curves["training_loss"].sel(member=member)
         axis.plot(curves["logged_sequences"] / 1e6, values, label=str(member), **style)
     _guessing(axis, pairs)
-    _axis(axis, title, "nats")
+    label_axes(axis, title, _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
     if curves.sizes["member"] <= _MOST_NAMED:
         axis.legend(frameon=False, fontsize=8)
@@ -188,10 +180,8 @@ def _lines(curves: xr.Dataset) -> list[tuple[str, dict[str, Any]]]:
     """Each member and how its lines look."""
     members = [str(name) for name in curves["member"].values]
     width = 0.6 if len(members) > _MOST_NAMED else 1.4
-    # the first of a small population is what the others are compared with
-    colours = [COLOURS[7], *COLOURS[:7]]
     return [
-        (name, {"color": colours[i % 8], "ls": ("-", "--")[i // 8 % 2], "lw": width}) for i, name in enumerate(members)
+        (name, {"color": MODELS[i % 8], "ls": ("-", "--")[i // 8 % 2], "lw": width}) for i, name in enumerate(members)
     ]
 
 
@@ -203,10 +193,3 @@ def _guessing(axis: Axes, pairs: int) -> None:
 
 def _millions(curves: xr.Dataset) -> xr.DataArray:
     return curves["sequences"] / 1e6
-
-
-def _axis(axis: Axes, title: str, unit: str) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("training sequences (millions)")
-    axis.set_ylabel(unit)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from icl_fast.report.draw.figures import COLOURS, save_figure
+from icl_fast.report.colours import MODELS
+from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.figures import save_figure
 
 _MOST_LABELS = 20  # that a panel of labels has room for
 _MOST_POINTS = 2000
@@ -59,14 +61,16 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     _residual_panel(axes[0, 1], one)
     _label_panel(axes[0, 2], one["label_accuracy"])
     _curves(axes[1, 0], one["forced_attention"])
-    _axis(axes[1, 0], "Each head alone, its attention forced", "attention to the right label", "accuracy in context")
+    label_axes(
+        axes[1, 0], "Each head alone, its attention forced", "attention to the right label", "accuracy in context"
+    )
     for axis, name, what in (
         (axes[1, 1], "temperature_alone", "Each head alone"),
         (axes[1, 2], "temperature_among_all", "One head among all"),
     ):
         _curves(axis, one[name])
         axis.set_xscale("log", base=2)
-        _axis(axis, f"{what}, attending to labels only", "temperature", "accuracy in context")
+        label_axes(axis, f"{what}, attending to labels only", "temperature", "accuracy in context")
     _query_panel(axes[2, 0], one["query"].values)
     _delta_panel(axes[2, 1], one["delta"].values, one["induction"].values)
     _path_panel(axes[2, 2], one)
@@ -77,9 +81,9 @@ def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
     strength = one["induction"].values
     for head in range(len(strength)):
         for name, marker in (("without", "^"), ("alone", "o"), ("alone_perfect", "s")):
-            face = COLOURS[head % 8] if marker != "s" else "none"
+            face = MODELS[head % 8] if marker != "s" else "none"
             value = one[name].values[head]
-            axis.plot(strength[head], value, marker, color=COLOURS[head % 8], markerfacecolor=face, markersize=6)
+            axis.plot(strength[head], value, marker, color=MODELS[head % 8], markerfacecolor=face, markersize=6)
         where = (strength[head], one["alone"].values[head])
         axis.annotate(f"{head}", where, xytext=(4, 4), textcoords="offset points", fontsize=8)
     for marker, face, label in (
@@ -88,7 +92,7 @@ def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
         ("s", "none", "alone, perfect pattern"),
     ):
         axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
-    _axis(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy in context")
+    label_axes(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy in context")
     axis.set_ylim(-0.02, 1.04)
     axis.legend(frameon=False, fontsize=8)
 
@@ -102,9 +106,11 @@ def _residual_panel(axis: Axes, one: xr.Dataset) -> None:
         for name, alpha in (("overall", 0.35), ("on_mistakes", 1.0)):
             label = f"{'perfect patterns' if number else patterns}, {'on its mistakes' if alpha == 1 else 'on all'}"
             place = heads + (number - 0.5) * 0.4
-            axis.bar(place, table[name].values, 0.36, color=COLOURS[number], alpha=alpha, label=label)
+            axis.bar(place, table[name].values, 0.36, color=MODELS[number], alpha=alpha, label=label)
         title.append(f"head {int(table['reference'])}, {int(table['mistakes']):,}")
-    _axis(axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy, all outputs")
+    label_axes(
+        axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy, all outputs"
+    )
     axis.set_xticks(heads)
     axis.set_ylim(0, 1.3)
     axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
@@ -129,28 +135,28 @@ def _query_panel(axis: Axes, query: Floats) -> None:
         for head in range(len(query)):
             label = f"right label at {2 * place + 2}" if head == 0 else None
             style = ("-", "--", ":", "-.")[place % 4]
-            axis.plot(range(1, query.shape[-1] + 1), query[head, place], style, color=COLOURS[head % 8], label=label)
-    _axis(axis, "Attention of the query", "position", "attention")
+            axis.plot(range(1, query.shape[-1] + 1), query[head, place], style, color=MODELS[head % 8], label=label)
+    label_axes(axis, "Attention of the query", "position", "attention")
     axis.legend(frameon=False, fontsize=8)
 
 
 def _delta_panel(axis: Axes, deltas: Floats, strength: Floats) -> None:
     first, second = (int(head) for head in np.argsort(-strength)[:2])
     x, y = deltas[first, :_MOST_POINTS], deltas[second, :_MOST_POINTS]
-    axis.plot(x, y, ".", markersize=2, alpha=0.4, color=COLOURS[0])
+    axis.plot(x, y, ".", markersize=2, alpha=0.4, color=MODELS[0])
     known = np.isfinite(x) & np.isfinite(y)
     correlation = np.corrcoef(x[known], y[known])[0, 1] if known.sum() > 2 else np.nan
-    _axis(axis, f"Right less wrong labels, by sequence (r = {correlation:.2f})", f"head {first}", f"head {second}")
+    label_axes(axis, f"Right less wrong labels, by sequence (r = {correlation:.2f})", f"head {first}", f"head {second}")
 
 
 def _path_panel(axis: Axes, one: xr.Dataset) -> None:
     """Bars of accuracy: connections to the output cut (4.3), compositions (5.5.3), the embedding's own path (5.4)."""
     values = one["path_accuracy"].values
-    axis.barh(list(one["path"].values), values, color=COLOURS[0])
+    axis.barh(list(one["path"].values), values, color=MODELS[0])
     for number, value in enumerate(values):
         axis.annotate(f"{value:.3f}", (value, number), xytext=(3, -3), textcoords="offset points", fontsize=8)
     axis.axvline(1 / one.attrs["pairs"], color="0.6", lw=0.8, ls=":")
-    _axis(axis, "Paths", "accuracy in context", "")
+    label_axes(axis, "Paths", "accuracy in context", "")
     axis.set_xlim(0, 1.15)
 
 
@@ -158,7 +164,7 @@ def _curves(axis: Axes, curves: xr.DataArray) -> None:
     """A line a head, `[head, x]`."""
     x = curves[curves.dims[-1]].values
     for head, values in enumerate(curves.transpose("head", ...).values):
-        axis.plot(x, values, color=COLOURS[head % 8], label=str(head))
+        axis.plot(x, values, color=MODELS[head % 8], label=str(head))
     axis.legend(frameon=False, fontsize=8, ncols=2, title="head")
     axis.set_ylim(-0.02, 1.04)
 
@@ -172,10 +178,3 @@ def _map(axis: Axes, values: xr.DataArray, title: str, colours: str, limits: tup
     axis.set_xlabel("reader")
     axis.set_ylabel("writer")
     axis.get_figure().colorbar(image, ax=axis)  # type: ignore[union-attr]
-
-
-def _axis(axis: Axes, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.spines[["top", "right"]].set_visible(False)

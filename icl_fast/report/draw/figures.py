@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from icl_fast.analysis import JointPCA, PhaseChange
 from icl_fast.files import atomic_write
 from icl_fast.measure.ablation import UNABLATED
+from icl_fast.report.colours import MODELS
+from icl_fast.report.draw.axes import label_axes
 
-# Okabe and Ito's colours, told apart with any colour vision
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
+_TOKENS = "training tokens (millions)"
 
 
 def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, PhaseChange], ablated: str) -> Figure:
@@ -32,7 +33,7 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2)
-    for colour, (name, data) in zip(COLOURS, models.items(), strict=False):
+    for colour, (name, data) in zip(MODELS, models.items(), strict=False):
         tokens = data["tokens"] / 1e6
         whole = data.sel(ablation=UNABLATED)
         best = data["prefix_matching"].max(("layer_", "head_"))
@@ -43,9 +44,12 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
             change = changes[name]
             if change.happened and change.start is not None and change.end is not None:
                 axis.axvspan(float(tokens[change.start]), float(tokens[change.end]), color=colour, alpha=0.1, lw=0)
-    _panel(axes[0, 0], "Loss", "nats per token")
-    _panel(axes[0, 1], "In-context-learning score ± SE (lower: more in-context learning)", "nats per token")
-    _panel(axes[1, 0], "Best head's prefix-matching score (1: a perfect induction head)", "attention")
+    label_axes(axes[0, 0], "Loss", _TOKENS, "nats per token")
+    score_title = "In-context-learning score ± SE (lower: more in-context learning)"
+    label_axes(axes[0, 1], score_title, _TOKENS, "nats per token")
+    label_axes(axes[1, 0], "Best head's prefix-matching score (1: a perfect induction head)", _TOKENS, "attention")
+    for axis in (axes[0, 1], axes[1, 0], axes[1, 1]):
+        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
     axes[1, 0].set_ylim(-0.02, 1.02)
     axes[0, 0].legend(frameon=False)
     _ablation_panel(axes[1, 1], models[ablated], ablated)
@@ -60,7 +64,7 @@ def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
         one = data.isel(ablation=int(position))
         layer, head = int(one["layer"]), int(one["head"])
         effect, spread = one["icl_score"] - base, one["icl_effect_sem"]
-        colour = COLOURS[layers.index(layer) % len(COLOURS)]
+        colour = MODELS[layers.index(layer) % len(MODELS)]
         axis.fill_between(tokens, effect - spread, effect + spread, color=colour, alpha=0.1, lw=0)
         axis.plot(
             tokens,
@@ -69,16 +73,8 @@ def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
             linestyle=("-", "--", ":", "-.")[head % 4],
             label=f"head {layer}.{head}",
         )
-    _panel(axis, f"{name}: ablating a head changes the ICL score by (± SE)", "nats per token")
+    label_axes(axis, f"{name}: ablating a head changes the ICL score by (± SE)", _TOKENS, "nats per token")
     axis.legend(frameon=False, ncols=2, fontsize=8)
-
-
-def _panel(axis: Axes, title: str, unit: str) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("training tokens (millions)")
-    axis.set_ylabel(unit)
-    axis.axhline(0, color="0.7", lw=0.8, zorder=0) if "score" in title else None
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def pca_figure(pca: JointPCA) -> Figure:
@@ -90,17 +86,14 @@ def pca_figure(pca: JointPCA) -> Figure:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axis = figure.subplots()
     for number, (name, path) in enumerate(pca.coordinates.items()):
-        colour, style = COLOURS[number % len(COLOURS)], ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+        colour, style = MODELS[number % len(MODELS)], ("-", "--", ":", "-.")[number // len(MODELS) % 4]
         axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, marker=".", markersize=4, label=name)
         for (x, y), marker, fill in ((path[0, :2], "o", "white"), (path[-1, :2], "s", colour)):
             axis.plot(x, y, marker, color=colour, markerfacecolor=fill, markersize=8)
     labels = [
         f"component {k + 1} (nats), {part:.1%} of variance" for k, part in enumerate(pca.explained_variance_ratio)
     ]
-    axis.set_title("Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", fontsize=10)
-    axis.set_xlabel(labels[0])
-    axis.set_ylabel(labels[1])
-    axis.spines[["top", "right"]].set_visible(False)
+    label_axes(axis, "Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", *labels[:2])
     axis.legend(frameon=False, fontsize=8)
     return figure
 

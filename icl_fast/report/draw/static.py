@@ -34,7 +34,7 @@ from icl_fast.report.colours import (
     series_colours,
 )
 from icl_fast.report.draw.figures import save_figure
-from icl_fast.report.panels.builders import TOKENS
+from icl_fast.report.panels.builders import SEQUENCES, TOKENS
 from icl_fast.report.panels.panel import Heatmap, Panel
 from icl_fast.report.panels.table import ROWS
 from icl_fast.report.study import Study
@@ -43,6 +43,7 @@ Drawn = TypeVar("Drawn", bound=Callable[..., Any])
 _FAINT = 0.2
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP"
+_MOST_NAMES = 20  # along an axis
 _MOST_LAYERS = 8  # that a legend lists one by one
 _STYLE: Any = {
     "text.parse_math": False,  # a model's name may hold $ signs
@@ -74,7 +75,10 @@ def draw(panel: Panel, study: Study) -> Figure:
     Args:
         study: that the panel is of: it says how models and heads are coloured.
     """
-    width, left, wide, high = 7.4, 0.95, 4.55, 3.1  # inches
+    width, high = 7.4, 3.1  # inches
+    names = panel.heatmap.y_names if panel.heatmap is not None else ()
+    left = 0.55 + 0.075 * max(5, *map(len, names), 0)
+    wide = 5.5 - left
     caption = _wrap(panel.caption, 125)
     title = _wrap(panel.title, 78)
     below, above = 0.62 + 0.145 * len(caption), 0.12 + 0.2 * len(title)
@@ -145,18 +149,18 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
 def write_static(
     study: Study,
     table: dict[str, list[Panel]],
-    family: Sequence[tuple[str, list[Panel]]],
+    groups: Sequence[tuple[str, list[Panel]]],
     folder: str | Path,
     on_figure: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write every panel of a report, and the whole table, as PNG and SVG; returns the files' paths.
 
-    Files are named after the panels' keys, and `table` is the whole table.
+    Files are named after the panels' keys, and `table` is the whole table; without models there is none.
 
     Args:
         study: what is reported on.
         table: by model, the rows of the Model Analysis Table.
-        family: (heading, panels) of each group of further figures.
+        groups: (heading, panels) of each group of further figures, and of those of runs on exemplars.
         folder: where the files go.
         on_figure: called after every figure with how many are done and how many there are.
 
@@ -164,9 +168,10 @@ def write_static(
         InputError: the disk is full or the folder not writable.
     """
     panels = [panel for of_model in table.values() for panel in of_model]
-    panels += [panel for _, of_group in family for panel in of_group]
+    panels += [panel for _, of_group in groups for panel in of_group]
     figures: dict[str, Callable[[], Figure]] = {panel.key: functools.partial(draw, panel, study) for panel in panels}
-    figures["table"] = functools.partial(draw_table, study, table)
+    if study.models:
+        figures["table"] = functools.partial(draw_table, study, table)
     written = []
     for done, (name, figure) in enumerate(figures.items(), start=1):
         written += save_figure(figure(), Path(folder) / name)
@@ -231,8 +236,9 @@ def _scales(axis: Axes, panel: Panel) -> None:
             coordinate.set_major_locator(_Decades())
             coordinate.set_minor_locator(NullLocator())
         else:
-            coordinate.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=label.startswith("layer")))
-        if log or label == TOKENS:
+            whole = label.startswith(("layer", "member"))
+            coordinate.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
+        if log or label in (TOKENS, SEQUENCES):
             coordinate.set_major_formatter(lambda value, _: short(value))
 
 
@@ -318,6 +324,10 @@ def _heatmap(axis: Axes, of: Heatmap, log_x: bool) -> None:
         vmax=of.high,
         rasterized=True,  # a vector image of all cells takes megabytes
     )
+    for coordinate, names in (axis.xaxis, of.x_names), (axis.yaxis, of.y_names):
+        every = -(-len(names) // _MOST_NAMES)
+        if names:
+            coordinate.set_ticks(range(0, len(names), every), names[::every])
 
 
 def edges(centres: Floats, log: bool) -> Floats:

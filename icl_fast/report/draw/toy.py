@@ -8,14 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from icl_fast.report.draw.figures import COLOURS
+from icl_fast.report.colours import BAND, MODELS, OTHERS
+from icl_fast.report.draw.axes import label_axes
 from icl_fast.toy import Setting
 
-FIRST, SECOND, COMPETITION, DIVOT = COLOURS[0], COLOURS[2], COLOURS[6], COLOURS[4]
-CLAMPS = (COLOURS[7], COLOURS[0], COLOURS[3], COLOURS[1], COLOURS[2], COLOURS[5])
+FIRST, SECOND, COMPETITION, DIVOT = MODELS[0], MODELS[2], OTHERS, BAND
+CLAMPS = (MODELS[7], MODELS[0], MODELS[3], MODELS[1], MODELS[2], MODELS[4])
 FRACTIONS = {
     "transient": ("mechanism 1 transient", FIRST),
-    "learned_1": ("mechanism 1 learned at the end", COLOURS[5]),
+    "learned_1": ("mechanism 1 learned at the end", MODELS[4]),
     "learned_2": ("mechanism 2 learned at the end", SECOND),
     "stuck": ("stuck on the plateau", COMPETITION),
     "divot": ("divot in mechanism 2", DIVOT),
@@ -50,15 +51,15 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
         lines = axes[0, 0].plot(data["step"], smooth.transpose("step", "clamp"), color="w", lw=1, ls=":")
         lines[0].set_label("white dots: gradient flow")
     seed = int(data["seed"][chosen])
-    _axis(axes[0, 0], f"Loss while learning, seed {seed} (faint: other seeds)", "steps", "loss / loss at zero")
+    label_axes(axes[0, 0], f"Loss while learning, seed {seed} (faint: other seeds)", "steps", "loss / loss at zero")
     axes[0, 0].set_ylim(0, 1.6)
     axes[0, 0].legend(frameon=True, framealpha=0.9, edgecolor="w", title="clamped to its true value", facecolor="0.9")
-    _axis(axes[0, 1], f"Progress measure of a, seed {seed}: its direction", "steps", "1 - cos²(a, a*)")
-    _axis(axes[0, 2], f"Progress measure of a, seed {seed}: others set to ± true", "steps", "loss / loss at zero")
+    label_axes(axes[0, 1], f"Progress measure of a, seed {seed}: its direction", "steps", "1 - cos²(a, a*)")
+    label_axes(axes[0, 2], f"Progress measure of a, seed {seed}: others set to ± true", "steps", "loss / loss at zero")
     axes[0, 1].legend(frameon=False, title="trained with clamped")
     _scale_panel(axes[1, 0], length)
     _plateau_panel(axes[1, 1], length)
-    for colour, count in zip(COLOURS[1:], at_zero["vectors"].values, strict=False):
+    for colour, count in zip(MODELS[1:], at_zero["vectors"].values, strict=False):
         one = at_zero.sel(vectors=count)
         for direction, marker in (("d-", "v"), ("d+", "^")):
             change, label = one.sel(direction=direction), f"{count}" if direction == "d-" else None
@@ -66,7 +67,7 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
             axes[1, 2].plot(one["epsilon"], abs(change["change"]), marker, color=colour, markersize=5, mfc="none")
     axes[1, 2].set(xscale="log", yscale="log")
     axes[1, 2].legend(frameon=False, title="vectors; lines: C.4", fontsize=8)
-    _axis(
+    label_axes(
         axes[1, 2],
         "Leaving zero: the loss falls along d- (▽), rises along d+ (△)",
         "distance ε",
@@ -78,7 +79,7 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
 def _scale_panel(axis: Axes, length: xr.Dataset) -> None:
     """The median plateau by initial scale, a line for each number of vectors."""
     middle = length["plateau"].fillna(np.inf).median("seed")
-    for colour, count in zip(COLOURS, length["vectors"].values, strict=False):
+    for colour, count in zip(MODELS, length["vectors"].values, strict=False):
         line = middle.sel(vectors=count)
         if np.isfinite(line).any():
             axis.plot(length["scale"], line.where(np.isfinite(line)), "o-", color=colour, label=f"{count}")
@@ -91,14 +92,16 @@ def _scale_panel(axis: Axes, length: xr.Dataset) -> None:
     at = (ticks[-1], length.attrs["steps"])
     axis.annotate("end of the simulation", at, (0, 3), textcoords="offset points", ha="right", color="0.4", fontsize=8)
     axis.legend(frameon=False, title="vectors", fontsize=8)
-    _axis(axis, "Plateau by initial scale, median over seeds", "scale of the initial vectors", "steps on the plateau")
+    label_axes(
+        axis, "Plateau by initial scale, median over seeds", "scale of the initial vectors", "steps on the plateau"
+    )
 
 
 def _plateau_panel(axis: Axes, length: xr.Dataset) -> None:
     """Every seed's plateau by number of vectors, at the largest initial scale."""
     one, steps = length["plateau"].isel(scale=-1), length.attrs["steps"]
     spread = np.random.default_rng(0).uniform(-0.25, 0.25, one.sizes["seed"])
-    for colour, count in zip(COLOURS, one["vectors"].values, strict=False):
+    for colour, count in zip(MODELS, one["vectors"].values, strict=False):
         values = one.sel(vectors=count).values
         out = np.isnan(values)
         axis.plot(count + spread[~out], values[~out], ".", color=colour, markersize=4)
@@ -110,7 +113,7 @@ def _plateau_panel(axis: Axes, length: xr.Dataset) -> None:
     axis.set_xticks(one["vectors"].values)
     axis.axhline(steps, color="0.6", lw=1, ls=":")
     title = f"Plateau of every seed, initial scale {float(one['scale']):g} (△: still on it)"
-    _axis(axis, title, "interacting vectors", "steps on the plateau")
+    label_axes(axis, title, "interacting vectors", "steps on the plateau")
 
 
 def coopetition_figure(data: xr.Dataset) -> Figure:
@@ -132,21 +135,21 @@ def coopetition_figure(data: xr.Dataset) -> Figure:
                     one["step"], one["flow_loss"].sel(shown=seed, term=term), color="k", lw=1, ls=":", label=label
                 )
         interval = _mark_divot(axes[0], one, seed)
-        _axis(axes[0], f"{name}: seed {seed}", "steps", "half mean squared error")
+        label_axes(axes[0], f"{name}: seed {seed}", "steps", "half mean squared error")
         axes[0].legend(frameon=False, fontsize=8)
         if interval:
             _mark_divot(axes[1], one, seed)
             begin, end = interval
             axes[1].set_xlim(begin - 0.5 * (end - begin), end + 1.5 * (end - begin))
-            _axis(axes[1], f"{name}: seed {seed}, the divot", "steps", "half mean squared error")
+            label_axes(axes[1], f"{name}: seed {seed}, the divot", "steps", "half mean squared error")
         else:
             emerged, width = float(one["emergence_1"].sel(seed=seed)), float(one["step"][-1]) / 20
             axes[1].set_xlim(max(0.0, emerged - width), emerged + width) if emerged >= 0 else axes[1].set_visible(False)
-            _axis(axes[1], f"{name}: seed {seed}, mechanism 1 emerging", "steps", "half mean squared error")
+            label_axes(axes[1], f"{name}: seed {seed}, mechanism 1 emerging", "steps", "half mean squared error")
         _quantiles(axes[2], one)
-        _axis(axes[2], f"{name}: {one.sizes['seed']} seeds (bands: 25-75%, 5-95%)", "steps", "loss / plateau")
+        label_axes(axes[2], f"{name}: {one.sizes['seed']} seeds (bands: 25-75%, 5-95%)", "steps", "loss / plateau")
         _events(axes[3], one)
-        _axis(axes[3], f"{name}: what has happened by then", "steps", "fraction of seeds")
+        label_axes(axes[3], f"{name}: what has happened by then", "steps", "fraction of seeds")
         for axis in axes:
             axis.locator_params(axis="x", nbins=5)
     return figure
@@ -196,7 +199,7 @@ def seeds_figure(one: xr.Dataset) -> Figure:
         said = one.sel(seed=seed)
         words = [name for name in ("transient", "divot", "stuck", "diverged") if bool(said[name])]
         last = index + 4 >= one.sizes["shown"]
-        _axis(axis, f"seed {seed}{': ' if words else ''}{', '.join(words)}", "steps" if last else "", "loss")
+        label_axes(axis, f"seed {seed}{': ' if words else ''}{', '.join(words)}", "steps" if last else "", "loss")
     for axis in axes[one.sizes["shown"] :]:
         axis.set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
@@ -261,14 +264,7 @@ def diagram_figure(grid: xr.Dataset, ratio: xr.Dataset, base: Setting) -> Figure
     last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     last.set_ylim(-0.02, 1.02)
     last.legend(frameon=False, fontsize=8)
-    _axis(last, f"all of these at μ = {base.mu:g}, α = {base.alpha:g}", "dim(d) / dim(a)", "fraction of seeds")
+    label_axes(last, f"all of these at μ = {base.mu:g}, α = {base.alpha:g}", "dim(d) / dim(a)", "fraction of seeds")
     steps = f"{grid.attrs['steps']:,}"
     figure.suptitle(f"Fraction of {grid.attrs['seeds']} seeds in which, after {steps} steps, ...")
     return figure
-
-
-def _axis(axis: Axes, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.spines[["top", "right"]].set_visible(False)

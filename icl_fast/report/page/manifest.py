@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,9 +13,10 @@ from icl_fast.analysis.arrays import Floats, ablated, unablated
 from icl_fast.errors import InputError
 from icl_fast.report import colours
 from icl_fast.report.page.payload import Blob
+from icl_fast.report.panels.exemplars import Groups, learning_times
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import Row
-from icl_fast.report.study import ModelStudy, Study
+from icl_fast.report.study import ExemplarStudy, ModelStudy, Study
 
 # of what `icl_fast.measure.evaluate` wrote: what each score is called on the page
 SCORES = {
@@ -33,17 +34,23 @@ def manifest(
     table: dict[str, list[Panel]],
     rows: Sequence[Row],
     family: Sequence[tuple[str, list[Panel]]],
+    exemplars: Mapping[str, Groups],
     blob: Blob,
 ) -> dict[str, Any]:
     """Everything on the page but the texts; an array is the number that `blob.add` gave.
 
     Raises:
-        InputError: a table that lacks a model or a row, or two panels with one key.
+        InputError: a table that lacks a model or a row, a run on exemplars without its panels, or two panels with one
+            key.
     """
     if list(table) != list(study.models) or any(len(panels) != len(rows) for panels in table.values()):
         found = ", ".join(f"{name}: {len(panels)}" for name, panels in table.items()) or "none"
         raise InputError(f"table: must have {len(rows)} panels for each of {', '.join(study.models)}; got {found}")
-    keys = [panel.key for panels in (*table.values(), *(panels for _, panels in family)) for panel in panels]
+    if list(exemplars) != list(study.exemplars):
+        given, there = (", ".join(names) or "none" for names in (exemplars, study.exemplars))
+        raise InputError(f"exemplars: must have the panels of {there}; got {given}")
+    groups = [group for of_run in (family, *exemplars.values()) for group in of_run]
+    keys = [panel.key for panels in (*table.values(), *(panels for _, panels in groups)) for panel in panels]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
@@ -60,12 +67,19 @@ def manifest(
         },
         "rows": [{field.name: getattr(row, field.name) for field in fields(row)} for row in rows],
         "table": [[_panel(study, panel, blob) for panel in panels] for panels in table.values()],
-        "family": [
-            {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]}
-            for heading, panels in family
+        "family": _groups(study, family, blob),
+        "exemplars": [
+            {**_exemplar_run(study.exemplars[name]), "groups": _groups(study, of_run, blob)}
+            for name, of_run in exemplars.items()
         ],
         "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
     }
+
+
+def _groups(study: Study, groups: Sequence[tuple[str, list[Panel]]], blob: Blob) -> list[dict[str, Any]]:
+    return [
+        {"heading": heading, "panels": [_panel(study, panel, blob) for panel in panels]} for heading, panels in groups
+    ]
 
 
 def _panel(study: Study, panel: Panel, blob: Blob) -> dict[str, Any]:
@@ -140,6 +154,23 @@ def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
             for name in COMPOSITIONS
             if name in last
         },
+    }
+
+
+def _exemplar_run(run: ExemplarStudy) -> dict[str, Any]:
+    config, seen = run.config, run.strategies["sequences"].values
+    return {
+        "name": run.name,
+        "members": run.members,
+        "layers": config.model.layers,
+        "heads": config.model.heads,
+        "width": config.model.width,
+        "exemplars": config.exemplars.kind,
+        "pairs": config.sequences.pairs,
+        "snapshots": len(seen),
+        "sequences": int(seen[-1]),
+        "left_out": [[int(step), why] for step, why in sorted(run.left_out.items())],
+        "learned": [_number(time) for time in learning_times(run)],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from icl_fast.files import atomic_write
 from icl_fast.report.page.bundle import bundle
 from icl_fast.report.page.manifest import manifest
 from icl_fast.report.page.payload import Blob, to_json
+from icl_fast.report.panels.exemplars import Groups
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import Row
 from icl_fast.report.panels.texts import texts_payload
@@ -29,6 +30,8 @@ def write_page(
     rows: Sequence[Row],
     family: Sequence[tuple[str, list[Panel]]],
     path: str | Path,
+    *,
+    exemplars: Mapping[str, Groups] | None = None,
 ) -> Path:
     """Write the report page: one file that asks nothing of any network.
 
@@ -38,12 +41,13 @@ def write_page(
         rows: what each row shows and how to read it.
         family: (heading, panels) of each group of further figures.
         path: of the HTML file.
+        exemplars: by run on exemplars, (heading, panels) of each group of its section.
 
     Raises:
-        InputError: a model without its panels, the disk full or the folder not writable.
+        InputError: a model or run without its panels, the disk full or the folder not writable.
     """
     blob = Blob()
-    data = manifest(study, table, rows, family, blob)
+    data = manifest(study, table, rows, family, exemplars or {}, blob)
     data["texts"] = texts_payload(study, blob.add)
     script = bundle("main", read_script)
     parts = {

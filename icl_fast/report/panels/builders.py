@@ -15,20 +15,20 @@ from icl_fast.analysis.arrays import Floats, finite, unablated
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.errors import InputError
 from icl_fast.report.panels.panel import Heatmap, Panel, Series
-from icl_fast.report.study import ModelStudy, Study
+from icl_fast.report.study import ModelStudy
 
-TOKENS = "training tokens seen"
+TOKENS, SEQUENCES = "training tokens seen", "training sequences seen"
 NATS = "nats per token"
 NOTHING_FINITE = "there is no finite value to show"
 
 
-def slugs(study: Study) -> dict[str, str]:
-    """By model, its name as a part of a key: lower case, `[a-z0-9_-]` only, unique in the study.
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """By name, of models, runs or members, what it is as a part of a key: lower case, `[a-z0-9_-]` only, unique.
 
     No dots: what follows the last one would pass for a file's ending.
     """
     made: dict[str, str] = {}
-    for name in study.models:
+    for name in names:
         plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "model"
         slug, number = plain, 1
         while slug in made.values():
@@ -72,7 +72,7 @@ def band(model: ModelStudy) -> tuple[float, float] | None:
 
 
 def spaced_exponentially(tokens: Floats) -> bool:
-    """Whether the snapshots after 0 tokens lie more evenly on a logarithmic axis than on a linear one."""
+    """Whether snapshots after 0 tokens, or sequences, lie more evenly on a logarithmic axis than on a linear one."""
     trained = tokens[tokens > 0]
     if len(trained) < 3:
         return False

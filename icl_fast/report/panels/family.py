@@ -85,7 +85,7 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
 
 def _each(study: Study, key: str, build: Callable[[ModelStudy], Panel]) -> list[Panel]:
     """A panel a model, with one y axis."""
-    keys = slugs(study)
+    keys = slugs(study.models)
     return share_range(
         [replace(build(model), key=f"family-{key}-{keys[name]}") for name, model in study.models.items()]
     )

@@ -13,8 +13,8 @@ A series may belong to a model of the report, and then to a head of it: heads ar
 together on the page, and a click opens all that was measured of them. Nothing has to: a panel of runs that the report
 has no `ModelStudy` of has series without a model, which are coloured one after the other. `over_training` is for x that
 grows with training, whatever it counts (`x_label` says): the page's switch between linear and logarithmic axes moves
-it. A group of panels under a heading is all that the page needs of anything beside the table (`write_page`'s
-`family`); what could not be measured is a panel with `absent` for a reason, not a gap.
+it. Groups of panels under headings are all that the page needs of anything beside the table (`write_page`'s
+`family` and `exemplars`); what could not be measured is a panel with `absent` for a reason, not a gap.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Series:
         head: (layer, head) of `model`, for what belongs to one head: it lights up with that head everywhere.
         names: [n] what each point is called on hover (of `points`, such as the heads of a model); empty: the label.
         opaque: False for heads outside the sample that is drawn opaque.
+        evaluator: whose sequences it is measured on, of runs on exemplars: it has that evaluator's colour everywhere.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Series:
     head: tuple[int, int] | None = None
     names: tuple[str, ...] = ()
     opaque: bool = True
+    evaluator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Heatmap:
         scale: `sequential`, or `diverging` about 0.
         low, high: values at the ends of the colours; what lies outside has the colour of the end.
         units: of z.
+        x_names, y_names: [n] and [m] what stands at the axes for x and y, which are then 0, 1, ...: heads, evaluators;
+            empty: the numbers themselves.
     """
 
     x: Floats
@@ -71,6 +75,8 @@ class Heatmap:
     low: float
     high: float
     units: str
+    x_names: tuple[str, ...] = ()
+    y_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def table_panels(study: Study) -> dict[str, list[Panel]]:
         _before_after,
         _icl_ablation,
     )
-    keys = slugs(study)
+    keys = slugs(study.models)
     table: dict[str, list[Panel]] = {name: [] for name in study.models}
     for number, (row, build) in enumerate(zip(ROWS, builders, strict=True), start=1):
         panels = [

@@ -27,10 +27,11 @@ from icl_fast.report.colours import (
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.draw.static import draw, draw_table, edges, short, write_static
 from icl_fast.report.panels.builders import filled
+from icl_fast.report.panels.exemplars import exemplar_panels
 from icl_fast.report.panels.family import family_panels
-from icl_fast.report.panels.panel import Panel, Series
+from icl_fast.report.panels.panel import Heatmap, Panel, Series
 from icl_fast.report.panels.table import ROWS, table_panels
-from icl_fast.report.study import Study
+from icl_fast.report.study import ExemplarStudy, Study
 
 MadeStudy = Callable[..., Study]
 
@@ -98,6 +99,41 @@ def test_paths_and_heatmaps(study: Study, panels: dict[str, Panel]) -> None:
     (mesh,) = [one for one in axis.collections if isinstance(one, QuadMesh)]
     np.testing.assert_array_equal(mesh.get_array(), panel.heatmap.z)
     assert mesh.get_clim() == (panel.heatmap.low, panel.heatmap.high)
+
+
+def test_maps_have_the_names_of_their_rows_and_columns(study: Study) -> None:
+    for count, shown in (3, ["0.0", "0.1", "0.2"]), (41, [f"0.{head}" for head in range(0, 41, 3)]):
+        columns, rows = tuple(f"0.{head}" for head in range(count)), ("held-out-label-pairs", "icl")
+        z = np.arange(2.0 * count).reshape(2, count)
+        heatmap = Heatmap(np.arange(float(count)), np.arange(2.0), z, "sequential", 0, 9, "share", columns, rows)
+        figure = draw(Panel("wiring", "heatmap", "Wiring", "", "head", "evaluator", heatmap=heatmap), study)
+        axis = figure.axes[0]
+        assert [text.get_text() for text in axis.get_xticklabels()] == shown
+        assert [text.get_text() for text in axis.get_yticklabels()] == list(rows)
+        assert axis.get_xticks().tolist() == [columns.index(name) for name in shown]
+        (mesh,) = [one for one in axis.collections if isinstance(one, QuadMesh)]
+        np.testing.assert_array_equal(mesh.get_array(), z)
+        figure.draw_without_rendering()
+        within = figure.bbox
+        for text in (*axis.get_yticklabels(), axis.yaxis.label):
+            box = text.get_window_extent()
+            assert within.x0 <= box.x0 < box.x1 <= within.x1
+
+
+def test_runs_on_exemplars_alone(exemplar_runs: dict[str, ExemplarStudy], tmp_path: Path) -> None:
+    """Every panel, drawn in the page's colours, and no table."""
+    runs = Study("Runs", {}, None, (), {"alone": exemplar_runs["alone"]})
+    groups = exemplar_panels(runs)["alone"]
+    written = write_static(runs, {}, groups, tmp_path)
+    panels = [panel for _, of_group in groups for panel in of_group]
+    assert {path.stem for path in written} == {panel.key for panel in panels}
+    assert len(written) == 2 * len(panels)
+    for panel in panels:
+        lines = draw(panel, runs).axes[0].lines[: len(panel.series)]
+        for line, series, colour in zip(lines, panel.series, series_colours(runs, panel), strict=True):
+            shown = series.x > 0 if panel.log_x else np.ones(len(series.x), dtype=bool)
+            np.testing.assert_array_equal(line.get_ydata(), series.y[shown])
+            assert line.get_color() == colour
 
 
 def test_a_logarithmic_axis_leaves_out_what_came_before_training(study: Study, panels: dict[str, Panel]) -> None:
@@ -200,7 +236,13 @@ def luminance(colour: str) -> float:
 
 
 def test_colours_are_readable_on_white_and_on_near_black() -> None:
-    drawn = [*colours.MODELS, *colours.TYPES.values(), *(depth_colour(layer, 12) for layer in range(12)), colours.MARK]
+    drawn = [
+        *colours.MODELS,
+        *colours.EVALUATORS.values(),
+        *colours.TYPES.values(),
+        *(depth_colour(layer, 12) for layer in range(12)),
+        colours.MARK,
+    ]
     for colour in drawn:
         for ground in ("#FFFFFF", "#16181D"):
             ends = sorted((luminance(colour), luminance(ground)))

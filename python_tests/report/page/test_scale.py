@@ -123,3 +123,13 @@ def test_colours_are_linear_between_stops(page: Any) -> None:
 )
 def test_numbers_as_text(page: Any, call: str, text: str) -> None:
     assert page.evaluate(f"format.{call}") == text
+
+
+def test_names_stand_at_every_one_or_evenly_thinned(page: Any) -> None:
+    names = [f"1.{head}" for head in range(12)]
+    for most, every in (12, 1), (30, 1), (11, 2), (5, 3), (1, 12):
+        axis = page.evaluate(
+            "([names, most]) => (({ticks, names}) => ({ticks, names}))(scale.axis(-0.5, 11.5, {names, most}))",
+            [names, most],
+        )
+        assert axis == {"ticks": list(range(0, 12, every)), "names": names}

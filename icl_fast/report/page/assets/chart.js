@@ -8,13 +8,16 @@ export const py = ({ y, height, margin }, value) => height - margin.b - y.to(val
 
 const crisp = (at) => Math.floor(at) + 0.5; // a line of one pixel, not of two half ones
 
+/** What stands at a value of an axis: the number, or of an axis with names the name. */
+export const tickText = ({ names }, value) => (names ? names[value] : format.tick(value));
+
 /** Axes with ticks. `labels`: {x, y} to stand beside them; `zero`: a line at y = 0; `grid`: lines at all ticks of y. */
 export function axes(frame, { labels = null, zero = true, grid = false } = {}) {
   const { width, height, margin, x, y } = frame;
   const bottom = height - margin.b;
   const text = (name, at, down, what, more = {}) => el("text", { class: name, x: at, y: down, text: what, ...more });
-  const across = x.ticks.map((value) => [crisp(px(frame, value)), format.tick(value)]);
-  const up = y.ticks.map((value) => [crisp(py(frame, value)), format.tick(value)]);
+  const across = x.ticks.map((value) => [crisp(px(frame, value)), tickText(x, value)]);
+  const up = y.ticks.map((value) => [crisp(py(frame, value)), tickText(y, value)]);
   const lines = [`M${crisp(margin.l)},${margin.t}V${crisp(bottom)}H${width - margin.r}`,
     ...across.map(([at]) => `M${at},${crisp(bottom)}v3.5`), ...up.map(([at]) => `M${crisp(margin.l)},${at}h-3.5`)];
   const through = grid ? up.map(([at]) => at) : zero && !y.log && y.low < 0 && y.high > 0 ? [crisp(py(frame, 0))] : [];

@@ -12,7 +12,8 @@ import { passage } from "./texts_passage.js";
 
 async function build() {
   await load();
-  const all = [...data.table.flat(), ...data.family.flatMap((group) => group.panels)];
+  const groups = [data.family, ...data.exemplars.map((run) => run.groups)].flat();
+  const all = [...data.table.flat(), ...groups.flatMap((group) => group.panels)];
   const over = all.filter((spec) => spec.over_training);
   state.axis = over.filter((spec) => spec.log_x).length * 2 > over.length ? "log" : "linear";
   recall();
@@ -22,6 +23,7 @@ async function build() {
     ["family", "Further figures", sections.family, data.family.length],
     ["passage", "Passage", passage, data.models.length],
     ["abstract", "Abstract heads", abstract, data.models.length],
+    ...data.exemplars.map((run, i) => [`run-${i}`, run.name, (box) => sections.figures(box, run.groups), run.groups.length]),
     ["claims", "Claims", sections.claims, data.claims.length],
   ].filter(([, , , shown]) => shown);
   const built = parts.map(([id, title]) =>

@@ -89,6 +89,8 @@ export function mount(container, spec, { height = 220, model = null, bare = fals
     heatmap: spec.heatmap && readHeatmap(spec.heatmap),
     heads: new Map(), marks: {}, lit: [], dim: false,
   };
+  const rows = panel.heatmap && panel.heatmap.y_names;
+  if (rows) panel.margin.l = Math.max(panel.margin.l, 28 + LETTER * longest(rows)); // beside the title
   byPlot.set(plot, panel);
   attach(panel);
   for (const observer of OBSERVERS) observer.observe(plot);
@@ -103,7 +105,13 @@ export function unmount(container) {
   }
 }
 
-const readHeatmap = (map) => ({ ...map, x: values(map.x), y: values(map.y), z: values(map.z) });
+const orNull = (names) => (names && names.length ? names : null);
+const readHeatmap = (map) => ({
+  ...map, x: values(map.x), y: values(map.y), z: values(map.z), x_names: orNull(map.x_names), y_names: orNull(map.y_names),
+});
+
+const LETTER = 6.2; // px: about the width of one in a tick's text
+const longest = (names) => Math.max(...names.map((name) => name.length));
 
 /** A series with its numbers at hand; `model` is an index, and a head is one of a model of the page. */
 function readSeries(one, index, spec, ofPanel) {
@@ -160,9 +168,12 @@ function setAxes(panel) {
   if (spec.over_training && seen[0] < seen[1]) range = seen;
   // layers are whole numbers, and so are their ticks
   const whole = (arrays) => arrays.every((of) => of.every(Number.isInteger));
-  panel.x = axis(...range, { log, whole: whole(xs), most: Math.max(2, Math.min(5, Math.floor(across / 70))) });
-  panel.x.ticks = apart(panel.x, 44 / across);
-  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, whole: Boolean(heatmap) && whole([heatmap.y]) });
+  const { x_names: columns = null, y_names: rows = null } = heatmap || {};
+  const room = columns ? across / (LETTER * longest(columns) + 6) : Math.min(5, across / 70);
+  panel.x = axis(...range, { log, whole: whole(xs), most: Math.max(2, Math.floor(room)), names: columns });
+  if (!columns) panel.x.ticks = apart(panel.x, 44 / across);
+  const most = rows ? Math.floor((panel.height - panel.margin.t - panel.margin.b) / 14) : undefined;
+  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, whole: Boolean(heatmap) && whole([heatmap.y]), most, names: rows });
 }
 
 function rangeOfY({ spec, heatmap, series }) {

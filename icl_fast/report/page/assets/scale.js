@@ -35,17 +35,19 @@ export function logTicks(low, high, most) {
 
 /**
  * An axis over [low, high], where a logarithmic one has only what is above 0: `to` maps a value to a part of it from 0
- * (start) to 1 (end), NaN if it has no place there; `from` maps back.
+ * (start) to 1 (end), NaN if it has no place there; `from` maps back. `names`: what 0, 1, ... are called, each of which
+ * gets a tick, or, of more than `most`, every second, every third, ...
  */
-export function axis(low, high, { log = false, most = 5, whole = false } = {}) {
+export function axis(low, high, { log = false, most = 5, whole = false, names = null } = {}) {
   const g = (value) => (!log ? value : value > 0 ? Math.log10(value) : NaN);
   const start = g(low);
   const span = g(high) - start || 1;
+  const every = names && Math.ceil(names.length / most);
   return {
-    low, high, log,
+    low, high, log, names,
     to: (value) => (g(value) - start) / span,
     from: (part) => (log ? 10 ** (start + part * span) : start + part * span),
-    ticks: log ? logTicks(low, high, most) : linearTicks(low, high, most, whole),
+    ticks: names ? [...names.keys()].filter((i) => i % every === 0) : log ? logTicks(low, high, most) : linearTicks(low, high, most, whole),
   };
 }
 

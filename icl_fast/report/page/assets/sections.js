@@ -1,4 +1,4 @@
-// The parts of the page around the table: head, switches, further figures, claims, foot.
+// The parts of the page around the table: head, switches, further figures, runs on exemplars, claims, foot.
 import { data, tokens } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
@@ -7,50 +7,81 @@ import { choices, choose, recall, remember, state } from "./state.js";
 import { verdict } from "./table.js";
 
 export function head(box) {
-  const { title, models } = data;
-  const corpora = [...new Set(models.map((model) => model.corpus))];
-  box.append(el("h1", { text: title }));
-  if (!models.length) return;
+  box.append(el("h1", { text: data.title }));
+  if (data.models.length) headOfModels(box);
+  if (data.exemplars.length) headOfRuns(box);
+  const left = [...data.models, ...data.exemplars].filter((one) => one.left_out.length);
+  if (left.length) {
+    box.append(el("div", { class: "note" }, el("h2", { text: "Snapshots left out" }),
+      el("ul", {}, ...left.flatMap((one) => one.left_out.map(([step, why]) =>
+        el("li", { text: `${one.name}, step ${format.whole(step)}: ${why}` }))))));
+  }
+  const corpora = new Set(data.models.map((model) => model.corpus));
+  if (corpora.size > 1) box.append(el("p", { class: "muted", text: "The models were trained on different corpora: compare their losses with care." }));
+}
+
+/** A table with a row a thing: `columns` are [title, whether a number, text of a thing]. */
+function listed(box, caption, things, columns) {
+  const cell = (tag, numeric, text, more = {}) => el(tag, { class: numeric ? "number" : null, text, ...more });
+  box.append(el("div", { class: "wide" }, el("table", { class: "plain" },
+    el("caption", { class: "unseen", text: caption }),
+    el("thead", {}, el("tr", {}, ...columns.map(([title, numeric]) => cell("th", numeric, title, { scope: "col" })))),
+    el("tbody", {}, ...things.map((thing) => el("tr", {}, ...columns.map(([, numeric, read], i) =>
+      (i ? cell("td", numeric, read(thing)) : el("th", { scope: "row", text: read(thing) })))))))));
+}
+
+function headOfRuns(box) {
+  const runs = data.exemplars;
+  const learned = (times) => {
+    const known = times.filter((time) => time !== null).sort((a, b) => a - b);
+    if (!known.length) return "no";
+    const when = [known[0], known[known.length - 1]].map(format.count);
+    const after = when[0] === when[1] ? when[0] : when.join("–");
+    return times.length === 1 ? `after ${after} sequences` : `${known.length} of ${times.length}, after ${after} sequences`;
+  };
+  box.append(el("p", { class: "lede", text: `${runs.length} ${runs.length === 1 ? "run" : "runs"} on exemplars, every snapshot measured, every head removed: `
+    + "which strategy answers, when, and through which heads." }));
+  listed(box, "The runs on exemplars", runs, [
+    ["run", false, (run) => run.name], ["members", true, (run) => String(run.members.length)],
+    ["layers", true, (run) => String(run.layers)], ["heads a layer", true, (run) => `${run.heads} × ${run.width / run.heads}`],
+    ["exemplars", false, (run) => run.exemplars], ["pairs in context", true, (run) => String(run.pairs)],
+    ["snapshots", true, (run) => String(run.snapshots)], ["sequences seen", true, (run) => format.count(run.sequences)],
+    ["learned", false, (run) => learned(run.learned)],
+  ]);
+}
+
+function headOfModels(box) {
+  const { models } = data;
   box.append(
     el("p", { class: "lede", text: `${models.length} ${models.length === 1 ? "model" : "models"}, every snapshot measured, every head removed: `
       + "when and through which heads in-context learning forms." }),
     el("p", { class: "how", text: "Each column is a model, each row a measurement over training; the orange band is the phase change, the "
       + "interval in which the model suddenly gets better at using its context. Point at a moment and every row shows it; point at a "
       + "line and that attention head lights up in every row. Click a head, or press Enter on it, for everything measured of it." }));
-  const cell = (text, numeric) => el("td", { class: numeric ? "number" : null, text });
-  const rows = models.map((model, m) => {
-    const seen = tokens(m);
-    return el("tr", {}, el("th", { scope: "row", text: model.name }), cell(String(model.layers), true), cell(`${model.heads} × ${model.width / model.heads}`, true),
-      cell(model.mlp ? "yes" : "no"), cell(model.key), cell(format.count(model.parameters), true), cell(model.corpus),
-      cell(`${seen.length}`, true), cell(format.count(seen[seen.length - 1]), true), cell(verdict(model)));
-  });
-  const heads = ["model", "layers", "heads a layer", "MLPs", "keys", "parameters", "corpus", "snapshots", "tokens seen", "verdict"];
-  const numeric = new Set([1, 2, 5, 7, 8]);
-  box.append(el("div", { class: "wide" }, el("table", { class: "plain" },
-    el("caption", { class: "unseen", text: "The models" }),
-    el("thead", {}, el("tr", {}, ...heads.map((text, i) => el("th", { scope: "col", class: numeric.has(i) ? "number" : null, text })))),
-    el("tbody", {}, ...rows))));
-  const left = models.filter((model) => model.left_out.length);
-  if (left.length) {
-    box.append(el("div", { class: "note" }, el("h2", { text: "Snapshots left out" }),
-      el("ul", {}, ...left.flatMap((model) => model.left_out.map(([step, why]) =>
-        el("li", { text: `${model.name}, step ${format.whole(step)}: ${why}` }))))));
-  }
-  if (corpora.length > 1) box.append(el("p", { class: "muted", text: "The models were trained on different corpora: compare their losses with care." }));
+  const seen = (model) => tokens(models.indexOf(model));
+  listed(box, "The models", models, [
+    ["model", false, (model) => model.name], ["layers", true, (model) => String(model.layers)],
+    ["heads a layer", true, (model) => `${model.heads} × ${model.width / model.heads}`],
+    ["MLPs", false, (model) => (model.mlp ? "yes" : "no")], ["keys", false, (model) => model.key],
+    ["parameters", true, (model) => format.count(model.parameters)], ["corpus", false, (model) => model.corpus],
+    ["snapshots", true, (model) => String(seen(model).length)],
+    ["tokens seen", true, (model) => format.count(seen(model)[seen(model).length - 1])],
+    ["verdict", false, verdict],
+  ]);
 }
 
 export function bar(box, targets) {
   const jump = (id) => {
     const target = document.getElementById(id);
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    target.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+    target.scrollIntoView(); // at once: on the way figures would be laid out, grow, and move it
     target.focus({ preventScroll: true });
   };
   box.append(el("nav", { "aria-label": "Sections" },
     ...targets.map(([id, label]) => el("button", { type: "button", class: "link", text: label, on: { click: () => jump(id) } }))));
-  const labels = { axis: data.models.length ? "tokens" : "training", colour: "heads by", theme: "theme" };
+  const labels = { axis: data.models.length && !data.exemplars.length ? "tokens" : "training", colour: "heads by", theme: "theme" };
   const group = el("div", { class: "switches" });
   for (const [name, options] of Object.entries(choices)) {
+    if (name === "colour" && !data.models.length) continue; // no heads that have a depth or a type
     const field = el("fieldset", {}, el("legend", { text: labels[name] }));
     for (const [value, label] of options) {
       const input = el("input", { type: "radio", name, value, checked: state[name] === value });
@@ -69,10 +100,13 @@ export function bar(box, targets) {
   });
 }
 
-export function family(box) {
+export const family = (box) => figures(box, data.family);
+
+/** Groups of figures under headings. */
+export function figures(box, of) {
   const groups = el("div", { class: "groups" });
   box.append(groups);
-  for (const { heading, panels } of data.family) {
+  for (const { heading, panels } of of) {
     const grid = el("div", { class: "figures" });
     groups.append(el("section", { class: panels.length > 2 ? "group many" : "group", style: `--panels:${panels.length}` }, el("h3", { text: heading }), grid));
     for (const spec of panels) mount(grid, spec, { height: 260 });
@@ -88,9 +122,12 @@ export function claims(box) {
 }
 
 export function foot(box) {
-  const source = "After Olsson et al. 2022, In-context Learning and Induction Heads, Transformer Circuits Thread. ";
+  const sources = [
+    data.models.length && "Olsson et al. 2022, In-context Learning and Induction Heads, Transformer Circuits Thread",
+    data.exemplars.length && "Singh 2025, thesis, chapters 4 and 5",
+  ].filter(Boolean);
   if (data.models.length) box.append(el("h2", { text: "Definitions" }), definitions(data.models[0].thresholds));
-  box.append(el("p", { class: "muted", text: `${data.models.length ? source : ""}Made by icl_fast ${data.version}. `
+  box.append(el("p", { class: "muted", text: `${sources.length ? `After ${sources.join("; ")}. ` : ""}Made by icl_fast ${data.version}. `
     + "This file holds all its data and asks nothing of any network." }));
 }
 

@@ -1,4 +1,5 @@
 // The tip beside the pointer, which names what is pointed at and gives its values; a screen reader is told the same.
+import { tickText } from "./chart.js";
 import { array, data, steps, tokens } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
@@ -44,7 +45,7 @@ function described({ model, at, head, series, point, panel, position }) {
   if (heatmap) {
     const row = nearest(heatmap.y, position);
     const value = format.value(heatmap.z[row * heatmap.x.length + point]);
-    const [column, y] = [heatmap.x[point], position].map(format.tick);
+    const [column, y] = [tickText(panel.x, heatmap.x[point]), tickText(panel.y, position)];
     if (at !== null) lines.push([`${spec.y_label} ${y}`, value]);
     else lines.push([spec.x_label, column], [spec.y_label, y], [heatmap.units, value]);
   } else if (series && (!head || panel.model === null)) {

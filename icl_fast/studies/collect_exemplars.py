@@ -1,0 +1,96 @@
+"""From a run on exemplars to its part of a report: measure what is missing, keep what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import xarray as xr
+
+from icl_fast.measure import measure_ablations, measure_strategies, open_measured
+from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.measure.exemplar.measured_run import MeasuredRun, measure_wiring
+from icl_fast.measure.store import Workspace
+from icl_fast.report.study import ExemplarStudy
+from icl_fast.runs import Run, Series
+from icl_fast.studies.kept import Show, kept
+
+
+def study_exemplars(
+    name: str, series: Series, left_out: Mapping[int, str], show: Show, *, sequences: int = 1000, device: str = "auto"
+) -> ExemplarStudy:
+    """Measure a run on exemplars, in `RUN/results/report/`, and put together what a report shows of it.
+
+    What is there from an equal measurement is kept; what was stopped goes on. Every head is removed from every snapshot
+    (a second or so each): a strategy may be gone by the last one (Singh 2025, 5.9.2).
+
+    Args:
+        name: of the run in the report.
+        series: one snapshot or more.
+        left_out: its snapshots that cannot be used: step -> why.
+        show: makes, for a title, a context manager that shows progress.
+        sequences: of each evaluator.
+        device: as in `open_measured`.
+
+    Raises:
+        InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
+    """
+    curves = training_curves(Run(series.path))
+    with show(f"{name}: rendering glyphs") as rendering:
+        measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
+    results = series.path / "results" / "report"
+
+    def strategies() -> Path:
+        with show(f"{name}: strategies") as on:
+            return measure_strategies(
+                measured,
+                out=results / "strategies.zarr",
+                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+            )
+
+    def ablations() -> Path:
+        with show(f"{name}: every head removed") as on:
+            return measure_ablations(
+                measured,
+                out=results / "ablation.zarr",
+                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+            )
+
+    population = series.population
+    return ExemplarStudy(
+        name=name,
+        config=population.config,
+        of_seeds=population.of_seeds,
+        left_out=dict(left_out),
+        curves=curves,
+        strategies=kept(strategies, results / "strategies.zarr"),
+        ablations=kept(ablations, results / "ablation.zarr"),
+        wiring=None if population.config.model.layers < 2 else _wiring(measured, results / "wiring.zarr"),
+    )
+
+
+def _wiring(measured: MeasuredRun, out: Path) -> xr.Dataset:
+    """`measure_wiring` of the last snapshot on sequences as in training, kept."""
+    last = measured.series.steps[-1]
+    one = replace(
+        measured,
+        series=measured.series.at([last]),
+        evaluators=[of for of in measured.evaluators if of.name == "train"],
+    )
+    identity = {
+        "measured": "wiring, 1",  # raise the number when what is measured changes
+        "sequences": one.count,
+        "snapshots": one.series.hashes(),
+        "features": one.features_hash,
+        "device": one.device.type,
+    }
+
+    def measure() -> Path:
+        work = Workspace(out, identity, "measurement")
+        if not work.finished():
+            work.begin()
+            work.finish(measure_wiring(one))
+        return out
+
+    return kept(measure, out)
