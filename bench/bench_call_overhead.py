@@ -69,9 +69,9 @@ def case(
     grad: Callable[[Inputs], Tensor] | None = None,
 ) -> Case:
     def inputs(maker: Maker) -> Inputs:
-        made = make(maker)
-        made.grad = grad(made) if grad else None
-        return made
+        x = make(maker)
+        x.grad = grad(x) if grad else None
+        return x
 
     op = call.__name__
     return Case(

@@ -124,8 +124,8 @@ def evaluation(setting: str, sequences: int, options: Options) -> Case:
 
 def missing() -> str:
     """Why there are no exemplar models here; empty if there are."""
-    there = module_or_none("icl_fast.training.exemplar_engine")
-    return "" if there else "icl_fast.training needs packages that are not here"
+    engine = module_or_none("icl_fast.training.exemplar_engine")
+    return "" if engine else "icl_fast.training needs packages that are not here"
 
 
 def missing_jax(options: Options) -> str:
@@ -156,9 +156,9 @@ def make(maker: Maker, config: Any) -> Inputs:
     from icl_fast.runs import Population
 
     wanted = config.sequences
-    made = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
+    drawn = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
     device = maker.normal(1).device
-    exemplars = Exemplars(made.features.to(device), made.base.to(device))
+    exemplars = Exemplars(drawn.features.to(device), drawn.base.to(device))
     return Inputs(exemplars=exemplars, population=Population(config), device=device, runs={})
 
 
@@ -188,8 +188,8 @@ class Drawn:
         """The draws, and the step that they begin at."""
         from icl_fast.training.exemplar_engine import steps_of
 
-        begun, self.step = self.step, self.step + self.steps
-        return steps_of(self.sampler.draw(begun * self.batch, self.steps * self.batch), self.steps), begun
+        started, self.step = self.step, self.step + self.steps
+        return steps_of(self.sampler.draw(started * self.batch, self.steps * self.batch), self.steps), started
 
 
 class Torch:

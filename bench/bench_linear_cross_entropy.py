@@ -159,21 +159,21 @@ def others(options: Options, reduction: str) -> list[Candidate]:
 def instruction_sets(shape: tuple[int, int, int], options: Options) -> Case:
     """The same kernel compiled for each instruction set of this machine."""
     whole = case(shape, torch.float32, FORWARD, options)
-    mine, isas = whole.candidates[0], _backend.isas()
+    own, isas = whole.candidates[0], _backend.isas()
 
     def on(isa: str) -> Callable[[Inputs], Any]:
         def call(x: Inputs) -> Any:
             _backend.set_isa(isa)
             try:
-                return mine.call(x)
+                return own.call(x)
             finally:
                 _backend.set_isa(isas[-1])
 
         return call
 
     whole.candidates = [
-        mine,
-        *(Candidate(f"ours on {isa}", on(isa), missing=mine.missing, memory=False) for isa in isas[:-1]),
+        own,
+        *(Candidate(f"ours on {isa}", on(isa), missing=own.missing, memory=False) for isa in isas[:-1]),
         *(c for c in whole.candidates if c.name in ("product alone", "reference")),
     ]
     whole.shape += " by instruction set"

@@ -43,10 +43,10 @@ class CpuClock:
             self._sweep += 1
         if self._drain is not None:
             self._drain()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(repeat):
             call()
-        return (time.perf_counter() - begun) / repeat
+        return (time.perf_counter() - started) / repeat
 
 
 class CudaClock:

@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-results")))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="in which everything must end")
     arguments = parser.parse_args()
-    begun = time.monotonic()
+    started = time.monotonic()
     found = probe()
     if "problem" in found:
         print(f"gpu-check: nothing to check here: {found['problem']}", file=sys.stderr)
@@ -189,7 +189,7 @@ def main() -> int:
     scale = arguments.seconds / SECONDS
     stages = [replace(stage, limit=stage.limit * scale) for stage in STAGES]
     try:
-        passed = run_stages(stages, report, arguments.out, arguments.seconds - (time.monotonic() - begun))
+        passed = run_stages(stages, report, arguments.out, arguments.seconds - (time.monotonic() - started))
     finally:
         conclude(report, arguments.out)
     return 0 if passed else 1

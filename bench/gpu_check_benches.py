@@ -11,7 +11,7 @@ from typing import Any
 from stages import BENCH, LEAST, PROCESSES, Job, Verdict, write_json
 
 START = 8.0  # seconds until a bench has imported torch and begins to count
-AGAIN = 3  # times that a bench is begun which loses the GPU
+ATTEMPTS = 3  # at a bench that loses the GPU
 NOTHING: dict[str, Any] = {"benches": [], "targets": []}
 
 
@@ -25,25 +25,25 @@ def benches(flags: tuple[str, ...], file: str, names: Sequence[str]) -> Callable
     def measure(job: Job) -> Verdict:
         written = job.out / file
         before = json.loads(written.read_text()) if written.exists() else NOTHING
-        mine = NOTHING
+        found = NOTHING
         for index, name in enumerate(names):
             if job.left() > LEAST:
                 share = max(job.left() / (len(names) - index), LEAST)
-                mine = merged(mine, run_bench(job, name, flags, share))
-                write_json(merged(before, mine), written)
-        return bench_verdict(mine, names)
+                found = merged(found, run_bench(job, name, flags, share))
+                write_json(merged(before, found), written)
+        return bench_verdict(found, names)
 
     return measure
 
 
 def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[str, Any]:
-    """The report of one bench, begun again after a case that took the process or the GPU away."""
+    """The report of one bench, started again after a case that took the process or the GPU away."""
     others, report = job.left() - share, NOTHING  # others: the seconds that are not ours
     failed, done = "", 0  # cases, of this call
-    for turn in range(AGAIN):
+    for attempt in range(ATTEMPTS):
         left = job.left() - others
         limit = min(1.5 * left, job.left())
-        result = job.scratch / f"{name}-{turn}.json"
+        result = job.scratch / f"{name}-{attempt}.json"
         command = [sys.executable, BENCH / f"bench_{name}.py", *flags, "--begin", done, "--json", result]
         command += ["--budget", f"{max(left - START, left / 2):.1f}"]
         code = PROCESSES.run(command, job.log, limit, job.environment)
@@ -84,7 +84,7 @@ def merged(report: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_verdict(report: dict[str, Any], names: Sequence[str]) -> Verdict:
-    """Failed where a bench of these was not begun, has an error or a wrong result; targets do not count."""
+    """Failed where a bench of these was not started, has an error or a wrong result; targets do not count."""
     bad = {}
     for bench in report["benches"]:
         wrong = [
@@ -92,8 +92,8 @@ def bench_verdict(report: dict[str, Any], names: Sequence[str]) -> Verdict:
         ]
         if why := "; ".join(filter(None, (bench["error"], *wrong))):
             bad[bench["name"]] = why
-    begun = {bench["name"] for bench in report["benches"]}
-    if late := [name for name in names if name not in begun]:
+    started = {bench["name"] for bench in report["benches"]}
+    if late := [name for name in names if name not in started]:
         bad["no time for"] = ", ".join(late)
     targets = [target["verdict"] for target in report["targets"] if target["measured"] is not None]
     cases, out = (sum(len(bench.get(key, ())) for bench in report["benches"]) for key in ("cases", "left_out"))

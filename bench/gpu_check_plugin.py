@@ -46,13 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return name.partition("[")[0]
 
     lines = _journal()
-    mine = [item for item in items if item_impl(item) == IMPL]
+    own = [item for item in items if item_impl(item) == IMPL]
     if not lines:
-        _write(event="collected", ids=[item.nodeid for item in mine])
+        _write(event="collected", ids=[item.nodeid for item in own])
     ended = {line["id"] for line in lines if line["event"] == "end"}
     fatal = {function(line["id"]) for line in lines if line["event"] == "lost"}
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine or item.nodeid in ended])
-    items[:] = sorted((item for item in mine if item.nodeid not in ended), key=lambda x: function(x.nodeid) in fatal)
+    config.hook.pytest_deselected(items=[item for item in items if item not in own or item.nodeid in ended])
+    items[:] = sorted((item for item in own if item.nodeid not in ended), key=lambda x: function(x.nodeid) in fatal)
 
 
 def item_impl(item: pytest.Item) -> str | None:

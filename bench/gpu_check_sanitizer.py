@@ -43,8 +43,8 @@ def sanitizer(tool: str) -> Callable[[Job], Verdict]:
         summary = f"{len(cases) - len(bad)} of {len(cases)} clean"
         summary += "".join(f"; {name}: {findings[0]}" for name, findings in list(failed.items())[:3])
         told = [name for name in bad if name not in failed]
-        summary += f"; informational: {', '.join(told)}" if told else ""
-        return Verdict("failed" if failed else "passed", summary, bad)
+        summary += f"; informational: {', '.join(f'{name}: {bad[name][0]}' for name in told)}" if told else ""
+        return Verdict("failed" if failed else "passed", summary, failed)
 
     return check
 

@@ -88,17 +88,17 @@ def numbers(case: dict[str, Any], targets: list[dict[str, Any]]) -> str:
     if "ours" not in rows:
         why = next((row["missing"] for row in case["candidates"] if row["name"] == "ours"), "")
         return why or next((error.strip().splitlines()[-1] for error in case["errors"]), "not timed")
-    mine, found = rows.pop("ours"), []
-    found.append(f"{1e3 * mine['median_s']:.3g} ms")
-    found += [f"{rate:.3g} {name}" for name, rate in list(mine.get("rates", {}).items())[:1]]
-    if mine.get("tflops"):
-        found.append(f"{mine['tflops']:.3g} TFLOP/s")
-    if fractions := {name: mine[f"of_{name}"] for name in ("matmul", "copy") if mine.get(f"of_{name}")}:
+    own, found = rows.pop("ours"), []
+    found.append(f"{1e3 * own['median_s']:.3g} ms")
+    found += [f"{rate:.3g} {name}" for name, rate in list(own.get("rates", {}).items())[:1]]
+    if own.get("tflops"):
+        found.append(f"{own['tflops']:.3g} TFLOP/s")
+    if fractions := {name: own[f"of_{name}"] for name in ("matmul", "copy") if own.get(f"of_{name}")}:
         name = max(fractions, key=lambda name: fractions[name])
         found.append(f"{100 * fractions[name]:.0f}% of {name}")
     others = [row for row in rows.values() if row["compare"] and row["name"] != "reference"] or list(rows.values())
     if others:
         best = min(others, key=lambda row: row["median_s"])
-        found.append(f"{best['median_s'] / mine['median_s']:.2f}x {best['name']}")
+        found.append(f"{best['median_s'] / own['median_s']:.2f}x {best['name']}")
     found += [f"{t['metric']} {t['direction']} {t['value']:g} {t['verdict']}" for t in targets]
     return "; ".join(found)

@@ -55,8 +55,8 @@ def run_suite(job: Job, op: str, arch: str) -> dict[str, Any]:
     while job.left() > LEAST and seen < (seen := len(read_journal(journal))):
         code = PROCESSES.run(command, log, job.left(), environment, hangs=lambda: stalls(journal, patience))
         lines = read_journal(journal)
-        begun, ended = ({line["id"] for line in lines if line["event"] == event} for event in ("begin", "end"))
-        for test in begun - ended if job.left() > 0 else ():  # the process did not survive it
+        started, ended = ({line["id"] for line in lines if line["event"] == event} for event in ("begin", "end"))
+        for test in started - ended if job.left() > 0 else ():  # the process did not survive it
             message = "hangs" if code is None else f"the process ended with exit code {code}"
             write_line(journal, {"event": "end", "id": test, "outcome": "failed", "message": message, "seconds": None})
         if code in (0, 1) and not any(line["event"] == "lost" for line in lines[seen:]):
@@ -66,7 +66,7 @@ def run_suite(job: Job, op: str, arch: str) -> dict[str, Any]:
 
 
 def stalls(journal: Path, patience: float) -> bool:
-    """Whether a test has begun and does not end."""
+    """Whether a test has started and does not end."""
     lines = read_journal(journal)
     return bool(lines) and lines[-1]["event"] == "begin" and time.time() - journal.stat().st_mtime > patience
 

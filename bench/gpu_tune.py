@@ -87,7 +87,7 @@ def build_host_objects(run: Run) -> list[Path]:
 
 def build(run: Run, kernel: Tuned, numbers: Numbers, folder: Path, host_objects: list[Path]) -> Build:
     """Compile the kernel's sources with these numbers and link them into a module, in a folder of its own."""
-    begun = time.monotonic()
+    started = time.monotonic()
     folder.mkdir()
     built = Build(folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
     defines = [f"-DICL_{name}={str(value).lower()}" for name, value in numbers.items()]
@@ -106,7 +106,7 @@ def build(run: Run, kernel: Tuned, numbers: Numbers, folder: Path, host_objects:
         code, printed = nvcc(run, "-shared", *objects, *host_objects, "-o", built.module)
         built.error = first_error(code, printed) if code != 0 else ""
     built.numbers = ptxas_numbers(text, kernel.main)
-    built.seconds = time.monotonic() - begun
+    built.seconds = time.monotonic() - started
     return built
 
 
@@ -190,7 +190,7 @@ def time_case(op: str, arguments: tuple[object, ...], options: Any, clock: Any) 
         del truth
         once = clock.seconds(calls[0], 1)
         rounds = int(min(max(options.seconds / max(once, 1e-9), LEAST_ROUNDS), MOST_ROUNDS))
-        seconds = [clock.seconds(calls[turn % len(calls)], 1) for turn in range(rounds)]
+        seconds = [clock.seconds(calls[number % len(calls)], 1) for number in range(rounds)]
     low, median, high = (percentile(seconds, at) for at in (10, 50, 90))
     spread = {"q10_s": low, "median_s": median, "q90_s": high, "rounds": rounds}
     return {"case": case.name, **spread, "tflops": case.flops / median / 1e12}
@@ -223,7 +223,7 @@ def time_variant(run: Run, kernel: Tuned, built: Build) -> Row:
 
 
 def tune(run: Run, kernels: list[Tuned], jobs: int, save: Callable[[list[Row]], None], times: bool = True) -> list[Row]:
-    """Build and time all variants; `save` is given the rows so far after each."""
+    """Build and time all variants; `save` gets the rows so far after each."""
     rows: list[Row] = []
     host_objects = build_host_objects(run)
     wanted = [(kernel, name, numbers) for kernel in kernels for name, numbers in kernel.all_variants().items()]
@@ -313,7 +313,7 @@ def parsed() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
 
 
 def main() -> int:
-    begun = time.monotonic()
+    started = time.monotonic()
     arguments, parser = parsed()
     if arguments.time:
         module, index, result = arguments.time
@@ -343,7 +343,7 @@ def main() -> int:
         write_json({**head, "arch": arch, "rows": rows}, target)
 
     with ended_politely(), tempfile.TemporaryDirectory() as scratch:
-        run = Run(Path(scratch), begun + arguments.seconds, program, arch)
+        run = Run(Path(scratch), started + arguments.seconds, program, arch)
         rows = tune(run, kernels, arguments.jobs, save, times=not arguments.compile_only)
     print(table(rows))
     print(f"\nresults in {target}")

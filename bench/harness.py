@@ -125,7 +125,7 @@ class WrongResult(Exception):
 
 
 def ours(op: str, call: Callable[[Inputs, str], Any], device: str) -> Candidate:
-    """The candidate that this package is: its kernel for the device; `call` is given its impl name."""
+    """The candidate that this package is: its kernel for the device; `call` gets its impl name."""
     return Candidate("ours", lambda x: call(x, device), missing=not_built(op, device))
 
 
@@ -290,9 +290,9 @@ def time_rounds(
     gc.collect()
     gc.disable()
     try:
-        for turn in range(1 if case.rounds else 0, rounds):
+        for number in range(1 if case.rounds else 0, rounds):
             for name in order:
-                call = calls[name][turn % len(sets)]
+                call = calls[name][number % len(sets)]
                 samples[name].append(clock.seconds(call, repeats[name]))
             order = order[1:] + order[:1]  # nobody always goes first, when the processor is coolest
     finally:
@@ -308,11 +308,11 @@ def ratios(samples: dict[str, list[float]], candidates: list[Candidate]) -> dict
     for family in sorted({c.family for c in candidates} - {""}):
         members = [samples[c.name] for c in candidates if c.family == family]
         others[f"fastest {family}"] = [min(times) for times in zip(*members, strict=True)]
-    mine = samples["ours"]
-    found = {"microseconds": 1e6 * percentile(mine, 50)}
+    own = samples["ours"]
+    found = {"microseconds": 1e6 * percentile(own, 50)}
     for name, seconds in others.items():
-        found[f"speed vs {name}"] = percentile([b / a for a, b in zip(mine, seconds, strict=True)], 50)
-        found[f"time vs {name}"] = percentile([a / b for a, b in zip(mine, seconds, strict=True)], 50)
+        found[f"speed vs {name}"] = percentile([b / a for a, b in zip(own, seconds, strict=True)], 50)
+        found[f"time vs {name}"] = percentile([a / b for a, b in zip(own, seconds, strict=True)], 50)
     return found
 
 
@@ -330,8 +330,8 @@ def add_rates(result: dict[str, Any], found: dict[str, float]) -> None:
             row["of_roofline"] = max((row[key] for key in ("of_matmul", "of_copy") if row[key]), default=None)
         if "median_s" in row and result["counts"]:
             row["rates"] = {f"{name}/s": count / row["median_s"] for name, count in result["counts"].items()}
-    mine, metrics = rows.get("ours", {}), result["metrics"]
-    metrics |= mine.get("rates", {})
+    own, metrics = rows.get("ours", {}), result["metrics"]
+    metrics |= own.get("rates", {})
     for key, metric in (
         ("of_matmul", "of matmul"),
         ("of_roofline", "of roofline"),
@@ -339,11 +339,11 @@ def add_rates(result: dict[str, Any], found: dict[str, float]) -> None:
         ("workspace_mb", "workspace MB"),
         ("resident_mb", "resident MB"),
     ):
-        if mine.get(key) is not None:
-            metrics[metric] = mine[key]
+        if own.get(key) is not None:
+            metrics[metric] = own[key]
     for name, row in rows.items():
-        if name != "ours" and row.get("peak_mb") and "peak_mb" in mine:
-            metrics[f"peak vs {name}"] = mine["peak_mb"] / row["peak_mb"]
+        if name != "ours" and row.get("peak_mb") and "peak_mb" in own:
+            metrics[f"peak vs {name}"] = own["peak_mb"] / row["peak_mb"]
 
 
 def plain_traceback() -> str:
@@ -355,12 +355,12 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
     """Run the cases. One that raises does not stop the others, unless the GPU is lost to this process with it.
 
     Args:
-        save: given the results so far after each case, rates and metrics included.
+        save: called with the results so far after each case, rates and metrics included.
 
     Returns:
         The results; `left_out` are the cases for which there was no time, `lost` why no case after the last can run.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     on_cuda = options.device == "cuda"
     clock: Clock = CudaClock() if on_cuda else CpuClock(options.cold)
     host_clock = CpuClock(drain=torch.cuda.synchronize if on_cuda else None)
@@ -369,7 +369,7 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
     done: dict[str, Any] = {"name": name, "device": options.device, "error": "", "ceilings": found, "cases": []}
     done |= {"left_out": [], "lost": ""}
     for index, case in enumerate(cases):
-        if options.budget and time.monotonic() - begun > options.budget:
+        if options.budget and time.monotonic() - started > options.budget:
             done["left_out"] = [left.name for left in cases[index:]]
             break
         print(f"{name} {index + 1}/{len(cases)}: {case.name}", file=sys.stderr, flush=True)
@@ -383,7 +383,7 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
             result = {"name": case.name, "errors": [plain_traceback()], "metrics": {}, "candidates": []}
         done["cases"].append(result)
         done["lost"] = gpu_lost() if on_cuda and result["errors"] else ""
-        done["seconds"] = round(time.monotonic() - begun, 1)
+        done["seconds"] = round(time.monotonic() - started, 1)
         for earlier in done["cases"]:  # those before too: the best product may be the newest
             if earlier["candidates"]:
                 add_rates(earlier, found)

@@ -26,7 +26,7 @@ class Options:
         only: a text that the name of a case must hold.
         part: "headline", "rest", or "all", those of "headline" first.
         begin: leave out so many cases, those that an earlier process has done.
-        budget: seconds after which no other case is begun; 0: no limit. The imports do not count.
+        budget: seconds after which no other case is started; 0: no limit. The imports do not count.
     """
 
     device: str = "cpu"
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
     parser.add_argument("--part", choices=("all", "headline", "rest"), default="all", help="of the cases")
     parser.add_argument("--begin", type=int, default=0, metavar="N", help="leave out the first N cases")
-    parser.add_argument("--budget", type=float, default=0.0, help="seconds after which no other case is begun; 0: none")
+    parser.add_argument("--budget", type=float, default=0.0, help="seconds after which no case is started; 0: none")
     parser.add_argument("--json", metavar="FILE|-", help="write the results; - is standard output, without the table")
 
 

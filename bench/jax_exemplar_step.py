@@ -75,16 +75,16 @@ class JaxTraining:
         Returns:
             `[S,P]`: the loss before each, in nats.
         """
-        given = [self._own(values.astype(np.int32), axis=1) for values in draws]
+        integers = [self._own(values.astype(np.int32), axis=1) for values in draws]
         if self.scan:
-            self.state, losses = self.call(self.state, self.features, *given)
+            self.state, losses = self.call(self.state, self.features, *integers)
         else:
             kept = []
-            for one in zip(*given, strict=True):
+            for one in zip(*integers, strict=True):
                 self.state, loss = self.call(self.state, self.features, *one)
                 kept.append(loss)
             losses = np.stack(kept)
-        return np.array(losses).reshape(len(given[0]), -1)
+        return np.array(losses).reshape(len(integers[0]), -1)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """As they are now, `[P,...]`."""

@@ -146,10 +146,10 @@ def measure(path: Path) -> tuple[float, dict[str, dict[str, float]]]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.add_init_script(WATCH)
-        begun = time.monotonic()
+        started = time.monotonic()
         page.goto(path.resolve().as_uri())
         page.evaluate("ICL.ready")
-        ready = time.monotonic() - begun
+        ready = time.monotonic() - started
         page.evaluate("ICL.settled()")
         session = Session(page, browser.new_browser_cdp_session())
         session.act()

@@ -195,8 +195,8 @@ def print_summary(targets: list[dict[str, Any]]) -> None:
     """How many targets hold, and which do not."""
     if not targets:
         return
-    held = sum(target["verdict"] == "holds" for target in targets)
-    print(f"targets: {held} of {len(targets)} hold")
+    reached = sum(target["verdict"] == "holds" for target in targets)
+    print(f"targets: {reached} of {len(targets)} hold")
     for target in targets:
         if target["verdict"] != "holds":
             print(f"  {target['bench']}, {target['case']}: {target['metric']}: {target['verdict']}")

@@ -26,7 +26,7 @@ from source_tree import ROOT
 
 BENCH = ROOT / "bench"
 REHEARSAL = os.environ.get("GPU_CHECK_IMPL", "cuda") != "cuda"  # without a GPU; see gpu_check.py
-LEAST = 5.0  # a stage is not begun with fewer seconds
+LEAST = 5.0  # a stage is not started with fewer seconds
 LOG_LIMIT, PART_LIMIT = 12_000_000, 1_000_000  # characters of a log, and of one part of it
 
 
@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass
 class Job:
-    """What a stage is given."""
+    """What a stage gets."""
 
     out: Path
     log: Path
@@ -155,16 +155,16 @@ def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, secon
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(BENCH), os.environ.get("PYTHONPATH")]))
     done = report["stages"] = {}
     for stage in stages:
-        begun = time.monotonic()
+        started = time.monotonic()
         log = out / stage.log
         missing = [name for name in stage.needs if not done.get(name, {}).get("usable")]
         if missing:
             verdict = Verdict("skipped", f"{', '.join(missing)} did not pass")
-        elif end - begun < LEAST:
+        elif end - started < LEAST:
             verdict = Verdict("skipped", "no time left")
         else:
             with tempfile.TemporaryDirectory() as scratch:
-                job = Job(out, log, min(begun + stage.limit, end), Path(scratch), report, environment)
+                job = Job(out, log, min(started + stage.limit, end), Path(scratch), report, environment)
                 try:
                     verdict = stage.run(job)
                 except Exception:
@@ -172,7 +172,7 @@ def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, secon
                     append_text(log, traceback.format_exc())
         clip(log)
         verdict.usable |= verdict.verdict == "passed"
-        took = time.monotonic() - begun
+        took = time.monotonic() - started
         done[stage.name] = {**asdict(verdict), "seconds": round(took, 1), "log": log.name if log.exists() else None}
         write_json(report, out / "gpu-check.json")
         print(f"{stage.name:24}  {verdict.verdict:9}  {took:5.0f} s  {verdict.summary}", flush=True)

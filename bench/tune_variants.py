@@ -56,7 +56,6 @@ PIPELINE: dict[str, Numbers] = {
 }
 # of the forward of attention
 FEW: dict[str, Numbers] = {
-    "few: 128 keys": {"FEW_COLUMNS_KEYS": 128},
     "few: 32 keys": {"FEW_COLUMNS_KEYS": 32},
     "few: 8 warps": {"FEW_COLUMNS_WARPS": 8},
     "few: 8 warps of 16 rows": {"FEW_COLUMNS_WARPS": 8, "FEW_COLUMNS_ROW_BLOCKS": 1},

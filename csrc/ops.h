@@ -1,4 +1,4 @@
-// Every host entry point of csrc, CPU and CUDA. Pointers, sizes, strides, stream: no torch, no Python.
+// Every host entry point of csrc, CPU and CUDA. Pointers, sizes, stream: no torch, no Python.
 //
 // One struct of arguments an op and direction, for both devices. CPU kernels take float32 and bfloat16 and throw
 // std::bad_alloc. CUDA launchers take float16 too; their scratch memory comes from the caller, as many bytes as the
@@ -161,7 +161,7 @@ struct GeluDifference {
 
 void gelu_difference_cpu(const GeluDifference& p);
 
-// Float32, CPU only; the docstring of icl_fast/training/fused_steps.py says what it computes.
+// Float32, CPU only; the docstring of icl_fast/training/exemplar_steps.py says what it computes.
 struct ExemplarSteps {
   float* losses;                  // [S, P]
   const int64_t* parameters;      // [8 + 6 L, 3]: addresses of [P, ...] weights, first and second moments; 0: none

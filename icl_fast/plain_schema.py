@@ -68,7 +68,7 @@ class Field:
         if limits:
             raise TypeError(f"Field: {', '.join(limits)}: only pydantic's has that")
 
-    def made_default(self) -> Any:
+    def copied_default(self) -> Any:
         """The default, the caller's own."""
         if self.default is ...:
             raise _missing()
@@ -136,7 +136,7 @@ class BaseModel:
         findings = _Findings()
         for name, field in self.model_fields.items():
             with findings.below(name):
-                vars(self)[name] = self._value(name, values[name]) if name in values else field.made_default()
+                vars(self)[name] = self._value(name, values[name]) if name in values else field.copied_default()
         for key, value in values.items():
             with findings.below(_step(key)):
                 if not isinstance(key, str):

@@ -75,7 +75,7 @@ struct Strip {
     }
   }
 
-  // keys of begin..end-1 that rows r..r+n-1 see, counted from `begin_of_chunk`
+  // keys of begin..end-1 that rows r..r+n-1 see, counted from `chunk`
   void band(int r, int n, int32_t chunk, int32_t chunk_end, int64_t* from, int64_t* to) const {
     int32_t least = first[r], most = last[r];
     for (int i = r + 1; i < r + n; ++i) least = min(least, first[i]), most = max(most, last[i]);

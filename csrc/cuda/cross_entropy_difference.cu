@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   const int64_t groups = ceil_div(p.n, kFinishRows), a = blockIdx.x / groups;
   const int64_t first_row = blockIdx.x % groups * kFinishRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool there = first_row + warp < p.n;
-  const int64_t row = there ? first_row + warp : p.n - 1;
+  const bool inside = first_row + warp < p.n;
+  const int64_t row = inside ? first_row + warp : p.n - 1;
 
   MaxSum base;
   for (int64_t part = lane; part < parts.base.splits; part += 32)
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) base = merge_with_lane(base, mask);
   const float loss = logf(base.sum) - (parts.base.at_target[row] - base.max);
-  if (a == 0 && there && lane == 0) p.base[row] = loss;
+  if (a == 0 && inside && lane == 0) p.base[row] = loss;
   if (p.a == 0) return;
 
   Change change;
@@ -200,12 +200,12 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   float* difference = p.difference + a * p.n + row;
   const float least = kLeastLeft * base.sum * expf(fmaxf(change.most, 0));  // what was lost may grow as much as any
   const bool usable = change.most <= kMost && change.sum > least;           // false where there is a NaN
-  const bool again = there && !usable;
-  if (there && usable && lane == 0) {
+  const bool repeat = inside && !usable;
+  if (inside && usable && lane == 0) {
     const float ratio = change.grown / base.sum, y = parts.at_target[a * p.n + row];
     *difference = (fabsf(ratio) <= 0.5f ? log1pf(ratio) : logf(change.sum / base.sum)) - y;
   }
-  if (!__syncthreads_or(again)) return;
+  if (!__syncthreads_or(repeat)) return;
 
   const T *hidden = static_cast<const T*>(p.hidden), *removed = static_cast<const T*>(p.removed) + a * p.n * p.c;
   const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(32 * kFinishRows) finish_kernel(CrossEntropyDi
   MaxSum without = merged[warp][lane % kFinishRows];
 #pragma unroll
   for (int mask = kFinishRows / 2; mask > 0; mask /= 2) without = merge_with_lane(without, mask);
-  if (again && lane == 0) *difference = logf(without.sum) - (at_target[warp] - without.max) - loss;
+  if (repeat && lane == 0) *difference = logf(without.sum) - (at_target[warp] - without.max) - loss;
 }
 
 template <typename T>

@@ -117,9 +117,9 @@ struct Loader {
 #pragma unroll 1
     for (int i = threadIdx.x; i < kRows * kStep; i += kThreads) {
       const int down = i / kColumns, across = i % kColumns;
-      const bool there = kTransposed ? down < left && keep(down) && across < operand.rows
+      const bool inside = kTransposed ? down < left && keep(down) && across < operand.rows
                                      : across < left && down < operand.rows;
-      tile[down * kPitch + across] = there ? data[down * operand.stride + across] : from_float<T>(0);
+      tile[down * kPitch + across] = inside ? data[down * operand.stride + across] : from_float<T>(0);
     }
   }
 };

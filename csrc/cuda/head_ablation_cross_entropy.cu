@@ -277,9 +277,9 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int64_t v = column + G::column(j) + e;
-          const bool there = v < columns.count;
-          offset[j][e] = there ? sides.offsets[v] : -INFINITY;
-          const float sum = !kCentredBefore<T> && there ? sides.sums[v] : 0.0f;
+          const bool inside = v < columns.count;
+          offset[j][e] = inside ? sides.offsets[v] : -INFINITY;
+          const float sum = !kCentredBefore<T> && inside ? sides.sums[v] : 0.0f;
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             const int64_t n = first_row + G::row(r / 2, r % 2);
@@ -298,8 +298,8 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
     for (int r = 0; r < 4; ++r) {
       const int half = r % 2;
       const int64_t n = first_row + G::row(r / 2, half);
-      const bool there = n < p.n;
-      const float inverse = there ? sides.inverse[(h + 1) * p.n + n] : 1.0f;
+      const bool inside = n < p.n;
+      const float inverse = inside ? sides.inverse[(h + 1) * p.n + n] : 1.0f;
 #pragma unroll
       for (int j = 0; j < G::kColumnBlocks; ++j)
 #pragma unroll
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
       sum += __shfl_xor_sync(kFullWarp, sum, 1);
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       if (own == r) found = {top, sum};
-      if (there)
+      if (inside)
         at_column<G>(logits, r / 2, half, p.targets[n] - columns.first - column,
                      [&](float logit) { partials.at_target[(h + 1) * p.n + n] = logit; });
     }

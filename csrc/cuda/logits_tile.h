@@ -21,14 +21,14 @@ __device__ __forceinline__ void add_bias(typename G::Tile& logits, const T* bias
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int column = G::column(j) + e;
-      const bool there = column < columns;
-      const float offset = there && bias ? to_float(bias[column]) : 0.0f;
+      const bool inside = column < columns;
+      const float offset = inside && bias ? to_float(bias[column]) : 0.0f;
 #pragma unroll
       for (int i = 0; i < G::kRowBlocks; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float& logit = logits[i][j][2 * half + e];
-          logit = there ? logit + offset : -INFINITY;
+          logit = inside ? logit + offset : -INFINITY;
         }
     }
 }

@@ -1,4 +1,4 @@
-"""Everything computed from measurements of many snapshots."""
+"""Everything that is computed from measurements of many snapshots."""
 
 from icl_fast.analysis.ablation_comparison import compare_ablations
 from icl_fast.analysis.before_after import attribute_heads, attribute_icl, before_after_attribution, before_after_vector

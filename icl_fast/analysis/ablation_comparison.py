@@ -1,4 +1,4 @@
-"""Full beside pattern-preserving ablation of the same run."""
+"""Full and pattern-preserving ablation of the same run, compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compare_ablations(full: xr.Dataset, pattern_preserving: xr.Dataset) -> xr.Da
         difference cannot exceed however they are correlated.
 
     Raises:
-        InputError: another mode, another run, other snapshots, ablations or examples, a variable that is not there,
+        InputError: another mode, another run, other snapshots, ablations or examples, a missing variable,
             or a value that is not finite.
     """
     named = {"full": full, "pattern_preserving": pattern_preserving}
@@ -99,9 +99,9 @@ def _check_modes(named: dict[str, xr.Dataset]) -> None:
 def _check_same_run(full: xr.Dataset, pattern: xr.Dataset) -> None:
     """Raises: InputError: the two sweeps are not of the same snapshots, ablations and examples."""
     for dim in ("snapshot", "ablation"):
-        ours, theirs = ([*dataset[dim].values] if dim in dataset.coords else [] for dataset in (full, pattern))
-        if not ours or ours != theirs:
-            lone = [x for x in [*ours, *theirs] if x not in ours or x not in theirs]
+        first, second = ([*dataset[dim].values] if dim in dataset.coords else [] for dataset in (full, pattern))
+        if not first or first != second:
+            lone = [x for x in [*first, *second] if x not in first or x not in second]
             what = f"{lone[0]} is in one sweep alone" if lone else "they have other orders, or none"
             raise InputError(f"full and pattern_preserving must have the same {dim}s: {what}")
     plans = [plan_of(dataset) for dataset in (full, pattern)]

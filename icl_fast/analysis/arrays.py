@@ -1,4 +1,4 @@
-"""What an analysis is given, checked: the right dims and every value finite, or a message that names what and where."""
+"""Checks of the arrays that analyses take: the right dims and finite values, or a message that says what and where."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def variable(name: str, dataset: xr.Dataset, of: str) -> xr.DataArray:
     """One variable of a sweep's Dataset.
 
     Raises:
-        InputError: it is not there.
+        InputError: the Dataset does not have it.
     """
     if of not in dataset:
         raise InputError(f"{name}: holds no {of}; sweep with positions 'all' or 'paper'")
@@ -59,7 +59,7 @@ def unablated(name: str, dataset: xr.Dataset, of: str) -> xr.DataArray:
     """One variable of the whole model.
 
     Raises:
-        InputError: the variable or the whole model is not there.
+        InputError: the Dataset has no such variable, or not the whole model.
     """
     values = variable(name, dataset, of)
     if "ablation" not in values.coords or UNABLATED not in values["ablation"].values:
@@ -83,7 +83,7 @@ def icl_effects(name: str, dataset: xr.Dataset) -> Floats:
     """What each ablation does to the ICL score: ablated minus un-ablated, [snapshot, ablation], nats.
 
     Raises:
-        InputError: the score or the whole model is not there, nothing was ablated, or a value is not finite.
+        InputError: the score or the whole model is missing, nothing was ablated, or a value is not finite.
     """
     whole = finite(f"{name}: icl_score of the whole model", unablated(name, dataset, "icl_score"), ["snapshot"])
     removed = ablated(name, variable(name, dataset, "icl_score"))

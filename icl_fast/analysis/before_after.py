@@ -1,4 +1,4 @@
-"""What each head has to do with the phase change: its ablation beside the change itself."""
+"""How much each head contributes to the phase change: its ablation compared with the change itself."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def attribute_icl(dataset: xr.Dataset) -> xr.Dataset:
         error paired by example, `icl_sem`, in nats.
 
     Raises:
-        InputError: a variable that is not there, or a value that is not finite.
+        InputError: a missing variable, or a value that is not finite.
     """
     error = ablated("sweep", variable("sweep", dataset, "icl_effect_sem"))
     dims, nats = ("snapshot", "ablation"), {"units": "nats"}
@@ -113,7 +113,7 @@ def attribute_heads(dataset: xr.Dataset, start: int, end: int) -> xr.Dataset:
         in nats; and `vector` [example].
 
     Raises:
-        InputError: a snapshot or variable that is not there, or a value that is not finite.
+        InputError: a missing snapshot or variable, or a value that is not finite.
     """
     if start == end:
         raise InputError(f"start and end are both step {start}: the phase change must take some time")

@@ -15,10 +15,10 @@ from icl_fast.errors import InputError
 
 @dataclass(frozen=True)
 class JointPCA:
-    """Where every snapshot of every run lies.
+    """Every snapshot of every run in the plane of the common components.
 
     Attributes:
-        coordinates: by run, [snapshots, components], in the order the snapshots were given.
+        coordinates: by run, [snapshots, components], in the order of the snapshots.
         components: [components, examples], unit vectors; the entry of largest size is positive in each.
         mean: [examples] the mean over all snapshots of all runs, which has coordinates 0.
         explained_variance: [components] nats^2, with n - 1 in the denominator.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
-@click.option("--replace", "replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
+@click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
 @click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
 @click.option("--examples", type=int, help="On text: use the first so many evaluation examples; default all.")
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "evaluators",
     multiple=True,
     metavar="NAME",
-    help="On exemplars: whose sequences (train, icl, ciwl, flip, ...); may be given again; default all.",
+    help="On exemplars: whose sequences (train, icl, ciwl, flip, ...); may be repeated; default all.",
 )
 @click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
 @click.option("--member", help="On exemplars: of a population, whose table to print; default the first.")
@@ -83,10 +83,10 @@ def ablate(
 ) -> None:
     """Remove attention heads from a run's snapshots and record what that does.
 
-    Of a run on text to the losses, in one mode; of a run on exemplars to accuracy, probability and loss by evaluator
-    (ICL, IWL, CIWL, Flip, held out), in all modes unless one is named.
+    On text: to the losses, in one mode. On exemplars: to accuracy, probability and loss by evaluator (ICL, IWL, CIWL,
+    Flip, held out), in all modes unless one is named.
 
-    A sweep that was stopped goes on when the same command is given again, to the same bits.
+    If it is stopped, the same command continues it, to the same bits.
     """
     from icl_fast.runs import open_series
 
@@ -101,9 +101,8 @@ def ablate(
         "dtype": dtype,
     }
     if series.task == "exemplars":
-        names = {"replacement": "--replace"}
-        given = {names.get(key, f"--{key.replace('_', '-')}"): value for key, value in on_text.items()}
-        refuse(ckpt, "exemplars", {**given, "--examples": examples})
+        as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
+        refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
         _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
         return
@@ -153,6 +152,6 @@ def _ablate_exemplars(
         print_exemplar_plan(measured, plan)
         return
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        target = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
-    print_exemplar_ablations(open_results(target), member)
-    click.echo(f"results in {target}")
+        store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+    print_exemplar_ablations(open_results(store), member)
+    click.echo(f"results in {store}")

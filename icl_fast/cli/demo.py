@@ -23,12 +23,12 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
 
     A 1-layer, a 2-layer and a 1-layer smeared-key attention-only model are trained and snapshotted; every head of the
     2-layer model is knocked out in every snapshot. What is printed is what was found: the rule that says "phase change"
-    is fixed in icl_fast/analysis/phase_change.py. Run again, it goes on where it was stopped.
+    is fixed in icl_fast/analysis/phase_change.py. If it is stopped, the same command continues.
     """
     from icl_fast.cli.tables import print_demo
     from icl_fast.studies.demo import default_configs, run_demo
 
-    begun = time.monotonic()
+    started = time.monotonic()
     results: list[DemoResult] = []
     for seed in range(seeds):
         with advice_on_interrupt("the same command goes on from there"):
@@ -39,4 +39,4 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
     if seeds > 1:
         for name in results[0].changes:
             click.echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
-    click.echo(f"{time.monotonic() - begun:.0f} s in all")
+    click.echo(f"{time.monotonic() - started:.0f} s in all")

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--seed", type=int, help="On text: of the random tokens, and which text is read; default 0.")
+@click.option("--seed", type=int, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--skip-damaged", is_flag=True, help="Leave out snapshots that cannot be used, and say which.")
-@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
+@click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
+@click.option("--sequences", type=int, help="On exemplars: sequences of each evaluator; default 1000.")
 @click.option(
     "--clamp",
     "clamps",
     multiple=True,
     metavar="NAME",
-    help="On exemplars: also with this forced in every snapshot (a progress measure), such as match.",
+    help="On exemplars: also with this clamped in every snapshot (a progress measure), such as match.",
 )
 @click.option(
     "--graft",
@@ -55,7 +55,7 @@ def evaluate(
     composition. Of a run on exemplars: accuracy, probability and loss by evaluator (ICL, IWL, CIWL, Flip, held out),
     and where heads attend.
 
-    An evaluation that was stopped goes on when the same command is given again, to the same bits.
+    If it is stopped, the same command continues it, to the same bits.
     """
     from icl_fast.runs import open_series
 
@@ -74,7 +74,7 @@ def evaluate(
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(ckpt.name) as update:
+    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
         target = run(
             series,
             out=out,

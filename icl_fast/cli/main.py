@@ -1,4 +1,4 @@
-"""`icl-fast`: the group of commands, and what every command does with an error."""
+"""`icl-fast`: the group of commands, and how every command reports an error."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
     "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a run's snapshots."),
     "evaluate": _Command(
-        "icl_fast.cli.evaluate:evaluate", "Heads of a run's snapshots; of a run on exemplars how they answer."
+        "icl_fast.cli.evaluate:evaluate", "Score the heads of a run's snapshots; on exemplars, its strategies."
     ),
     "wiring": _Command(
-        "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and for what."
+        "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and what for."
     ),
-    "pca": _Command("icl_fast.cli.pca:pca", "Paths of runs in the plane in which their losses differ most."),
+    "pca": _Command("icl_fast.cli.pca:pca", "Trajectories of runs in the plane in which their losses differ most."),
     "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
     "toy": _Command(
         "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."

@@ -26,7 +26,7 @@ _NAME = 34  # of a member's name
 
 
 def print_end(curves: xr.Dataset) -> None:
-    """The last evaluation of a training run, as `ExemplarRun.curves` gives it, and when each member had learned."""
+    """The last evaluation of a training run, as `training_curves` gives it, and when each member had learned."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
     times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values)
     learned = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]

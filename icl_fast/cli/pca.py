@@ -31,8 +31,7 @@ def pca(
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
 
-    Losses are kept in RUN/results/losses.zarr: what is there is not measured again, and what was stopped goes on when
-    the same command is given again.
+    Losses are kept in RUN/results/losses.zarr and not measured twice; if it is stopped, the same command continues.
     """
     from icl_fast.cli.tables import print_pca
     from icl_fast.studies.pca import pca_of_runs

@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 @contextmanager
 def advice_on_interrupt(advice: str) -> Iterator[None]:
-    """Adds to what Ctrl-C leaves behind how to go on from there."""
+    """Adds to the message of Ctrl-C how to continue."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -87,7 +87,7 @@ def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, text="")
-        begun = printed = time.monotonic()
+        started = printed = time.monotonic()
         first: int | None = None
 
         def show(completed: int, text: str, new_total: int | None = None) -> None:
@@ -97,7 +97,7 @@ def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
             now, end = time.monotonic(), new_total if new_total is not None else total
             if not console.is_terminal and end and (now - printed > _SECONDS_BETWEEN_LINES or completed == end):
                 printed = now
-                left = (now - begun) / max(1, completed - first) * (end - completed)
+                left = (now - started) / max(1, completed - first) * (end - completed)
                 print(f"{title}: {completed}/{end}  {text}  {left:.0f} s left", file=console.file, flush=True)
 
         yield show

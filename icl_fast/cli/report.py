@@ -58,14 +58,14 @@ def report(
     memory: str | None,
     sequences: int | None,
 ) -> None:
-    """Measure RUNS, keeping what is there, and write one HTML page with everything that was found.
+    """Measure RUNS where that is not yet done, and write one HTML page with everything that was found.
 
     Of runs on text the Model Analysis Table, which has a column a model and the paper's rows, from the PCA of token
     losses to the ablation of every head (Olsson et al. 2022), and further figures. Of runs on exemplars a section each:
     training curves, strategies, attention, wiring, ablations (Singh 2025).
 
-    The page is one file that needs no network. What is stopped goes on when the same command is given again; snapshots
-    that are missing or damaged are left out, and the page says so.
+    The page is one file that needs no network. If it is stopped, the same command continues; snapshots that are missing
+    or damaged are left out, and the page says so.
     """
     from icl_fast.analysis import Thresholds
     from icl_fast.cli.tables import print_study
@@ -83,8 +83,8 @@ def report(
         refuse(first["exemplars"], "exemplars", {**more, **both})
     if "exemplars" not in first:
         refuse(first["text"], "text", {"--sequences": sequences})
-    begun = time.monotonic()
-    given: dict[str, Any] = {
+    started = time.monotonic()
+    chosen: dict[str, Any] = {
         name: value for name, value in {**on_text, "sequences": sequences}.items() if value is not None
     }
     options = Options(
@@ -93,7 +93,7 @@ def report(
         intervals=dict(_interval(text) for text in intervals),
         thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
-        **given,
+        **chosen,
     )
     with advice_on_interrupt("the same command goes on from there"):
         found = read_claims(claims) if claims is not None else []
@@ -104,7 +104,7 @@ def report(
             page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
     click.echo(
-        f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - begun:.0f} s, "
+        f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "
         f"drawn in {time.monotonic() - measured:.0f} s"
     )
 

@@ -1,4 +1,4 @@
-"""Runs on text and runs on exemplars: options that are for the other kind, and commands that are."""
+"""Runs on text and on exemplars: options, and commands, that are for one kind are refused for the other."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ _OTHER = {"text": "exemplars", "exemplars": "text"}
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing for a run of this task; None: not given.
+    """Refuse options that mean nothing for a run of this task.
+
+    Args:
+        options: by name, their values; None where one was not used.
 
     Raises:
-        InputError: one was given.
+        InputError: one was used.
     """
-    if given := [name for name, value in options.items() if value is not None]:
-        raise InputError(f"{', '.join(given)}: for runs on {_OTHER[task]}; {ckpt} was trained on {task}, leave it out")
+    if foreign := [name for name, value in options.items() if value is not None]:
+        raise InputError(
+            f"{', '.join(foreign)}: for runs on {_OTHER[task]}; {ckpt} was trained on {task}, leave it out"
+        )
 
 
 def require(task: str, ckpt: Path, command: str, instead: str) -> None:
-    """Refuse a run on the other task, and say which command serves it; what is no run is left to the command.
+    """Refuse a run on the other task, and say which command serves it; other paths are left to the command.
 
     Args:
         task: what the command is for.

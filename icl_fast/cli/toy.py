@@ -24,7 +24,7 @@ def toy() -> None:
     "clamps",
     multiple=True,
     metavar="NAMES",
-    help="Hold these vectors at their true values, such as bc; none for none; may be given again.  "
+    help="Hold these vectors at their true values, such as bc; none for none; may be repeated.  "
     "[default: none, then from the last vector on all but a]",
 )
 @click.option("--seeds", type=click.IntRange(1), default=12, show_default=True, help="How many.")

@@ -66,9 +66,9 @@ def print_coopetition(results: xr.Dataset) -> None:
 
 
 def _add_quantiles(table: Table, title: str, values: np.ndarray, form: str) -> None:
-    there = values[np.isfinite(values)]
-    quantiles = [f"{q:{form}}" for q in np.quantile(there, _QUANTILES)] if len(there) else ["-"] * len(_QUANTILES)
-    table.add_row(title, str(len(there)), *quantiles)
+    finite = values[np.isfinite(values)]
+    quantiles = [f"{q:{form}}" for q in np.quantile(finite, _QUANTILES)] if len(finite) else ["-"] * len(_QUANTILES)
+    table.add_row(title, str(len(finite)), *quantiles)
 
 
 def _print_flow(console: Console, name: str, one: xr.Dataset) -> None:

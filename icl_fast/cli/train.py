@@ -23,16 +23,16 @@ _ADVICE = "go on with --resume"
     "clamps",
     multiple=True,
     metavar="NAME",
-    help="On exemplars: force this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
+    help="On exemplars: clamp this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
     "no-previous-token); may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the config file>.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last saved state.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last saved state.")
 def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out: Path | None, resume: bool) -> None:
-    """Train as CONFIG (a YAML file) says and keep snapshots: a Transformer on text, or a run or a population of runs on
-    exemplars, of which the curves are drawn as well.
+    """Train what CONFIG (a YAML file) describes and keep snapshots: a Transformer on text, or one run or a population
+    of runs on exemplars, whose curves are drawn as well.
 
-    Ctrl-C saves the state and stops; the same command with --resume goes on, on CPU to the same bits.
+    Ctrl-C saves the state and stops; the same command with --resume continues, on CPU to the same bits.
     """
     from icl_fast.errors import InputError
     from icl_fast.runs import ExemplarRunConfig, load_config
@@ -60,7 +60,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
 def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
-    from icl_fast.report.draw.exemplar_curves import draw_run
+    from icl_fast.report.draw.exemplar_curves import draw_curves
     from icl_fast.training import train as run
 
     with (
@@ -69,5 +69,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
         population_progress(folder.name, config.training.steps) as update,
     ):
         done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
-    print_end(training_curves(done))
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {draw_run(done)}")
+    curves = training_curves(done)
+    print_end(curves)
+    drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
+    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")

@@ -8,6 +8,7 @@ import click
 
 from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import require
+from icl_fast.errors import InputError
 
 
 @click.command()
@@ -53,6 +54,8 @@ def wiring(
             device=device,
             on_exemplars=rendering,
         )
+    if len(measured.series.steps) != 1:
+        raise InputError(f"snapshot: {snapshot} means {len(measured.series.steps)} of them; name one step, or last")
     check_member(measured.series.population.names, member)
     found = measure_wiring(measured)
     print_wiring(found, member)

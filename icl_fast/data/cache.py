@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def cached(entry: Path, build: Callable[[Path], None]) -> Path:
-    """The folder `entry`, made by `build(empty folder)` unless a whole one is there. A damaged one is replaced.
+    """The folder `entry`, built by `build(empty folder)` unless it exists and is whole. A damaged one is replaced.
 
     Raises:
         InputError: the disk is full or the cache cannot be written; nothing of the entry is then left behind.

@@ -48,7 +48,7 @@ class Corpus:
     """Documents sorted by name, none empty, no two the same.
 
     Attributes:
-        name: as given in `data.corpus`.
+        name: as in `data.corpus`.
         folders: where the text was found.
         files: files read (binary, empty and duplicate ones not counted).
         bytes: bytes of the documents in UTF-8.

@@ -1,4 +1,4 @@
-"""Frozen encoders: images or vectors as vectors of a given width, the same for every run (Singh 2025, 4.2.1)."""
+"""Frozen encoders: images or vectors as vectors of a chosen width, the same for every run (Singh 2025, 4.2.1)."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def read_array(path: str | Path, name: str) -> NDArray[np.float32]:
 
 
 def stack_classes(where: object, groups: Sequence[tuple[str, int]], exemplars: int | None) -> int:
-    """How many exemplars to take of each class, from (name, number there) of all classes.
+    """How many exemplars to take of each class, from (name, how many it has) of all classes.
 
     Raises:
         InputError: fewer than 2 classes, fewer exemplars than asked for, or, if none is asked for, not equally many.
@@ -172,9 +172,9 @@ def _name(path: Path, arrays: Arrays, name: str, dims: tuple[int, ...]) -> str:
     fitting = [other for other, array in arrays.items() if np.ndim(array) in dims and array.dtype.kind in "fiu"]
     if name not in arrays and len(fitting) == 1:
         return fitting[0]
-    there = ", ".join(f"{other} {list(np.shape(array))}" for other, array in arrays.items()) or "nothing"
+    contents = ", ".join(f"{other} {list(np.shape(array))}" for other, array in arrays.items()) or "nothing"
     wanted = {(2,): "[N,F]", (3, 4): "[K,E,F], or [N,F] with labels [N]"}.get(dims, "[N,F] with labels [N]")
-    raise InputError(f"{path}: needs an array {name} {wanted}; it holds {there}")
+    raise InputError(f"{path}: needs an array {name} {wanted}; it holds {contents}")
 
 
 def _floats(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What the exemplar world's sequences are made of: classes, and some exemplars of each."""
+"""What sequences of exemplars are drawn from: classes, and some exemplars of each."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def find_fonts(folders: Sequence[str | Path] | None = None) -> list[Font]:
     In order of their digests, so that the same fonts in other places come in the same order.
 
     Raises:
-        InputError: a folder that is not there, or no font at all.
+        InputError: a missing folder, or no font at all.
     """
     if folders is None:
         paths = _installed()

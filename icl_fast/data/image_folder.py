@@ -46,7 +46,7 @@ def read_images(folder: str | Path, *, exemplars: int | None = None, size: int =
     count = stack_classes(
         folder, [(name, len(files)) for name, (_, files) in zip(names, classes, strict=True)], exemplars
     )
-    files = [path / name for path, there in classes for name in there[:count]]
+    files = [path / name for path, names_in in classes for name in names_in[:count]]
 
     def build(entry: Path) -> None:
         pixels = np.stack([_pixels(file, size) for file in files])

@@ -182,17 +182,17 @@ class SequenceSampler:
     def __init__(self, recipes: Recipe | Sequence[Recipe], device: torch.device | str = "cpu") -> None:
         self.members = None if isinstance(recipes, Recipe) else len(recipes)
         self.device = torch.device(device)
-        given = [recipes] if isinstance(recipes, Recipe) else list(recipes)
-        if not given:
+        recipes = [recipes] if isinstance(recipes, Recipe) else list(recipes)
+        if not recipes:
             raise InputError("sequences: a population needs at least one member")
-        self.pairs = given[0].pairs
-        for recipe in given:
+        self.pairs = recipes[0].pairs
+        for recipe in recipes:
             recipe.check()
             if recipe.pairs != self.pairs:
                 raise InputError(
                     f"sequences.pairs: the members of a population must agree, got {self.pairs} and {recipe.pairs}"
                 )
-        self._knobs(given)
+        self._knobs(recipes)
 
     def draw(self, start: int, count: int) -> Sequences:
         """Sequences `start` to `start + count - 1` (0-based) of every member; the fields are those of `Sequences`.
@@ -339,12 +339,12 @@ class SequenceSampler:
 
         classes, exemplars, pairs = _Tables(np.int64), _Tables(np.int32), _Tables(np.int64)
         any_pair = np.zeros((1, 2), np.int64)  # never used, but looked up beside those of other members
-        given = [any_pair if recipe.label_pairs is None else recipe.label_pairs for recipe in recipes]
+        label_pairs = [any_pair if recipe.label_pairs is None else recipe.label_pairs for recipe in recipes]
         self._class_offset = knob([classes.add(recipe.classes) for recipe in recipes])
         self._exemplar_offset = knob([exemplars.add(recipe.exemplars) for recipe in recipes])
         self._exemplar_count = knob([recipe.exemplars.shape[1] for recipe in recipes])
-        self._pair_offset = knob([pairs.add(pair) // 2 for pair in given])[..., 0]
-        self._pair_count = knob([len(pair) for pair in given])
+        self._pair_offset = knob([pairs.add(pair) // 2 for pair in label_pairs])[..., 0]
+        self._pair_count = knob([len(pair) for pair in label_pairs])
         self._has_pairs = knob([recipe.label_pairs is not None for recipe in recipes])
         self._class_of = classes.tensor(self.device)
         self._exemplar_of = exemplars.tensor(self.device)

@@ -66,10 +66,10 @@ def split(config: SequenceConfig, exemplars: ExemplarTable) -> Split:
     if base.shape != (total,):
         raise InputError(f"exemplars.base: must give the character of each of {total} classes, got {base.shape}")
     classes, held_out_classes = _split_classes(config, base)
-    train, held = _count_exemplars(config, per_class)
+    train, held_out = _count_exemplars(config, per_class)
     order = _random(config, _EXEMPLARS).permuted(np.tile(np.arange(per_class), (total, 1)), axis=1)
     pairs, held_out_pairs = _split_label_pairs(config)
-    return Split(classes, held_out_classes, order[:, :train], order[:, per_class - held :], pairs, held_out_pairs)
+    return Split(classes, held_out_classes, order[:, :train], order[:, per_class - held_out :], pairs, held_out_pairs)
 
 
 def _split_classes(config: SequenceConfig, base: Integers) -> tuple[Integers, Integers]:
@@ -77,42 +77,44 @@ def _split_classes(config: SequenceConfig, base: Integers) -> tuple[Integers, In
     sizes = np.bincount(character)
     queue = _random(config, _BASES).permutation(len(sizes))
     before = np.cumsum(sizes[queue]) - sizes[queue]
-    held_characters = queue[before < config.held_out_classes]
+    held_out_characters = queue[before < config.held_out_classes]
     order = _random(config, _CLASSES).permutation(len(base))
-    is_held = np.isin(character[order], held_characters)
-    held, free = order[is_held], order[~is_held]
-    if len(held) < config.held_out_classes:
+    is_held_out = np.isin(character[order], held_out_characters)
+    held_out, free = order[is_held_out], order[~is_held_out]
+    if len(held_out) < config.held_out_classes:
         raise InputError(f"sequences.held_out_classes {config.held_out_classes}: there are {len(base)} classes in all")
     wanted = config.classes or len(free)
     if not 0 < wanted <= len(free):
-        kept = f" of characters that are not held out (held_out_classes {config.held_out_classes})" if len(held) else ""
+        kept = ""
+        if len(held_out):
+            kept = f" of characters that are not held out (held_out_classes {config.held_out_classes})"
         raise InputError(f"sequences.classes {wanted}: the exemplars have {len(free)} classes{kept}; lower it")
-    return free[:wanted], held[: config.held_out_classes]
+    return free[:wanted], held_out[: config.held_out_classes]
 
 
 def _count_exemplars(config: SequenceConfig, available: int) -> tuple[int, int]:
-    held = config.held_out_exemplars
-    train = config.exemplars or available - held
-    if train < 1 or train + held > available:
+    held_out = config.held_out_exemplars
+    train = config.exemplars or available - held_out
+    if train < 1 or train + held_out > available:
         raise InputError(
-            f"sequences.exemplars {train} and held_out_exemplars {held}: a class has {available}; lower one of them"
+            f"sequences.exemplars {train} and held_out_exemplars {held_out}: a class has {available}; lower one of them"
         )
-    return train, held
+    return train, held_out
 
 
 def _split_label_pairs(config: SequenceConfig) -> tuple[Integers | None, Integers | None]:
     if not config.held_out_label_pairs:
         return None, None
     pairs = np.stack(np.triu_indices(config.label_pool, k=1), axis=1)
-    held = max(1, round(config.held_out_label_pairs * len(pairs)))
+    count = max(1, round(config.held_out_label_pairs * len(pairs)))
     order = _random(config, _LABEL_PAIRS).permutation(len(pairs))
-    kept = pairs[np.sort(order[held:])]
+    kept = pairs[np.sort(order[count:])]
     if len(np.unique(kept)) < config.label_pool:
         raise InputError(
             f"sequences.held_out_label_pairs {config.held_out_label_pairs}: holds out every pair of some label of "
             f"label_pool {config.label_pool}; hold out fewer, or take another split_seed"
         )
-    return kept, pairs[np.sort(order[:held])]
+    return kept, pairs[np.sort(order[:count])]
 
 
 def _random(config: SequenceConfig, purpose: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Byte-level BPE, trained on the corpus itself: no download, and any text goes there and back unchanged."""
+"""Byte-level BPE, trained on the corpus itself: no download, and decoding gives back any text unchanged."""
 
 from __future__ import annotations
 

@@ -169,8 +169,8 @@ def _split(texts: list[str], config: DataConfig) -> tuple[list[str], list[str]]:
     sizes = np.array([len(text.encode()) for text in texts])
     order = _order(config.seed, _DOCUMENTS, 0, len(texts))
     reached = np.cumsum(sizes[order]) >= config.holdout * sizes.sum()
-    held = min(int(reached.argmax()) + 1, len(texts) - 1)
-    return [texts[i] for i in order[held:]], [texts[i] for i in order[:held]]
+    count = min(int(reached.argmax()) + 1, len(texts) - 1)
+    return [texts[i] for i in order[count:]], [texts[i] for i in order[:count]]
 
 
 def _key(train: list[str], held_out: list[str], vocab: int) -> str:

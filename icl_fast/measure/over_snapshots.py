@@ -41,10 +41,10 @@ def measure_snapshots(
 
     Args:
         series: one snapshot or more.
-        store: the zarr store. What is there, or half done there, with an equal identity is kept.
+        store: the zarr store. Finished or partial results with an equal identity are kept.
         identity: all that decides what `measure` and `assemble` give, as JSON data; the SHA-256 of the snapshots is
             added to it as `snapshots`, and the Dataset gets it as its attribute `measurement`.
-        measure: named arrays of one snapshot, whose model is on the CPU. Given the same snapshot, the same bits.
+        measure: named arrays of one snapshot, whose model is on the CPU; the same bits each time.
         assemble: from the arrays of all snapshots, the steps, and the training tokens or sequences seen by
             then, the Dataset.
         on_snapshot: called when a snapshot is done (and once at the start).
@@ -53,7 +53,7 @@ def measure_snapshots(
         `store`.
 
     Raises:
-        OtherResults: what is there has another identity.
+        OtherResults: `store` has another identity.
         InputError: a snapshot damaged or not finite, `store` holds something else, the disk full. What was done so
             far is kept.
     """

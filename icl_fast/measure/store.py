@@ -1,4 +1,4 @@
-"""Work that is killed and goes on to the same bits: parts on disk beside the result, put together at the end.
+"""Results that survive a kill: parts on disk beside the result, put together at the end, to the same bits.
 
 Parts are written whole or not at all under `<out>.partial/`, with what decides the result in its `plan.json`. The
 result is a zarr store that says the same in its attributes.
@@ -23,11 +23,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class OtherResults(InputError):
-    """What lies at a place was made with other settings or of other snapshots than what is asked for now.
+    """The results at a path have other settings, or are of other snapshots, than those asked for.
 
     Attributes:
         where: a store, or the parts of one.
-        what: it belongs to, such as "a sweep with other positions".
+        what: what they belong to, such as "a sweep with other positions".
     """
 
     def __init__(self, where: Path, what: str) -> None:
@@ -36,10 +36,10 @@ class OtherResults(InputError):
 
 
 def open_results(path: str | Path) -> xr.Dataset:
-    """Load a Dataset that `sweep`, `evaluate` or another measurement wrote.
+    """Load the Dataset that `sweep`, `evaluate` or another measurement wrote.
 
     Raises:
-        InputError: nothing there, or not such a store.
+        InputError: no such folder, or not a store that can be read.
     """
     path = Path(path)
     if not path.is_dir():
@@ -56,7 +56,7 @@ def save_results(dataset: xr.Dataset, path: Path) -> None:
     """Write a zarr store, whole or not at all; a folder at `path` is replaced.
 
     Raises:
-        InputError: the disk is full or the folder not writable.
+        InputError: the disk is full, or the folder is not writable.
     """
     with atomic_write(path) as temporary:
         dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
@@ -67,8 +67,8 @@ class Workspace:
 
     Args:
         out: the zarr store to write.
-        identity: all that decides its values, as JSON data. What has an equal one is gone on with, or kept.
-        kind: such as `sweep`: what messages call it, and the attribute that holds the identity.
+        identity: all that decides its values, as JSON data. Work with an equal identity is continued, or kept.
+        kind: its name in messages, such as `sweep`, and the attribute that holds the identity.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], kind: str) -> None:
@@ -77,20 +77,22 @@ class Workspace:
         self.partial = out.with_name(out.name + ".partial")
 
     def finished(self) -> bool:
-        """Whether the result is there.
+        """Whether the result is complete.
 
         Raises:
-            OtherResults: it has another identity, or none.
-            InputError: something else is there.
+            OtherResults: there is one with another identity, or with none.
+            InputError: there is something else at its path.
         """
         if not self.out.exists():
             return False
-        theirs = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
-        self._check_same(theirs, self.out)
+        found = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
+        if not found:
+            raise OtherResults(self.out, f"an earlier version, which did not note its {self.kind}")
+        self._check_same(found, self.out)
         return True
 
     def begin(self) -> None:
-        """Go on with the parts of the same identity, or begin.
+        """Continue with the parts of the same identity, or start.
 
         Raises:
             OtherResults: the parts have another identity.
@@ -104,7 +106,7 @@ class Workspace:
             temporary.write_text(json.dumps(self.identity), encoding="utf-8")
 
     def has(self, step: int, part: int | None = None) -> bool:
-        """Whether a part is there, alone or in its step's; or the whole of a step."""
+        """Whether a part, or the whole of a step, is on disk; a part may be contained in its step's file."""
         return self._readable(step) or (part is not None and self._readable(step, part))
 
     def read(self, step: int, part: int | None = None) -> Arrays:
@@ -142,14 +144,12 @@ class Workspace:
         try:
             self.read(step, part)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False  # not there, or cut off by a power cut: do it again
+            return False  # missing, or cut off by a power cut: to be redone
         return True
 
     def _path(self, step: int, part: int | None) -> Path:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
 
-    def _check_same(self, theirs: dict[str, Any], where: Path) -> None:
-        if differing := sorted(
-            k for k in self.identity.keys() | theirs.keys() if self.identity.get(k) != theirs.get(k)
-        ):
+    def _check_same(self, found: dict[str, Any], where: Path) -> None:
+        if differing := sorted(k for k in self.identity.keys() | found.keys() if self.identity.get(k) != found.get(k)):
             raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")

@@ -66,7 +66,7 @@ class Clamps:
         return len(self.copy)
 
     @cached_property
-    def held(self) -> frozenset[str]:
+    def forced(self) -> frozenset[str]:
         """The names of the tensors that force anything in any member."""
         names = (field.name for field in fields(self))
         return frozenset(name for name in names if bool((getattr(self, name) != _NOTHING.get(name, False)).any()))
@@ -181,7 +181,7 @@ def clamp_interventions(
     Raises:
         InputError: `match` without a target.
     """
-    batch, length, held = labels.shape[1], 2 * labels.shape[2] + 1, clamps.held
+    batch, length, names = labels.shape[1], 2 * labels.shape[2] + 1, clamps.forced
     last, forced = len(blocks) - 1, []
 
     def folded(of_members: Tensor) -> Tensor:
@@ -189,13 +189,13 @@ def clamp_interventions(
         return of_members[:, None].expand(-1, batch, *of_members.shape[1:]).flatten(0, 1)
 
     for layer in range(len(blocks)):
-        if "temperature" in held:
+        if "temperature" in names:
             divisor = folded(clamps.temperature[:, layer])[..., None, None]
             forced.append(Intervention.apply(site("scores", layer), lambda scores, by=divisor: scores / by))
-        if "heads" in held:
+        if "heads" in names:
             factor = folded(clamps.heads[:, layer])[..., None, None]
             forced.append(Intervention.apply(site("z", layer), lambda z, by=factor: z * by))
-    if "no_previous_token" in held:
+    if "no_previous_token" in names:
         allowed = causal_mask(length, device=labels.device) & ~own_exemplars(length, labels.device)
         forced.append(
             Intervention.apply(
@@ -205,19 +205,19 @@ def clamp_interventions(
                 mask=folded(clamps.no_previous_token),
             )
         )
-    if "previous_token" in held:
+    if "previous_token" in names:
         perfect, mask = previous_token_pattern(length, labels.device), folded(clamps.previous_token)
         forced.append(Intervention.set("0.pattern", perfect.expand(*mask.shape, -1, -1), mask=mask))
-    if "first_layer" in held:
+    if "first_layer" in names:
         forced += _first_layer(blocks[1], positions, folded(clamps.first_layer))
-    if "match" in held:
+    if "match" in names:
         if target is None:
             raise InputError("target: the clamp match attends to its position, so it must be given")
         is_query = torch.arange(length, device=labels.device) == length - 1
         mask = folded(clamps.match)[..., None] & is_query  # [P*B,H,T]
         row = matching_rows(labels, target).flatten(0, 1)[:, None, None]
         forced.append(Intervention.set(site("pattern", last), row.expand(*mask.shape, -1), mask=mask))
-    if "copy" in held:
+    if "copy" in names:
         head = folded(clamps.copy)
         forced.append(
             Intervention.apply(

@@ -110,7 +110,7 @@ class ExemplarInference:
         Raises:
             InputError: `match` without a target.
         """
-        if "match" in self.clamps.held and target is None:
+        if "match" in self.clamps.forced and target is None:
             raise InputError("target: the clamp match attends to its position, so it must be given")
         embedded = self.model.embedded(exemplars, labels).permute(0, 3, 2, 1).contiguous()
         resid = matched = embedded
@@ -192,7 +192,7 @@ class ExemplarInference:
         rows = slice(-1, None) if last and not all_rows else slice(None)
         keep = known is not None and "pattern" in preserve
         if (
-            known is not None and keep and not (last and "copy" in self.clamps.held)
+            known is not None and keep and not (last and "copy" in self.clamps.forced)
         ):  # copied are scores, whatever the pattern
             q, k, scores, pattern = known.q, known.k, known.scores, known.pattern
         else:
@@ -216,10 +216,10 @@ class ExemplarInference:
         return LayerActivations(resid, q, k, v, scores, pattern, z)
 
     def _clamped(self, layer: int, pattern: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-        if layer == 0 and "previous_token" in self.clamps.held:
+        if layer == 0 and "previous_token" in self.clamps.forced:
             previous = self._previous[-pattern.shape[2] :].to(pattern.dtype)
             pattern = torch.where(self.clamps.previous_token[:, :, None, None, None], previous, pattern)
-        if layer == self.config.layers - 1 and "match" in self.clamps.held and target is not None:
+        if layer == self.config.layers - 1 and "match" in self.clamps.forced and target is not None:
             row = matching_rows(labels, target).to(pattern.dtype).mT[:, None]  # [P,1,T,B]
             query = torch.where(self.clamps.match[:, :, None, None], row, pattern[:, :, -1])
             pattern = torch.cat([pattern[:, :, :-1], query[:, :, None]], dim=2)
@@ -238,7 +238,7 @@ class ExemplarInference:
         if block.mlp is not None:
             up, _, down = block.mlp_parts
             resid = _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid)))).add_(resid)
-        if layer or "first_layer" not in self.clamps.held:
+        if layer or "first_layer" not in self.clamps.forced:
             return resid, resid
         replaced = self.clamps.first_layer.view(-1, 1, 1, 1)
         return torch.where(replaced, embedded, resid), torch.where(replaced, moved_on(embedded, dim=2), resid)
@@ -248,7 +248,7 @@ class ExemplarInference:
         logits: Tensor = self.model.unembed(query.mT)
         if self._fewer_outputs is not None:
             logits = torch.where(self._fewer_outputs, logits, NO_LABEL)
-        if "copy" in self.clamps.held:
+        if "copy" in self.clamps.forced:
             of_query = scores[:, :, -1].movedim(-1, 1).flatten(0, 1)  # [P*B,H,T]
             head = self.clamps.copy.repeat_interleave(labels.shape[1])
             copied = copied_logits(of_query, labels.flatten(0, 1), head, logits.shape[-1]).view(logits.shape)

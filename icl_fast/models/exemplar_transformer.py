@@ -188,7 +188,7 @@ class ExemplarTransformer(nn.Module):
         """
         if clamps.members != self.members:
             raise InputError(f"clamps: are for {clamps.members} members, the model has {self.members}")
-        if self.config.layers == 1 and "first_layer" in clamps.held:
+        if self.config.layers == 1 and "first_layer" in clamps.forced:
             raise InputError("clamps: layer-1 replaces the layer before another one, but the model has only one")
         return clamps if clamps.copy.device == self.outputs.device else clamps.to(self.outputs.device)
 

@@ -100,5 +100,5 @@ class MemberResNet(nn.Module):
         flat = x.flatten(1, -2)  # [P,N,h*w]
         images = flat.view(*flat.shape[:2], *self.image).transpose(0, 1)  # members are groups of channels
         y: Tensor = F.max_pool2d(self.norm(self.conv(images)).relu(), 3, stride=2, padding=1)
-        y = self.blocks(y).mean((-2, -1))  # [N, P*C]
+        y = self.blocks(y).mean((-2, -1))  # [N,P*C]
         return y.view(flat.shape[1], len(x), self.width).transpose(0, 1).reshape(*x.shape[:-1], self.width)

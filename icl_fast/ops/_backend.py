@@ -38,23 +38,23 @@ with suppress(ModuleNotFoundError):
 
 
 def compiled() -> bool:
-    """Whether the CPU kernels are there."""
+    """Whether the CPU kernels are built."""
     return _module is not None
 
 
 def cuda_compiled() -> bool:
-    """Whether the CUDA kernels are there. Says nothing of a device: see `cuda_device_count`."""
+    """Whether the CUDA kernels are built. Says nothing about a device: see `cuda_device_count`."""
     return bool(build_info().get("cuda"))
 
 
 def load_error() -> str | None:
-    """Why `_C` is not there, in one line; None where it is."""
+    """Why `_C` is missing, in one line; None where it is not."""
     return _load_error
 
 
 def build_info() -> dict[str, Any]:
     """How `_C` was built: compiler, pybind11, openmp, cuda, cuda_archs, nvcc, and not_built: the CUDA sources that did
-    not compile (ICL_FAST_CUDA=keep-going), each with why and where the log is. Empty where `_C` is not there.
+    not compile (ICL_FAST_CUDA=keep-going), each with why and where the log is. Empty without `_C`.
     """
     if _module is None:
         return {}
@@ -69,7 +69,7 @@ def why_no_cuda(op: str) -> str:
 
 
 def isas() -> tuple[str, ...]:
-    """The instruction sets this machine has CPU kernels for, best last. Empty where `_C` is not there."""
+    """The instruction sets this machine has CPU kernels for, best last. Empty without `_C`."""
     return tuple(_module.isas()) if _module else ()
 
 
@@ -91,7 +91,7 @@ def module() -> Any:
     """The compiled module.
 
     Raises:
-        RuntimeError: it is not there; the message says why.
+        RuntimeError: it is missing; the message says why.
     """
     if _module is None:
         raise RuntimeError(_load_error)

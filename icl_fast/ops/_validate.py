@@ -38,9 +38,9 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
         TypeError: a dtype that is not float32, bfloat16, float16 or float64, or differs from the first.
         ValueError: a device that differs from the first.
     """
-    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-    first_name, first = given[0]
-    for name, tensor in given:
+    present = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = present[0]
+    for name, tensor in present:
         if tensor.dtype not in FLOATING:
             raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
         if tensor.dtype != first.dtype:
@@ -107,15 +107,15 @@ def window_per_head(
         if window.device != device:
             raise ValueError(f"{op}: window must be on the device of v, {device}, got {window.device}")
         return window
-    given = [window] * heads if isinstance(window, int) else window
-    if not isinstance(given, Sequence) or not all(size is None or isinstance(size, int) for size in given):
+    sizes = [window] * heads if isinstance(window, int) else window
+    if not isinstance(sizes, Sequence) or not all(size is None or isinstance(size, int) for size in sizes):
         raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {window!r}")
-    if len(given) != heads:
-        raise ValueError(f"{op}: window must have one size per head, H={heads}, got {len(given)}")
-    sizes = [size or 0 for size in given]
-    if any(size < 0 for size in sizes):
+    if len(sizes) != heads:
+        raise ValueError(f"{op}: window must have one size per head, H={heads}, got {len(sizes)}")
+    reach = [size or 0 for size in sizes]
+    if any(size < 0 for size in reach):
         raise ValueError(f"{op}: window must not be negative (0 or None: dense), got {window!r}")
-    return torch.tensor(sizes, dtype=torch.int64, device=device) if any(sizes) else None
+    return torch.tensor(reach, dtype=torch.int64, device=device) if any(reach) else None
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

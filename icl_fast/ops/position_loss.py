@@ -58,8 +58,8 @@ class PositionLoss:
         if other.sum.shape != self.sum.shape:
             raise ValueError(f"other has {len(other.sum)} positions, this one {len(self.sum)}")
         for name, tensor in other.state_dict().items():
-            mine: Tensor = getattr(self, name)
-            mine += tensor.to(mine.device)
+            own: Tensor = getattr(self, name)
+            own += tensor.to(own.device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:

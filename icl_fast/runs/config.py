@@ -1,4 +1,4 @@
-"""The config of a run, on text or on exemplars: which of the two a file describes shows in its sections."""
+"""The config of a run, on text or on exemplars: the sections of a file show which of the two it describes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RunConfig = TextRunConfig | ExemplarRunConfig
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
-    """A config from plain data: of a run on exemplars if it has a section `sequences` or `exemplars`, else on text.
+    """A config from plain data: on exemplars if it has a section `sequences` or `exemplars`, else on text.
 
     Raises:
         InputError: an unknown key, a wrong type or an impossible value; the message names the dotted key.
@@ -29,7 +29,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML config that holds what differs from the defaults; then apply `a.b=c` overrides in order.
+    """Read a YAML config, which holds what differs from the defaults, and apply `a.b=c` overrides in order.
 
     Raises:
         InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
@@ -38,14 +38,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
-    """The dotted keys whose values differ between two configs; of two tasks, "task" alone."""
+    """The dotted keys whose values differ between two configs; only "task" if their tasks differ."""
     if a.task != b.task:
         return ["task"]
     differing = []
-    ours, theirs = a.model_dump(), b.model_dump()
-    for section, value in ours.items():
-        if isinstance(value, dict) and isinstance(theirs[section], dict):
-            differing += [f"{section}.{key}" for key in value if value[key] != theirs[section][key]]
-        elif value != theirs[section]:
+    first, second = a.model_dump(), b.model_dump()
+    for section, value in first.items():
+        if isinstance(value, dict) and isinstance(second[section], dict):
+            differing += [f"{section}.{key}" for key in value if value[key] != second[section][key]]
+        elif value != second[section]:
             differing.append(section)
     return differing

@@ -48,7 +48,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, which no one writing a learning rate means."""
+    """Reads 1e-3 as a number; in YAML 1.1 it is a string, which nobody who writes a learning rate means."""
 
 
 _Loader.add_implicit_resolver(

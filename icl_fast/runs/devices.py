@@ -13,7 +13,7 @@ def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where torch sees a GPU.
 
     Raises:
-        InputError: no name of a device that is supported, or a CUDA device that this machine does not have.
+        InputError: not the name of a supported device, or a CUDA device that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

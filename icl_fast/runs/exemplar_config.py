@@ -28,7 +28,7 @@ class InterventionConfig(Config):
     temperature: dict[str, float] = Field({}, description="head: what its scores are divided by")
 
     def make(self, shape: ExemplarShape) -> Clamps:
-        """The clamps of one member of such a shape.
+        """The clamps of one member of this shape.
 
         Raises:
             InputError: a head or a clamp that the model does not have.
@@ -56,7 +56,7 @@ class GraftConfig(Config):
 
 
 class ExemplarTraining(Config):
-    """How the weights change: Adam; a term of the loss for the squared weights; on what it runs."""
+    """How the weights change: Adam, the L2 term of the loss, the learning rate; and the engine and device."""
 
     steps: int = Field(31_250, ge=1, description="optimizer steps")
     batch: int = Field(32, ge=1, description="B, sequences per step and member")
@@ -90,7 +90,7 @@ class EvaluationConfig(Config):
 
 
 class MemberConfig(Config):
-    """One member of a population: its name, and what it has instead of what the config says, by dotted key."""
+    """One member of a population: its name, and the values, by dotted key, that replace those of the config."""
 
     name: str = Field(pattern=r"^[^\n\t]{1,60}$")
     set: dict[str, Any] = Field({}, description="such as {interventions.clamps: [match], training.seed: 3}")

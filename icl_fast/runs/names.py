@@ -9,10 +9,10 @@ from icl_fast.errors import InputError
 
 
 def run_names(runs: Sequence[str | Path]) -> dict[str, Path]:
-    """Run folders by a name of their own: the folder's, or the path as given where two have the same.
+    """Run folders by unique names: the folder's own, or the whole path where two folders have the same name.
 
     Raises:
-        InputError: a run given twice, or a file.
+        InputError: a run listed twice, or a file.
     """
     paths = [Path(run) for run in runs]
     places = [path.resolve() for path in paths]

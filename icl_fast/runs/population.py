@@ -1,4 +1,4 @@
-"""The members of a run on exemplars: what each has instead of what the config says, and what follows from that."""
+"""The members of a run on exemplars: their own configs, and what follows from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_c
 from icl_fast.runs.config import parse_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
 
-# what members of a population may differ in; everything else is one for all
+# what members of a population may differ in; they share everything else
 _FREE = ("interventions.", "sequences.", "training.seed", "graft.")
 
 
@@ -28,35 +28,35 @@ class Member:
 
 
 def members(config: ExemplarRunConfig) -> list[Member]:
-    """The members of a population, each as the run that it would be alone.
+    """The members of a population, each with the config that it would have as a run of its own.
 
     Raises:
-        InputError: a member that differs in what all must share, or has impossible values.
+        InputError: a member differs in something that all must share, or has impossible values.
     """
     base = config.model_dump(mode="json") | {"members": 1}
     if isinstance(config.members, int):
         if config.members == 1:
             return [Member("run", _parse(base))]
         first = config.training.seed
-        given = [
+        listed = [
             MemberConfig(name=f"seed {first + i}", set={"training.seed": first + i}) for i in range(config.members)
         ]
     else:
-        given = config.members
-    return [_member(base, one) for one in given]
+        listed = config.members
+    return [_member(base, one) for one in listed]
 
 
-def _member(base: dict[str, Any], given: MemberConfig) -> Member:
+def _member(base: dict[str, Any], member: MemberConfig) -> Member:
     values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
-    for key, value in given.set.items():
+    for key, value in member.set.items():
         if not key.startswith(_FREE) or key == "sequences.pairs":
             raise InputError(
-                f"members: {given.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
+                f"members: {member.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
                 "sequences.* but pairs, and training.seed"
             )
         section, _, name = key.partition(".")
         values[section][name] = value
-    return Member(given.name, _parse(values, f"member {given.name}"))
+    return Member(member.name, _parse(values, f"member {member.name}"))
 
 
 def _parse(values: dict[str, Any], source: str = "config") -> ExemplarRunConfig:
@@ -101,19 +101,19 @@ class Population:
         Raises:
             InputError: a head that the model does not have; it names the member.
         """
-        made = []
+        clamps = []
         for member in self.all:
             try:
-                made.append(member.config.interventions.make(self.config.model))
+                clamps.append(member.config.interventions.make(self.config.model))
             except InputError as error:
                 raise InputError(f"{member.name}: {error}") from None
-        return stack_clamps(made)
+        return stack_clamps(clamps)
 
     def model(self, exemplars: Exemplars) -> ExemplarTransformer:
         """The population at step 0, before any graft.
 
         Raises:
-            InputError: exemplars that the members' sequences cannot be made of, or a ResNet without images.
+            InputError: exemplars that do not allow the members' sequences, or a ResNet without images.
         """
         outputs = [output_labels(member.config.sequences, exemplars) for member in self.all]
         config = ExemplarConfig(
@@ -132,7 +132,7 @@ class Population:
         count: int = 1000,
         device: torch.device | str = "cpu",
     ) -> list[EvaluationSequences]:
-        """The evaluation sets, `[P,count]` each; by default all that every member has.
+        """Evaluation sets of `[P,count]` sequences each; by default, those that every member has.
 
         Raises:
             InputError: an unknown evaluator, or one that a member does not have; the message says why.

@@ -1,5 +1,4 @@
-"""A training run on disk: config.yaml, tokenizer.json of a run on text, snapshots/, log.jsonl, optimizer.pt,
-manifest.json."""
+"""A training run on disk (docs/design.md, "Run folders")."""
 
 from __future__ import annotations
 
@@ -25,11 +24,13 @@ TOKENIZER = "tokenizer.json"
 
 
 class Run:
-    """Reads and writes the folder of one run, or of a population of runs. Every file but the log appears whole or not
-    at all.
+    """The folder of one run, or of a population of runs, on text or on exemplars.
 
-    `manifest.json` maps each file that will not change any more to its SHA-256. The config says what the run is trained
-    on, its `task`: text, or exemplars.
+        run = Run("runs/two_layer")
+        run.config, run.snapshot_steps(), run.load_snapshot(150).model
+
+    Every file but the log appears whole or not at all. `config.task` says what the run is trained on: `text` or
+    `exemplars`. Nothing is read before it is asked for: `exists` says whether there is a run at all.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,7 +38,7 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run, finished or not."""
         return (self.path / "config.yaml").is_file()
 
     @cached_property
@@ -79,10 +80,10 @@ class Run:
         return self.path / TOKENIZER
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
-        """Whether a run with this config can begin here, or go on.
+        """Check that a run with this config can start here or, with `resume`, continue.
 
         Raises:
-            InputError: the folder holds something already; with `resume`: no run, or one with another config.
+            InputError: the folder is not empty; with `resume`: it holds no run, or one with another config.
         """
         if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -93,13 +94,13 @@ class Run:
             raise InputError(f"--resume: {self.path} was begun with other values of {', '.join(differing)}")
 
     def begin(self, config: RunConfig, *, resume: bool, tokenizer_json: str | None = None) -> dict[str, Any] | None:
-        """Begin a run here, or go on with the one that is here.
+        """Start a run here, or continue the one that is here.
 
         Args:
             tokenizer_json: of a run on text.
 
         Returns:
-            The state saved last; None: there is none, the run begins.
+            The state saved last, or None where the run starts from scratch.
 
         Raises:
             InputError: as `check`; the folder cannot be written; the saved state is damaged, or belongs to another
@@ -121,7 +122,7 @@ class Run:
         return self.load_state()
 
     def snapshot_path(self, step: int) -> Path:
-        """Where the snapshot after `step` steps lies."""
+        """The file of the snapshot after `step` steps."""
         return self.path / "snapshots" / f"step_{step:08d}.safetensors"
 
     def snapshot_steps(self) -> list[int]:
@@ -131,7 +132,7 @@ class Run:
         return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.match(name)))
 
     def save_snapshot(self, model: Transformer | ExemplarTransformer, *, step: int, seen: int) -> None:
-        """Write a snapshot and note its hash."""
+        """Write a snapshot and record its hash."""
         path = self.snapshot_path(step)
         save_snapshot(path, model, step=step, seen=seen)
         self.note(str(path.relative_to(self.path)))
@@ -140,7 +141,7 @@ class Run:
         """Read a snapshot.
 
         Raises:
-            InputError: none at that step, damaged (also where only its hash shows it), or with weights not finite.
+            InputError: no snapshot at that step, a damaged one (its hash is compared), or weights that are not finite.
         """
         path = self.snapshot_path(step)
         noted = self.manifest().get(str(path.relative_to(self.path)))
@@ -149,7 +150,7 @@ class Run:
         return load_snapshot(path)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write what a resumed run needs (weights included), replacing what was there."""
+        """Write what a resumed run needs, weights included, in place of the state saved before."""
         with atomic_write(self.path / "optimizer.pt") as temporary, open(temporary, "wb") as file:
             try:
                 torch.save(state, file)
@@ -180,13 +181,13 @@ class Run:
             raise disk_error(self.path / "log.jsonl", error) from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of log.jsonl; a last line cut off by a kill is left out."""
+        """All complete lines of log.jsonl; a last line that a killed run left incomplete is skipped."""
         path = self.path / "log.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         return [json.loads(line) for line in lines]
 
     def cut_log(self, step: int) -> None:
-        """Forget the lines after `step`, and leftovers of a killed run: what follows is done again."""
+        """Drop the log's lines after `step`, and temporary files of a killed run: a resumed run writes them anew."""
         kept = [record for record in self.read_log() if record["step"] <= step]
         with atomic_write(self.path / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -195,7 +196,7 @@ class Run:
                 leftover.unlink()
 
     def finish(self) -> None:
-        """Note the hashes of the files that stop changing when the run ends."""
+        """Record the hashes of the files that stop changing when the run ends."""
         self.note("log.jsonl", "optimizer.pt")
 
     def manifest(self) -> dict[str, str]:
@@ -214,7 +215,7 @@ class Run:
         return entries
 
     def note(self, *names: str) -> None:
-        """Put the hashes of files, by their names in the folder, into the manifest."""
+        """Record the hashes of files, by their names in the folder, in the manifest."""
         manifest = self.manifest() | {name: sha256(self.path / name) for name in names}
         with atomic_write(self.path / "manifest.json") as temporary:
             temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -28,10 +28,10 @@ class RunSeries(Series):
     """Snapshots of a `Run`, all of them or some."""
 
     def __init__(self, run: Run, steps: Sequence[int] | None = None) -> None:
-        """Of a run, and which steps; by default all that have a snapshot.
+        """The snapshots of `run` at `steps`; by default all of them.
 
         Raises:
-            InputError: no run there, or its config is damaged.
+            InputError: the folder holds no run, or its config is damaged.
         """
         self.run, self.task = run, run.config.task
         self.name, self.path = run.path.name, run.path
@@ -40,6 +40,9 @@ class RunSeries(Series):
     def at(self, steps: Sequence[int]) -> RunSeries:
         return RunSeries(self.run, steps)
 
+    def whole(self) -> RunSeries:
+        return RunSeries(self.run)
+
     def load(self, step: int) -> Snapshot[Any]:
         return self.run.load_snapshot(step)
 
@@ -47,8 +50,8 @@ class RunSeries(Series):
         return sha256(self.run.snapshot_path(step))
 
     def missing(self) -> dict[int, str]:
-        """Snapshots that manifest.json names and that are not there: step -> "missing"; of some of a run's snapshots
-        none is, since nobody asked for it.
+        """Snapshots that manifest.json lists and whose files are gone: step -> "missing". Empty for a selection of a
+        run's snapshots, as the others were not asked for.
 
         Raises:
             InputError: manifest.json is damaged.
@@ -99,20 +102,24 @@ class RunSeries(Series):
         return load_exemplars(self.population.config.exemplars, progress)
 
 
-def open_series(ckpt: str | Path | Series, which: str = "all") -> Series:
-    """The series that a `--ckpt` and a `--snapshots` value mean.
+def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
+    """The snapshots of a run, or some of them, as a series: what `--ckpt` and `--snapshots` mean.
 
     Args:
-        ckpt: a run folder, or one snapshot file in a run folder's `snapshots/`; a series is taken as it is.
-        which: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
+        ckpt: a run folder, one snapshot file in a run folder's `snapshots/`, or a series already.
+        snapshots: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
 
     Raises:
-        InputError: no run there, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
+        InputError: no run at that path, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
     """
     if isinstance(ckpt, Series):
-        return ckpt.chosen(which)
+        if not ckpt.steps:
+            raise InputError(f"ckpt: {ckpt.path} has no snapshot that can be used")
+        return ckpt.chosen(snapshots)
     path = Path(ckpt)
     if path.is_file():
+        if snapshots not in ("all", "last"):
+            raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
         run = Run(path.resolve().parent.parent)
         steps = [step for step in run.snapshot_steps() if run.snapshot_path(step).name == path.name]
         if not run.exists or not steps:
@@ -125,7 +132,7 @@ def open_series(ckpt: str | Path | Series, which: str = "all") -> Series:
     series = RunSeries(Run(path))
     if not series.steps:
         raise InputError(f"ckpt: {path} has no snapshots yet")
-    return series.chosen(which)
+    return series.chosen(snapshots)
 
 
 def _cut_off(path: Path) -> bool:

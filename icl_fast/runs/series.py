@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 
 class Series(ABC):
-    """Ordered snapshots. Measurements ask for nothing else, so that a run of ours is one kind among others.
+    """Snapshots of one training in order: all that measurements need, so that a run folder is one source among others.
+
+    `for snapshot in series` loads one model at a time. `open_series` makes one from a run folder. A series may be
+    empty, such as the `readable` part of one that is damaged; measurements refuse it.
 
     Attributes:
-        name: what it is called in messages and figures.
-        path: where it lies; measurements of it go to `results/` below.
-        task: what the models were trained on: `text` or `exemplars`.
-        steps: of its snapshots, rising.
+        name: its name in messages and figures.
+        path: its folder; measurements go to `results/` in it.
+        task: what the models were trained on, `text` or `exemplars`.
+        steps: optimizer steps of its snapshots, rising.
     """
 
     name: str
@@ -34,14 +37,18 @@ class Series(ABC):
 
     @abstractmethod
     def at(self, steps: Sequence[int]) -> Series:
-        """The series of these of its snapshots."""
+        """The same series with only the snapshots at these steps."""
+
+    @abstractmethod
+    def whole(self) -> Series:
+        """The series of every snapshot there is, of which this may be a part."""
 
     @abstractmethod
     def load(self, step: int) -> Snapshot[Any]:
-        """One snapshot.
+        """The snapshot at a step.
 
         Raises:
-            InputError: none at that step, damaged, or with weights not finite.
+            InputError: there is none, it is damaged, or its weights are not finite.
         """
 
     @abstractmethod
@@ -50,77 +57,77 @@ class Series(ABC):
 
     @abstractmethod
     def missing(self) -> dict[int, str]:
-        """Snapshots that are known to have been, and are not there: step -> "missing"."""
+        """Snapshots that are known to have existed and are gone: step -> "missing"."""
 
     @abstractmethod
     def why_not(self, step: int) -> str | None:
-        """Why a snapshot cannot be used, in a few words without paths; None: it can. Its file is read whole."""
+        """Why a snapshot cannot be used, in a few words without paths, or None if it can. Reads the whole file."""
 
     @abstractmethod
     def evaluation_set(self, examples: int | None = None) -> EvaluationSet:
-        """Of a series on text: the fixed examples that it is evaluated on, all or the first so many.
+        """On text: the fixed examples that the series is evaluated on, or the first `examples` of them.
 
         Raises:
-            InputError: the text on this machine is not the series', or has fewer examples.
+            InputError: the text on this machine is not what the series was trained on, or has fewer examples.
         """
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """Of a series on text.
+        """On text: the tokenizer.
 
         Raises:
-            InputError: it is not there, or damaged.
+            InputError: it is missing or damaged.
         """
 
     @property
     @abstractmethod
     def corpus(self) -> str:
-        """What a series on text was trained on, by name."""
+        """On text: the name of the corpus."""
 
     @property
     @abstractmethod
     def population(self) -> Population:
-        """The members of a series on exemplars."""
+        """On exemplars: the members."""
 
     @abstractmethod
     def exemplars(self, progress: Callable[[int, int, str], None] | None = None) -> Exemplars:
-        """What a series on exemplars was trained on, made anew from what its config names.
+        """On exemplars: the exemplars, loaded or rendered again as the config says.
 
         Args:
             progress: called while glyphs are rendered.
         """
 
-    def chosen(self, which: str) -> Series:
-        """The series of the snapshots that a `--snapshots` value means.
+    def chosen(self, snapshots: str) -> Series:
+        """The series of the snapshots that a `--snapshots` value selects.
 
         Args:
-            which: `all`, `last`, or steps such as `0,50,100`.
+            snapshots: `all`, `last`, or steps such as `0,50,100`.
 
         Raises:
-            InputError: none of these, or a step that is not there.
+            InputError: not of that form, or a step without a snapshot.
         """
-        return self.at(chosen_steps(self.steps, which))
+        return self.at(chosen_steps(self.steps, snapshots))
 
     def readable(self) -> tuple[Series, dict[int, str]]:
-        """The snapshots that can be used, and why each other cannot; every file is loaded, one at a time.
+        """The snapshots that can be used, and why each of the others cannot. Loads every file, one at a time.
 
         Returns:
-            The series of those that can be used; and for the others, and for those that `missing` finds, step ->
-            reason, such as "missing", "truncated", "damaged: its SHA-256 is not the one in manifest.json".
+            The series of those that can be used; and, for the others and those that `missing` finds, step -> reason:
+            "missing", "truncated", "damaged: its SHA-256 is not the one in manifest.json".
         """
         reasons = {step: self.why_not(step) for step in self.steps}
         left_out = self.missing() | {step: reason for step, reason in reasons.items() if reason is not None}
         return self.at([step for step in self.steps if reasons[step] is None]), dict(sorted(left_out.items()))
 
     def hashes(self) -> dict[str, str]:
-        """Step (as text, for JSON) -> `weights_hash`: what the results of a measurement depend on."""
+        """Step (as text, for JSON) -> `weights_hash`: what identifies the models that a measurement used."""
         return {str(step): self.weights_hash(step) for step in self.steps}
 
     def __iter__(self) -> Iterator[Snapshot[Any]]:
-        """All snapshots in order; the next is read while the present one is worked on.
+        """All snapshots in order; the next one is read in the background.
 
         Raises:
-            InputError: as `load`, when it is that snapshot's turn.
+            InputError: as `load`, at that snapshot.
         """
         with ThreadPoolExecutor(1) as loader:
             upcoming = [loader.submit(self.load, step) for step in self.steps[:1]]
@@ -130,22 +137,22 @@ class Series(ABC):
                 yield snapshot
 
 
-def chosen_steps(steps: Sequence[int], which: str) -> list[int]:
-    """The steps that a `--snapshots` value means, of those that are there.
+def chosen_steps(steps: Sequence[int], snapshots: str) -> list[int]:
+    """The steps, of those available, that a `--snapshots` value selects.
 
     Args:
-        which: `all`, `last`, or steps such as `0,50,100`.
+        snapshots: `all`, `last`, or steps such as `0,50,100`.
 
     Raises:
-        InputError: none of these, or a step that is not there.
+        InputError: not of that form, or a step without a snapshot.
     """
-    if which == "all":
+    if snapshots == "all":
         return list(steps)
-    if which == "last":
+    if snapshots == "last":
         return list(steps[-1:])
-    items = [item.strip() for item in which.split(",")]
+    items = [item.strip() for item in snapshots.split(",")]
     if not all(item.isdecimal() for item in items):
-        raise InputError(f"snapshots: {which!r} is neither all, last nor steps such as 0,50,100")
+        raise InputError(f"snapshots: {snapshots!r} is neither all, last nor steps such as 0,50,100")
     chosen = sorted({int(item) for item in items})
     if missing := [step for step in chosen if step not in steps]:
         raise InputError(f"snapshots: none at step {missing[0]}; there are {', '.join(map(str, steps))}")

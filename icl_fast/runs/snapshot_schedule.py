@@ -8,7 +8,7 @@ from icl_fast.schema import Config, Field
 
 
 class SnapshotSchedule(Config):
-    """When snapshots are taken: step 0, the last step, and in between every so many steps or at growing steps."""
+    """When snapshots are taken: at step 0, at the last step, and in between at equal or growing intervals."""
 
     schedule: Literal["linear", "exponential"] = "linear"
     every: int = Field(50, ge=1, description="linear: steps between snapshots; exponential: the first one after step 0")
@@ -16,7 +16,7 @@ class SnapshotSchedule(Config):
 
 
 def snapshot_steps(steps: int, schedule: SnapshotSchedule) -> list[int]:
-    """The steps after which a snapshot is taken, in order; 0 (the initial weights) and `steps` are always there."""
+    """The steps after which a snapshot is taken, in order; always with 0 (the initial weights) and `steps`."""
     chosen = {0, steps}
     if schedule.schedule == "linear":
         chosen.update(range(schedule.every, steps, schedule.every))

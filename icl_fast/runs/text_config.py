@@ -51,7 +51,7 @@ class TextRunConfig(Config):
     snapshots: SnapshotSchedule = SnapshotSchedule()
 
     def with_absolute_corpus(self) -> TextRunConfig:
-        """The same with a corpus folder's whole path, so that it is found again from any working directory."""
+        """The same config with an absolute corpus folder, so that it is found from any working directory."""
         if self.data.corpus in CORPUS_NAMES:
             return self
         folder = str(Path(self.data.corpus).expanduser().absolute())

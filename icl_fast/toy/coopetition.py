@@ -43,7 +43,7 @@ class Setting:
 
 
 def settings_grid(base: Setting, **values: Sequence[object]) -> list[Setting]:
-    """All combinations of some fields' values, the last given varying fastest, the other fields as in `base`."""
+    """All combinations of some fields' values, the last one varying fastest, the other fields as in `base`."""
     found = [base]
     for name, choices in values.items():
         found = [replace(setting, **{name: choice}) for setting in found for choice in choices]  # type: ignore[arg-type]

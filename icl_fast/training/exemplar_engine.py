@@ -1,4 +1,4 @@
-"""What makes optimizer steps of a population: plain torch, the definition; and the fused CPU kernel."""
+"""What takes the optimizer steps of a population: plain torch, the definition; and the fused CPU kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarTransformer, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
-from icl_fast.training.fused_steps import Architecture, Batches, Optimizer, Weights, fused_steps, fused_steps_supported
+from icl_fast.training.exemplar_steps import (
+    Architecture,
+    Batches,
+    Optimizer,
+    Weights,
+    exemplar_steps,
+    exemplar_steps_supported,
+)
 from icl_fast.training.schedules import learning_rate
 
 State = dict[str, Tensor]
@@ -48,18 +55,18 @@ def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Dr
 
 
 class Engine(Protocol):
-    """Makes steps; `model` holds the weights at any time."""
+    """Takes optimizer steps; `model` holds the weights at any time."""
 
     model: ExemplarTransformer
 
     def run(self, draws: Draws, step: int) -> Tensor:
-        """Make the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
+        """Take the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
 
     def state(self) -> State:
-        """What Adam remembers."""
+        """Adam's moments."""
 
     def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Go on from there, after `step` steps; the weights are the model's."""
+        """Continue after `step` steps from this state; the weights are the model's."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,11 @@ class Task:
         return dict.fromkeys(names, config.l2)
 
     def can_be_fused(self) -> bool:
-        """Whether the fused kernel can make this task's steps here."""
+        """Whether the fused kernel can take this task's steps here."""
         if self.interventions or self.features.device.type != "cpu":
             return False
         config = self.model.config
-        return fused_steps_supported(
+        return exemplar_steps_supported(
             layers=config.layers,
             width=config.width,
             heads=config.heads,
@@ -193,8 +200,8 @@ class PlainEngine:
         if self.graph is None:
             self._capture(inputs, step)
         assert self.graph is not None
-        for static, given in zip(self.inputs, inputs, strict=True):
-            static.copy_(given)
+        for static, value in zip(self.inputs, inputs, strict=True):
+            static.copy_(value)
         self.graph.replay()
         return self.losses.clone()
 
@@ -230,8 +237,7 @@ class PlainEngine:
         """See `Engine`."""
         for name, parameter in self.parameters.items():
             moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in ("exp_avg", "exp_avg_sq")}
-            made = torch.tensor(float(step), device=parameter.device)
-            self.adam.state[parameter] = {"step": made, **moments}
+            self.adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
 
     def _restore(self, state: State, step: int) -> None:
         # in place: a captured graph knows the tensors, not their names
@@ -242,7 +248,7 @@ class PlainEngine:
 
 
 class FusedEngine:
-    """`fused_steps`: forward, backward and Adam of many steps in one call."""
+    """`exemplar_steps`: forward, backward and Adam of many steps in one call."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
@@ -255,7 +261,7 @@ class FusedEngine:
         """See `Engine`."""
         config = self.model.config
         rates = [learning_rate(step + i, self.task.training) for i in range(len(draws))]
-        return fused_steps(
+        return exemplar_steps(
             Weights(self.parameters, self.first, self.second, step),
             Batches(self.task.features, draws.classes, draws.exemplars, draws.labels, draws.target),
             Architecture(

@@ -30,7 +30,7 @@ _LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard
 
 @dataclass(frozen=True)
 class ExemplarProgress:
-    """Where a run is. `losses` are the members' mean training losses since the last log line, in nats."""
+    """The state of a run. `losses` are the members' mean training losses since the last log line, in nats."""
 
     step: int
     steps: int
@@ -51,7 +51,7 @@ class ExemplarTrainer:
         on_progress: Callable[[ExemplarProgress], None] | None = None,
         on_exemplars: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        """Of a config; for the rest see `icl_fast.training.train`.
+        """Set up what `config` says; for the other arguments see `icl_fast.training.train`.
 
         Raises:
             InputError: exemplars that cannot be had, members that do not fit them, interventions that they do not have
@@ -82,7 +82,7 @@ class ExemplarTrainer:
 
     @property
     def steps(self) -> int:
-        """At which the run ends."""
+        """The step at which the run ends."""
         return self.config.training.steps
 
     def _due(self) -> list[int]:
@@ -93,14 +93,14 @@ class ExemplarTrainer:
         return sorted(due | self.snapshots | {last})
 
     def advance(self, interrupted: Callable[[], bool]) -> None:
-        """Make the steps up to the next at which something is written, in calls short enough to be interrupted
-        between."""
+        """Take the steps up to the next at which something is written, in calls short enough for an interrupt to be
+        heard between them."""
         until = self.due[bisect_right(self.due, self.step)]
         while self.step < until and not interrupted():
             count = min(until - self.step, self._call())
-            begun = time.monotonic()
+            started = time.monotonic()
             losses = self.engine.run(self._draws(count), self.step)
-            self.rate = count / max(time.monotonic() - begun, 1e-9)
+            self.rate = count / max(time.monotonic() - started, 1e-9)
             check_losses(losses, self.population.names, self.step)
             for row in losses.double():  # one by one: the sum must not depend on how the steps were cut into calls
                 self.losses += row
@@ -140,7 +140,7 @@ class ExemplarTrainer:
         return {name: _numbers(metrics) for name, metrics in measured.items()}
 
     def _call(self) -> int:
-        """How many steps to make in one call."""
+        """How many steps to take in one call."""
         config = self.config
         words = self.model.members * config.training.batch * (4 * config.sequences.pairs + 3)
         by_memory = max(1, _CHUNK_BYTES // (8 * words))
@@ -158,17 +158,31 @@ class ExemplarTrainer:
         return steps_of(sequences, count, noise if self.population.noisy else None)
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """Everything that a resumed run needs."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
             "engine": self.engine.state(),
             "losses": self.losses,
             "since": self.since,
-        }
+        } | ({"interventions": self._forced()} if self.interventions else {})
+
+    def _forced(self) -> list[list[Any]]:
+        """What of the interventions can be compared."""
+        return [
+            [one.site, one.action, *(list(part or ()) for part in (one.heads, one.positions, one.reads))]
+            for one in self.interventions
+        ]
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved state.
+
+        Raises:
+            InputError: the interventions are not those of the saved run, as far as their sites, actions, heads,
+                positions and what they read tell.
+        """
+        if state.get("interventions", []) != self._forced():
+            raise InputError("interventions: are not those of the saved run; resume it with the same ones")
         self.model.load_state_dict(state["model"])
         self.step, self.since = state["step"], state["since"]
         self.losses = state["losses"]

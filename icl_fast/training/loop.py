@@ -21,23 +21,23 @@ class Trainer(Protocol):
 
     @property
     def steps(self) -> int:
-        """At which the run ends."""
+        """The step at which the run ends."""
 
     @property
     def tokenizer_json(self) -> str | None:
         """Of a run on text: part of what a resumed run must have the same."""
 
     def advance(self, interrupted: Callable[[], bool]) -> None:
-        """Make one or more steps, up to the next at which something is due, or until interrupted."""
+        """Take one or more steps, up to the next at which something is due, or until interrupted."""
 
     def record(self, run: Run) -> None:
         """Write what is due after this step: log lines, a snapshot, the state."""
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """Everything that a resumed run needs."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
 
 
 def train(
@@ -49,27 +49,30 @@ def train(
     on_progress: Callable[[Any], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
 ) -> Run:
-    """Train a Transformer on text, or a run or a population of runs on exemplars, and leave a run folder behind.
+    """Train a Transformer on text, or one run or a population of runs on exemplars, into a run folder.
 
     The same config gives the same weights, bit for bit, on one CPU with one thread count (on exemplars: with one
-    engine), also if the run was interrupted and resumed any number of times. A member of a population has the same
+    engine), however often the run was interrupted and resumed. A member of a population has the same
     weights as the run alone, to rounding; with the fused engine to the bit.
 
     Args:
         config: what to train.
         out: the run folder; it must not exist, or be empty, unless `resume`.
-        resume: go on from the last saved state of `out`, whose config must be the same.
+        resume: continue from the last saved state of `out`, whose config must be the same.
         interventions: on exemplars: what is forced besides the clamps, in training and evaluation: zeros and functions
-            of the value, with the members folded into the examples. It takes the plain engine, and is not kept in the
-            run folder: to resume, give the same again.
+            of the value, with the members folded into the examples. They need the plain engine, and are not kept in
+            the run folder: to resume, pass the same ones.
         on_progress: called with a `TrainingProgress` after every step on text; with an `ExemplarProgress` after every
             call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
 
+    Returns:
+        The run, finished.
+
     Raises:
         InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them;
-            interventions that the model does not have, or for a run on text; `out` is taken or holds another run; the
-            disk is full; the loss is not finite. The folder then holds the state of the last save.
+            interventions that the model does not have, or for a run on text; `out` is not empty or holds another run;
+            the disk is full; the loss is not finite. The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
     if isinstance(config, TextRunConfig):

@@ -29,7 +29,7 @@ _RECENT = 50
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run is: shown while it goes on and written to log.jsonl. Losses in nats per token."""
+    """The state of a run, as shown while it goes on and written to log.jsonl. Losses in nats per token."""
 
     step: int
     steps: int
@@ -46,7 +46,7 @@ class TextTrainer:
     """Model, optimizer and the running loss by position: everything that a saved state holds."""
 
     def __init__(self, config: TextRunConfig, on_progress: Callable[[TrainingProgress], None] | None = None) -> None:
-        """Of a config; `on_progress` is called after every step.
+        """Set up what `config` says; `on_progress` is called after every step.
 
         Raises:
             InputError: a corpus that cannot be read or is too small, no such device.
@@ -81,16 +81,16 @@ class TextTrainer:
 
     @property
     def steps(self) -> int:
-        """At which the run ends."""
+        """The step at which the run ends."""
         return self.config.steps
 
     @property
     def tokens(self) -> int:
-        """Seen so far."""
+        """Tokens seen so far."""
         return self.step * self.config.batch * self.context
 
     def advance(self, interrupted: Callable[[], bool]) -> None:
-        """Make one step."""
+        """Take one optimizer step."""
         self.progress = self.update(*self.text.batch(self.step, self.config.batch))
         if self.on_progress is not None:
             self.on_progress(self.progress)
@@ -137,7 +137,7 @@ class TextTrainer:
 
     def _progress(self, loss: float, lr: float, decay: float, grad_norm: float) -> TrainingProgress:
         self.recent.append((time.monotonic(), self.tokens))
-        (begun, before), (now, after) = self.recent[0], self.recent[-1]
+        (started, before), (now, after) = self.recent[0], self.recent[-1]
         by_position = self.position_loss / self.position_weight
         return TrainingProgress(
             step=self.step,
@@ -148,11 +148,11 @@ class TextTrainer:
             lr=lr,
             weight_decay=decay,
             grad_norm=grad_norm,
-            tokens_per_second=(after - before) / max(now - begun, 1e-9),
+            tokens_per_second=(after - before) / max(now - started, 1e-9),
         )
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """Everything that a resumed run needs."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -162,7 +162,7 @@ class TextTrainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position_loss, self.position_weight = state["position_loss"], state["position_weight"]

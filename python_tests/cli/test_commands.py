@@ -51,7 +51,9 @@ def test_train_then_ablate(config: Path, tmp_path: Path) -> None:
 
 
 def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
-    options = "--mode full --heads 0.0+1.1,~1.0,embed,* --positions 2,20 --snapshots 6 --replace mean --memory 100MB"
+    options = (
+        "--mode full --heads 0.0+1.1,~1.0,embed,* --positions 2,20 --snapshots 6 --replacement mean --memory 100MB"
+    )
     result = call(
         "ablate", "--ckpt", run, *options.split(), "--examples", 6, "--device", "cpu", "--out", tmp_path / "out"
     )

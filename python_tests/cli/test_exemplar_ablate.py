@@ -130,7 +130,7 @@ def test_ctrl_c_and_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def bad_inputs() -> list[tuple[str, str]]:
     on_text = {
         "--positions": "all",
-        "--replace": "zero",
+        "--replacement": "zero",
         "--preserve-heads": "1.0",
         "--icl-window": "3",
         "--examples": "5",

@@ -54,7 +54,7 @@ def call(*arguments: object) -> Result:
 def test_every_snapshot_and_evaluator(run: Path) -> None:
     result = call("evaluate", "--ckpt", run, "--sequences", 30, "--clamp", "match")
     assert result.exit_code == 0, result.output
-    store = run / "results" / "strategies.zarr"
+    store = run / "results" / "strategies_match.zarr"
     assert result.stdout.splitlines()[-1] == f"results in {store}"
     found = open_results(store)
     assert found["snapshot"].values.tolist() == [0, 6, 12]
@@ -153,6 +153,8 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
         (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
         (["wiring", "--ckpt", run, "--evaluator", "nonsense"], "nonsense"),
+        (["wiring", "--ckpt", run, "--snapshot", "0,6"], "0,6 means 2 of them; name one step, or last"),
+        (["evaluate", "--ckpt", Run(run).snapshot_path(6), "--snapshots", "0"], "which is one snapshot"),
         (
             ["wiring", "--ckpt", run, "--member", "nobody", "--sequences", "5"],
             "member nobody: must be one of free, one head",
@@ -200,3 +202,29 @@ def test_a_damaged_snapshot_can_be_left_out(run: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "snapshot 6 is left out: truncated" in result.stderr
     assert open_results(run / "results" / "strategies.zarr")["snapshot"].values.tolist() == [0, 12]
+
+
+def test_no_usable_snapshot_is_said(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    text = Path(shutil.copytree(tiny_run, tmp_path / "text"))
+    for path in (run, text):
+        for step in Run(path).snapshot_steps():
+            Run(path).snapshot_path(step).write_bytes(b"")
+        result = call("evaluate", "--ckpt", path, "--skip-damaged")
+        assert result.exit_code == 2, result.output
+        assert f"ckpt: {path} has no snapshot that can be used" in result.stderr
+        assert "truncated" in result.stderr
+
+
+def test_another_donor_is_another_measurement(run: Path) -> None:
+    """The same words, `last:...`, mean other weights once there are other snapshots."""
+
+    def graft() -> Path:
+        measured = open_measured(run, snapshots="0", sequences=5, evaluators=["train"])
+        return measure_strategies(measured, graft="last:layer-2+unembed", out=run / "grafted")
+
+    before = open_results(graft())["loss"].values
+    Run(run).snapshot_path(12).unlink()
+    with pytest.raises(OtherResults, match="other donor"):
+        graft()
+    shutil.rmtree(run / "grafted")
+    assert not np.array_equal(open_results(graft())["loss"].values, before)

@@ -1,4 +1,4 @@
-"""`icl-fast train` on configs of the exemplar world."""
+"""`icl-fast train` on configs of runs on exemplars."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from icl_fast.measure import evaluate, open_results, sweep
+from icl_fast.measure import OtherResults, evaluate, measure_strategies, open_measured, open_results, sweep
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.models import ExemplarTransformer
 from icl_fast.runs import Run, open_series
@@ -93,5 +93,10 @@ def test_exemplars(exemplars: Run) -> None:
     assert model.members == 2
     assert training_curves(exemplars)["training_loss"].shape == (2, 2)
     found = open_results(exemplars.path / "results" / "strategies.zarr")
-    np.testing.assert_allclose(found["loss"].values[-1, 0, :3, 0], LOSSES, rtol=1e-6)
+    np.testing.assert_allclose(found["loss"].values[-1, 0, :, 0], LOSSES, rtol=1e-6)
+    measured = open_measured(exemplars.path, sequences=20)
+    means = [model.means().loss[0] for model in measured.on_each(exemplars.load_snapshot(8).model)]
+    np.testing.assert_allclose(means, LOSSES, rtol=1e-6)
+    with pytest.raises(OtherResults, match="an earlier version, which did not note"):
+        measure_strategies(measured)
     assert train(exemplars.config, exemplars.path, resume=True).snapshot_steps() == [0, 8]

@@ -1,4 +1,4 @@
-"""Populations of the exemplar world: members are as alone, runs resume to the same bits, failures are clean."""
+"""Populations of runs on exemplars: members are as alone, runs resume to the same bits, failures are clean."""
 
 from __future__ import annotations
 
@@ -285,6 +285,22 @@ def test_any_intervention_can_be_trained_under(tmp_path: Path) -> None:
     first, last = (done.load_snapshot(step).model for step in (0, 12))
     moved = {n for n, w in first.named_parameters() if not torch.equal(w, last.get_parameter(n))}
     assert set(dict(first.named_parameters())) - moved == {"blocks.1.attention.q.weight"}
+
+
+def test_interventions_are_part_of_what_is_resumed(tmp_path: Path) -> None:
+    zero = [Intervention.zero("0.z", heads=[1])]
+
+    def interrupt(progress: ExemplarProgress) -> None:
+        if progress.step >= 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, tmp_path / "run", interventions=zero, on_progress=interrupt)
+    for others in ([], [Intervention.zero("0.z", heads=[2])]):
+        with pytest.raises(InputError, match="interventions: are not those of the saved run"):
+            run(TINY, tmp_path / "run", resume=True, interventions=others)
+    run(TINY, tmp_path / "run", resume=True, interventions=zero)
+    assert weights(tmp_path / "run") == weights(run(TINY, tmp_path / "whole", interventions=zero).path)
 
 
 def test_interventions_need_the_plain_engine_and_any_batch(tmp_path: Path) -> None:

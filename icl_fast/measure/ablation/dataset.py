@@ -28,7 +28,7 @@ def ablation_coords(ablations: Sequence[Ablation]) -> dict[str, tuple[str, list[
 
 
 def sweep_dataset(
-    snapshots: Sequence[LossSums], plan: SweepPlan, steps: Sequence[int], tokens: Sequence[int]
+    snapshots: Sequence[LossSums], plan: SweepPlan, steps: Sequence[int], seen: Sequence[int]
 ) -> xr.Dataset:
     """One Dataset of all snapshots (see `ablate` for what it holds).
 
@@ -36,7 +36,7 @@ def sweep_dataset(
         snapshots: the sums over all examples, of each snapshot.
         plan: what was done.
         steps: of the snapshots, rising.
-        tokens: seen by then.
+        seen: training tokens by then.
     """
 
     def stacked(name: str) -> np.ndarray:
@@ -64,7 +64,7 @@ def sweep_dataset(
         },
         coords={
             "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
-            "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
+            "tokens": ("snapshot", np.asarray(seen, dtype=np.int64), {"long_name": "training tokens seen"}),
             **ablation_coords(plan.ablations),
             "position": ("position", np.asarray(plan.positions.listed), {"long_name": "context position, 1-based"}),
         },

@@ -81,11 +81,11 @@ def ablated_losses(
     Yields:
         [n,R] losses in nats, float32 (float64 for a float64 model): first the whole model's, then each ablation's.
     """
-    wanted = targets.gather(1, rows)
+    targets = targets.gather(1, rows)
 
     def losses(hidden: Tensor) -> Tensor:
         chosen = hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))  # [n,R,C]
-        return linear_cross_entropy(chosen, model.unembed.weight, wanted, bias=model.unembed.bias, reduction="none")
+        return linear_cross_entropy(chosen, model.unembed.weight, targets, bias=model.unembed.bias, reduction="none")
 
     with torch.no_grad():
         hidden, recorded = model.hidden(inputs, record=preserved_sites(mode, model.config))

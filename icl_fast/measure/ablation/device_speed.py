@@ -42,9 +42,9 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of a few calls."""
     best = float("inf")
     for _ in range(6):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - started)
     return best

@@ -73,8 +73,8 @@ class _Chunk:
     ) -> None:
         self.model, self.inputs, self.rows = model, inputs, rows
         self.ablations, self.mode, self.removal, self.schedule = ablations, mode, removal, schedule
-        self.wanted = (targets if rows is None else targets.gather(1, rows)).flatten()  # [n*R]
-        self.base: Tensor | None = None
+        self.targets = (targets if rows is None else targets.gather(1, rows)).flatten()  # [n*R]
+        self.losses: Tensor | None = None
         self.effects: dict[int, Tensor] = {}
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -82,11 +82,11 @@ class _Chunk:
             waves = self.schedule.waves() or [[]]
             for number, wave in enumerate(waves):
                 self._wave(wave, self.schedule.of("low rank") if number == 0 else [])
-        assert self.base is not None
+        assert self.losses is not None
         shape = (len(self.inputs), -1)
         effects = [self.effects[index].view(shape) for index in range(len(self.ablations))]
-        base = self.base.view(shape)
-        return base, torch.stack(effects) if effects else base.new_empty(0, *base.shape)
+        losses = self.losses.view(shape)
+        return losses, torch.stack(effects) if effects else losses.new_empty(0, *losses.shape)
 
     def _wave(self, wave: list[int], low_rank: list[int]) -> None:
         """The run without ablation, and beside it these ablations."""
@@ -95,12 +95,12 @@ class _Chunk:
             for method in ("delta", "source sums", "rerun")
         }
         ablations = {method: [self.ablations[index] for index in indices] for method, indices in chosen.items()}
-        resid, position = self.model.embedded(self.inputs)
+        resid, positions = self.model.embedded(self.inputs)
         delta = Delta(ablations["delta"], self.mode, self.removal, resid) if chosen["delta"] else None
         sums = SourceSums(ablations["source sums"], self.mode, self.removal) if chosen["source sums"] else None
         rerun = Rerun(ablations["rerun"], self.mode, self.removal, resid) if chosen["rerun"] else None
         base = None
-        for base in base_layers(self.model, resid, position, self.rows):
+        for base in base_layers(self.model, resid, positions, self.rows):
             for method in (delta, sums, rerun):
                 if method is not None:
                     method.layer(base)
@@ -110,7 +110,7 @@ class _Chunk:
         for name, carried in (("delta", delta), ("source sums", sums)):
             if carried is not None:
                 removed = norm_difference(base.post, carried.removed, self.model.final_norm).flatten(1, 2)
-                losses, effects = cross_entropy_difference(hidden, removed, weight, self.wanted, bias=bias)
+                losses, effects = cross_entropy_difference(hidden, removed, weight, self.targets, bias=bias)
                 self._keep(losses, chosen[name], effects)
         if low_rank:
             norm, heads = self.model.final_norm, [self.ablations[index].heads[0][1] for index in low_rank]
@@ -119,21 +119,21 @@ class _Chunk:
                 self.removal.of_heads(base, tuple(heads)).transpose(0, 1).flatten(1, 2),
                 base.attention.w_o[heads],
                 weight,
-                self.wanted,
+                self.targets,
                 norm_weight=norm.weight,
                 norm_bias=norm.bias,
                 eps=norm.eps,
                 bias=bias,
             )
             self._keep(losses, low_rank, ablated - losses)
-        if rerun is not None or self.base is None:
-            losses = linear_cross_entropy(hidden[None], weight, self.wanted[None], bias=bias)[0]
+        if rerun is not None or self.losses is None:
+            losses = linear_cross_entropy(hidden[None], weight, self.targets[None], bias=bias)[0]
             self._keep(losses, [], losses)
         if rerun is not None:
             normed = self.model.final_norm(rerun.resid).flatten(1, 2)
-            wanted = self.wanted.expand(len(normed), -1)
-            self._keep(losses, chosen["rerun"], linear_cross_entropy(normed, weight, wanted, bias=bias) - losses)
+            targets = self.targets.expand(len(normed), -1)
+            self._keep(losses, chosen["rerun"], linear_cross_entropy(normed, weight, targets, bias=bias) - losses)
 
-    def _keep(self, base: Tensor, indices: list[int], effects: Tensor) -> None:
-        self.base = base if self.base is None else self.base
+    def _keep(self, losses: Tensor, indices: list[int], effects: Tensor) -> None:
+        self.losses = losses if self.losses is None else self.losses
         self.effects.update(zip(indices, effects, strict=False))

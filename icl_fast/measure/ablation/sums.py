@@ -50,12 +50,12 @@ class LossSums:
 
 
 def part_sums(
-    model: Transformer, evaluation: EvaluationSet, plan: SweepPlan, wanted: Sequence[int] | None = None
+    model: Transformer, evaluation: EvaluationSet, plan: SweepPlan, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[int, LossSums]]:
-    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `wanted` ones."""
+    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `indices` ones."""
     parts = plan.parts
-    wanted = range(len(parts)) if wanted is None else wanted
-    if not wanted:
+    indices = range(len(parts)) if indices is None else indices
+    if not indices:
         return
     means = None
     if plan.replacement == "mean":
@@ -64,7 +64,7 @@ def part_sums(
         with torch.no_grad():
             means = mean_activations(model, pieces, replacement_sites(plan.ablations))
     schedule = plan.schedule(model.config, evaluation.inputs.shape[1]) if plan.engine == "fast" else None
-    for index in wanted:
+    for index in indices:
         chunks = _chunks(parts[index], plan.chunk)
         yield index, LossSums.total([_chunk_sums(model, evaluation, plan, chunk, means, schedule) for chunk in chunks])
 

@@ -171,8 +171,8 @@ def seconds_per_snapshot(measured: MeasuredRun, plan: AblationPlan) -> float:
     for _ in range(2):  # the first time is slower
         if measured.device.type == "cuda":
             torch.cuda.synchronize()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answers = next(model.second_passes(plan.passes))
         float(answers.loss.sum())  # waits for the device
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
     return seconds * len(measured.evaluators) * measured.count / answers.loss.shape[-1]

@@ -24,8 +24,9 @@ def training_curves(run: Run) -> xr.Dataset:
     evaluations = [record for record in records if "evaluators" in record]
     if not losses and not evaluations:
         raise InputError(f"run folder {run.path}: nothing is logged yet; train it first")
-    data = xr.Dataset(coords={"member": run.population.names})
-    logged = np.array([record["loss"] for record in losses], np.float64).reshape(-1, data.sizes["member"])
+    members = run.population.names
+    data = xr.Dataset(coords={"member": members})
+    logged = np.array([record["loss"] for record in losses], np.float64).reshape(len(losses), len(members))
     data["training_loss"] = ("logged", "member"), logged
     data["logged_sequences"] = "logged", np.array([record["sequences"] for record in losses], np.int64)
     data["training_loss"].attrs["units"] = "nats"

@@ -33,7 +33,7 @@ class MeasuredRun:
 
     Attributes:
         features: `[K,E,F]`.
-        evaluators: with fields `[P, N, ...]`.
+        evaluators: with fields `[P,N,...]`.
         clamps: what its members were trained with.
     """
 
@@ -114,7 +114,8 @@ def measure_strategies(
         clamps: names of clamps; each is forced alone in every snapshot, besides what the run was trained with: progress
             measures (Singh 2025, Fig 4.8). The heads are those that the run's config names.
         graft: `STEP:PARTS`, such as `last:layer-2+unembed` (Fig 5.6b): given to every snapshot first.
-        out: the store; by default in `results/` of the run folder. What is there from an equal call is kept.
+        out: the store; by default `results/strategies.zarr` of the run folder, with the graft and the clamps in its
+            name where there are some. What is there from an equal call is kept.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -126,7 +127,7 @@ def measure_strategies(
     """
     forced = {AS_TRAINED: measured.clamps}
     forced |= {name: _with_clamp(measured, name) for name in clamps}
-    transplant = None if graft is None else _transplant(measured, graft)
+    transplant, donor = (None, "") if graft is None else _transplant(measured, graft)
     names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
@@ -134,6 +135,7 @@ def measure_strategies(
         "sequences": count,
         "clamps": list(forced),
         "graft": graft or "",
+        "donor": donor,
         "features": measured.features_hash,
         "device": measured.device.type,
     }
@@ -141,7 +143,7 @@ def measure_strategies(
     def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
         model = snapshot.model.to(measured.device)
         model = model if transplant is None else transplant(model)
-        return strategy_arrays([measured.on_each(model, held) for held in forced.values()])
+        return strategy_arrays([measured.on_each(model, one) for one in forced.values()])
 
     def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
         found = strategies_dataset(parts, steps, seen, list(forced), names)
@@ -149,7 +151,8 @@ def measure_strategies(
             graft=graft or "", evaluated=count
         )
 
-    name = "strategies" if graft is None else f"strategies_{graft.replace(':', '_')}"
+    given = [graft.replace(":", "_")] if graft is not None else []
+    name = "_".join(["strategies", *given, *clamps])
     target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
     return measure_snapshots(measured.series, target, identity, measure, assemble, on_snapshot)
 
@@ -196,11 +199,13 @@ def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
     return stack_clamps([config.make(population.config.model) for config in with_clamp]).to(measured.device)
 
 
-def _transplant(measured: MeasuredRun, graft: str) -> Transplant:
+def _transplant(measured: MeasuredRun, graft: str) -> tuple[Transplant, str]:
+    """What a graft is asked for as, and the hash of the weights that it takes."""
     step, _, parts = graft.partition(":")
     if not parts:
         raise InputError(f"graft {graft!r}: must be STEP:PARTS, such as last:layer-2+unembed")
-    steps = open_series(measured.series.path, step).steps
+    whole = measured.series.whole()
+    steps = whole.chosen(step).steps
     if len(steps) != 1:
         raise InputError(f"graft {graft!r}: name one step, or last")
-    return Transplant(measured.snapshot(steps[0]).model, tuple(parts.split("+")))
+    return Transplant(measured.snapshot(steps[0]).model, tuple(parts.split("+"))), whole.weights_hash(steps[0])

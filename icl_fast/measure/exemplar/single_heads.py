@@ -95,12 +95,12 @@ def residual_heads(heads: SingleHeads, reference: int | Sequence[int] | None = N
     if reference is None:
         chosen = heads.accuracy.argmax(-1)
     else:
-        given = [reference] * members if isinstance(reference, int) else list(reference)
-        if len(given) != members or not all(0 <= head < count for head in given):
+        references = [reference] * members if isinstance(reference, int) else list(reference)
+        if len(references) != members or not all(0 <= head < count for head in references):
             raise InputError(
                 f"reference {reference}: must be a head 0 to {count - 1}, one for each of {members} members"
             )
-        chosen = torch.tensor(given, device=heads.correct.device)
+        chosen = torch.tensor(references, device=heads.correct.device)
     wrong = ~heads.correct[torch.arange(members, device=chosen.device), chosen]  # [P,N]
     answered = (heads.correct & wrong[:, None]).sum(-1)
     return ResidualHeads(chosen, wrong.sum(-1), answered / wrong.sum(-1, keepdim=True).double(), heads.accuracy)

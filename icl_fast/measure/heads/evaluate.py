@@ -51,22 +51,23 @@ def evaluate(
 ) -> Path:
     """Scores and circuits of every head of a run's snapshots; the same call again resumes.
 
-    See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on the run's held-out windows, 10 of them),
-    `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
+    For runs on text. See `prefix_matching_scores`, `copying_scores`, `previous_token_scores` (on 10 of the run's
+    held-out windows), `qk_trace`, `copying_eigenvalue_score` and `composition_scores`.
 
     Args:
         ckpt: a series, a run folder or one of its snapshots.
-        out: the zarr store; default `RUN/results/heads.zarr`. What is there from an equal call is kept.
+        out: the zarr store; default `RUN/results/heads.zarr`. Results of an equal call are kept.
         snapshots: see `icl_fast.runs.open_series`.
         seed: of the random tokens and the choice of windows, the same for all snapshots.
         device: `auto`, `cpu` or `cuda`.
-        skip_damaged: leave out what cannot be used and go on with the rest.
+        skip_damaged: leave out snapshots that cannot be used.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
-        Where the Dataset lies, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in layer 0),
-        `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head, layer,
-        head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and `tokens` (seen).
+        The path of the store. Its Dataset, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in
+        layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer,
+        writer_head, layer, head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and
+        `tokens` (seen).
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
         asked for that are not in it (see `Series.readable`).
 
@@ -84,7 +85,7 @@ def evaluate(
         series, left_out = series.readable()
     if not series.steps:
         reasons = "; ".join(f"step {step}: {why}" for step, why in left_out.items())
-        raise InputError(f"ckpt: {ckpt} has no snapshot that can be used ({reasons})")
+        raise InputError(f"ckpt: {series.path} has no snapshot that can be used ({reasons})")
     evaluation = series.evaluation_set()
     windows = min(EXAMPLES, len(evaluation.inputs))
     identity = {
@@ -109,15 +110,15 @@ def evaluate(
         }
         return {name: score.double().cpu().numpy() for name, score in scores.items()}
 
-    def assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        dataset = _assemble(parts, steps, tokens)
+    def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
+        dataset = _assemble(parts, steps, seen)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
     store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
     return measure_snapshots(series, store, identity, measure, assemble, on_snapshot)
 
 
-def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Dataset:
+def _assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
     variables = {}
     for name, (dims, long_name, source) in _VARIABLES.items():
         values = np.stack([part[name] for part in parts])
@@ -127,7 +128,7 @@ def _assemble(parts: list[Arrays], steps: list[int], tokens: list[int]) -> xr.Da
         variables,
         coords={
             "snapshot": ("snapshot", np.asarray(steps, dtype=np.int64), {"long_name": "optimizer step"}),
-            "tokens": ("snapshot", np.asarray(tokens, dtype=np.int64), {"long_name": "training tokens seen"}),
+            "tokens": ("snapshot", np.asarray(seen, dtype=np.int64), {"long_name": "training tokens seen"}),
             "layer": np.arange(layers),
             "head": np.arange(heads),
             "writer_layer": np.arange(layers),

@@ -11,32 +11,34 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.report.colours import EVALUATORS, MODELS
 from icl_fast.report.draw.axes import label_axes
 from icl_fast.report.draw.figures import save_figure
-from icl_fast.runs import Run
 
 _SEQUENCES = "training sequences (millions)"
 FACET = " | "  # in a member's name: what comes before it is a line, what comes after it a panel
 _MOST_NAMED = 12  # lines that a legend names
 
 
-def draw_run(run: Run) -> Path:
-    """Draw what was measured during training into the run folder, as `curves.png` and `curves.svg`.
+def draw_curves(curves: xr.Dataset, title: str, pairs: int, path: Path) -> Path:
+    """Draw what was measured during training as PNG and SVG: one run, a population, or a grid of runs.
+
+    Args:
+        curves: of `training_curves`.
+        title, pairs: as in `run_figure`.
+        path: of the files, without a suffix.
 
     Raises:
-        InputError: nothing is logged, the disk is full or the folder not writable.
+        InputError: the disk is full or the folder not writable.
     """
-    curves, population = training_curves(run), run.population
-    pairs = population.config.sequences.pairs
-    if len(population.names) == 1:
-        figure = run_figure(curves.isel(member=0), run.path.name, pairs)
-    elif all(FACET in name for name in population.names):
-        figure = facet_figure(curves, run.path.name, pairs)
+    names = [str(name) for name in curves["member"].values]
+    if len(names) == 1:
+        figure = run_figure(curves.isel(member=0), title, pairs)
+    elif all(FACET in name for name in names):
+        figure = facet_figure(curves, title, pairs)
     else:
-        figure = population_figure(curves, run.path.name, pairs)
-    return save_figure(figure, run.path / "curves")[0]
+        figure = population_figure(curves, title, pairs)
+    return save_figure(figure, path)[0]
 
 
 def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
@@ -119,7 +121,7 @@ def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
     """One run's snapshots under some clamps (progress measures, Figure 4.8) or with grafts (5.6b, c).
 
     Args:
-        results: of `icl_fast.measure.measure_over_snapshots`, one member.
+        results: of `icl_fast.measure.measure_strategies`, one member.
     """
     clamps = list(results["clamp"].values)
     figure = Figure(figsize=(5 * (1 + len(clamps)), 4.2), layout="constrained")

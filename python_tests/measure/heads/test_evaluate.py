@@ -33,7 +33,7 @@ from icl_fast.measure import (
 )
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.models import Snapshot
-from icl_fast.runs import Run
+from icl_fast.runs import Run, RunSeries
 
 HEADS = ("snapshot", "layer", "head")
 PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
@@ -272,10 +272,10 @@ def test_any_measurement(run: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_snapshots(folder, [0, 6, 12], target, identity, measure, assemble, stop)
+        measure_snapshots(RunSeries(folder), target, identity, measure, assemble, stop)
     assert measured == [0, 6]
     for _ in range(2):
-        assert measure_snapshots(folder, [0, 6, 12], target, identity, measure, assemble) == target
+        assert measure_snapshots(RunSeries(folder), target, identity, measure, assemble) == target
         assert measured == [0, 6, 12]
     results = open_results(target)
     assert results["tokens"].values.tolist() == [0, 6 * 48, 12 * 48]
@@ -283,4 +283,4 @@ def test_any_measurement(run: Path, tmp_path: Path) -> None:
         expected = [weight.norm().item() for weight in folder.load_snapshot(step).model.parameters()]
         assert results["norms"].sel(snapshot=step).values.tolist() == expected
     with pytest.raises(OtherResults, match="other what"):
-        measure_snapshots(folder, [0, 6, 12], target, {"what": "sums"}, measure, assemble)
+        measure_snapshots(RunSeries(folder), target, {"what": "sums"}, measure, assemble)

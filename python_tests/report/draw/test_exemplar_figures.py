@@ -1,4 +1,4 @@
-"""Figures of the exemplar world: what is drawn is what was measured."""
+"""Figures of runs on exemplars: what is drawn is what was measured."""
 
 from __future__ import annotations
 

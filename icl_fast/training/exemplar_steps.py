@@ -100,13 +100,13 @@ class Optimizer:
     eps: float = 1e-8
 
 
-def fused_steps_supported(
+def exemplar_steps_supported(
     *, layers: int, width: int, heads: int, pairs: int, position: str, mlp: bool = False, encoder: str = "linear"
 ) -> bool:
-    """Whether `fused_steps` trains such a model here: the kernels are built, and the shape is one of theirs.
+    """Whether `exemplar_steps` trains such a model here: the kernels are built, and the shape is one of theirs.
 
     One or two attention-only layers up to 256 wide, exemplars embedded by one matrix, 1 to 16 pairs, any position; any
-    number of features, labels, examples and members. Dropout, where there is any, is for the caller to refuse.
+    number of features, labels, examples and members.
     """
     fits = 1 <= layers <= MOST_LAYERS and 1 <= width <= MOST_WIDTH and 1 <= pairs <= MOST_PAIRS
     whole = heads >= 1 and width % heads == 0 and (position != "rotary" or width // heads % 2 == 0)
@@ -114,7 +114,7 @@ def fused_steps_supported(
 
 
 @torch.no_grad()
-def fused_steps(
+def exemplar_steps(
     weights: Weights, batches: Batches, architecture: Architecture, optimizer: Optimizer, *, threads: int = 0
 ) -> Tensor:
     """Train P attention-only exemplar models for S steps, each on its own sequences, in place; CPU only.
@@ -131,7 +131,7 @@ def fused_steps(
         `[S,P]` float32: mean cross-entropy in nats before each update, without the l2 terms.
 
     Raises:
-        InputError: names, shapes, dtypes, devices or numbers that do not fit; a shape that `fused_steps_supported`
+        InputError: names, shapes, dtypes, devices or numbers that do not fit; a shape that `exemplar_steps_supported`
             refuses.
         RuntimeError: the kernels were not built.
     """
@@ -142,7 +142,7 @@ def fused_steps(
     _check_architecture(architecture, shape)
     _check_optimizer(optimizer, shape)
     if threads < 0:
-        raise InputError(f"fused_steps: threads must not be negative, got {threads}")
+        raise InputError(f"exemplar_steps: threads must not be negative, got {threads}")
     losses = batches.features.new_empty(shape.steps, shape.members)
     if losses.numel() == 0:
         return losses
@@ -208,29 +208,30 @@ class _Shape:
             ("labels", labels, 4, "[S,P,B,n]"),
         ):
             if tensor.ndim != ndim:
-                raise InputError(f"fused_steps: {name} must be {dims}, got {list(tensor.shape)}")
+                raise InputError(f"exemplar_steps: {name} must be {dims}, got {list(tensor.shape)}")
         self.classes, self.exemplars, self.features = features.shape
         self.steps, self.members, self.batch, self.pairs = labels.shape
         if min(self.members, self.batch, self.features) < 1:
             raise InputError(
-                f"fused_steps: labels {list(labels.shape)} and features {list(features.shape)}: there must be at least "
-                "one member, example and feature"
+                f"exemplar_steps: labels {list(labels.shape)} and features {list(features.shape)}: there must be at "
+                "least one member, example and feature"
             )
         if position not in POSITIONS:
-            raise InputError(f"fused_steps: position {position!r}: must be one of {', '.join(POSITIONS)}")
+            raise InputError(f"exemplar_steps: position {position!r}: must be one of {', '.join(POSITIONS)}")
         embedding = parameters.get("embed_label.weight")
         if embedding is None or embedding.ndim != 3:
-            raise InputError("fused_steps: parameters: must have 'embed_label.weight' [P,V,C]")
+            raise InputError("exemplar_steps: parameters: must have 'embed_label.weight' [P,V,C]")
         self.labels, self.width = embedding.shape[1:]
         self.layers = 2 if any(name.startswith("blocks.1.") for name in parameters) else 1
         self.tokens = 2 * self.pairs + 1
         self.heads = architecture.heads
-        if not fused_steps_supported(
+        if not exemplar_steps_supported(
             layers=self.layers, width=self.width, heads=self.heads, pairs=self.pairs, position=position
         ):
             raise InputError(
-                f"fused_steps: width {self.width}, {self.heads} heads, {self.pairs} pairs, position {position}: must "
-                f"be up to {MOST_WIDTH} wide, heads that divide it (rotary: into even parts), 1 to {MOST_PAIRS} pairs"
+                f"exemplar_steps: width {self.width}, {self.heads} heads, {self.pairs} pairs, position {position}: "
+                f"must be up to {MOST_WIDTH} wide, heads that divide it (rotary: into even parts), "
+                f"1 to {MOST_PAIRS} pairs"
             )
         layers = [f"blocks.{layer}.{name}" for layer in range(self.layers) for name in PER_LAYER]
         self.names = {name for name in (*SHARED, *layers) if name != "position" or position == "learned"}
@@ -258,16 +259,16 @@ def _check_weights(weights: Weights, shape: _Shape) -> None:
             tensor = getattr(weights, what)[name]
             _check(f"{what}[{name!r}]", tensor, shape.of(name), torch.float32)
             if not tensor.is_contiguous():
-                raise InputError(f"fused_steps: {what}[{name!r}] is updated in place, so it must be contiguous")
+                raise InputError(f"exemplar_steps: {what}[{name!r}] is updated in place, so it must be contiguous")
     if weights.step < 0:
-        raise InputError(f"fused_steps: step must not be negative, got {weights.step}")
+        raise InputError(f"exemplar_steps: step must not be negative, got {weights.step}")
 
 
 def _check_batches(batches: Batches, shape: _Shape) -> None:
     _check("features", batches.features, (shape.classes, shape.exemplars, shape.features), torch.float32)
     if not batches.features.is_contiguous():
         raise InputError(
-            "fused_steps: features must be contiguous; a copy in every call would cost more than the steps"
+            "exemplar_steps: features must be contiguous; a copy in every call would cost more than the steps"
         )
     sequences = (shape.steps, shape.members, shape.batch)
     for name, sizes, count in (
@@ -284,7 +285,7 @@ def _check_architecture(architecture: Architecture, shape: _Shape) -> None:
     rotary_base, norm_eps, clamps = architecture.rotary_base, architecture.norm_eps, architecture.clamps
     if not rotary_base > 1 or not norm_eps > 0:
         raise InputError(
-            f"fused_steps: rotary_base {rotary_base} and norm_eps {norm_eps}: must be above 1, and positive"
+            f"exemplar_steps: rotary_base {rotary_base} and norm_eps {norm_eps}: must be above 1, and positive"
         )
     members = (shape.members,)
     _check("outputs", architecture.outputs, members, torch.int64)
@@ -302,10 +303,10 @@ def _check_architecture(architecture: Architecture, shape: _Shape) -> None:
         _check(f"clamps.{name}", getattr(clamps, name), sizes, dtype)
     _check_range("clamps.copy", clamps.copy, -1, shape.heads - 1)
     if not bool((clamps.temperature > 0).all()) or not bool(clamps.heads.isfinite().all()):
-        raise InputError("fused_steps: clamps: temperature must be positive, heads finite")
+        raise InputError("exemplar_steps: clamps: temperature must be positive, heads finite")
     if shape.layers == 1 and bool(clamps.first_layer.any()):
         raise InputError(
-            "fused_steps: clamps.first_layer replaces the layer before another one; the model has only one"
+            "exemplar_steps: clamps.first_layer replaces the layer before another one; the model has only one"
         )
 
 
@@ -313,30 +314,30 @@ def _check_optimizer(optimizer: Optimizer, shape: _Shape) -> None:
     rates, betas, eps = optimizer.learning_rates, optimizer.betas, optimizer.eps
     _check("learning_rates", rates, (shape.steps,), torch.float64)
     if not bool(rates.isfinite().all()):
-        raise InputError(f"fused_steps: learning_rates must be finite, got {rates.tolist()}")
+        raise InputError(f"exemplar_steps: learning_rates must be finite, got {rates.tolist()}")
     if not all(0 <= beta < 1 for beta in betas) or not eps > 0:
-        raise InputError(f"fused_steps: betas {betas} and eps {eps}: must be in [0, 1), and positive")
-    for what, given in (("trainable", optimizer.trainable), ("l2", optimizer.l2)):
-        if unknown := sorted(set(given) - shape.names):
-            raise InputError(f"fused_steps: {what}: {unknown[0]!r} is not a parameter of the model")
+        raise InputError(f"exemplar_steps: betas {betas} and eps {eps}: must be in [0, 1), and positive")
+    for what, by_name in (("trainable", optimizer.trainable), ("l2", optimizer.l2)):
+        if unknown := sorted(set(by_name) - shape.names):
+            raise InputError(f"exemplar_steps: {what}: {unknown[0]!r} is not a parameter of the model")
     for name, tensor in optimizer.trainable.items():
         _check(f"trainable[{name!r}]", tensor, (shape.members,), torch.bool)
     for name, coefficient in optimizer.l2.items():
         if not 0 <= coefficient < float("inf"):
-            raise InputError(f"fused_steps: l2[{name!r}] must be finite and not negative, got {coefficient}")
+            raise InputError(f"exemplar_steps: l2[{name!r}] must be finite and not negative, got {coefficient}")
 
 
-def _check_names(what: str, given: Mapping[str, Tensor], names: set[str]) -> None:
-    if missing := sorted(names - set(given)):
-        raise InputError(f"fused_steps: {what}: {missing[0]!r} is missing")
-    if unknown := sorted(set(given) - names):
-        raise InputError(f"fused_steps: {what}: has {unknown[0]!r}, which such a model does not have")
+def _check_names(what: str, tensors: Mapping[str, Tensor], names: set[str]) -> None:
+    if missing := sorted(names - set(tensors)):
+        raise InputError(f"exemplar_steps: {what}: {missing[0]!r} is missing")
+    if unknown := sorted(set(tensors) - names):
+        raise InputError(f"exemplar_steps: {what}: has {unknown[0]!r}, which such a model does not have")
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
         raise InputError(
-            f"fused_steps: {name} must be {str(dtype).removeprefix('torch.')} {list(shape)} on the CPU, got "
+            f"exemplar_steps: {name} must be {str(dtype).removeprefix('torch.')} {list(shape)} on the CPU, got "
             f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
         )
 
@@ -346,7 +347,7 @@ def _check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
         return
     lowest, highest = (int(end) for end in tensor.aminmax())
     if lowest < low or highest > high:
-        raise InputError(f"fused_steps: {name} must be in {low}..{high}, got {lowest if lowest < low else highest}")
+        raise InputError(f"exemplar_steps: {name} must be in {low}..{high}, got {lowest if lowest < low else highest}")
 
 
 def _position_tables(architecture: Architecture, shape: _Shape) -> dict[str, Tensor | None]:

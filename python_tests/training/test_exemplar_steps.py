@@ -1,4 +1,4 @@
-"""fused_steps against its definition: ExemplarTransformer, autograd and torch.optim.Adam."""
+"""exemplar_steps against its definition: ExemplarTransformer, autograd and torch.optim.Adam."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from icl_fast.models.clamps import Clamps, make_clamps, no_clamps, stack_clamps
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.ops import _backend
-from icl_fast.training.fused_steps import (
+from icl_fast.training.exemplar_steps import (
     Architecture,
     Batches,
     Optimizer,
     Weights,
-    fused_steps,
-    fused_steps_supported,
+    exemplar_steps,
+    exemplar_steps_supported,
 )
 
 pytestmark = pytest.mark.skipif(not _backend.compiled(), reason="the CPU kernels are not built")
@@ -146,7 +146,7 @@ def by_torch(of: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass
 class Fused:
-    """What fused_steps gives for a case."""
+    """What exemplar_steps gives for a case."""
 
     losses: Tensor
     weights: dict[str, Tensor]
@@ -158,13 +158,13 @@ class Fused:
 
 
 def run(threads: int = 1, **given: Any) -> Tensor:
-    """fused_steps of the fields of its arguments."""
+    """exemplar_steps of the fields of its arguments."""
     kinds = (Weights, Batches, Architecture, Optimizer)
     grouped = [
         kind(**{each.name: given.pop(each.name) for each in fields(kind) if each.name in given}) for kind in kinds
     ]
     assert not given
-    return fused_steps(*grouped, threads=threads)
+    return exemplar_steps(*grouped, threads=threads)
 
 
 def arguments(of: Case, members: slice = slice(None)) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def arguments(of: Case, members: slice = slice(None)) -> dict[str, Any]:
 
 
 def fused(of: Case, threads: int = 1, calls: tuple[int, ...] = (), members: slice = slice(None)) -> Fused:
-    """fused_steps, in calls of so many steps."""
+    """exemplar_steps, in calls of so many steps."""
     given = arguments(of, members)
     losses, done = [], 0
     for count in calls or (of.steps,):
@@ -448,7 +448,7 @@ def test_without_the_kernels_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_backend, "_load_error", "icl_fast._C is not there")
     with pytest.raises(RuntimeError, match=r"icl_fast\._C is not there"):
         run(**arguments(case()))
-    assert not fused_steps_supported(layers=2, width=64, heads=8, pairs=2, position="rotary")
+    assert not exemplar_steps_supported(layers=2, width=64, heads=8, pairs=2, position="rotary")
 
 
 @pytest.mark.parametrize(
@@ -467,4 +467,4 @@ def test_without_the_kernels_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_what_is_supported(changes: dict[str, Any], supported: bool) -> None:
     shape = {"layers": 2, "width": 64, "heads": 8, "pairs": 2, "position": "rotary"}
-    assert fused_steps_supported(**{**shape, **changes}) == supported
+    assert exemplar_steps_supported(**{**shape, **changes}) == supported
