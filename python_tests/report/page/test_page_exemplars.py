@@ -54,15 +54,14 @@ def plot(page: Any, panel: Panel) -> Any:
     """A panel's plot, drawn in the middle of the window."""
     key = f"[...ICL.panels].find((panel) => panel.spec.key === '{panel.key}')"
     found = page.evaluate_handle(f"{key}.plot").as_element()
-    for _ in range(20):  # what is laid out on the way there moves it
+    for _ in range(200):  # what is laid out on the way there moves it
         found.evaluate("(plot) => plot.scrollIntoView({block: 'center'})")
         before = found.bounding_box()
         page.wait_for_timeout(50)  # observers of what is seen report once a frame
         page.evaluate("ICL.settled()")
-        if found.bounding_box() == before:
-            break
-    assert page.evaluate(f"{key}.drawn")
-    return found
+        if found.bounding_box() == before and page.evaluate(f"{key}.near && {key}.drawn"):
+            return found
+    return pytest.fail(f"never drawn: {panel.key}")
 
 
 def ticks(of: Any, name: str) -> list[tuple[str, float]]:
@@ -163,7 +162,7 @@ def test_pointing_names_what_is_pointed_at(file: Path, panels: dict[str, Panel],
     box = of.bounding_box()
     (_, x), (_, y) = ticks(of, "x")[2], ticks(of, "y")[-1]
     page.mouse.move(box["x"] + x, box["y"] + box["height"] - y)
-    page.wait_for_timeout(100)
+    wait_for(page, f"ICL.current() && ICL.current().panel.spec.key === '{panel.key}'")
     value = f"{abs(heatmap.z[-1, 2]):.3f}" if abs(heatmap.z[-1, 2]) >= 1e-9 else "0"
     said = tip.inner_text().replace("−", "").split("\n")
     assert said[-6:] == ["head", "1.0", "evaluator", heatmap.y_names[-1], "change of accuracy", value]
@@ -183,7 +182,7 @@ def test_pointing_names_what_is_pointed_at(file: Path, panels: dict[str, Panel],
         }"""
     )
     page.mouse.move(*point)
-    page.wait_for_timeout(100)
+    wait_for(page, f"ICL.current() && ICL.current().panel.spec.key === '{panel.key}'")
     title, *lines = tip.inner_text().split("\n")
     assert title == "head 1.1"
     assert lines[:3] == ["training sequences seen", "48.000", "attention"]
@@ -238,9 +237,7 @@ def test_beside_runs_on_text(
     assert page.locator("legend").first.text_content() == "training"
     # what belongs to the table's models is drawn as before
     page.evaluate("document.querySelector('#table .plot').scrollIntoView()")
-    page.wait_for_timeout(50)
-    page.evaluate("ICL.settled()")
-    assert page.locator("#table .line").count() > 0
+    wait_for(page, "document.querySelectorAll('#table .line').length > 0")
 
 
 def test_narrow_windows(file: Path, panels: dict[str, Panel], browser_page: OpenPage) -> None:
