@@ -42,9 +42,10 @@ def sanitizer(tool: str) -> Callable[[Job], Verdict]:
         failed = {name: findings for name, findings in bad.items() if name not in informational}
         summary = f"{len(cases) - len(bad)} of {len(cases)} clean"
         summary += "".join(f"; {name}: {findings[0]}" for name, findings in list(failed.items())[:3])
-        told = [name for name in bad if name not in failed]
-        summary += f"; informational: {', '.join(f'{name}: {bad[name][0]}' for name in told)}" if told else ""
-        return Verdict("failed" if failed else "passed", summary, failed)
+        told = {name: findings for name, findings in bad.items() if name not in failed}
+        summary += f"; informational: {', '.join(told)}" if told else ""
+        details = failed | ({"informational": told} if told else {})
+        return Verdict("failed" if failed else "passed", summary, details)
 
     return check
 

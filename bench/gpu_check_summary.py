@@ -45,7 +45,7 @@ def failed(stages: dict[str, Any]) -> Iterator[str]:
                 yield from failed_tests(what, found["failures"])
                 if found["not_run"]:
                     yield f"{what}: {found['not_run']} tests did not run"
-            elif name.endswith("check"):
+            elif name.endswith("check") and what != "informational":
                 yield f"{name} {what}: {'; '.join(found)}"
             elif what == "not_built":
                 yield from (f"{source}.cu: {why}" for source, why in found.items())

@@ -87,7 +87,7 @@ class Workspace:
             return False
         found = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
         if not found:
-            raise OtherResults(self.out, f"an earlier version, which did not note its {self.kind}")
+            raise OtherResults(self.out, f"results of another kind, or of a version that did not note its {self.kind}")
         self._check_same(found, self.out)
         return True
 

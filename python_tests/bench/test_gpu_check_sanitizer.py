@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gpu_check_child
 import gpu_check_sanitizer
+import gpu_check_summary
 import pytest
 import torch
 from stages import Job
@@ -100,7 +101,8 @@ def test_what_racecheck_says_of_hopper_kernels_does_not_count(
     fake_program(tmp_path, f'{race}\necho "========= RACECHECK SUMMARY: 0 hazards displayed"', monkeypatch)
     found = gpu_check_sanitizer.sanitizer("racecheck")(make_job((9, 0)))
     assert (found.verdict, found.summary) == ("passed", "8 of 9 clean; informational: frozen_attention")
-    assert found.details == {"frozen_attention": ["Race reported"]}
+    assert found.details == {"informational": {"frozen_attention": ["Race reported"]}}
+    assert not [*gpu_check_summary.failed({"racecheck": {"verdict": found.verdict, "details": found.details}})]
     assert gpu_check_sanitizer.sanitizer("racecheck")(make_job((8, 0))).verdict == "failed"  # it has no such kernels
     assert gpu_check_sanitizer.sanitizer("memcheck")(make_job((9, 0))).verdict == "failed"
 

@@ -97,6 +97,6 @@ def test_exemplars(exemplars: Run) -> None:
     measured = open_measured(exemplars.path, sequences=20)
     means = [model.means().loss[0] for model in measured.on_each(exemplars.load_snapshot(8).model)]
     np.testing.assert_allclose(means, LOSSES, rtol=1e-6)
-    with pytest.raises(OtherResults, match="an earlier version, which did not note"):
+    with pytest.raises(OtherResults, match="of a version that did not note its measurement"):
         measure_strategies(measured)
     assert train(exemplars.config, exemplars.path, resume=True).snapshot_steps() == [0, 8]
