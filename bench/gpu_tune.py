@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import sysconfig
@@ -30,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages import BENCH, PROCESSES, ROOT, last_line_of
+from stages import BENCH, PROCESSES, ROOT, find_tool, last_line_of, write_json
 from tune_variants import AS_IS, KERNELS, OPS, Numbers, Tuned
 
 CSRC = ROOT / "csrc"
@@ -273,12 +272,6 @@ def cell(seconds: float | None, first: float | None) -> str:
     return f"{1e3 * seconds:.3f}" + (f" ({first / seconds:.2f}x)" if first else "")
 
 
-def write_json(value: object, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(value, indent=1) + "\n")
-    draft.replace(path)
-
-
 @contextmanager
 def ended_politely() -> Iterator[None]:
     """On SIGTERM and SIGINT, end what was started."""
@@ -296,8 +289,7 @@ def ended_politely() -> Iterator[None]:
 
 
 def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    return os.environ.get("CUDACXX") or find_tool("nvcc")
 
 
 def parsed() -> tuple[argparse.Namespace, argparse.ArgumentParser]:

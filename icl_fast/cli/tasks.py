@@ -37,8 +37,8 @@ def require(task: str, ckpt: Path, command: str, instead: str) -> None:
     Raises:
         InputError: the run is on the other task.
     """
-    from icl_fast.runs import Run
+    from icl_fast.runs.run_series import run_of
 
-    run = Run(ckpt.resolve().parent.parent if ckpt.is_file() else ckpt)
+    run = run_of(ckpt)
     if run.exists and run.config.task != task:
         raise InputError(f"{command}: is for runs on {task}; {ckpt} was trained on {run.config.task}: {instead}")

@@ -62,6 +62,22 @@ def save_results(dataset: xr.Dataset, path: Path) -> None:
         dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
 
 
+def check_replaceable(out: Path, mark: str, *, what: str, beside: str) -> None:
+    """Whether a study may write its store at `out`: nothing is there, or an earlier one, which has the variable `mark`.
+
+    Args:
+        what: what messages call the store, after "holds something else".
+        beside: what messages say is written beside it.
+
+    Raises:
+        InputError: it may not; the message says why.
+    """
+    if out.suffix != ".zarr":
+        raise InputError(f"out: {out} must be NAME.zarr; {beside} are written beside it")
+    if out.exists() and not (out.is_dir() and mark in open_results(out)):
+        raise InputError(f"out: {out} holds something else{what}; choose another --out or remove it")
+
+
 class Workspace:
     """The parts of one result on disk, beside it: named arrays for each step, or for each step and part.
 

@@ -116,11 +116,10 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
         if not ckpt.steps:
             raise InputError(f"ckpt: {ckpt.path} has no snapshot that can be used")
         return ckpt.chosen(snapshots)
-    path = Path(ckpt)
+    path, run = Path(ckpt), run_of(ckpt)
     if path.is_file():
         if snapshots not in ("all", "last"):
             raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
-        run = Run(path.resolve().parent.parent)
         steps = [step for step in run.snapshot_steps() if run.snapshot_path(step).name == path.name]
         if not run.exists or not steps:
             raise InputError(
@@ -129,10 +128,16 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
         return RunSeries(run, steps)
     if not path.is_dir():
         raise InputError(f"ckpt: {path} does not exist")
-    series = RunSeries(Run(path))
+    series = RunSeries(run)
     if not series.steps:
         raise InputError(f"ckpt: {path} has no snapshots yet")
     return series.chosen(snapshots)
+
+
+def run_of(ckpt: str | Path) -> Run:
+    """The run that a run folder, or a snapshot file in its `snapshots/`, belongs to; it need not exist."""
+    path = Path(ckpt)
+    return Run(path.resolve().parent.parent if path.is_file() else path)
 
 
 def _cut_off(path: Path) -> bool:

@@ -14,6 +14,7 @@ from icl_fast.analysis import JointPCA, joint_pca
 from icl_fast.errors import InputError
 from icl_fast.measure import AblationOptions, OtherResults, open_results, save_results, sweep
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
+from icl_fast.measure.store import check_replaceable
 from icl_fast.report.draw.figures import pca_figure, save_figure
 from icl_fast.runs.names import run_names
 
@@ -53,7 +54,7 @@ def pca_of_runs(
     out = Path(out)
     if components < 2:
         raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
-    _check_out(out)
+    check_replaceable(out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg")
     losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
     for name, run in run_names(runs).items():
         with show_sweep(name) as on_part:
@@ -75,13 +76,6 @@ def pca_of_runs(
     found = joint_pca(losses, components=components)
     save_results(_dataset(found, losses), out)
     return found, save_figure(pca_figure(found), out)
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix != ".zarr":
-        raise InputError(f"out: {out} must be NAME.zarr; NAME.png and NAME.svg are written beside it")
-    if out.exists() and not (out.is_dir() and "explained_variance_ratio" in open_results(out)):
-        raise InputError(f"out: {out} holds something else than a PCA; choose another --out or remove it")
 
 
 def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.measure import open_results, save_results
+from icl_fast.measure import save_results
+from icl_fast.measure.store import check_replaceable
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.draw.toy import coopetition_figure, diagram_figure, phase_change_figure, seeds_figure
 from icl_fast.toy import (
@@ -75,7 +76,7 @@ def phase_change_study(
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
     out, names = Path(out), vector_names(len(dims))
-    _check_out(out, "squared_cosine")
+    check_replaceable(out, "squared_cosine", what="", beside="the figures")
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(
@@ -118,7 +119,7 @@ def coopetition_study(
             else, the disk full.
     """
     out = Path(out)
-    _check_out(out, "takeover")
+    check_replaceable(out, "takeover", what="", beside="the figures")
 
     def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
         with show(title) as on_done:
@@ -148,13 +149,6 @@ def coopetition_study(
         drawn = diagram_figure(found["_mu_alpha"], found["_ratio"], base)
         figures += save_figure(drawn, out.with_name(f"{out.stem}_diagram"))
     return Written(found, stores, figures)
-
-
-def _check_out(out: Path, mark: str) -> None:
-    if out.suffix != ".zarr":
-        raise InputError(f"out: {out} must be NAME.zarr; the figures are written beside it")
-    if out.exists() and not (out.is_dir() and mark in open_results(out)):
-        raise InputError(f"out: {out} holds something else; choose another --out or remove it")
 
 
 def _large_seed(one: xr.Dataset) -> int:
