@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from icl_fast import files
 from icl_fast.errors import InputError
-from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, locked, regular_file, sha256, sweep
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
@@ -320,6 +320,11 @@ def die(*_):
 
 if moment in ("fsync", "replace", "rename"):
     setattr(files.os, moment, die)
+elif moment == "second rename":
+    rename = os.rename
+    files.os.rename = lambda *paths: die() if not path.exists() else rename(*paths)
+elif moment == "removal":
+    files._remove = die
 with files.atomic_write(path) as temporary:
     if moment == "before":
         die()
@@ -338,7 +343,9 @@ die()
 
 @pytest.mark.parametrize("old", [False, True], ids=["new-place", "over-old"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-@pytest.mark.parametrize("moment", ["before", "middle", "fsync", "replace", "rename", "after"])
+@pytest.mark.parametrize(
+    "moment", ["before", "middle", "fsync", "replace", "rename", "second rename", "removal", "after"]
+)
 def test_killed(tmp_path: Path, moment: str, kind: str, old: bool) -> None:
     """At any moment before the rename the old stands (or nothing), after it the new; and the next write succeeds."""
     path = tmp_path / "result"
@@ -348,10 +355,13 @@ def test_killed(tmp_path: Path, moment: str, kind: str, old: bool) -> None:
     run = subprocess.run([sys.executable, "-c", KILLED, path, moment, kind], capture_output=True, cwd=os.getcwd())
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()
     replaced_by_rename = kind == "folder" and old
-    never_called = "replace" if replaced_by_rename else "rename"
-    done = moment in ("after", never_called)
-    visible = {n: c for n, c in everything_in(tmp_path).items() if not n.startswith(TEMPORARY_PREFIX)}
-    assert visible == (contents(b"new") if done else contents(b"old") if old else {})
+    never_called = {"replace"} if replaced_by_rename else {"rename", "second rename"}
+    done = moment in {"after", "removal", *never_called}
+    visible = {n: c for n, c in everything_in(tmp_path).items() if not n.startswith((".tmp-", ".old-"))}
+    lost = replaced_by_rename and moment == "second rename"
+    assert visible == ({} if lost else contents(b"new") if done else contents(b"old") if old else {})
+    sweep(tmp_path)
+    assert everything_in(tmp_path) == (contents(b"new") if done or lost else contents(b"old") if old else {})
     with atomic_write(path) as temporary:
         fill(tmp_path, {f"{temporary.name}/part" if kind == "folder" else temporary.name: b"next"})
     visible = {n: c for n, c in everything_in(tmp_path).items() if not n.startswith(TEMPORARY_PREFIX)}
@@ -366,3 +376,97 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     content = (b"0123456789abcdef" * (size // 16 + 1))[:size]
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
+
+
+def test_sweep_leaves_the_living_and_the_strange(tmp_path: Path) -> None:
+    """What another process writes right now, another machine's fresh files, and files that only look like ours stay."""
+    host, other = files._host(), "00000000" if files._host() != "00000000" else "11111111"
+    kept = [
+        f".tmp-{files._owner()}-00000000-mine",
+        f".tmp-{host}.{os.getppid()}.{files._began(os.getppid())}-00000000-parents",
+        f".tmp-{other}.999999999.0-00000000-elsewhere",
+        ".tmp-notes",
+        "data.tmp",
+    ]
+    dead = [
+        f".tmp-{host}.999999999.0-00000000-x",
+        f".tmp-{host}.{os.getpid()}.1-00000000-of an earlier process with this number",
+        f".old-{host}.999999999.0-00000000-data.tmp",
+        f".tmp-{other}.999999999.0-00000000-forgotten",
+    ]
+    for name in kept + dead:
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / dead[-1], (0, 0))
+    sweep(tmp_path, "y")
+    assert set(everything_in(tmp_path)) == {*kept, *dead}
+    sweep(tmp_path)
+    assert set(everything_in(tmp_path)) == set(kept)
+    sweep(tmp_path / "no folder")
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from icl_fast.files import locked
+with locked(sys.argv[1], "out: x"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_and_a_killed_one_keeps_nobody_away(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock-x"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, lock], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"out: x is being written by another process \({holder.pid}\)"):
+            locked(lock, "out: x").__enter__()
+        holder.kill()
+    assert lock.exists()
+    with locked(lock, "out: x"), pytest.raises(InputError), locked(lock, "out: x"):
+        pass
+    assert not lock.exists()
+
+
+def test_waiting_for_a_lock_never_lets_two_in(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def work(_: int) -> int:
+        with locked(tmp_path / "lock", "out: x", wait=True):
+            inside.append(1)
+            count = len(inside)
+            inside.pop()
+            return count
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(work, range(200))) == {1}
+    assert everything_in(tmp_path) == {}
+
+
+def test_a_lock_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(InputError, match=r"out: x: .*file: cannot be written"),
+        locked(tmp_path / "file" / "l", "out: x"),
+    ):
+        pass
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_regular_files_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "broken").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe")
+    assert regular_file(tmp_path / "link", "text") == tmp_path / "link"
+    for name, why in {
+        "none": "does not exist", "broken": "link to a file that is gone", "pipe": "is a pipe; give a file",
+        ".": "is a folder", "file/below": "cannot be read", "n" * 300: "cannot be read", "n\0": "cannot be read",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=f"^text: .*{why}"):
+            regular_file(tmp_path / name, "text")
+    with pytest.raises(InputError, match="text: /dev/zero is a device"):
+        regular_file("/dev/zero", "text")

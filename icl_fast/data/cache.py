@@ -7,21 +7,17 @@ kernel drops when a process dies, however it dies).
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icl_fast.errors import InputError
-from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+from icl_fast.files import atomic_write, locked, sha256, sweep
 
 _MANIFEST = "manifest.json"
 
@@ -41,9 +37,9 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
     """
     if _is_whole(entry):
         return entry
-    with _lock(entry):
+    with locked(entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)", wait=True):
         if not _is_whole(entry):
-            _remove_leftovers(entry)
+            sweep(entry.parent, entry.name)
             with atomic_write(entry) as temporary:
                 temporary.mkdir()
                 build(temporary)
@@ -69,24 +65,3 @@ def _is_whole(entry: Path) -> bool:
         return bool(hashes) and all(sha256(entry / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-@contextmanager
-def _lock(entry: Path) -> Iterator[None]:
-    path = entry.with_name(f"{entry.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"{disk_error(path.parent, error)} (ICL_FAST_CACHE says where)") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(entry: Path) -> None:
-    # what a killed builder of this entry left; no other one is at work while we hold the lock
-    for folder in entry.parent.glob(f"{TEMPORARY_PREFIX}*{entry.name}"):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from icl_fast.errors import InputError
-from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, sha256
+from icl_fast.files import atomic_write, disk_error, sha256, sweep
 from icl_fast.models import ExemplarTransformer, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
@@ -192,8 +192,7 @@ class Run:
         with atomic_write(self.path / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         for folder in (self.path, self.path / "snapshots"):
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                leftover.unlink()
+            sweep(folder)
 
     def finish(self) -> None:
         """Record the hashes of the files that stop changing when the run ends."""

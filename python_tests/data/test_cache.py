@@ -169,7 +169,7 @@ def test_full_disk(small_disk: Path, digest: Callable[[], str], monkeypatch: pyt
     monkeypatch.setenv("ICL_FAST_CACHE", str(small_disk))
     with pytest.raises(InputError, match="the disk is full"):
         digest()
-    assert [path.suffix for path in (small_disk / "text").iterdir()] == [".lock"]
+    assert not list((small_disk / "text").iterdir())
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -181,7 +181,7 @@ def test_no_space_left(call: str, folder: Path, digest: Callable[[], str], monke
         patch.setattr(os, call, full)
         with pytest.raises(InputError, match="the disk is full"):
             digest()
-    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+    assert not list(folder.iterdir())
     digest()
 
 
@@ -190,11 +190,11 @@ def test_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ICL_FAST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot be written .*ICL_FAST_CACHE"):
+    with pytest.raises(InputError, match=r"ICL_FAST_CACHE.* cannot be written"):
         digest()
 
 
 def test_read_only_cache_is_read(folder: Path, digest: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = digest()
-    monkeypatch.setattr(cache_module, "_lock", lambda _: pytest.fail("locked only to read"))
+    monkeypatch.setattr(cache_module, "locked", lambda *_, **__: pytest.fail("locked only to read"))
     assert digest() == whole

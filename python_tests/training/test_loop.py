@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from icl_fast import InputError
+from icl_fast import InputError, files
 from icl_fast.models import load_snapshot
 from icl_fast.runs import Run, parse_config
 from icl_fast.training import TrainingProgress, train
@@ -127,7 +127,8 @@ def test_killed_and_resumed_gives_the_same_bits(tiny_run: Path, tiny_values: Val
     assert killed.returncode == -signal.SIGKILL
     with open(tmp_path / "run" / "log.jsonl", "a") as log:
         log.write('{"step": 9, "lo')  # as a kill in mid-write leaves it
-    (tmp_path / "run" / "snapshots" / ".tmp-1-step_00000006.safetensors").write_bytes(b"half")
+    half = f".tmp-{files._host()}.999999999.0-00000000-step_00000006.safetensors"
+    (tmp_path / "run" / "snapshots" / half).write_bytes(b"half")
     train(parse_config(tiny_values), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tiny_run)
     assert [record["step"] for record in Run(tmp_path / "run").read_log()] == list(range(1, 13))
