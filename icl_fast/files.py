@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from icl_fast.errors import InputError
 
@@ -27,6 +30,7 @@ TEMPORARY_PREFIX, _REPLACED_PREFIX = ".tmp-", ".old-"
 _LEFTOVER = re.compile(
     r"\.(?P<kind>tmp|old)-(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.(?P<began>\d+)-[0-9a-f]{8}-(?P<name>.+)", re.DOTALL
 )
+_LONGEST_JSON = 2**27  # bytes; ours have some MB at the most
 _FORGOTTEN = 24 * 3600.0  # seconds after which a writer that cannot be asked, on another machine, counts as dead
 
 
@@ -53,6 +57,45 @@ def regular_file(path: str | Path, argument: str) -> Path:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise InputError(f"{argument}: {path} is a {kinds.get(stat.S_IFMT(mode), 'device')}; give a file")
     return path
+
+
+def read_json(path: str | Path, argument: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        argument: what messages call it, such as `claims`.
+
+    Raises:
+        InputError: as `regular_file`; it is too long, not JSON (the message says where), or nested too deeply.
+    """
+    path = regular_file(path, argument)
+    if (size := path.stat().st_size) > _LONGEST_JSON:
+        raise InputError(f"{argument}: {path} has {size} bytes; JSON of at most {_LONGEST_JSON} is read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{argument}: {path} is not JSON (line {error.lineno}: {error.msg})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{argument}: {path} is not JSON (no text in UTF-8)") from None
+    except ValueError as error:
+        raise InputError(f"{argument}: {path} cannot be read ({str(error).partition(';')[0]})") from None
+    except RecursionError:
+        raise InputError(f"{argument}: {path} is nested too deeply") from None
+    except OSError as error:
+        raise InputError(f"{argument}: {path} cannot be read ({error.strerror or error})") from None
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Plain data as JSON, which has no NaN and no infinity: they become null. What else it lacks is written as text."""
+    return json.dumps(_without_nan(value), indent=indent, default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager
@@ -102,14 +145,19 @@ def sweep(folder: str | Path, name: str | None = None) -> None:
     with suppress(OSError):  # a folder that cannot be read or written is for the command to find
         # what was replaced comes before what replaces it
         for leftover in sorted(folder.iterdir()):
-            match = _LEFTOVER.fullmatch(leftover.name)
-            if match is None or name not in (None, match["name"]) or _alive(leftover, match):
+            match = _dead(leftover)
+            if match is None or name not in (None, match["name"]):
                 continue
             if match["kind"] == "old" and not (target := folder / match["name"]).exists():
                 # its process died between two renames, when the new one was whole
                 new = folder / leftover.name.replace(_REPLACED_PREFIX, TEMPORARY_PREFIX, 1)
                 os.rename(new if new.exists() else leftover, target)
             _remove(leftover)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process left it half-written: what `sweep` removes or puts back."""
+    return _dead(path) is not None
 
 
 @contextmanager
@@ -171,6 +219,12 @@ def _began(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _dead(path: Path) -> re.Match[str] | None:
+    """The parts of the name of something half-written whose process is gone."""
+    match = _LEFTOVER.fullmatch(path.name)
+    return None if match is None or _alive(path, match) else match
 
 
 def _alive(leftover: Path, match: re.Match[str]) -> bool:

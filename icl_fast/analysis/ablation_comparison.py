@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, ablated, finite, icl_effects, plan_of, unablated, variable
 from icl_fast.errors import InputError
+from icl_fast.measure.store import json_attribute
 
 _DIMS = ("snapshot", "ablation")
 _SAME = ("evaluation", "examples", "replacement", "icl_positions")
@@ -111,7 +110,7 @@ def _check_same_run(full: xr.Dataset, pattern: xr.Dataset) -> None:
         for key in _SAME:
             if plans[0][key] != plans[1][key]:
                 raise InputError(f"full and pattern_preserving were swept with other {key}")
-    weights = [json.loads(dataset.attrs.get("sweep", "{}")).get("snapshots") for dataset in (full, pattern)]
+    weights = [json_attribute(dataset, "sweep").get("snapshots") for dataset in (full, pattern)]
     if all(weights) and weights[0] != weights[1]:
         raise InputError("full and pattern_preserving are of other weights: sweep the same run twice")
     losses = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
+from icl_fast.measure.store import json_attribute
 
 Floats = NDArray[np.float64]
 Values = NDArray[Any] | xr.DataArray
@@ -103,6 +103,9 @@ def at_step(name: str, values: xr.DataArray, step: int) -> xr.DataArray:
 
 
 def plan_of(dataset: xr.Dataset) -> dict[str, Any]:
-    """What decided a sweep's result; empty for a Dataset that no sweep wrote."""
-    plan: dict[str, Any] = json.loads(dataset.attrs.get("plan", "{}"))
-    return plan
+    """What decided a sweep's result; empty for a Dataset that no sweep wrote.
+
+    Raises:
+        InputError: its attribute is damaged.
+    """
+    return json_attribute(dataset, "plan")

@@ -6,10 +6,10 @@ result is a zarr store that says the same in its attributes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,23 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write
+from icl_fast.files import atomic_write, regular_file
+from icl_fast.measure.store_files import (
+    CHECKSUMS,
+    DamagedResults,
+    add_checksums,
+    check_files,
+    claim,
+    is_ours,
+    sealed,
+    unsealed,
+)
 
 Arrays = dict[str, np.ndarray]
+Variables = Mapping[str, Sequence[str]]  # name -> dims
+
+_JSON = ("sweep", "measurement", "plan", "left_out", "sweeps")  # attributes
+_PART = "sha256 of this part"
 
 
 class OtherResults(InputError):
@@ -36,46 +50,92 @@ class OtherResults(InputError):
 
 
 def open_results(path: str | Path) -> xr.Dataset:
-    """Load the Dataset that `sweep`, `evaluate` or another measurement wrote.
+    """Load the Dataset that `sweep`, `evaluate` or another measurement wrote, once its checksums are compared.
 
     Raises:
-        InputError: no such folder, or not a store that can be read.
+        DamagedResults: not a store, or one that is not as it was written.
+        InputError: no such folder, or it may not be read.
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"results {path}: do not exist")
+        raise InputError(f"results {path}: {'is a file, not a store' if path.exists() else 'do not exist'}")
+    check_files(path)
     try:
-        with xr.open_zarr(path) as store:
+        with xr.open_zarr(path, consolidated=True, zarr_format=2) as store:
             dataset: xr.Dataset = store.load()
-            return dataset
     except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
-        raise InputError(f"results {path}: cannot be read ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedResults(path, {"": f"cannot be read ({reason})"}) from None
+    dataset.attrs.pop(CHECKSUMS, None)  # those of the store, not of the Dataset
+    for name in _JSON:
+        try:
+            json_attribute(dataset, name)
+        except InputError as error:
+            raise DamagedResults(path, {".zattrs": str(error)}) from None
+    return dataset
+
+
+def json_attribute(dataset: xr.Dataset, name: str) -> dict[str, Any]:
+    """An attribute of a Dataset that holds a JSON object; empty if it has none.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        found = json.loads(dataset.attrs.get(name, "{}"))
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"attribute {name} is not a JSON object")
+    return found
 
 
 def save_results(dataset: xr.Dataset, path: Path) -> None:
-    """Write a zarr store, whole or not at all; a folder at `path` is replaced.
+    """Write a zarr store with checksums, whole or not at all; a folder at `path` is replaced.
 
     Raises:
         InputError: the disk is full, or the folder is not writable.
     """
     with atomic_write(path) as temporary:
-        dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        dataset.assign_attrs(claim()).to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        add_checksums(temporary)
 
 
-def check_replaceable(out: Path, mark: str, *, what: str, beside: str) -> None:
+def check_replaceable(out: Path, mark: str, *, what: str, beside: str, repair: bool = False) -> None:
     """Whether a study may write its store at `out`: nothing is there, or an earlier one, which has the variable `mark`.
 
     Args:
         what: what messages call the store, after "holds something else".
         beside: what messages say is written beside it.
+        repair: whether the earlier one may be damaged.
 
     Raises:
         InputError: it may not; the message says why.
     """
     if out.suffix != ".zarr":
         raise InputError(f"out: {out} must be NAME.zarr; {beside} are written beside it")
-    if out.exists() and not (out.is_dir() and mark in open_results(out)):
-        raise InputError(f"out: {out} holds something else{what}; choose another --out or remove it")
+    if not out.exists():
+        return
+    try:
+        if out.is_dir() and mark in open_results(out):
+            return
+    except DamagedResults as damage:
+        check_repair(damage, repair, mark, (mark,))
+        return
+    raise InputError(f"out: {out} holds something else{what}; choose another --out or remove it")
+
+
+def check_repair(damage: DamagedResults, repair: bool, kind: str, variables: Sequence[str]) -> None:
+    """Whether damaged results may be replaced: it was asked for, and they are ours (see `is_ours`).
+
+    Raises:
+        DamagedResults: they may not.
+    """
+    if not repair:
+        raise damage
+    if not is_ours(damage.where, kind, variables):
+        advice = "it holds what icl_fast did not write, so --repair does not replace it; move it away"
+        raise DamagedResults(damage.where, damage.files, advice) from None
 
 
 class Workspace:
@@ -85,10 +145,20 @@ class Workspace:
         out: the zarr store to write.
         identity: all that decides its values, as JSON data. Work with an equal identity is continued, or kept.
         kind: its name in messages, such as `sweep`, and the attribute that holds the identity.
+        variables: of the result, name -> dims, by which it is known to be whole.
+        repair: whether what is damaged is made again, rather than refused.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], kind: str) -> None:
-        self.out, self.kind = out, kind
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, Any],
+        kind: str,
+        *,
+        variables: Variables | None = None,
+        repair: bool = False,
+    ) -> None:
+        self.out, self.kind, self.variables, self.repair = out, kind, variables or {}, repair
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
         self.partial = out.with_name(out.name + ".partial")
 
@@ -97,14 +167,22 @@ class Workspace:
 
         Raises:
             OtherResults: there is one with another identity, or with none.
+            DamagedResults: there is one that is not as it was written, and `repair` is not asked for.
             InputError: there is something else at its path.
         """
         if not self.out.exists():
             return False
-        found = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
-        if not found:
-            raise OtherResults(self.out, f"results of another kind, or of a version that did not note its {self.kind}")
-        self._check_same(found, self.out)
+        try:
+            results = open_results(self.out)
+            if not (found := json_attribute(results, self.kind)):
+                raise OtherResults(
+                    self.out, f"results of another kind, or of a version that did not note its {self.kind}"
+                )
+            self._check_same(found, self.out)
+            self._check_whole(results)
+        except DamagedResults as damage:
+            check_repair(damage, self.repair, self.kind, list(self.variables))
+            return False
         return True
 
     def begin(self) -> None:
@@ -115,11 +193,17 @@ class Workspace:
             InputError: nothing can be written here.
         """
         path = self.partial / "plan.json"
-        if path.is_file():
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), self.partial)
-            return
+        if path.exists():
+            try:
+                found = unsealed(path, "out")
+            except InputError as error:
+                if not self.repair:
+                    raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
+            else:
+                self._check_same(found, self.partial)
+                return
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.identity), encoding="utf-8")
+            temporary.write_text(sealed(self.identity), encoding="utf-8")
 
     def has(self, step: int, part: int | None = None) -> bool:
         """Whether a part, or the whole of a step, is on disk; a part may be contained in its step's file."""
@@ -127,8 +211,12 @@ class Workspace:
 
     def read(self, step: int, part: int | None = None) -> Arrays:
         """A part, or the whole of a step."""
-        with np.load(self._path(step, part), allow_pickle=False) as arrays:
-            return dict(arrays)
+        path = self._path(step, part)
+        with np.load(regular_file(path, "out"), allow_pickle=False) as file:
+            arrays = dict(file)
+        if str(arrays.pop(_PART, "")) != self._seal(path, arrays):
+            raise InputError(f"out: {path} is not as it was written")
+        return arrays
 
     def write(self, step: int, part: int | None, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a part, or the whole of a step.
@@ -136,8 +224,9 @@ class Workspace:
         Raises:
             InputError: the disk is full.
         """
-        named: dict[str, Any] = dict(arrays)
-        with atomic_write(self._path(step, part)) as temporary, open(temporary, "wb") as file:
+        path = self._path(step, part)
+        named: dict[str, Any] = {**arrays, _PART: np.array(self._seal(path, arrays))}
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **named)
 
     def close(self, step: int, parts: int, join: Callable[[list[Arrays]], Mapping[str, np.ndarray]]) -> None:
@@ -159,9 +248,30 @@ class Workspace:
     def _readable(self, step: int, part: int | None = None) -> bool:
         try:
             self.read(step, part)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False  # missing, or cut off by a power cut: to be redone
+        except Exception:  # numpy and zipfile have many for a damaged file
+            return False  # missing, cut off by a power cut, of another result: to be redone
         return True
+
+    def _seal(self, path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+        """SHA-256 (hex) of what a part is of, and of its arrays."""
+        digest = hashlib.sha256(f"{path.name} {json.dumps(self.identity, sort_keys=True)}".encode())
+        for name, values in sorted(arrays.items()):
+            digest.update(f"{name} {values.dtype.str} {values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()
+
+    def _check_whole(self, results: xr.Dataset) -> None:
+        """Results of an earlier version, without checksums, may lack something and still open."""
+        wrong = {}
+        for name, dims in self.variables.items():
+            if name not in results.variables:
+                wrong[name] = "is missing"
+            elif results[name].dims != tuple(dims):
+                wrong[name] = f"is {list(results[name].dims)}"
+        steps = [*map(int, self.identity["snapshots"])]
+        if "snapshot" in results.coords and results["snapshot"].values.tolist() != steps:
+            wrong["snapshot"] = "holds other steps"
+        if wrong:
+            raise DamagedResults(self.out, wrong)
 
     def _path(self, step: int, part: int | None) -> Path:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")

@@ -62,6 +62,7 @@ def phase_change_study(
     plateau_seeds: int = 40,
     plateau_steps: int = 20_000,
     device: str = "cpu",
+    repair: bool = False,
 ) -> Written:
     """The tensor product with and without clamps, its progress measures, and the saddle at zero.
 
@@ -71,12 +72,13 @@ def phase_change_study(
         clamps: default: nothing; the last vector; the last two; ... all but the first.
         plateau_seeds, plateau_steps: of the plateau by number of vectors and initial scale.
         dims, seeds, steps, every, lr, scale, device: see `icl_fast.toy.simulate_clamps`.
+        repair: whether a damaged store at `out` is replaced, rather than refused.
 
     Raises:
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
     out, names = Path(out), vector_names(len(dims))
-    check_replaceable(out, "squared_cosine", what="", beside="the figures")
+    check_replaceable(out, "squared_cosine", what="", beside="the figures", repair=repair)
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(
@@ -102,6 +104,7 @@ def coopetition_study(
     diagram_seeds: int = 0,
     memory: int = MEMORY,
     device: str = "cpu",
+    repair: bool = False,
 ) -> Written:
     """The coopetition model over seeds in each setting, and phase diagrams around the first one.
 
@@ -113,13 +116,14 @@ def coopetition_study(
             first 30% of the steps; where there is none, the first.
         diagram_seeds: so many seeds a point of the phase diagrams; 0: none are drawn.
         settings, seeds, steps, every, memory, device: see `icl_fast.toy.simulate_settings`.
+        repair: see `phase_change_study`.
 
     Raises:
         InputError: what `simulate_settings` refuses, a `seed` whose curves are not kept, an `out` that holds something
             else, the disk full.
     """
     out = Path(out)
-    check_replaceable(out, "takeover", what="", beside="the figures")
+    check_replaceable(out, "takeover", what="", beside="the figures", repair=repair)
 
     def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
         with show(title) as on_done:

@@ -26,6 +26,14 @@ KINDS = {
     "single-pair": "all writers removed but one",
 }
 
+_MAP = ("kind", "preserve", "writer", "reader", "member")
+WIRING_MAP: dict[str, tuple[str, ...]] = {  # of `wiring_map`: name -> dims
+    **{name: (name,) for name in (*_MAP[:-1], "matrix")},
+    **{metric: _MAP for metric in METRICS},
+    **{f"{metric}_alone": _MAP[3:] for metric in METRICS},
+    "composition": ("matrix", *_MAP[2:]),
+}
+
 
 def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) -> xr.Dataset:
     """How one head of an earlier layer serves one head of a later layer, the others of that layer removed (Fig C.3).
@@ -64,7 +72,6 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
         for heads in alone
     ]
     means = measured.second_pass_means(passes)
-    dims = ("kind", "preserve", "writer", "reader", "member")
     shape = (len(KINDS), len(PRESERVE), count, count, measured.model.members)
     found = xr.Dataset(
         coords={
@@ -78,12 +85,12 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
     )
     for name in METRICS:
         values = getattr(means, name).cpu().numpy()
-        found[name] = dims, values[count:].reshape(shape)
-        found[f"{name}_alone"] = ("reader", "member"), values[:count]
+        found[name] = _MAP, values[count:].reshape(shape)
+        found[f"{name}_alone"] = _MAP[3:], values[:count]
     scores = composition_scores(measured.model)
     between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
     found["composition"] = ("matrix", "member", "writer", "reader"), between
-    found["composition"] = found["composition"].transpose("matrix", "writer", "reader", "member")
+    found["composition"] = found["composition"].transpose("matrix", *_MAP[2:])
     return found
 
 

@@ -146,6 +146,14 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
     return pattern, logits
 
 
+_VIEW = ("layer", "head", "position", "source")
+TEXT_VARIABLES: dict[str, tuple[str, ...]] = {  # of `text_dataset`: name -> dims
+    **{"loss": ("snapshot", "position"), "pattern": _VIEW, "logits": _VIEW},
+    **{"snapshot": ("snapshot",), "tokens": ("snapshot",)},
+    **{name: ("position",) for name in ("position", "input", "target", "category")},
+}
+
+
 def text_dataset(
     text: TokenisedText, steps: Sequence[int], tokens: Sequence[int], losses: Tensor, pattern: Tensor, logits: Tensor
 ) -> xr.Dataset:
@@ -164,12 +172,15 @@ def text_dataset(
         "<bos>", and of the one that is predicted), `category` (of a label that is predicted there, else -1);
         attributes name, title, kind, source, left_out_tokens.
     """
-    dims = ("layer", "head", "position", "source")
     return xr.Dataset(
         {
-            "loss": (("snapshot", "position"), losses.numpy(), {"units": "nats"}),
-            "pattern": (dims, pattern.numpy(), {"long_name": "attention"}),
-            "logits": (dims, logits.numpy(), {"long_name": "direct effect on the target's logit over the mean logit"}),
+            "loss": (TEXT_VARIABLES["loss"], losses.numpy(), {"units": "nats"}),
+            "pattern": (TEXT_VARIABLES["pattern"], pattern.numpy(), {"long_name": "attention"}),
+            "logits": (
+                TEXT_VARIABLES["logits"],
+                logits.numpy(),
+                {"long_name": "direct effect on the target's logit over the mean logit"},
+            ),
         },
         coords={
             "snapshot": list(steps),
