@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import refuse, repair_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
@@ -68,6 +69,7 @@ def ablate(
     snapshots: str,
     only_plan: bool,
     device: str,
+    repair: bool,
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
@@ -104,7 +106,7 @@ def ablate(
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
-        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
+        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out)
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
@@ -116,7 +118,7 @@ def ablate(
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
-        store = sweep(series, options, out=out, examples=examples, device=device, on_part=update)
+        store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))
     click.echo(f"results in {store}")
 
@@ -130,6 +132,7 @@ def _ablate_exemplars(
     member: str | None,
     device: str,
     only_plan: bool,
+    repair: bool,
     out: Path | None,
 ) -> None:
     from icl_fast.cli.measure_tables import check_member, print_exemplar_ablations, print_exemplar_plan
@@ -152,6 +155,6 @@ def _ablate_exemplars(
         print_exemplar_plan(measured, plan)
         return
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+        store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
     click.echo(f"results in {store}")

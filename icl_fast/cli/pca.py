@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
-from icl_fast.cli.tasks import require
+from icl_fast.cli.tasks import repair_option, require
 
 
 @click.command()
@@ -17,6 +17,7 @@ from icl_fast.cli.tasks import require
 @click.option("--components", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Zarr store, NAME.zarr; NAME.png and NAME.svg beside."
 )
@@ -27,6 +28,7 @@ def pca(
     components: int,
     memory: str,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
@@ -48,6 +50,7 @@ def pca(
             examples=examples,
             memory=memory,
             device=device,
+            repair=repair,
         )
     print_pca(found)
     click.echo(f"results in {out}")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import refuse, repair_option
 from icl_fast.errors import InputError
 
 
@@ -22,6 +22,7 @@ from icl_fast.errors import InputError
 @click.option("--title", default="In-context learning over training", show_default=True)
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option(
     "--text", "texts", multiple=True, type=click.Path(path_type=Path), help="On text: one for models to read."
 )
@@ -47,6 +48,7 @@ def report(
     title: str,
     static: bool,
     device: str,
+    repair: bool,
     texts: tuple[Path, ...],
     examples: int | None,
     icl_window: int | None,
@@ -93,6 +95,7 @@ def report(
         intervals=dict(_interval(text) for text in intervals),
         thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
+        repair=repair,
         **chosen,
     )
     with advice_on_interrupt("the same command goes on from there"):

@@ -1,13 +1,19 @@
-"""Runs on text and on exemplars: options, and commands, that are for one kind are refused for the other."""
+"""What commands share: runs of the wrong kind, text or exemplars, are refused; `--repair`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
+
 from icl_fast.errors import InputError
 
 _OTHER = {"text": "exemplars", "exemplars": "text"}
+
+repair_option = click.option(
+    "--repair", is_flag=True, help="Measure again what is damaged of earlier results; what is whole is kept."
+)
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.progress import advice_on_interrupt, counting
+from icl_fast.cli.tasks import repair_option
 from icl_fast.errors import InputError
 
 _STOPPED = "each file is written whole or not at all; the same command begins again"
@@ -38,6 +39,7 @@ def toy() -> None:
 )
 @click.option("--plateau-steps", type=int, default=20_000, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/toy/phase_change.zarr"), show_default=True)
 def phase_change(
     dims: str,
@@ -51,6 +53,7 @@ def phase_change(
     plateau_seeds: int,
     plateau_steps: int,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Learn a*⊗b*⊗c* as a⊗b⊗c: a plateau, then a phase change; with all vectors but one clamped, neither."""
@@ -72,6 +75,7 @@ def phase_change(
             plateau_seeds=plateau_seeds,
             plateau_steps=plateau_steps,
             device=str(resolve_device(device)),
+            repair=repair,
         )
     print_phase_change(*found.results.values())
     _print_files(found.stores, found.figures)
@@ -101,6 +105,7 @@ def phase_change(
 )
 @click.option("--memory", default="512MiB", show_default=True, help="For what is recorded at a time.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/toy/coopetition.zarr"), show_default=True)
 def coopetition(
     mu: str,
@@ -117,6 +122,7 @@ def coopetition(
     diagram_seeds: int,
     memory: str,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Two mechanisms race, compete and share b and c: the first is learned soon, then lost to the second.
@@ -147,6 +153,7 @@ def coopetition(
             diagram_seeds=diagram_seeds,
             memory=parse_memory(memory),
             device=str(resolve_device(device)),
+            repair=repair,
         )
     print_coopetition(found.results[""])
     _print_files(found.stores, found.figures)
