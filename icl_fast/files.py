@@ -30,7 +30,6 @@ TEMPORARY_PREFIX, _REPLACED_PREFIX = ".tmp-", ".old-"
 _LEFTOVER = re.compile(
     r"\.(?P<kind>tmp|old)-(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.(?P<began>\d+)-[0-9a-f]{8}-(?P<name>.+)", re.DOTALL
 )
-_LONGEST_JSON = 2**27  # bytes; ours have some MB at the most
 _FORGOTTEN = 24 * 3600.0  # seconds after which a writer that cannot be asked, on another machine, counts as dead
 
 
@@ -63,26 +62,29 @@ def read_json(path: str | Path, argument: str) -> Any:
     """What a JSON file holds.
 
     Args:
-        argument: what messages call it, such as `claims`.
+        argument: see `regular_file`.
 
     Raises:
-        InputError: as `regular_file`; it is too long, not JSON (the message says where), or nested too deeply.
+        InputError: as `regular_file` and `parse_json`.
     """
-    path = regular_file(path, argument)
-    if (size := path.stat().st_size) > _LONGEST_JSON:
-        raise InputError(f"{argument}: {path} has {size} bytes; JSON of at most {_LONGEST_JSON} is read")
+    return parse_json(regular_file(path, argument).read_bytes(), f"{argument}: {path}")
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Plain data from JSON in UTF-8, with NaN and infinities as Python writes them.
+
+    Args:
+        source: what messages call it, such as the file and the line.
+
+    Raises:
+        InputError: not JSON; a key twice, nested too deeply, a number of thousands of digits.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{argument}: {path} is not JSON (line {error.lineno}: {error.msg})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{argument}: {path} is not JSON (no text in UTF-8)") from None
-    except ValueError as error:
-        raise InputError(f"{argument}: {path} cannot be read ({str(error).partition(';')[0]})") from None
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_once)
     except RecursionError:
-        raise InputError(f"{argument}: {path} is nested too deeply") from None
-    except OSError as error:
-        raise InputError(f"{argument}: {path} cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{source}: is not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{source}: is not JSON that can be read ({str(error).partition(';')[0]})") from None
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -203,6 +205,15 @@ def sha256(path: str | Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} is there twice")
+        values[name] = value
+    return values
 
 
 def _owner() -> str:

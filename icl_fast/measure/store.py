@@ -34,6 +34,7 @@ Variables = Mapping[str, Sequence[str]]  # name -> dims
 
 _JSON = ("sweep", "measurement", "plan", "left_out", "sweeps")  # attributes
 _PART = "sha256 of this part"
+PARTIAL = ".partial"  # what the name of the folder of parts ends in
 
 
 class OtherResults(InputError):
@@ -160,7 +161,7 @@ class Workspace:
     ) -> None:
         self.out, self.kind, self.variables, self.repair = out, kind, variables or {}, repair
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
-        self.partial = out.with_name(out.name + ".partial")
+        self.partial = out.with_name(out.name + PARTIAL)
 
     def finished(self) -> bool:
         """Whether the result is complete.
@@ -185,6 +186,17 @@ class Workspace:
             return False
         return True
 
+    @classmethod
+    def parts(cls, partial: Path) -> dict[Path, bool]:
+        """The parts in a folder of them, and whether each is as it was written.
+
+        Raises:
+            InputError: the plan beside them is damaged.
+        """
+        out = partial.with_name(partial.name.removesuffix(PARTIAL))
+        work = cls(out, unsealed(partial / "plan.json", "out"), "measurement")
+        return {path: work._readable(path) for path in sorted(partial.glob("*.npz"))}
+
     def begin(self) -> None:
         """Continue with the parts of the same identity, or start.
 
@@ -207,16 +219,11 @@ class Workspace:
 
     def has(self, step: int, part: int | None = None) -> bool:
         """Whether a part, or the whole of a step, is on disk; a part may be contained in its step's file."""
-        return self._readable(step) or (part is not None and self._readable(step, part))
+        return self._readable(self._path(step)) or (part is not None and self._readable(self._path(step, part)))
 
     def read(self, step: int, part: int | None = None) -> Arrays:
         """A part, or the whole of a step."""
-        path = self._path(step, part)
-        with np.load(regular_file(path, "out"), allow_pickle=False) as file:
-            arrays = dict(file)
-        if str(arrays.pop(_PART, "")) != self._seal(path, arrays):
-            raise InputError(f"out: {path} is not as it was written")
-        return arrays
+        return self._load(self._path(step, part))
 
     def write(self, step: int, part: int | None, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a part, or the whole of a step.
@@ -231,7 +238,7 @@ class Workspace:
 
     def close(self, step: int, parts: int, join: Callable[[list[Arrays]], Mapping[str, np.ndarray]]) -> None:
         """Put the parts of a step together, in their order."""
-        if not self._readable(step):
+        if not self._readable(self._path(step)):
             self.write(step, None, join([self.read(step, part) for part in range(parts)]))
         for part in range(parts):
             self._path(step, part).unlink(missing_ok=True)
@@ -245,9 +252,16 @@ class Workspace:
         save_results(dataset.assign_attrs({self.kind: json.dumps(self.identity)}), self.out)
         shutil.rmtree(self.partial)
 
-    def _readable(self, step: int, part: int | None = None) -> bool:
+    def _load(self, path: Path) -> Arrays:
+        with np.load(regular_file(path, "out"), allow_pickle=False) as file:
+            arrays = dict(file)
+        if str(arrays.pop(_PART, "")) != self._seal(path, arrays):
+            raise InputError(f"out: {path} is not as it was written")
+        return arrays
+
+    def _readable(self, path: Path) -> bool:
         try:
-            self.read(step, part)
+            self._load(path)
         except Exception:  # numpy and zipfile have many for a damaged file
             return False  # missing, cut off by a power cut, of another result: to be redone
         return True
@@ -273,7 +287,7 @@ class Workspace:
         if wrong:
             raise DamagedResults(self.out, wrong)
 
-    def _path(self, step: int, part: int | None) -> Path:
+    def _path(self, step: int, part: int | None = None) -> Path:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
 
     def _check_same(self, found: dict[str, Any], where: Path) -> None:

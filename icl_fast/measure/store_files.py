@@ -111,6 +111,12 @@ def check_files(store: Path) -> bool:
     return hashes is not None
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a zarr store, or was one."""
+    files = (".zgroup", _ATTRIBUTES, _METADATA)
+    return folder.is_dir() and (folder.suffix == ".zarr" or any((folder / name).exists() for name in files))
+
+
 def is_ours(store: Path, kind: str, variables: Collection[str]) -> bool:
     """Whether a store, however damaged, can only be one of ours, so that it may be replaced.
 

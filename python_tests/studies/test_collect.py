@@ -237,10 +237,10 @@ def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}}", "is not JSON \\(line 1: Extra data"),
-        ("\n\n[,]", "is not JSON \\(line 3: "),
-        ("[" * 100_000, "is nested too deeply"),
-        ("[" + "1" * 5_000 + "]", "cannot be read \\(Exceeds the limit"),
+        ("{}}", "is not JSON .*\\(Extra data: line 1"),
+        ("\n\n[,]", "is not JSON .*\\(.*line 3"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "1" * 5_000 + "]", "is not JSON .*\\(Exceeds the limit"),
         ("\x00", "is not JSON"),
         ("null", "must be a JSON list of objects .*; number 1 is none"),
         ('{"claim": "c"}', "must be a JSON list of objects"),
@@ -264,7 +264,7 @@ def test_claims_that_are_no_file(tmp_path: Path) -> None:
         ("pipe", "is a pipe"),
         (".", "is a folder"),
         ("nowhere", "not exist"),
-        ("binary", "no text in UTF-8"),
+        ("binary", "is not JSON"),
     ):
         with pytest.raises(InputError, match=message):
             read_claims(tmp_path / name)
