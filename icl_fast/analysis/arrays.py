@@ -16,6 +16,16 @@ from icl_fast.measure.store import json_attribute
 Floats = NDArray[np.float64]
 Values = NDArray[Any] | xr.DataArray
 
+_PLAN = {
+    "evaluation",
+    "examples",
+    "mode",
+    "positions",
+    "preserve",
+    "preserve_heads",
+    "replacement",
+}  # what is read of it
+
 
 def finite(name: str, values: Values, dims: Sequence[str]) -> Floats:
     """The values as float64 with these dims, in this order.
@@ -108,4 +118,7 @@ def plan_of(dataset: xr.Dataset) -> dict[str, Any]:
     Raises:
         InputError: its attribute is damaged.
     """
-    return json_attribute(dataset, "plan")
+    plan = json_attribute(dataset, "plan")
+    if plan and (lacking := sorted(_PLAN - plan.keys())):
+        raise InputError(f"plan: the attribute of a sweep lacks {', '.join(lacking)}")
+    return plan

@@ -35,6 +35,11 @@ class Thresholds:
     prefix_matching: float = 0.2
     copying: float = -0.6
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not np.isfinite(value):
+                raise InputError(f"{name}: a threshold must be a finite number, got {value}")
+
 
 @dataclass(frozen=True)
 class HeadTypes:

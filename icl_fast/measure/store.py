@@ -62,7 +62,7 @@ def open_results(path: str | Path) -> xr.Dataset:
         raise InputError(f"results {path}: {'is a file, not a store' if path.exists() else 'do not exist'}")
     check_files(path)
     try:
-        with xr.open_zarr(path, consolidated=True, zarr_format=2) as store:
+        with xr.open_zarr(path, consolidated=True) as store:
             dataset: xr.Dataset = store.load()
     except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -132,11 +132,11 @@ def check_repair(damage: DamagedResults, repair: bool, kind: str, variables: Seq
     Raises:
         DamagedResults: they may not.
     """
+    if not is_ours(damage.where, kind, variables):
+        advice = "nothing says that it is icl_fast's alone, so --repair would not replace it; move it away"
+        raise DamagedResults(damage.where, damage.files, advice) from None
     if not repair:
         raise damage
-    if not is_ours(damage.where, kind, variables):
-        advice = "it holds what icl_fast did not write, so --repair does not replace it; move it away"
-        raise DamagedResults(damage.where, damage.files, advice) from None
 
 
 class Workspace:
@@ -194,7 +194,7 @@ class Workspace:
             InputError: the plan beside them is damaged.
         """
         out = partial.with_name(partial.name.removesuffix(PARTIAL))
-        work = cls(out, unsealed(partial / "plan.json", "out"), "measurement")
+        work = cls(out, unsealed(partial / "plan.json", "out")[0], "measurement")
         return {path: work._readable(path) for path in sorted(partial.glob("*.npz"))}
 
     def begin(self) -> None:
@@ -207,7 +207,7 @@ class Workspace:
         path = self.partial / "plan.json"
         if path.exists():
             try:
-                found = unsealed(path, "out")
+                found, _ = unsealed(path, "out")
             except InputError as error:
                 if not self.repair:
                     raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
@@ -281,6 +281,8 @@ class Workspace:
                 wrong[name] = "is missing"
             elif results[name].dims != tuple(dims):
                 wrong[name] = f"is {list(results[name].dims)}"
+            elif name in results.data_vars and results[name].dtype.kind not in "biuf":
+                wrong[name] = "holds no numbers"
         steps = [*map(int, self.identity["snapshots"])]
         if "snapshot" in results.coords and results["snapshot"].values.tolist() != steps:
             wrong["snapshot"] = "holds other steps"

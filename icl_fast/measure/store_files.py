@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,19 @@ def sealed(body: Mapping[str, Any]) -> str:
     return json.dumps({**body, _SEAL: digest})
 
 
-def unsealed(path: Path, argument: str) -> dict[str, Any]:
-    """What a JSON file holds that was written by `sealed`; one of an earlier version, without a checksum, as it is.
+def unsealed(path: Path, argument: str) -> tuple[dict[str, Any], bool]:
+    """What a JSON file holds that `sealed` gave, and whether it has a checksum: those of earlier versions have none.
 
     Raises:
-        InputError: as `read_json`; it holds something else than it was written with.
+        InputError: as `read_json`; it holds something else than was written.
     """
     body = read_json(path, argument)
     if not isinstance(body, dict):
         raise InputError(f"{argument}: {path} must be a JSON object")
-    if body.pop(_SEAL, None) is not None and sealed(body).encode() != path.read_bytes():
+    has_seal = body.pop(_SEAL, None) is not None
+    if has_seal and sealed(body).encode() != path.read_bytes():
         raise InputError(f"{argument}: {path} {_CHANGED}")
-    return body
+    return body, has_seal
 
 
 def claim() -> dict[str, str]:
@@ -94,21 +95,21 @@ def check_files(store: Path) -> bool:
     if "zarr.json" in files:
         raise DamagedResults(store, {"zarr.json": "is of zarr format 3"}, "icl_fast writes format 2")
     if not any(map(_OURS.fullmatch, files)):
-        raise InputError(f"results {store}: cannot be read, it is no zarr store")
+        raise InputError(f"results {store}: cannot be read, it is no zarr store; move it away")
     if _METADATA not in files:
         raise DamagedResults(store, {_METADATA: "is missing"})
     try:
-        metadata = unsealed(store / _METADATA, "results")
+        metadata, has_seal = unsealed(store / _METADATA, "results")
     except InputError:
         raise DamagedResults(store, {_METADATA: _CHANGED}) from None
     hashes = metadata.get(CHECKSUMS)
-    if hashes is None:
-        if _says(store, (_CLAIM,)):
+    if has_seal or hashes is not None or _says(store, _CLAIM):
+        if not has_seal or not isinstance(hashes, dict):
             raise DamagedResults(store, {_METADATA: "has lost its checksums"})
-    elif wrong := _differences(store, files, hashes):
-        raise DamagedResults(store, wrong)
-    _check_arrays(store, metadata.get("metadata"))
-    return hashes is not None
+        if wrong := _differences(store, files, hashes):
+            raise DamagedResults(store, wrong)
+    _check_arrays(store, metadata.get("metadata"), checked=has_seal)
+    return has_seal
 
 
 def is_store(folder: Path) -> bool:
@@ -130,9 +131,9 @@ def is_ours(store: Path, kind: str, variables: Collection[str]) -> bool:
         return False
     if not all(map(_OURS.fullmatch, files)):
         return False
-    if {_METADATA, _ATTRIBUTES}.isdisjoint(files):  # nothing says what it was
-        return any((store / name).is_dir() for name in variables)
-    return _says(store, (_CLAIM, f'"{kind}": "{{'))
+    has_most = 2 * sum((store / name).is_dir() for name in variables) > len(variables)
+    says_nothing = {_METADATA, _ATTRIBUTES}.isdisjoint(files)
+    return _says(store, _CLAIM) or (has_most and (says_nothing or _says(store, f'"{kind}"')))
 
 
 def _files(store: Path, *, links: bool = False) -> list[str]:
@@ -165,17 +166,14 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
     return sorted(found)
 
 
-def _says(store: Path, texts: Sequence[str]) -> bool:
-    """Whether one of some texts stands in what is left of a store's attributes."""
+def _says(store: Path, text: str) -> bool:
+    """Whether a text stands in what is left of a store's attributes."""
     left = [store / name for name in (_METADATA, _ATTRIBUTES)]
-    said = b"".join(path.read_bytes() for path in left if path.is_file() and not path.is_symlink())
-    return any(text.encode() in said for text in texts)
+    return any(text.encode() in path.read_bytes() for path in left if path.is_file() and not path.is_symlink())
 
 
-def _differences(store: Path, files: Collection[str], hashes: Any) -> dict[str, str]:
+def _differences(store: Path, files: Collection[str], hashes: Mapping[str, str]) -> dict[str, str]:
     """What is wrong with each file that is not as noted."""
-    if not isinstance(hashes, dict):
-        return {_METADATA: _CHANGED}
     wrong = {name: "is missing" for name in sorted(hashes.keys() - set(files))}
     for name in files:
         if name not in hashes:
@@ -190,7 +188,7 @@ def _differences(store: Path, files: Collection[str], hashes: Any) -> dict[str, 
     return wrong
 
 
-def _check_arrays(store: Path, metadata: Any) -> None:
+def _check_arrays(store: Path, metadata: Any, *, checked: bool) -> None:
     """Refuse arrays that zarr would need other codecs, or more memory than there is, to read."""
     if not isinstance(metadata, dict):
         raise DamagedResults(store, {_METADATA: "holds no metadata"})
@@ -203,8 +201,9 @@ def _check_arrays(store: Path, metadata: Any) -> None:
                 need += _array_bytes(entry)
             except (KeyError, TypeError, ValueError) as error:
                 raise DamagedResults(store, {name: f"cannot be read ({error})"}) from None
-    if need > available():
-        raise InputError(f"results {store}: hold {in_units(need)}, and {in_units(available())} of memory are free")
+    if need > (free := available()):
+        what = f"holds {in_units(need)}, and {in_units(free)} of memory are free"
+        raise InputError(f"results {store}: {what}") if checked else DamagedResults(store, {"": what})
 
 
 def _array_bytes(array: Mapping[str, Any]) -> int:
@@ -225,8 +224,8 @@ def _array_bytes(array: Mapping[str, Any]) -> int:
         raise ValueError(f"dtype {dtype}")
     if filters != ([{"id": "vlen-utf8"}] if dtype == _TEXT else []):
         raise ValueError(f"filters {filters}")
-    if compressor is not None and compressor["id"] not in _COMPRESSORS:
-        raise ValueError(f"compressor {compressor['id']}")
+    if compressor is not None and (not isinstance(compressor, dict) or compressor.get("id") not in _COMPRESSORS):
+        raise ValueError(f"compressor {compressor}")
     if array["zarr_format"] != 2 or array.get("dimension_separator", ".") != ".":
         raise ValueError("another form of zarr")
     elements: int = max(math.prod(shape), math.prod(chunks))

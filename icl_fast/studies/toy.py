@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def phase_change_study(
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
     out, names = Path(out), vector_names(len(dims))
-    check_replaceable(out, "squared_cosine", what="", beside="the figures", repair=repair)
+    _check_stores(out, {"": "squared_cosine", "_plateau": "plateau", "_saddle": "predicted"}, repair)
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(
@@ -123,7 +123,8 @@ def coopetition_study(
             else, the disk full.
     """
     out = Path(out)
-    check_replaceable(out, "takeover", what="", beside="the figures", repair=repair)
+    endings = ("", "_mu_alpha", "_ratio") if diagram_seeds else ("",)
+    _check_stores(out, dict.fromkeys(endings, "takeover"), repair)
 
     def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
         with show(title) as on_done:
@@ -159,6 +160,13 @@ def _large_seed(one: xr.Dataset) -> int:
     kept = one.isel(seed=slice(0, one.sizes["shown"]))
     clear = kept["transient"] & kept["divot"] & (kept["takeover"] < 0.3 * float(one["step"][-1]))
     return int(one["shown"].values[clear.values.argmax()])
+
+
+def _check_stores(out: Path, marks: Mapping[str, str], repair: bool) -> None:
+    """Whether every store may be written; `marks`: the ending of its name -> a variable that an earlier one has."""
+    for ending, mark in marks.items():
+        store = out.with_name(f"{out.stem}{ending}.zarr") if ending else out
+        check_replaceable(store, mark, what="", beside="the figures", repair=repair)
 
 
 def _save(found: dict[str, xr.Dataset], out: Path) -> list[Path]:
