@@ -63,7 +63,7 @@ def open_results(path: str | Path) -> xr.Dataset:
     check_files(path)
     try:
         with xr.open_zarr(path, consolidated=True) as store:
-            dataset: xr.Dataset = store.load()
+            dataset: xr.Dataset = store.load().drop_encoding()  # with it, text cannot be saved again
     except Exception as error:  # zarr, numcodecs and xarray each raise their own kind for a damaged store
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedResults(path, {"": f"cannot be read ({reason})"}) from None

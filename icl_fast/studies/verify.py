@@ -86,10 +86,10 @@ def _run(run: Run) -> Iterator[Finding]:
     try:
         noted = run.manifest()
     except InputError as error:
-        yield Finding(manifest, _reason(error, manifest), ok=False)
-    else:
-        if not noted:
-            yield Finding(manifest, "is missing", ok=False)
+        yield Finding(manifest, f"{_reason(error, manifest)}; nothing else of the run was looked at", ok=False)
+        return
+    if not noted:
+        yield Finding(manifest, "is missing", ok=False)
     snapshots = {str(run.snapshot_path(step).relative_to(run.path)) for step in run.snapshot_steps()}
     yield from _listed(run.path, {name: noted[name] for name in noted if name not in snapshots}, manifest.name)
     for name in sorted({"config.yaml", run.tokenizer_path.name, *snapshots} - noted.keys()):
