@@ -112,13 +112,16 @@ def at_step(name: str, values: xr.DataArray, step: int) -> xr.DataArray:
     return values.sel(snapshot=step, drop=True)
 
 
-def plan_of(dataset: xr.Dataset) -> dict[str, Any]:
+def plan_of(name: str, dataset: xr.Dataset) -> dict[str, Any]:
     """What decided a sweep's result; empty for a Dataset that no sweep wrote.
 
     Raises:
         InputError: its attribute is damaged.
     """
-    plan = json_attribute(dataset, "plan")
+    try:
+        plan = json_attribute(dataset, "plan")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     if plan and (lacking := sorted(_PLAN - plan.keys())):
-        raise InputError(f"plan: the attribute of a sweep lacks {', '.join(lacking)}")
+        raise InputError(f"{name}: attribute plan lacks {', '.join(lacking)}")
     return plan

@@ -25,7 +25,7 @@ from icl_fast.memory import available, in_units
 CHECKSUMS, _MARK = "checksums", "SHA-256 of every file, in .zmetadata"
 _METADATA, _ATTRIBUTES = ".zmetadata", ".zattrs"
 _OURS = re.compile(r"\.zgroup|\.zattrs|\.zmetadata|[^/]+/(\.zarray|\.zattrs|\d+(\.\d+)*)")  # what zarr writes
-_IGNORED = re.compile(r"(.+/)?\.(?!z)[^/]*")  # .DS_Store, .nfs...: zarr reads no such name
+_IGNORED = re.compile(r"(.+/)?(\.DS_Store|\._[^/]*|\.nfs[^/]*)")  # of file managers and file systems
 _MOST_CHUNKS = 100_000  # of an array; ours have a few hundred at the most
 # what xarray and zarr write of plain numbers and text; no codec that runs code, whatever the environment says
 _NUMBERS, _TEXT = re.compile(r"[<>|][biufcSU]\d{1,6}"), "|O"

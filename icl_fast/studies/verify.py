@@ -180,10 +180,11 @@ def _listed(folder: Path, hashes: Mapping[str, Any], where: str) -> Iterator[Fin
 def _tried(path: Path, read: Callable[[], str]) -> Iterator[Finding]:
     try:
         yield Finding(path, read())
-    except ValueError as error:  # InputError, and those of parsers
+    except Exception as error:  # torch, tokenizers and parsers each raise their own kinds for damaged files
         yield Finding(path, _reason(error, path), ok=False)
 
 
 def _reason(error: Exception, path: Path) -> str:
     """A message without the path that stands beside it."""
-    return str(error).partition(f"{path}")[2].lstrip(": ") or str(error)
+    message = (str(error).splitlines() or [type(error).__name__])[0]
+    return message.partition(f"{path}")[2].lstrip(": ") or message
