@@ -103,7 +103,7 @@ def check_files(store: Path) -> bool:
     except InputError:
         raise DamagedResults(store, {_METADATA: _CHANGED}) from None
     hashes = metadata.get(CHECKSUMS)
-    if has_seal or hashes is not None or _says(store, _CLAIM):
+    if has_seal or hashes is not None or has_claim(store):
         if not has_seal or not isinstance(hashes, dict):
             raise DamagedResults(store, {_METADATA: "has lost its checksums"})
         if wrong := _differences(store, files, hashes):
@@ -116,6 +116,11 @@ def is_store(folder: Path) -> bool:
     """Whether a folder is a zarr store, or was one."""
     files = (".zgroup", _ATTRIBUTES, _METADATA)
     return folder.is_dir() and (folder.suffix == ".zarr" or any((folder / name).exists() for name in files))
+
+
+def has_claim(store: Path) -> bool:
+    """Whether a store says that it has checksums, which only ours do."""
+    return _says(store, _CLAIM)
 
 
 def is_ours(store: Path, kind: str, variables: Collection[str]) -> bool:
@@ -133,7 +138,7 @@ def is_ours(store: Path, kind: str, variables: Collection[str]) -> bool:
         return False
     has_most = 2 * sum((store / name).is_dir() for name in variables) > len(variables)
     says_nothing = {_METADATA, _ATTRIBUTES}.isdisjoint(files)
-    return _says(store, _CLAIM) or (has_most and (says_nothing or _says(store, f'"{kind}"')))
+    return has_claim(store) or (has_most and (says_nothing or _says(store, f'"{kind}"')))
 
 
 def _files(store: Path, *, links: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from icl_fast.errors import InputError
 from icl_fast.files import is_leftover, read_json, regular_file, sha256
 from icl_fast.measure.store import PARTIAL, Workspace, open_results
-from icl_fast.measure.store_files import DamagedResults, check_files, is_store
+from icl_fast.measure.store_files import DamagedResults, check_files, has_claim, is_store
 from icl_fast.models import load_snapshot
 from icl_fast.report.write import CHECKSUMS
 from icl_fast.runs import Run
@@ -37,8 +38,8 @@ class Finding:
 def verify(paths: Sequence[str | Path]) -> list[Finding]:
     """Look at every file of run folders, stores, report folders, folders of those, and snapshots.
 
-    Of a run: what its manifest lists, snapshots, optimizer state, log, tokenizer. Of stores, of parts of unfinished
-    ones and of report pages: their checksums. Of all: what killed processes left.
+    Of a run: what its manifest lists, snapshots, optimizer state, log, tokenizer; stores in it and beside it. Of
+    stores, of parts of unfinished ones and of report pages: their checksums. Of all: what killed processes left.
 
     Raises:
         InputError: there is nothing at a path, or nothing of icl_fast's.
@@ -49,7 +50,7 @@ def verify(paths: Sequence[str | Path]) -> list[Finding]:
         if not here:
             raise InputError(f"path: {path} {'holds nothing of icl_fast' if path.exists() else 'does not exist'}")
         found += [*here, *_beside(path)]
-    return found
+    return list(dict.fromkeys(found))  # what lies beside one path may be in another
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
@@ -65,7 +66,12 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield from _run(Run(folder))
     if (folder / "index.html").is_file():
         yield from _report(folder)
-    for entry in sorted(folder.iterdir()):
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        yield Finding(folder, f"cannot be read ({error.strerror})", ok=False)
+        return
+    for entry in entries:
         if is_leftover(entry):
             yield Finding(entry, _LEFT, ok=False)
         elif entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
@@ -73,12 +79,16 @@ def _folder(folder: Path) -> Iterator[Finding]:
 
 
 def _beside(path: Path) -> Iterator[Finding]:
-    """What was to become a path, or to be put into it."""
-    for entry in sorted(path.resolve().parent.iterdir()):
-        if is_leftover(entry) and entry.name.endswith(f"-{path.resolve().name}"):
+    """What was to become a path, the parts of a store, and stores beside a run, such as those of `pca`."""
+    name = path.resolve().name
+    parent = (path / "..").resolve() if path.name in ("", "..") else path.parent
+    for entry in sorted(parent.iterdir()) if os.access(parent, os.R_OK) else ():
+        if is_leftover(entry) and entry.name.endswith(f"-{name}"):
             yield Finding(entry, _LEFT, ok=False)
-    if is_store(path):
-        yield from _folder(path.with_name(path.name + PARTIAL))
+        elif entry.name == name + PARTIAL and is_store(path):
+            yield from _parts(entry)
+        elif is_store(entry) and has_claim(entry) and Run(path).exists:
+            yield from _store(entry)
 
 
 def _run(run: Run) -> Iterator[Finding]:
@@ -179,6 +189,8 @@ def _listed(folder: Path, hashes: Mapping[str, Any], where: str) -> Iterator[Fin
 
 def _tried(path: Path, read: Callable[[], str]) -> Iterator[Finding]:
     try:
+        if path.exists() and not path.is_dir():
+            regular_file(path, "path")
         yield Finding(path, read())
     except Exception as error:  # torch, tokenizers and parsers each raise their own kinds for damaged files
         yield Finding(path, _reason(error, path), ok=False)

@@ -186,6 +186,14 @@ def test_snapshots_reports_and_stores_alone(home: Path) -> None:
     assert [finding.path.name for finding in verify([store])] == [store.name, f"{store.name}.partial"]
 
 
+def test_stores_beside_a_run(home: Path) -> None:
+    beside = Path(shutil.copytree(home / "text" / "results" / "heads.zarr", home / "pca.zarr"))
+    (home / "other.zarr").mkdir()  # not known to be ours
+    assert not wrong(home / "text")
+    (beside / "copying" / "0.0.0").unlink()
+    assert wrong(home / "text") == {str(beside / "copying" / "0.0.0"): "is missing"}
+
+
 def test_the_command(home: Path, tmp_path: Path) -> None:
     chunk = home / "text" / CHUNK
     spoilt(chunk)
