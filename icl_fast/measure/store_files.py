@@ -26,6 +26,7 @@ CHECKSUMS, _MARK = "checksums", "SHA-256 of every file, in .zmetadata"
 _METADATA, _ATTRIBUTES = ".zmetadata", ".zattrs"
 _OURS = re.compile(r"\.zgroup|\.zattrs|\.zmetadata|[^/]+/(\.zarray|\.zattrs|\d+(\.\d+)*)")  # what zarr writes
 _IGNORED = re.compile(r"(.+/)?(\.DS_Store|\._[^/]*|\.nfs[^/]*)")  # of file managers and file systems
+_MOST_METADATA = 2**27  # bytes of a file; ours have some MB at the most
 _MOST_CHUNKS = 100_000  # of an array; ours have a few hundred at the most
 # what xarray and zarr write of plain numbers and text; no codec that runs code, whatever the environment says
 _NUMBERS, _TEXT = re.compile(r"[<>|][biufcSU]\d{1,6}"), "|O"
@@ -145,10 +146,12 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
     """Names of all files in a store, in order.
 
     Raises:
-        DamagedResults: it holds folders in folders or, without `links`, something else than files and folders.
+        DamagedResults: it holds folders in folders, files that cannot be read for their size or, without `links`,
+            something else than files and folders.
         InputError: it may not be read.
     """
-    found = []
+    found, free = [], available()
+    limits = dict.fromkeys((".zgroup", ".zarray", _ATTRIBUTES, _METADATA), _MOST_METADATA)
 
     def look(folder: Path, prefix: str) -> None:
         with os.scandir(folder) as entries:
@@ -159,6 +162,8 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
                         raise DamagedResults(store, {name: "is a folder"}, "remove it")
                     look(folder / entry.name, f"{name}/")
                 elif links or entry.is_file(follow_symlinks=False):
+                    if (size := entry.stat(follow_symlinks=False).st_size) > (limits.get(entry.name) or free):
+                        raise DamagedResults(store, {name: f"has {in_units(size)}"})
                     found.append(name)
                 else:
                     what = "is a link" if entry.is_symlink() else "is a pipe or a device"

@@ -179,6 +179,8 @@ def replaced(name: str, make: Callable[[Path], object]) -> Change:
         (lambda store: (store / ".zmetadata").write_text("[" * 100_000), ".zmetadata has other bytes"),
         (lambda store: (store / ".zmetadata").write_bytes(b"\xff"), ".zmetadata has other bytes"),
         (lambda store: (store / "zarr.json").write_text("{}"), "zarr.json is of zarr format 3"),
+        (lambda store: os.truncate(store / ".zmetadata", 2**40), ".zmetadata has 1 TiB"),
+        (lambda store: os.truncate(store / "loss" / "0.0", 2**42), "loss/0.0 has 4 TiB"),
         (replaced("loss/0.0", os.mkfifo), "loss/0.0 is a pipe"),
         (replaced(".zmetadata", os.mkfifo), ".zmetadata is a pipe"),
         (replaced("loss/0.0", lambda path: path.symlink_to("/etc/hostname")), "loss/0.0 is a link"),
@@ -224,8 +226,8 @@ def test_no_environment_variable_makes_a_store_run_code(
 
 
 def test_larger_than_memory(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("icl_fast.measure.store_files.available", lambda: 10)
-    with pytest.raises(InputError, match=r"holds .* and 10 bytes of memory are free") as raised:
+    monkeypatch.setattr("icl_fast.measure.store_files.available", lambda: 100)
+    with pytest.raises(InputError, match=r"holds .* and 100 bytes of memory are free") as raised:
         open_results(store)
     assert not isinstance(raised.value, DamagedResults)  # it is as it was written
 
