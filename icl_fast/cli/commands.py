@@ -39,7 +39,7 @@ class Commands(click.Group):
     """A group whose commands report mistakes in one line that names the option as it was typed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **options)
+        super().__init__(*args, **{"no_args_is_help": False, **options})
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with one_line():
@@ -51,8 +51,8 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except Failure as failure:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            failure.message = _as_typed(failure.message, command.params if command is not None else ())
-            raise
+            message = _as_typed(failure.message, command.params if command is not None else ())
+            raise type(failure)(message) from failure.__cause__
 
 
 @contextmanager

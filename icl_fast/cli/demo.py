@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repeat with this many seeds.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
-@click.option("--configs", type=click.Path(path_type=Path), help="Folder of the three models' configs.")
+@click.option("--seeds", type=COUNT, default=1, show_default=True, help="Repeat with this many seeds.")
+@click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True)
+@click.option("--configs", type=PATH, help="Folder of the three models' configs.")
 def demo(seeds: int, out: Path, configs: Path | None) -> None:
     """Train three small models on this machine's Python library and watch in-context learning form, or not.
 

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
-@click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--seed", type=int, help="On text: seed of the random tokens and of which text is read; default 0.")
+@click.option("--ckpt", required=True, type=PATH, help="A run folder, or one of its snapshots.")
+@click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
+@click.option("--seed", type=INTEGER, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
-@click.option("--sequences", type=int, help="On exemplars: sequences of each evaluator; default 1000.")
+@click.option("--sequences", type=INTEGER, help="On exemplars: sequences of each evaluator; default 1000.")
 @click.option(
     "--clamp",
     "clamps",
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="Zarr store; default RUN/results/heads.zarr, or strategies.zarr on exemplars.",
 )
 def evaluate(
     ckpt: Path,
-    snapshots: str,
+    snapshots: str | None,
     seed: int | None,
     device: str,
     skip_damaged: bool,
@@ -59,9 +60,11 @@ def evaluate(
     """
     from icl_fast.runs import open_series
 
-    series = open_series(ckpt, snapshots)
+    check_out(ckpt, out)
+    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
+        distinct("--clamp", clamps)
         left_out: dict[int, str] = {}
         if skip_damaged:
             series, left_out = series.readable()

@@ -17,17 +17,18 @@ _MOST = 2**63 - 1  # of a whole number: what numpy and torch can count with
 T = TypeVar("T")
 
 
-class PathType(click.ParamType):
+class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before click 8.4
     """A path in which `~` means the home folder.
 
     Args:
         writes: what will be written there, `file` or `folder`: it must be possible.
+        suffix: which its name must have.
     """
 
     name = "path"
 
-    def __init__(self, writes: str | None = None) -> None:
-        self.writes = writes
+    def __init__(self, writes: str | None = None, suffix: str = "") -> None:
+        self.writes, self.suffix = writes, suffix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value) or "\0" in str(value):
@@ -37,11 +38,13 @@ class PathType(click.ParamType):
         except RuntimeError:
             self.fail(f"{value}: there is no such user, or it has no home folder; write the path in full", param, ctx)
         try:
-            path.lstat()
+            path.stat()
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, UnicodeEncodeError) as error:
             self.fail(f"{path}: {getattr(error, 'strerror', None) or error}; give another path", param, ctx)
+        if self.suffix and path.suffix.lower() != self.suffix:
+            self.fail(f"{path} must be NAME{self.suffix}", param, ctx)
         if self.writes is not None:
             try:
                 check_place(path, folder=self.writes == "folder")
@@ -50,27 +53,27 @@ class PathType(click.ParamType):
         return path
 
 
-class WholeNumber(click.ParamType):
-    """An integer from `least` on that fits 64 bits."""
+class WholeNumber(click.ParamType):  # type: ignore[type-arg]  # has none before click 8.4
+    """An integer from `least` to `most`, by default all that fit 64 bits."""
 
     name = "integer"
 
-    def __init__(self, least: int = -_MOST) -> None:
-        self.least = least
+    def __init__(self, least: int = -_MOST, most: int = _MOST) -> None:
+        self.least, self.most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
             number = int(value)
         except ValueError:
             self.fail(f"{value!r} is not a whole number", param, ctx)
-        if not self.least <= number <= _MOST:
-            bound = f"{self.least} or more" if number < self.least else f"at most {_MOST}"
+        if not self.least <= number <= self.most:
+            bound = f"{self.least} or more" if number < self.least else f"at most {self.most}"
             self.fail(f"must be {bound}, got {value}", param, ctx)
         return number
 
 
-class Number(click.ParamType):
-    """A finite number from `least` on."""
+class Number(click.ParamType):  # type: ignore[type-arg]  # has none before click 8.4
+    """A finite number from `least` to `most`."""
 
     name = "float"
 
@@ -90,7 +93,7 @@ class Number(click.ParamType):
         return number
 
 
-PATH, FILE_TO_WRITE, FOLDER_TO_WRITE = PathType(), PathType("file"), PathType("folder")
+PATH, FOLDER_TO_WRITE = PathType(), PathType("folder")
 COUNT, STEP, INTEGER, NUMBER = WholeNumber(1), WholeNumber(0), WholeNumber(), Number()
 
 
