@@ -43,6 +43,10 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before cl
             pass
         except (OSError, UnicodeEncodeError) as error:
             self.fail(f"{path}: {getattr(error, 'strerror', None) or error}; give another path", param, ctx)
+        if path.name in ("", ".."):
+            path = path.resolve()  # . and .. have names of their own, which results are called by
+        if self.writes is not None and not path.name:
+            self.fail(f"{path} is no place for results; choose another", param, ctx)
         if self.suffix and path.suffix.lower() != self.suffix:
             self.fail(f"{path} must be NAME{self.suffix}", param, ctx)
         if self.writes is not None:
@@ -135,7 +139,7 @@ def parse_numbers(option: str, text: str) -> list[float]:
     return list(distinct(option, numbers))
 
 
-def parse_counts(option: str, text: str) -> list[int]:
+def parse_sizes(option: str, text: str) -> list[int]:
     """Whole numbers from 1 on, comma-separated.
 
     Raises:
@@ -145,3 +149,17 @@ def parse_counts(option: str, text: str) -> list[int]:
     if not all(item.isdecimal() and len(item) < 19 and int(item) for item in items):
         raise InputError(f"{option}: {text!r} must be whole numbers from 1 on, comma-separated")
     return [int(item) for item in items]
+
+
+def parse_letters(option: str, text: str, known: Sequence[str]) -> str:
+    """Some of these letters, in their order; "none" for none of them.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text == "none":
+        return ""
+    letters = distinct(option, list(text) or [""])
+    if unknown := [letter for letter in letters if letter not in known]:
+        raise InputError(f"{option}: there is no vector {unknown[0]!r}; there are {', '.join(known)}, or none")
+    return "".join(sorted(letters))

@@ -13,6 +13,7 @@ import xarray as xr
 from icl_fast.errors import InputError
 from icl_fast.measure import save_results
 from icl_fast.measure.store import check_replaceable
+from icl_fast.memory import check_fits
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.draw.toy import coopetition_figure, diagram_figure, phase_change_figure, seeds_figure
 from icl_fast.toy import (
@@ -26,7 +27,7 @@ from icl_fast.toy import (
     simulate_settings,
     vector_names,
 )
-from icl_fast.toy.simulate import MEMORY, OnDone
+from icl_fast.toy.simulate import MEMORY, OnDone, check_steps
 
 ShowDone = Callable[[str], AbstractContextManager[OnDone]]
 
@@ -34,8 +35,6 @@ COUNTS, SCALES = (1, 2, 3, 4, 5), (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 SADDLE_COUNTS, EPSILONS = (2, 3, 4, 5), tuple(float(e) for e in np.geomspace(0.05, 1.0, 12))
 MUS = ALPHAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIOS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-
-
 _SHOWN = 12
 
 
@@ -77,6 +76,9 @@ def phase_change_study(
     """
     out, names = Path(out), vector_names(len(dims))
     check_replaceable(out, "squared_cosine", what="", beside="the figures")
+    check_steps("plateau_steps", plateau_steps, least=2)  # before the clamps are simulated, which takes long
+    runs = len(COUNTS) * len(SCALES) * plateau_seeds
+    check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds {plateau_seeds}")
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 from icl_fast.toy.models import MECHANISMS, Coopetition
 from icl_fast.toy.runs import Runs, draw_runs, join_runs
 from icl_fast.toy.simulate import MEMORY, OnDone, Trajectory, gradient_flow, record_at, simulate_parts
@@ -83,6 +84,12 @@ def simulate_settings(
     if not settings:
         raise InputError("settings: one or more are needed")
     at = record_at(steps, every)
+    # besides what is recorded at a time: the curves that are kept, and of every run its vectors, points and summary
+    kept = 32 * len(settings) * len(at) * min(shown, len(seeds))
+    check_fits(
+        kept + len(settings) * len(seeds) * (8 * _POINTS + 800),
+        f"{len(settings)} settings of {len(seeds)} seeds, {len(at)} recorded steps",
+    )
     points = np.unique(np.linspace(0, len(at) - 1, _POINTS + 1).astype(int))
     summaries: list[dict[str, np.ndarray]] = []
     coarse: list[np.ndarray] = []
@@ -100,7 +107,7 @@ def simulate_settings(
         first += losses.shape[-1]
     shape = (len(settings), len(seeds))
     if np.concatenate([one["diverged"] for one in summaries]).all():
-        raise InputError("lr: all runs diverged; lower it")
+        raise InputError("lr: all runs diverged; lower it, or the scale")
     of_all = np.concatenate(coarse, axis=-1).reshape(len(points), 2, *shape)
     dataset = xr.Dataset(
         {
@@ -150,7 +157,7 @@ def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:
     def grid(values: xr.DataArray) -> tuple[tuple[str, str], np.ndarray]:
         return (rows, columns), values.values.reshape(len(y), len(x))
 
-    names = ("transient", "stuck", "divot", "learned_1", "learned_2")
+    names = ("transient", "stuck", "divot", "learned_1", "learned_2", "diverged")
     found = {name: grid(ordered[name].mean("seed")) for name in names}
     found["takeover"] = grid(ordered["takeover"].median("seed"))
     return xr.Dataset(found, coords={rows: y, columns: x}, attrs=results.attrs | {"seeds": results.sizes["seed"]})

@@ -11,7 +11,16 @@ import xarray as xr
 from icl_fast.errors import InputError
 from icl_fast.toy.models import TensorProduct, explicit_loss
 from icl_fast.toy.runs import draw_runs, join_runs
-from icl_fast.toy.simulate import MEMORY, OnDone, gradient_flow, record_at, simulate, simulate_parts
+from icl_fast.toy.simulate import (
+    MEMORY,
+    OnDone,
+    Trajectory,
+    check_steps,
+    gradient_flow,
+    record_at,
+    simulate,
+    simulate_parts,
+)
 from icl_fast.toy.summary import LEARNED, plateau_length
 
 ALPHABET = "abcdefghijklmnop"
@@ -66,8 +75,7 @@ def simulate_clamps(
     runs, model, shape = join_runs(parts), TensorProduct(names), (len(clamps), len(seeds))
     at = record_at(steps, every)
     found = simulate(model, runs, at, device=device, on_steps=lambda done: on_done(done, int(at[-1]), ""))
-    if found.diverged().any():
-        raise InputError(f"lr: {found.diverged().sum()} of {len(runs)} runs diverged at {lr}; lower it")
+    _check_converged(found, lr, [scale])
     losses, zero = found.losses()[:, 0], 0.5 * np.prod(runs.power, axis=0)
     time, mse = len(found.steps), {"units": "half mean squared error"}
     by_vector = ("clamp", "vector", "step", "seed")
@@ -124,10 +132,9 @@ def plateaus(
         `plateau` [vectors, scale, seed], steps, by `plateau_length`; NaN where it outlasts the simulation.
 
     Raises:
-        InputError: what `draw_runs` refuses, or steps below 2.
+        InputError: what `draw_runs` refuses, steps below 2, or a run that diverged.
     """
-    if steps < 2:
-        raise InputError(f"steps: must be 2 or more, got {steps}")
+    check_steps("steps", steps, least=2)
     model = TensorProduct(vector_names(max(counts)))
     runs = join_runs(
         [
@@ -140,6 +147,7 @@ def plateaus(
     at = np.unique(np.append(0, np.geomspace(1, steps, max(2, int(100 * np.log(steps)))).astype(int)))
     found = []
     for part in simulate_parts(model, runs, at, memory=memory, device=device, on_done=on_done):
+        _check_converged(part, lr, scales)
         zero = 0.5 * np.prod(part.runs.power, axis=0)
         found.append(plateau_length(part.steps, part.losses()[:, 0], zero))
     lengths = np.concatenate(found).reshape(len(counts), len(scales), len(seeds))
@@ -148,6 +156,14 @@ def plateaus(
         coords={"vectors": list(counts), "scale": list(scales), "seed": np.asarray(seeds)},
         attrs={"source": "Singh 2025, C.4", "rule": PLATEAU_RULE, "dim": dim, "steps": steps, "lr": lr},
     )
+
+
+def _check_converged(found: Trajectory, lr: float, scales: Sequence[float]) -> None:
+    if count := int(found.diverged().sum()):
+        of = ", ".join(f"{scale:g}" for scale in scales)
+        raise InputError(
+            f"lr: {count} of {len(found.runs)} runs diverged at lr {lr:g}, scale {of}; lower it"
+        )
 
 
 def saddle(counts: Sequence[int], epsilons: Sequence[float], *, dim: int = 4, seed: int = 0) -> xr.Dataset:

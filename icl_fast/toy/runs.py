@@ -10,6 +10,7 @@ import numpy as np
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def draw_runs(
 
     Raises:
         InputError: names and dims that do not fit, no seed, a clamp of no such vector, a size or rate that is not
-            positive.
+            positive, more than the memory holds.
     """
     _check(names, dims, seeds, lr, scale, clamped)
     order = sorted(range(len(names)), key=lambda index: names[index])
@@ -143,8 +144,10 @@ def _check(
         raise InputError(f"dims: one for each of the vectors {', '.join(names)} is needed, got {list(dims)}")
     if min(dims) < 1:
         raise InputError(f"dims: must be 1 or more, got {list(dims)}")
-    if not len(seeds) or min(seeds) < 0:
-        raise InputError("seeds: one or more are needed, none negative")
+    # what is drawn, and as much again for its lengths and products
+    check_fits(2 * 16 * max(dims) * len(names) * len(seeds), f"dims {list(dims)} and {len(seeds)} seeds")
+    if not len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
+        raise InputError("seeds: one or more are needed, from 0 to 2^63 - 1")
     if unknown := sorted(set(clamped) - set(names)):
         raise InputError(f"clamped: there is no vector {', '.join(unknown)}; there are {', '.join(names)}")
     for name, value in (("lr", lr), ("scale", scale)):
