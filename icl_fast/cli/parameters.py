@@ -151,15 +151,10 @@ def parse_sizes(option: str, text: str) -> list[int]:
     return [int(item) for item in items]
 
 
-def parse_letters(option: str, text: str, known: Sequence[str]) -> str:
-    """Some of these letters, in their order; "none" for none of them.
+def parse_letters(option: str, text: str) -> str:
+    """Different letters in their order; "none" for none.
 
     Raises:
-        InputError: anything else.
+        InputError: no letter, or one that is given twice.
     """
-    if text == "none":
-        return ""
-    letters = distinct(option, list(text) or [""])
-    if unknown := [letter for letter in letters if letter not in known]:
-        raise InputError(f"{option}: there is no vector {unknown[0]!r}; there are {', '.join(known)}, or none")
-    return "".join(sorted(letters))
+    return "" if text == "none" else "".join(sorted(distinct(option, list(text) or [""])))

@@ -70,16 +70,14 @@ def phase_change(
     from icl_fast.cli.toy_tables import print_phase_change
     from icl_fast.runs.devices import resolve_device
     from icl_fast.studies.toy import phase_change_study
-    from icl_fast.toy import vector_names
 
-    sizes = parse_sizes("--dims", dims)
-    held = [parse_letters("--clamp", clamp, vector_names(len(sizes))) for clamp in clamps]
+    held = [parse_letters("--clamp", clamp) for clamp in clamps]
     distinct("--clamp", [letters or "none" for letters in held])
     with advice_on_interrupt(_STOPPED):
         found = phase_change_study(
             out,
             counting,
-            dims=sizes,
+            dims=parse_sizes("--dims", dims),
             clamps=held or None,
             seeds=range(first_seed, first_seed + seeds),
             steps=steps,
@@ -150,7 +148,7 @@ def coopetition(
     sizes = parse_sizes("--dims", dims)
     if len(sizes) != 4:
         raise InputError(f"--dims: four are needed, of a, b, c and d; got {dims!r}")
-    clamped = tuple(parse_letters("--clamp", clamp, "abcd"))
+    clamped = tuple(parse_letters("--clamp", clamp))
     base = Setting(dims=(sizes[0], sizes[1], sizes[2], sizes[3]), clamped=clamped)
     grid = {"mu": mu, "alpha": alpha, "lr": lr, "scale": scale}
     values = {name: parse_numbers(f"--{name}", text) for name, text in grid.items()}

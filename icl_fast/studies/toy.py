@@ -27,6 +27,7 @@ from icl_fast.toy import (
     simulate_settings,
     vector_names,
 )
+from icl_fast.toy.coopetition import check_seeds
 from icl_fast.toy.simulate import MEMORY, OnDone, check_steps
 
 ShowDone = Callable[[str], AbstractContextManager[OnDone]]
@@ -74,11 +75,11 @@ def phase_change_study(
     Raises:
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
-    out, names = Path(out), vector_names(len(dims))
+    out, names = Path(out), vector_names(len(dims), "dims")
     check_replaceable(out, "squared_cosine", what="", beside="the figures")
-    check_steps("plateau_steps", plateau_steps, least=2)  # before the clamps are simulated, which takes long
+    check_steps("plateau_steps", plateau_steps, least=2)
     runs = len(COUNTS) * len(SCALES) * plateau_seeds
-    check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds {plateau_seeds}")
+    check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds: {plateau_seeds}")
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(
@@ -122,6 +123,7 @@ def coopetition_study(
     """
     out = Path(out)
     check_replaceable(out, "takeover", what="", beside="the figures")
+    check_seeds(len(MUS) * len(ALPHAS), diagram_seeds, "diagram_seeds")
 
     def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
         with show(title) as on_done:

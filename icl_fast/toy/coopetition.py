@@ -83,13 +83,10 @@ def simulate_settings(
     """
     if not settings:
         raise InputError("settings: one or more are needed")
-    at = record_at(steps, every)
-    # besides what is recorded at a time: the curves that are kept, and of every run its vectors, points and summary
-    kept = 32 * len(settings) * len(at) * min(shown, len(seeds))
-    check_fits(
-        kept + len(settings) * len(seeds) * (8 * _POINTS + 800),
-        f"{len(settings)} settings of {len(seeds)} seeds, {len(at)} recorded steps",
-    )
+    check_seeds(len(settings), len(seeds))
+    at = record_at(
+        steps, every, kept=32 * len(settings) * min(shown, len(seeds)) + 6 * 64
+    )  # whole curves, a run at work
     points = np.unique(np.linspace(0, len(at) - 1, _POINTS + 1).astype(int))
     summaries: list[dict[str, np.ndarray]] = []
     coarse: list[np.ndarray] = []
@@ -135,6 +132,18 @@ def simulate_settings(
         attrs={"source": "Singh 2025, 5.7 and D.2", "rules": "\n".join(RULES), "steps": steps, "every": every},
     )
     return dataset
+
+
+def check_seeds(settings: int, seeds: int, argument: str = "seeds") -> None:
+    """Refuse more runs than the memory holds: of each some points of its curves, its summary and its vectors.
+
+    Args:
+        argument: what messages call the number of seeds.
+
+    Raises:
+        InputError: it holds fewer.
+    """
+    check_fits(settings * seeds * (8 * _POINTS + 800), f"{argument}: {seeds} in each of {settings} settings")
 
 
 def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:

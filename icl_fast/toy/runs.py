@@ -88,6 +88,8 @@ def draw_runs(
         for index in order:
             drawn[:, : dims[index], index, run] = generator.standard_normal((2, dims[index]))
     true, start = drawn[0], scale * drawn[1]
+    if not np.isfinite(np.square(start).sum()):
+        raise InputError(f"scale: vectors at {scale:g} are too long to compute with; lower it")
     fixed = [name in clamped for name in names]
     start[:, fixed] = true[:, fixed]
     squared = (true**2).sum(0)
@@ -149,7 +151,9 @@ def _check(
     if not len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
         raise InputError("seeds: one or more are needed, from 0 to 2^63 - 1")
     if unknown := sorted(set(clamped) - set(names)):
-        raise InputError(f"clamped: there is no vector {', '.join(unknown)}; there are {', '.join(names)}")
+        raise InputError(f"clamp: there is no vector {', '.join(unknown)}; there are {', '.join(names)}")
+    if set(clamped) >= set(names):
+        raise InputError(f"clamp: {''.join(clamped)} must leave a vector to learn")
     for name, value in (("lr", lr), ("scale", scale)):
         if not (isfinite(value) and value > 0):
             raise InputError(f"{name}: must be positive, got {value}")

@@ -62,8 +62,11 @@ class Trajectory:
         return found
 
 
-def record_at(steps: int, every: int) -> np.ndarray:
+def record_at(steps: int, every: int, *, kept: int = 8) -> np.ndarray:
     """0, every, 2 every, ... up to `steps`.
+
+    Args:
+        kept: bytes that are needed for each of them.
 
     Raises:
         InputError: either below 1, no step to record after the first, more of them than the memory holds.
@@ -71,7 +74,7 @@ def record_at(steps: int, every: int) -> np.ndarray:
     check_steps("steps", steps, least=1)
     if not 1 <= every <= steps:
         raise InputError(f"every: must be from 1 to {steps}, the steps; got {every}")
-    check_fits(8 * steps / every, f"steps {steps} recorded every {every}")
+    check_fits(kept * (1 + steps / every), f"steps: {steps}, recorded every {every}")
     return np.arange(0, steps + 1, every)
 
 
@@ -109,7 +112,7 @@ def simulate(
             memory does not hold.
     """
     when = np.asarray(at, dtype=np.int64)
-    check_fits(16 * runs.rate.size * len(when), f"{len(when)} recorded steps of {len(runs)} runs")
+    check_fits(16 * runs.rate.size * len(when), f"at: {len(when)} records of {len(runs)} runs")
     if when.ndim != 1 or not len(when) or when[0] != 0 or (np.diff(when) < 1).any():
         raise InputError("at: must be numbers of steps that rise from 0")
     if model.names != runs.names:

@@ -106,8 +106,8 @@ def test_phase_diagrams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ("arguments", "message"),
     [
         ("phase-change --dims 4,x", "--dims: '4,x' must be whole numbers"),
-        ("phase-change --clamp abc", "--clamp: one or more sets are needed, and each must leave a vector"),
-        ("phase-change --clamp z", "--clamp: there is no vector 'z'"),
+        ("phase-change --clamp abc", "--clamp: abc must leave a vector to learn"),
+        ("phase-change --clamp z", "--clamp: there is no vector z; there are a, b, c"),
         ("phase-change --steps 0", "--steps: must be 1 or more"),
         ("phase-change --device tpu", "device tpu"),
         ("coopetition --dims 4,5,6", "dims: four are needed"),
