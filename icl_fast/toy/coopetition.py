@@ -104,7 +104,7 @@ def simulate_settings(
         first += losses.shape[-1]
     shape = (len(settings), len(seeds))
     if np.concatenate([one["diverged"] for one in summaries]).all():
-        raise InputError("lr: all runs diverged; lower it, or the scale")
+        raise InputError("lr: all runs diverged; lower it, or scale, mu or alpha")
     of_all = np.concatenate(coarse, axis=-1).reshape(len(points), 2, *shape)
     dataset = xr.Dataset(
         {
