@@ -103,7 +103,7 @@ def _usage(error: click.UsageError) -> str:
 
 def _as_typed(message: str, params: Sequence[click.Parameter]) -> str:
     """A message that begins with the name of a Python argument, with that of its option instead."""
-    first = re.match(r"\w+(?=[: ])", message)
+    first = re.match(r"\w+(?=:)", message)
     for param in params:
         name = _name(param)
         if first and isinstance(param, click.Option) and first[0] in (param.name, name.strip("-").replace("-", "_")):

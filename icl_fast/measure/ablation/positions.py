@@ -78,7 +78,5 @@ def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1
         raise InputError(f"positions: {text!r} names a position twice")
     chosen = Positions(tuple(sorted(listed)), False, early, late)
     if icl_window != 1 and not chosen.has_score:
-        raise InputError(
-            f"icl_window: changes nothing at positions {text}, which lack some of the ICL score's; leave it"
-        )
+        raise InputError(f"icl_window: changes nothing at positions {text}, which lack the ICL score's; leave it out")
     return chosen

@@ -61,7 +61,7 @@ def write_page(
     # in one pass: a name in the data that looks like a placeholder stays what it is
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # the name of a folder need not be UTF-8
     return Path(path)
 
 
