@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with
@@ -127,7 +128,7 @@ def ablate(
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
         store = sweep(series, options, out=out, examples=examples, device=device, on_part=update)
     print_ablations(open_results(store))
-    click.echo(f"results in {store}")
+    echo(f"results in {store}")
 
 
 def _ablate_exemplars(
@@ -163,4 +164,4 @@ def _ablate_exemplars(
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
         store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
-    click.echo(f"results in {store}")
+    echo(f"results in {store}")

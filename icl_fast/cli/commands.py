@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.errors import InputError
 from icl_fast.files import disk_error
 from icl_fast.memory import out_of_memory
@@ -26,7 +27,7 @@ class Failure(click.ClickException):
         super().__init__(_printable(message))
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=True)
+        echo(f"error: {self.message}", err=True)
 
 
 class Interrupted(Failure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER
 from icl_fast.cli.progress import waiting
 
@@ -39,4 +40,4 @@ def corpus(name: str, vocab: int, context: int) -> None:
         "training": f"{text.train_windows:,} windows of {context} tokens ({text.train_tokens:,} tokens)",
         "evaluation": f"{len(text.evaluation().inputs):,} examples of {text.evaluation_windows:,} held-out windows",
     }.items():
-        click.echo(f"{label:<12}" + value.replace("\n", "\n" + 12 * " "))
+        echo(f"{label:<12}" + value.replace("\n", "\n" + 12 * " "))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.commands import Commands
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, distinct
 
 
@@ -56,10 +57,10 @@ def glyphs(
         "scripts": counts,
         "more fonts": install_advice(),
     }.items():
-        click.echo(f"{label:<12}{value}")
+        echo(f"{label:<12}{value}")
     if out:
         save_exemplars(out, exemplars)
-        click.echo(f"{'written':<12}{out}")
+        echo(f"{'written':<12}{out}")
     if sheet:
         write_contact_sheet(sheet, exemplars)
-        click.echo(f"{'sheet':<12}{sheet}")
+        echo(f"{'sheet':<12}{sheet}")

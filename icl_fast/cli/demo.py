@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
 
@@ -35,9 +36,9 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
         with advice_on_interrupt("the same command goes on from there"):
             result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
         print_demo(result)
-        click.echo(f"figure: {result.figure[0]}")
+        echo(f"figure: {result.figure[0]}")
         results.append(result)
     if seeds > 1:
         for name in results[0].changes:
-            click.echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
-    click.echo(f"{time.monotonic() - started:.0f} s in all")
+            echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
+    echo(f"{time.monotonic() - started:.0f} s in all")

@@ -20,9 +20,10 @@ def settle() -> None:
     for name, mode in _STREAMS.items():
         if getattr(sys, name) is None:  # closed: else the next file that is opened takes its number, and its output
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
-    for stream in (sys.stdout, sys.stderr):
+    # a sign that the terminal does not have must stop nothing; in messages it is spelled out, in tables of its width
+    for stream, errors in (sys.stdout, "replace"), (sys.stderr, "backslashreplace"):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a sign that the terminal does not have must stop nothing
+            stream.reconfigure(errors=errors)
     for name in ("COLUMNS", "LINES"):
         if not re.fullmatch("[1-9][0-9]{0,3}", os.environ.get(name, "1")):
             del os.environ[name]  # rich takes any for a size; without, it asks the terminal

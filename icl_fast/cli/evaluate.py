@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse
@@ -69,7 +70,7 @@ def evaluate(
         if skip_damaged:
             series, left_out = series.readable()
         for step, why in left_out.items():
-            click.echo(f"snapshot {step} is left out: {why}", err=True)
+            echo(f"snapshot {step} is left out: {why}", err=True)
         _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, out)
         return
     refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})
@@ -87,7 +88,7 @@ def evaluate(
             on_snapshot=update,
         )
     print_head_scores(open_results(target))
-    click.echo(f"results in {target}")
+    echo(f"results in {target}")
 
 
 def _evaluate_strategies(
@@ -105,8 +106,8 @@ def _evaluate_strategies(
         target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, on_snapshot=update)
     results = open_results(target)
     print_strategies(results)
-    click.echo(f"results in {target}")
+    echo(f"results in {target}")
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
         title = f"{series.name}, every snapshot given {graft}" if graft else series.name
         figure = strategies_figure(results.isel(member=0), title, series.population.config.sequences.pairs)
-        click.echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")
+        echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from icl_fast import __version__, ops
-from icl_fast.cli.console import print_table
+from icl_fast.cli.console import echo, print_table
 from icl_fast.ops import _backend
 
 
@@ -25,7 +25,7 @@ def info(as_json: bool) -> None:
     """What is installed, what was built, what this machine can run."""
     facts = collect()
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        echo(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

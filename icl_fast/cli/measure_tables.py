@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
 import numpy as np
 import xarray as xr
 from rich import box
@@ -13,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from icl_fast.analysis.learning import learning_time, transience
-from icl_fast.cli.console import print_table
+from icl_fast.cli.console import echo, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
@@ -33,13 +32,13 @@ def print_end(curves: xr.Dataset) -> None:
     print_strategies(
         end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), {"learned after": learned}
     )
-    click.echo("learned after: sequences until the training loss stays below 0.4 log 2")
+    echo("learned after: sequences until the training loss stays below 0.4 log 2")
     if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
         for member in curves["member"].values:
             seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
             one = transience(curves["sequences"].values, seen, chance=float(seen[0]))
             verdict = "transient" if one.transient else "not transient"
-            click.echo(
+            echo(
                 f"{member}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
                 f"{one.end:.3f} at the end: {verdict}"
             )
@@ -89,7 +88,7 @@ def print_strategies(
             table.add_row(names[number], f"{float(first['loss']):.4f}", *more_cells, *cells)
         print_table(table)
         if (more := len(names) - len(shown)) > 0:
-            click.echo(f"and {more} more in the results")
+            echo(f"and {more} more in the results")
 
 
 def check_member(names: Sequence[str], member: str | None) -> None:
@@ -105,7 +104,7 @@ def check_member(names: Sequence[str], member: str | None) -> None:
 def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
     """What a sweep over a run on exemplars does, and how long it takes at the speed of this machine."""
     snapshots, seconds = len(measured.series.steps), seconds_per_snapshot(measured, plan)
-    click.echo(
+    echo(
         f"{len(plan.ablations) - 1} ablations ({', '.join(plan.modes)}) of {snapshots} snapshots on "
         f"{len(measured.evaluators)} evaluators of {measured.count:,} sequences, members: "
         f"{len(measured.series.population.names)}\n"
@@ -158,7 +157,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
             table.add_row(str(ablation), *cells)
         print_table(table)
         if (more := changes.sizes["ablation"] - shown) > 0:
-            click.echo(f"and {more} more in the results")
+            echo(f"and {more} more in the results")
 
 
 def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
@@ -171,7 +170,7 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
     check_member(names, member)
     one = found.sel(member=names[0] if member is None else member)
     of = f"{one['member'].values}, " if len(names) > 1 else ""
-    click.echo(
+    echo(
         f"{of}step {one.attrs['step']}, {one.attrs['evaluated']:,} sequences of {one.attrs['evaluator']}; rows: heads "
         "of the first layer, columns: heads of the last, all others of that layer removed"
     )

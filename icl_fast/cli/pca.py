@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
 from icl_fast.cli.tasks import require
@@ -54,5 +55,5 @@ def pca(
             device=device,
         )
     print_pca(found)
-    click.echo(f"results in {out}")
-    click.echo(f"figure: {figure[0]}")
+    echo(f"results in {out}")
+    echo(f"figure: {figure[0]}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
 from icl_fast.cli.progress import advice_on_interrupt, counting
 from icl_fast.cli.tasks import check_out, refuse
@@ -34,8 +35,8 @@ from icl_fast.errors import InputError
 @click.option(
     "--interval", "intervals", multiple=True, metavar="RUN=START:END", help="On text: phase change by hand, in steps."
 )
-@click.option("--prefix-matching", type=NUMBER, help="On text: induction heads score more, default 0.2, …")
-@click.option("--copying", type=NUMBER, help="… and more than this on copying; default -0.6.")
+@click.option("--prefix-matching", type=NUMBER, help="On text: induction heads score more, default 0.2, ...")
+@click.option("--copying", type=NUMBER, help="... and more than this on copying; default -0.6.")
 @click.option("--previous-token", type=NUMBER, help="On text: previous-token heads score more; default 0.5.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
 @click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
@@ -105,7 +106,7 @@ def report(
         with counting("drawing") as show:
             page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
-    click.echo(
+    echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "
         f"drawn in {time.monotonic() - measured:.0f} s"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import click
 import numpy as np
 import torch
 import xarray as xr
@@ -14,7 +13,7 @@ from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
-from icl_fast.cli.console import print_table
+from icl_fast.cli.console import echo, print_table
 from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
@@ -50,7 +49,7 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        click.echo(f"… and {more} more in the results")
+        echo(f"… and {more} more in the results")
 
 
 def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
@@ -79,14 +78,14 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(f"{layer}.{head}", str(types.types[layer, head]), *numbers)
     print_table(table)
     if (more := types.types.size - most) > 0:
-        click.echo(f"… and {more} more in the results")
+        echo(f"… and {more} more in the results")
     least = types.thresholds
-    click.echo(
+    echo(
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
         f"token if that score > {least.previous_token}"
     )
     for step, why in json.loads(results.attrs["left_out"]).items():
-        click.echo(f"left out: step {step}, {why}")
+        echo(f"left out: step {step}, {why}")
 
 
 def print_pca(pca: JointPCA) -> None:
@@ -98,7 +97,7 @@ def print_pca(pca: JointPCA) -> None:
     for number, (variance, part) in enumerate(
         zip(pca.explained_variance, pca.explained_variance_ratio, strict=True), start=1
     ):
-        click.echo(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)")
+        echo(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)")
     table = Table(
         "run",
         *(Column(name, justify="right") for name in ("snapshots", "first", "last")),
@@ -114,12 +113,12 @@ def print_plan(planned: PlannedSweep) -> None:
     """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
     plan = planned.plan
     chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.series.steps)
-    click.echo(
+    echo(
         f"{len(plan.ablations)} ablations ({plan.mode}) of {snapshots} snapshots on {plan.examples} examples of "
         f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each"
     )
     if plan.engine == "definition":
-        click.echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
@@ -136,7 +135,7 @@ def print_plan(planned: PlannedSweep) -> None:
     print_table(table)
     seconds, times = sum(map(speed.seconds, schedule.stages)), chunks * snapshots
     together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
-    click.echo(
+    echo(
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
         f"on {on}, which multiplies {speed.flops / 1e9:.0f} GFLOP/s and copies {speed.bytes / 1e9:.1f} GB/s: at "
         f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all"
@@ -170,15 +169,15 @@ def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
     if study.models:
         print_table(_verdicts(study))
-        click.echo(_RULE)
+        echo(_RULE)
     for name, exemplars in study.exemplars.items():
-        click.echo(name)
+        echo(name)
         print_strategies(exemplars.strategies)
     left_out = {name: model.left_out for name, model in study.models.items()}
     left_out |= {name: exemplars.left_out for name, exemplars in study.exemplars.items()}
     for name, reasons in left_out.items():
         for step, reason in reasons.items():
-            click.echo(f"{name}: step {step} left out: {reason}")
+            echo(f"{name}: step {step} left out: {reason}")
 
 
 def _verdicts(study: Study) -> Table:
@@ -208,7 +207,7 @@ def print_demo(result: DemoResult) -> None:
         matching = data["prefix_matching"].isel(snapshot=-1).rename(layer_="layer", head_="head")
         table.add_row(name, *_verdict(data, matching, result.changes[name]))
     print_table(table)
-    click.echo(_RULE)
+    echo(_RULE)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
             last = data.isel(snapshot=-1)
@@ -219,4 +218,4 @@ def print_demo(result: DemoResult) -> None:
                 f"{head} by {float(value):+.3f}±{float(error):.3f}"
                 for head, value, error in zip(strongest["ablation"].values, strongest, errors, strict=True)
             )
-            click.echo(f"{name}: removing these heads raises the ICL score most: {heads}")
+            echo(f"{name}: removing these heads raises the ICL score most: {heads}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.commands import Commands
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import (
     COUNT,
     NUMBER,
@@ -66,7 +67,8 @@ def phase_change(
     device: str,
     out: Path,
 ) -> None:
-    """Learn a*⊗b*⊗c* as a⊗b⊗c: a plateau, then a phase change; with all vectors but one clamped, neither."""
+    """Learn the outer product of a*, b* and c* as that of a, b and c: a plateau, then a phase change; with all vectors
+    but one clamped, neither."""
     from icl_fast.cli.toy_tables import print_phase_change
     from icl_fast.runs.devices import resolve_device
     from icl_fast.studies.toy import phase_change_study
@@ -170,5 +172,5 @@ def coopetition(
 
 
 def _print_files(stores: list[Path], figures: list[Path]) -> None:
-    click.echo(f"results in {', '.join(map(str, stores))}")
-    click.echo(f"figures: {', '.join(str(figure) for figure in figures if figure.suffix == '.png')}")
+    echo(f"results in {', '.join(map(str, stores))}")
+    echo(f"figures: {', '.join(str(figure) for figure in figures if figure.suffix == '.png')}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import click
 import numpy as np
 import xarray as xr
 from rich import box
 from rich.table import Column, Table
 
-from icl_fast.cli.console import print_table
+from icl_fast.cli.console import echo, print_table
 from icl_fast.toy.phase_change import PLATEAU_RULE
 from icl_fast.toy.summary import RULES
 
@@ -60,7 +59,7 @@ def print_coopetition(results: xr.Dataset) -> None:
             _add_quantiles(table, f"loss: {row}", values[values > 0] if variable == "divot_size" else values, ".4f")
         print_table(table)
     for rule in RULES:
-        click.echo(rule)
+        echo(rule)
     for name, one in zip(names, each, strict=True):
         _print_flow(name, one)
 
@@ -79,7 +78,7 @@ def _print_flow(name: str, one: xr.Dataset) -> None:
         steps = np.nanmedian(kept["takeover"]), np.nanmax(earlier)
         moved = "takeover (median: step {:.0f}) moves by at most {:.0f} steps".format(*steps)
     last = [float(abs(kept[f"final_{m}"].values - one[f"flow_final_{m}"].values).max()) for m in (1, 2)]
-    click.echo(
+    echo(
         f"gradient flow instead of steps, {name}, {one.sizes['shown']} seeds: {moved}; the last relative losses differ "
         f"by at most {last[0]:.4f} (mechanism 1) and {last[1]:.4f} (mechanism 2)"
     )
@@ -102,8 +101,8 @@ def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Data
         lines = length["plateau"].sel(vectors=count)
         table.add_row(str(count), *(_with_stuck(lines.sel(scale=s).values, (0.5,))[0] for s in length["scale"].values))
     print_table(table)
-    click.echo(f"{PLATEAU_RULE}; -: most seeds are on it for all {length.attrs['steps']} steps")
-    click.echo("the saddle at zero, on explicit tensors (appendix C.4):")
+    echo(f"{PLATEAU_RULE}; -: most seeds are on it for all {length.attrs['steps']} steps")
+    echo("the saddle at zero, on explicit tensors (appendix C.4):")
     for count in at_zero["vectors"].values:
         one = at_zero.sel(vectors=count)
         falls, rises = one["change"] < 0, one["change"] > 0
@@ -111,7 +110,7 @@ def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Data
         first = abs(one["change"].sel(direction="d-")).isel(epsilon=slice(0, 2)).values
         power = np.log(first[1] / first[0]) / np.log(one["epsilon"].values[1] / one["epsilon"].values[0])
         error = float(abs(one["change"] / one["predicted"] - 1).max())
-        click.echo(
+        echo(
             f"  {count} vectors: falls along d-, rises along d+: {verdict}, as e^{power:.3f}, off the formula by "
             f"{error:.0e} of it or less; Hessian: largest element {float(one['largest']):.2g}, lowest eigenvalue "
             f"{float(one['lowest']):.2g}"

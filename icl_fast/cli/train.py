@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, population_progress, training_progress
 
@@ -56,7 +57,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
 
     with advice_on_interrupt(_ADVICE), training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
 def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
@@ -74,4 +75,4 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, PathType
 from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import check_out, chosen_snapshots, require
@@ -64,7 +65,7 @@ def wiring(
     found = measure_wiring(measured)
     print_wiring(found, member)
     if out is not None:
-        click.echo(f"arrays in {save_wiring(found, out)}")
+        echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
         from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
         from icl_fast.studies.exemplar_heads import measure_heads
@@ -72,4 +73,4 @@ def wiring(
         number = 0 if member is None else series.population.names.index(member)
         drawn = draw_wiring(found, number, figures / "wiring")
         drawn += draw_heads(measure_heads(measured), number, figures / "heads")
-        click.echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")
+        echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")

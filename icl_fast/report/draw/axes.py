@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 
 def plain(name: str) -> str:
-    """The name of a run or a member as matplotlib shows it: `$` is no formula, a leading `_` hides it from no legend."""
+    """The name of a run or a member in matplotlib: `$` is no formula, a leading `_` hides it from no legend."""
     shown = name.encode("utf-8", "replace").decode().replace("$", r"\$")
     return f"\N{ZERO WIDTH SPACE}{shown}" if shown.startswith("_") else shown
 
