@@ -53,8 +53,7 @@ def regular_file(path: str | Path, argument: str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"{argument}: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-        raise InputError(f"{argument}: {path} is a {kinds.get(stat.S_IFMT(mode), 'device')}; give a file")
+        raise InputError(f"{argument}: {path} is a {_kind(mode)}; give a file")
     return path
 
 
@@ -98,6 +97,26 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(one) for name, one in value.items()}
     return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_place(path: str | Path, *, folder: bool = False) -> None:
+    """Refuse a place where nothing can be written, before the work whose result would go there.
+
+    Args:
+        folder: a folder is to be written, or files in it; else a file.
+
+    Raises:
+        InputError: something else is there, or above it; or it may not be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise InputError(f"{path} is a {_kind(path.stat().st_mode)}; give a {'folder' if folder else 'file'}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{path} is below {above}, which is a {_kind(above.stat().st_mode)}; choose another place")
+    written = path if path.is_dir() else above
+    if not os.access(written, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written, {written} does not allow it; choose another place")
 
 
 @contextmanager
@@ -214,6 +233,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is there twice")
         values[name] = value
     return values
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def _owner() -> str:

@@ -36,9 +36,9 @@ class Thresholds:
     copying: float = -0.6
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not np.isfinite(value):
-                raise InputError(f"{name}: a threshold must be a finite number, got {value}")
+        for name, low in (("previous_token", 0), ("prefix_matching", 0), ("copying", -1)):
+            if not low <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"{name}: must be from {low} to 1, as the scores are; got {value}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import xarray as xr
 from icl_fast.errors import InputError
 from icl_fast.measure import save_results
 from icl_fast.measure.store import check_replaceable
+from icl_fast.memory import check_fits
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.draw.toy import coopetition_figure, diagram_figure, phase_change_figure, seeds_figure
 from icl_fast.toy import (
@@ -26,7 +27,8 @@ from icl_fast.toy import (
     simulate_settings,
     vector_names,
 )
-from icl_fast.toy.simulate import MEMORY, OnDone
+from icl_fast.toy.coopetition import check_seeds
+from icl_fast.toy.simulate import MEMORY, OnDone, check_steps
 
 ShowDone = Callable[[str], AbstractContextManager[OnDone]]
 
@@ -34,8 +36,6 @@ COUNTS, SCALES = (1, 2, 3, 4, 5), (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 SADDLE_COUNTS, EPSILONS = (2, 3, 4, 5), tuple(float(e) for e in np.geomspace(0.05, 1.0, 12))
 MUS = ALPHAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIOS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-
-
 _SHOWN = 12
 
 
@@ -77,8 +77,11 @@ def phase_change_study(
     Raises:
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
-    out, names = Path(out), vector_names(len(dims))
+    out, names = Path(out), vector_names(len(dims), "dims")
     _check_stores(out, {"": "squared_cosine", "_plateau": "plateau", "_saddle": "predicted"}, repair)
+    check_steps("plateau_steps", plateau_steps, least=2)
+    runs = len(COUNTS) * len(SCALES) * plateau_seeds
+    check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds: {plateau_seeds}")
     chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
     with show("clamps") as on_done:
         data = simulate_clamps(
@@ -125,6 +128,7 @@ def coopetition_study(
     out = Path(out)
     endings = ("", "_mu_alpha", "_ratio") if diagram_seeds else ("",)
     _check_stores(out, dict.fromkeys(endings, "takeover"), repair)
+    check_seeds(len(MUS) * len(ALPHAS), diagram_seeds, "diagram_seeds")
 
     def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
         with show(title) as on_done:

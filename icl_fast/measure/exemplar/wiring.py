@@ -133,10 +133,13 @@ def previous_token_heads(previous_token: Tensor, least: float = 0.5) -> list[Hea
 def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
     """Write every array, and the names along its dims as `dim:<name>`, into an .npz file; it appears whole or not.
 
+    A name without that ending gets it.
+
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    target = Path(path).with_suffix(".npz")
+    path = Path(path)
+    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
     arrays: dict[str, Any] = {str(name): values.values for name, values in found.data_vars.items()}
     arrays |= {f"dim:{name}": np.asarray(values.values, np.str_) for name, values in found.coords.items()}
     arrays |= {f"dims of {name}": np.array(values.dims, np.str_) for name, values in found.data_vars.items()}

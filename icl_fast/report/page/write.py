@@ -40,7 +40,7 @@ def write_page(
     """
     page = page_text(study, table, rows, family, exemplars=exemplars)
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # the name of a folder need not be UTF-8
     return Path(path)
 
 
