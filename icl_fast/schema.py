@@ -22,6 +22,9 @@ else:
         )
 
 
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
+
 class Config(BaseModel):
     """A frozen set of keys: strict types, no unknown key, no number that is not finite."""
 
@@ -32,13 +35,24 @@ def validation_message(error: ValidationError, source: str) -> str:
     """Pydantic's findings as one line: each key by its dotted path below `source`, what was wrong with it."""
     findings = []
     for item in error.errors():
-        path = ".".join(str(part) for part in (source, *item["loc"]) if part != "")
+        path = ".".join(_clipped(str(part)) for part in (source, *item["loc"]) if part != "")
         if item["type"] == "extra_forbidden":
             findings.append(f"{path}: unknown key")
         elif item["type"] == "missing":
             findings.append(f"{path}: missing")
         else:
             text = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            given = "" if item["type"] == "value_error" else f", got {_shown(item['input'])}"
             findings.append(f"{path}: {text[0].lower()}{text[1:]}{given}".removeprefix(": "))
-    return "; ".join(findings)
+    return " ".join("; ".join(findings).splitlines())
+
+
+def _shown(value: object) -> str:
+    try:
+        return _clipped(repr(value))
+    except (ValueError, RecursionError):  # Python writes no number of thousands of digits, and no endless nesting
+        return f"a {type(value).__name__} too long to be shown"
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
