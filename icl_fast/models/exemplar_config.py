@@ -8,6 +8,8 @@ from icl_fast.models.config import ModelShape
 from icl_fast.models.sizes import LARGEST, MOST_LAYERS
 from icl_fast.schema import Config, Field, model_validator
 
+SEEDS = 2**16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
+
 
 class ExemplarShape(Config):
     """All of an exemplar model's shape that does not follow from its data; the defaults are Singh 2025, 4.2.1."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
+from icl_fast.models.exemplar_config import SEEDS as _SEEDS
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.interventions import Intervention, make_taps
 from icl_fast.models.members import MemberLinear
@@ -19,7 +20,6 @@ from icl_fast.models.sizes import check_weights_fit
 
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
-_SEEDS = 1 << 16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
 
 
 class ExemplarTransformer(nn.Module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 
 from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, evaluators, output_labels
 from icl_fast.data.sequence_config import SequenceConfig
@@ -47,7 +47,7 @@ def members(config: ExemplarRunConfig) -> list[Member]:
 
 
 def _member(base: dict[str, Any], member: MemberConfig) -> Member:
-    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
+    values = copy.deepcopy(base)
     for key, value in member.set.items():
         if not key.startswith(_FREE) or key == "sequences.pairs":
             raise InputError(
