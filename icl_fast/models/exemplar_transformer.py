@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
+from icl_fast.models.exemplar_config import SEEDS as _SEEDS
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.interventions import Intervention, make_taps
 from icl_fast.models.members import MemberLinear
 from icl_fast.models.positions import Positions, position_angles, sinusoids
 from icl_fast.models.resnet import MemberResNet
+from icl_fast.models.sizes import check_weights_fit
 
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
-_SEEDS = 1 << 16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
 
 
 class ExemplarTransformer(nn.Module):
@@ -42,9 +43,10 @@ class ExemplarTransformer(nn.Module):
         """A model with one member for each seed.
 
         Raises:
-            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, or the encoder "resnet"
-                where the features are no image.
+            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
+                where the features are no image, or more weights than this machine can hold.
         """
+        check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
         members, known = self.members, list(outputs) if outputs is not None else [config.outputs] * len(seeds)
@@ -75,6 +77,8 @@ class ExemplarTransformer(nn.Module):
             raise InputError(f"seeds {list(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
         for member, seed in enumerate(seeds):
             for number, (name, parameter) in enumerate(self.named_parameters()):
+                if parameter.is_meta:
+                    continue  # there is nothing to draw
                 random = torch.Generator().manual_seed(seed * _SEEDS + number)
                 part = parameter[member]
                 if name in ("embed_label.weight", "unembed.weight"):
