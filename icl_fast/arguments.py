@@ -10,7 +10,7 @@ from typing import Any
 from icl_fast.errors import InputError
 
 _LONGEST = 80  # characters of a value in a message
-SEEDS = 2**63 - 1  # the largest seed: what torch's generators take
+MOST_SEED = 2**63 - 1  # what torch's generators take
 
 
 def whole_number(argument: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -25,7 +25,8 @@ def whole_number(argument: str, value: Any, least: int | None = None, most: int 
         number = operator.index(value)
     except (TypeError, RuntimeError, ValueError):  # torch: an array; a tensor of several numbers
         raise InputError(f"{argument}: must be a whole number, got {shown(value)}") from None
-    return _within(argument, number, least, most)
+    _check_within(argument, number, least, most)
+    return number
 
 
 def finite_number(argument: str, value: Any, least: float = -inf, most: float = inf) -> float:
@@ -42,7 +43,8 @@ def finite_number(argument: str, value: Any, least: float = -inf, most: float = 
         raise InputError(f"{argument}: must be a number, got {shown(value)}") from None
     if not isfinite(number):
         raise InputError(f"{argument}: must be a finite number, got {number}")
-    return _within(argument, number, least, most)
+    _check_within(argument, number, least, most)
+    return number
 
 
 def different_names(argument: str, values: str | Iterable[str]) -> list[str]:
@@ -69,9 +71,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _within(argument: str, number: Any, least: Any, most: Any) -> Any:
+def _check_within(argument: str, number: float, least: float | None, most: float | None) -> None:
     if least is not None and number < least:
         raise InputError(f"{argument}: must be {least} or more, got {shown(number)}")
     if most is not None and number > most:
         raise InputError(f"{argument}: must be at most {most}, got {shown(number)}")
-    return number

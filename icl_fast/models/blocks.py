@@ -151,7 +151,9 @@ class Attention(nn.Module):
     def _head_out(self, z: Tensor) -> Tensor:
         """What each head writes, `[B,H,T,C]`."""
         if reason := why_changed(self.out, nn.Linear if self.members is None else MemberLinear, "attention.out"):
-            raise InputError(f"site {site('head_out', self.layer)!r}: {reason}, so that there is no W_O to split by head")
+            raise InputError(
+                f"site {site('head_out', self.layer)!r}: {reason}, so that there is no W_O to split by head"
+            )
         w_o = self.w_o
         by_member = z.view(*w_o.shape[:-3], -1, *z.shape[1:])  # [B,H,T,D], of members [P,B,H,T,D]
         return torch.einsum("...bhtd,...hdc->...bhtc", by_member, w_o).reshape(*z.shape[:-1], self.config.width)

@@ -14,8 +14,24 @@ _SPECIAL = frozenset(["__call__", "__getattr__", "__getitem__", "__iter__"])
 
 def original(module: nn.Module) -> nn.Module:
     """A module without the wrappers of torch.compile and of data parallelism."""
-    *_, last = _layers_of_wrapping(module)
+    *_, last = wrapping(module)
     return last
+
+
+def wrapping(module: nn.Module) -> Iterator[nn.Module]:
+    """The module as it is, and what is inside every wrapper of it."""
+    inner: nn.Module | None = module
+    while inner is not None:
+        yield inner
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        else:
+            inner = inner._modules.get("_orig_mod")  # of torch.compile
+
+
+def has_forward_hook(module: nn.Module) -> bool:
+    """Whether calling it also calls what a user hooked to it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def why_changed(module: nn.Module, kind: type[nn.Module], name: str, *, hooks: bool = True) -> str | None:
@@ -28,10 +44,9 @@ def why_changed(module: nn.Module, kind: type[nn.Module], name: str, *, hooks: b
         name: what the answer calls it.
         hooks: whether forward hooks count.
     """
-    for outer in _layers_of_wrapping(module):
-        if hooks and (outer._forward_hooks or outer._forward_pre_hooks):
-            return f"{name} has a forward hook"
-        module = outer
+    if hooks and any(map(has_forward_hook, wrapping(module))):
+        return f"{name} has a forward hook"
+    module = original(module)
     if not isinstance(module, kind):
         return f"{name} is a {type(module).__name__}, no {kind.__name__}"
     own = _methods(kind) & {*vars(module), *(name for cls in _mro_above(type(module), kind) for name in vars(cls))}
@@ -71,17 +86,6 @@ def why_unlike(module: nn.Module, made: nn.Module, name: str = "", *, hooks: boo
     return next((reason for reason in reasons if reason), None)
 
 
-def _layers_of_wrapping(module: nn.Module) -> Iterator[nn.Module]:
-    """The module as it is, and what is inside every wrapper of it."""
-    inner: nn.Module | None = module
-    while inner is not None:
-        yield inner
-        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = inner.module
-        else:
-            inner = inner._modules.get("_orig_mod")  # of torch.compile
-
-
 def _parts(module: nn.Module) -> dict[str, nn.Module]:
     leave = "parametrizations" if is_parametrized(module) else None
     return {name: part for name, part in module.named_children() if name != leave}
@@ -90,7 +94,9 @@ def _parts(module: nn.Module) -> dict[str, nn.Module]:
 def _weights(module: nn.Module) -> set[str]:
     held = {**module._parameters, **module._buffers}
     names = {name for name, weight in held.items() if weight is not None}
-    return names | set(module.parametrizations) if is_parametrized(module) else names
+    if is_parametrized(module):
+        names |= dict(module.get_submodule("parametrizations").named_children()).keys()
+    return names
 
 
 def _mro_above(kind: type, base: type) -> list[type]:

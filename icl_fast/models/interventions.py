@@ -235,7 +235,9 @@ class Taps:
         """
         for name in (*self.record, *(name for i in self.interventions for name in (i.site, *i.reads))):
             if name not in self.met:
-                raise InputError(f"site {name!r} is nowhere in this pass: a module of the model was replaced by another")
+                raise InputError(
+                    f"site {name!r} is nowhere in this pass: a module of the model was replaced by another"
+                )
         return self.recorded
 
     def changes(self, name: str) -> bool:

@@ -354,7 +354,7 @@ def test_bad_arguments(model: ExemplarTransformer, draw_sequences: Draw) -> None
     with pytest.raises(InputError, match=r"^target holds 8, but there are 8 \(0 to 7\)$"):
         model(exemplars, labels, torch.full(labels.shape[:2], 8))
     for bad in (exemplars.long(), exemplars.tolist()):
-        with pytest.raises(InputError, match="^exemplars must be floats"):
+        with pytest.raises(InputError, match=r"^exemplars must be floats"):
             model(bad, labels)
     with pytest.raises(InputError, match="clamps: are for 3 members, the model has 2"):
         model(exemplars, labels, clamps=no_clamps(model.config, 3))

@@ -75,7 +75,12 @@ class SweepPlan:
 
 
 def make_plan(
-    config: TransformerConfig, evaluation: EvaluationSet, options: AblationOptions, *, device: str = "cpu"
+    config: TransformerConfig,
+    evaluation: EvaluationSet,
+    options: AblationOptions,
+    *,
+    device: str = "cpu",
+    whole_logits: bool = False,
 ) -> SweepPlan:
     """Check everything that a user may ask of a sweep and fix it.
 
@@ -84,6 +89,7 @@ def make_plan(
         evaluation: what the losses are measured on.
         options: what is asked for; where they leave it open, positions are `paper` and the dtype is float32.
         device: `cpu` or `cuda`.
+        whole_logits: whether the model gives its logits at all positions, as one that was changed does.
 
     Raises:
         InputError: any of the options is not understood, is not in this model, or does not fit the memory.
@@ -127,4 +133,4 @@ def make_plan(
     if plan.replacement == "mean":
         recorded += replacement_sites(ablations)
     size = PassSize(config, context, positions.rows_per_example, DTYPES[dtype].itemsize)
-    return replace(plan, chunk=min(definition_examples(size, recorded, plan.memory), count))
+    return replace(plan, chunk=min(definition_examples(size, recorded, plan.memory, whole_logits), count))

@@ -223,8 +223,8 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ({"snapshots": "3"}, "snapshots: none at step 3; there are 0, 6, 12"),
         ({"snapshots": "some"}, "neither all, last nor steps"),
-        ({"seed": -1}, "seed: must be from 0 to"),
-        ({"seed": 2**63}, "seed: must be from 0 to"),
+        ({"seed": -1}, "seed: must be 0 or more, got -1"),
+        ({"seed": 2**63}, "seed: must be 0 or more, got -1"),
         ({"device": "cuda:77"}, "torch sees"),
     ):
         with pytest.raises(InputError, match=message):
