@@ -48,7 +48,7 @@ def finite_number(argument: str, value: Any, least: float = -inf, most: float = 
 
 
 def different_names(argument: str, values: str | Iterable[str]) -> list[str]:
-    """The items of a comma-separated text, or of a list: one or more, none empty, none twice.
+    """The items of a comma-separated text, or of a list, which may have none: not empty, none twice.
 
     Raises:
         InputError: anything else.
@@ -58,7 +58,7 @@ def different_names(argument: str, values: str | Iterable[str]) -> list[str]:
         names = [item.strip() for item in items]
     except (AttributeError, TypeError):
         raise InputError(f"{argument}: must be text, or a list of text, got {shown(values)}") from None
-    if not names or "" in names:
+    if "" in names:
         raise InputError(f"{argument}: {shown(values)} has an empty item; name something there, or leave it out")
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise InputError(f"{argument}: {twice} is asked for more than once; once is enough")

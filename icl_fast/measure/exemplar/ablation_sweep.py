@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from icl_fast.arguments import different_names
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import MODES, UNABLATED, Ablation, AblationMode, parse_ablations
 from icl_fast.measure.ablation.dataset import ablation_coords
@@ -89,11 +90,10 @@ def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES),
     Raises:
         InputError: no mode, one not understood or given twice, a head that the models do not have.
     """
-    if not modes or len(set(modes)) < len(modes):
-        raise InputError(f"modes {list(modes)}: must be different ones, and one or more")
-    return AblationPlan(
-        shape, {name: AblationMode.parse(name) for name in modes}, [_WHOLE, *parse_ablations(heads, shape)]
-    )
+    named = {name: AblationMode.parse(name) for name in different_names("modes", modes)}
+    if not named:
+        raise InputError("modes: name one or more")
+    return AblationPlan(shape, named, [_WHOLE, *parse_ablations(heads, shape)])
 
 
 def measure_ablations(

@@ -224,7 +224,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         ({"snapshots": "3"}, "snapshots: none at step 3; there are 0, 6, 12"),
         ({"snapshots": "some"}, "neither all, last nor steps"),
         ({"seed": -1}, "seed: must be 0 or more, got -1"),
-        ({"seed": 2**63}, "seed: must be 0 or more, got -1"),
+        ({"seed": 2**63}, "seed: must be at most 9223372036854775807, got 9223372036854775808"),
         ({"device": "cuda:77"}, "torch sees"),
     ):
         with pytest.raises(InputError, match=message):
