@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from icl_fast.errors import InputError
 
@@ -53,6 +55,35 @@ def regular_file(path: str | Path, argument: str) -> Path:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise InputError(f"{argument}: {path} is a {kinds.get(stat.S_IFMT(mode), 'device')}; give a file")
     return path
+
+
+def read_json(path: str | Path, argument: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        argument: see `regular_file`.
+
+    Raises:
+        InputError: as `regular_file` and `parse_json`.
+    """
+    return parse_json(regular_file(path, argument).read_bytes(), f"{argument}: {path}")
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Plain data from JSON in UTF-8, with NaN and infinities as Python writes them.
+
+    Args:
+        source: what messages call it, such as the file and the line.
+
+    Raises:
+        InputError: not JSON; a key twice, nested too deeply, a number of thousands of digits.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise InputError(f"{source}: is not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{source}: is not JSON that can be read ({str(error).partition(';')[0]})") from None
 
 
 @contextmanager
@@ -155,6 +186,15 @@ def sha256(path: str | Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} is there twice")
+        values[name] = value
+    return values
 
 
 def _owner() -> str:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from icl_fast.errors import InputError
-from icl_fast.models.config import parse_transformer_config
+from icl_fast.models.config import TransformerConfig
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.models.transformer import Transformer
-from icl_fast.models.weight_files import assign_weights, read_weights, write_weights
+from icl_fast.models.weight_files import read_header, read_weights, write_weights
 from icl_fast.schema import ValidationError, validation_message
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
@@ -61,27 +61,40 @@ def load_snapshot(path: str | Path) -> Snapshot[Any]:
     Raises:
         InputError: no such file, not a snapshot, truncated, weights that are missing, of another shape or not finite.
     """
-    kind, header, weights = read_weights(path, (TEXT_FORMAT, EXEMPLAR_FORMAT))
-    try:
-        values, step = dict(header["config"]), int(header["step"])
-        seen = int(header["tokens" if kind == TEXT_FORMAT else "sequences"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
+    kind, header = read_header(path, (TEXT_FORMAT, EXEMPLAR_FORMAT))
+    step = _count(path, header, "step")
+    seen = _count(path, header, "tokens" if kind == TEXT_FORMAT else "sequences")
+    values, outputs = header.get("config"), header.get("outputs")
+    if not isinstance(values, dict):
+        raise InputError(f"snapshot {path}: its header is damaged (config {values!r:.80})")
     model: Transformer | ExemplarTransformer
-    if kind == TEXT_FORMAT:
+    try:
         with torch.device("meta"):
-            model = Transformer(parse_transformer_config(values, source=f"snapshot {path}: config"))
-    else:
-        model = _exemplar_model(path, values, header.get("outputs"))
-    assign_weights(path, model, weights)
+            if kind == TEXT_FORMAT:
+                model = Transformer(TransformerConfig.model_validate(values))
+            else:
+                model = _exemplar_model(path, ExemplarConfig.model_validate(values), outputs)
+    except ValidationError as error:
+        raise InputError(validation_message(error, f"snapshot {path}: config")) from None
+    except RuntimeError as error:  # more numbers in a weight than torch can count
+        raise InputError(f"snapshot {path}: its config is of no model that could be in a file ({error})") from None
+    read_weights(path, model)
+    if isinstance(model, ExemplarTransformer) and model.outputs.tolist() != outputs:
+        raise InputError(f"snapshot {path}: its header is damaged (outputs are others than in its weights)")
     return Snapshot(model, step, seen)
 
 
-def _exemplar_model(path: str | Path, values: dict[str, Any], outputs: Any) -> ExemplarTransformer:
+def _count(path: str | Path, header: dict[str, Any], name: str) -> int:
+    count = header.get(name)
+    if type(count) is not int or not 0 <= count < 2**63:
+        raise InputError(f"snapshot {path}: its header is damaged ({name} {count!r:.80})")
+    return count
+
+
+def _exemplar_model(path: str | Path, config: ExemplarConfig, outputs: Any) -> ExemplarTransformer:
+    if not isinstance(outputs, list) or not all(type(count) is int for count in outputs):
+        raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r:.80})")
     try:
-        config = ExemplarConfig(**values)
-    except ValidationError as error:
-        raise InputError(validation_message(error, f"snapshot {path}: config")) from None
-    if not isinstance(outputs, list) or not all(isinstance(count, int) for count in outputs):
-        raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r})")
-    return ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+        return ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+    except InputError as error:
+        raise InputError(f"snapshot {path}: config: {error}") from None

@@ -17,6 +17,7 @@ from icl_fast.models.interventions import Intervention, make_taps
 from icl_fast.models.members import MemberLinear
 from icl_fast.models.positions import Positions, position_angles, sinusoids
 from icl_fast.models.resnet import MemberResNet
+from icl_fast.models.sizes import check_weights_fit
 
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
@@ -44,9 +45,10 @@ class ExemplarTransformer(nn.Module):
         """A model with one member for each seed.
 
         Raises:
-            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, or the encoder "resnet"
-                where the features are no image.
+            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
+                where the features are no image, or more weights than this machine can hold.
         """
+        check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
         given = [config.outputs] * len(seeds) if outputs is None else outputs

@@ -14,6 +14,7 @@ from icl_fast.models.config import TransformerConfig
 from icl_fast.models.ids import as_ids
 from icl_fast.models.interventions import Intervention, make_taps
 from icl_fast.models.positions import Positions, position_angles, sinusoids
+from icl_fast.models.sizes import check_weights_fit
 
 
 class Transformer(nn.Module):
@@ -24,6 +25,12 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
+        """A model with weights as `reset_parameters` draws them.
+
+        Raises:
+            InputError: this machine cannot hold them.
+        """
+        check_weights_fit(Transformer, config)
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab, config.width)
@@ -47,6 +54,8 @@ class Transformer(nn.Module):
         config = self.config
         with torch.no_grad():
             for name, parameter in self.named_parameters():
+                if parameter.is_meta:
+                    continue  # there is nothing to draw
                 if parameter.ndim < 2:
                     parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 elif name == "position.weight" and config.init_std is None:
