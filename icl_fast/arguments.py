@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -59,10 +59,15 @@ def different_names(argument: str, values: str | Iterable[str]) -> list[str]:
     except (AttributeError, TypeError):
         raise InputError(f"{argument}: must be text, or a list of text, got {shown(values)}") from None
     if "" in names:
-        raise InputError(f"{argument}: {shown(values)} has an empty item; name something there, or leave it out")
-    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
-        raise InputError(f"{argument}: {twice} is asked for more than once; once is enough")
+        raise InputError(f"{argument}: '' is not understood, an empty item of {shown(values)}; name something there")
+    check_different(argument, names)
     return names
+
+
+def check_different(argument: str, names: Sequence[str]) -> None:
+    """Raises InputError if one of these is there twice."""
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise InputError(f"{argument}: {twice} asked for more than once; once is enough")
 
 
 def shown(value: Any) -> str:

@@ -75,7 +75,7 @@ def tiny_run(tiny_values: dict[str, dict[str, object]], tmp_path_factory: pytest
 
 @pytest.fixture(scope="session")
 def write_weight() -> Callable[..., None]:
-    """Puts a number where a snapshot has its first of a weight: `(run, step, name, value)`; what saving would refuse."""
+    """Puts another number first in a weight of a snapshot, also what saving refuses: `(run, step, name, value)`."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 

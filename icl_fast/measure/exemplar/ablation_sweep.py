@@ -79,7 +79,9 @@ class AblationPlan:
         }
 
 
-def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str = "all") -> AblationPlan:
+def plan_ablations(
+    shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str | Sequence[str] = "all"
+) -> AblationPlan:
     """What is removed and preserved.
 
     Args:
@@ -100,7 +102,7 @@ def measure_ablations(
     measured: MeasuredRun,
     *,
     modes: Sequence[str] = tuple(MODES),
-    heads: str = "all",
+    heads: str | Sequence[str] = "all",
     out: str | Path | None = None,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
