@@ -63,7 +63,7 @@ def site(name: str, layer: int) -> str:
 
 def check_site(name: str, config: HasLayers, argument: str) -> None:
     """Raise InputError unless `name` is a site of such a model."""
-    layer, _, local = name.partition(".") if isinstance(name, str) else ("", "", "")
+    layer, _, local = str(name).partition(".")
     known = name in OUTER_SITES or (
         local in LAYER_SITES and layer.isdecimal() and int(layer) < config.layers and layer == str(int(layer))
     )
@@ -141,6 +141,8 @@ class Intervention:
 
         It is given the whole tensor at the site, and those at the earlier sites of `reads`.
         """
+        if not callable(function):
+            raise InputError(f"intervention at {site!r}: function must be one, got {shown(function)}")
         return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, tuple(reads))
 
     @property
@@ -196,10 +198,12 @@ class Intervention:
             chosen = chosen.view([-1 if i == axis else 1 for i in range(value.ndim)])
             where = chosen if where is None else where & chosen
         if self.mask is not None:
+            wanted = f"mask must be bool with the site's leading dimensions {list(value.shape)}"
+            if not isinstance(self.mask, Tensor):
+                raise InputError(f"intervention at {self.site!r}: {wanted}, got {shown(self.mask)}")
             if self.mask.dtype != torch.bool or self.mask.shape != value.shape[: self.mask.ndim]:
                 raise InputError(
-                    f"intervention at {self.site!r}: mask must be bool with the site's leading dimensions "
-                    f"{list(value.shape)}, got {self.mask.dtype} {list(self.mask.shape)}"
+                    f"intervention at {self.site!r}: {wanted}, got {self.mask.dtype} {list(self.mask.shape)}"
                 )
             mask = self.mask.view(*self.mask.shape, *[1] * (value.ndim - self.mask.ndim))
             where = mask if where is None else where & mask
@@ -262,10 +266,11 @@ def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[
     Raises:
         InputError: a site that the model does not have, or one that is read before it is computed.
     """
+    for argument, given, kind in (("record", record, str), ("interventions", interventions, Intervention)):
+        if not isinstance(given, (list, tuple, set)) or not all(isinstance(one, kind) for one in given):
+            raise InputError(f"{argument}: must be a list of {kind.__name__}, got {shown(given)}")
     for name in record:
         check_site(name, config, "record")
-    if isinstance(interventions, Intervention) or not all(isinstance(one, Intervention) for one in interventions):
-        raise InputError(f"interventions: must be a list of Intervention, got {shown(interventions)}")
     for intervention in interventions:
         check_site(intervention.site, config, "interventions")
         for name in intervention.reads:

@@ -75,9 +75,10 @@ def ablate(
     evaluation = EvaluationSet(tokens, targets, random_position, "given")
     own = str(model.dtype).removeprefix("torch.")
     chosen = AblationOptions.of(options, keywords)
-    chosen = replace(
-        chosen, positions="all" if chosen.positions is None else chosen.positions, dtype=chosen.dtype or own
-    )
+    if chosen.positions is None:
+        chosen = replace(chosen, positions="all")
+    if chosen.dtype is None:
+        chosen = replace(chosen, dtype=own)
     changed = why_not_plain(model)
     plan = make_plan(model.config, evaluation, chosen, device=model.device.type, whole_logits=changed is not None)
     if plan.dtype != own:

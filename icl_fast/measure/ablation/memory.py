@@ -24,7 +24,7 @@ def parse_memory(text: str | int) -> int:
     Raises:
         InputError: not of that form, or not positive.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", str(text).strip().lower())
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"memory: {text!r} is not an amount of memory such as 2GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -72,7 +72,7 @@ def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1
     if text == "paper":
         return Positions(tuple(sorted({*early, *late})), True, early, late)
     items = text.split(",")
-    if not all(item.strip().isdecimal() for item in items):
+    if not items or not all(item.strip().isdecimal() and len(item) < 19 for item in items):
         raise InputError(f"positions: {text!r} is neither all, paper nor a list of positions such as 50,500")
     listed = tuple(int(item) for item in items)
     if outside := [p for p in listed if not 1 <= p <= context]:

@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from icl_fast.arguments import shown
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Transformer
@@ -56,13 +58,12 @@ def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
         InputError: scores of another shape.
     """
     config = model.config
-    previous_token = torch.as_tensor(previous_token, device="cpu")
-    if previous_token.shape != (config.layers, config.heads):
+    if np.shape(previous_token) != (config.layers, config.heads):
         raise InputError(
-            f"previous_token must be [layers,heads], {[config.layers, config.heads]}, got {list(previous_token.shape)}"
+            f"previous_token must be [layers,heads], {[config.layers, config.heads]}, got {shown(previous_token)}"
         )
     embed = model.embed.weight
-    weights = previous_token.to(embed.device, torch.float64)
+    weights = torch.as_tensor(previous_token, dtype=torch.float64, device=embed.device)
     seen = _product(embed, embed)  # [C,C]; its centring is in W_Q and W_V
     written = torch.zeros_like(seen)
     traces = torch.full_like(weights, torch.nan)
