@@ -19,6 +19,7 @@ from icl_fast.measure.ablation.plan import SweepPlan, make_plan
 from icl_fast.measure.ablation.sums import LossSums, part_sums
 from icl_fast.measure.store import Workspace
 from icl_fast.models import TransformerConfig
+from icl_fast.models.plain import why_not_plain
 from icl_fast.runs import Series, open_series, resolve_device
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ def plan_sweep(
     chosen, on = AblationOptions.of(options, keywords), resolve_device(device)
     series = open_series(ckpt, snapshots)
     evaluation = series.evaluation_set(examples)
-    config = series.load(series.steps[0]).model.config
-    return PlannedSweep(series, config, evaluation, make_plan(config, evaluation, chosen, device=on.type))
+    model = series.load(series.steps[0]).model
+    changed = why_not_plain(model) is not None
+    plan = make_plan(model.config, evaluation, chosen, device=on.type, whole_logits=changed)
+    return PlannedSweep(series, model.config, evaluation, plan)
 
 
 def sweep(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from icl_fast.arguments import different_names
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import MODES, UNABLATED, Ablation, AblationMode, parse_ablations
 from icl_fast.measure.ablation.dataset import ablation_coords
@@ -79,7 +80,9 @@ class AblationPlan:
         }
 
 
-def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str = "all") -> AblationPlan:
+def plan_ablations(
+    shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str | Sequence[str] = "all"
+) -> AblationPlan:
     """What is removed and preserved.
 
     Args:
@@ -90,18 +93,17 @@ def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES),
     Raises:
         InputError: no mode, one not understood or given twice, a head that the models do not have.
     """
-    if not modes or len(set(modes)) < len(modes):
-        raise InputError(f"modes {list(modes)}: must be different ones, and one or more")
-    return AblationPlan(
-        shape, {name: AblationMode.parse(name) for name in modes}, [_WHOLE, *parse_ablations(heads, shape)]
-    )
+    named = {name: AblationMode.parse(name) for name in different_names("modes", modes)}
+    if not named:
+        raise InputError("modes: name one or more")
+    return AblationPlan(shape, named, [_WHOLE, *parse_ablations(heads, shape)])
 
 
 def measure_ablations(
     measured: MeasuredRun,
     *,
     modes: Sequence[str] = tuple(MODES),
-    heads: str = "all",
+    heads: str | Sequence[str] = "all",
     out: str | Path | None = None,
     repair: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,

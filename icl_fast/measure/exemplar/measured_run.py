@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from icl_fast.arguments import different_names, whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import METRICS
@@ -99,12 +100,12 @@ def open_measured(
     Raises:
         InputError: no run on exemplars there, no such snapshot or evaluator, exemplars that cannot be had.
     """
-    if sequences < 1:
-        raise InputError(f"sequences: must be 1 or more, got {sequences}")
+    whole_number("sequences", sequences, 1)
+    chosen = different_names("evaluators", evaluators)
     series, where = open_series(ckpt, snapshots), resolve_device(device)
     population = series.population
     exemplars = series.exemplars(on_exemplars)
-    sets = population.evaluators(exemplars, list(evaluators), sequences, where)
+    sets = population.evaluators(exemplars, chosen, sequences, where)
     return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
 
 
@@ -138,6 +139,7 @@ def measure_strategies(
         DamagedResults: `out` is not as it was written.
         InputError: an unknown clamp or part, a graft that is not understood, a disk that is full.
     """
+    clamps = different_names("clamps", clamps)
     forced = {AS_TRAINED: measured.clamps}
     forced |= {name: _with_clamp(measured, name) for name in clamps}
     transplant, donor = (None, "") if graft is None else _transplant(measured, graft)
@@ -217,7 +219,9 @@ def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
         raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
     population = measured.series.population
     configs = [member.config.interventions for member in population.all]
-    with_clamp = [config.model_copy(update={"clamps": [*config.clamps, name]}) for config in configs]
+    with_clamp = [
+        config.model_copy(update={"clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs
+    ]
     return stack_clamps([config.make(population.config.model) for config in with_clamp]).to(measured.device)
 
 
@@ -230,4 +234,5 @@ def _transplant(measured: MeasuredRun, graft: str) -> tuple[Transplant, str]:
     steps = whole.chosen(step).steps
     if len(steps) != 1:
         raise InputError(f"graft {graft!r}: name one step, or last")
-    return Transplant(measured.snapshot(steps[0]).model, tuple(parts.split("+"))), whole.weights_hash(steps[0])
+    names = different_names(f"graft {graft!r}", parts.split("+"))
+    return Transplant(measured.snapshot(steps[0]).model, tuple(names)), whole.weights_hash(steps[0])

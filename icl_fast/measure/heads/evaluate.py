@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.heads.circuits import (
     composition_scores,
@@ -79,8 +80,7 @@ def evaluate(
         InputError: an argument not understood, a snapshot damaged or not finite (with `skip_damaged`: all of them), a
             model too small for the scores, the disk full. What was done so far is kept.
     """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed: must be from 0 to 2^63 - 1, got {seed}")
+    seed = whole_number("seed", seed, 0, MOST_SEED)
     on = resolve_device(device)
     series = open_series(ckpt, snapshots)
     left_out = series.missing()
