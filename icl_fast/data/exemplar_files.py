@@ -57,6 +57,8 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     arrays = _arrays(path)
     name = _name(path, arrays, "features", (2, 3, 4) if "labels" in arrays else (3, 4))
     features = _floats(path, name, arrays[name])
+    if 0 in features.shape:
+        raise InputError(f"{path}: {name} {list(features.shape)} is empty")
     names: tuple[str, ...] = ()
     if "labels" in arrays:
         features, names = _by_label(path, features, arrays["labels"], exemplars)
@@ -67,7 +69,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     image: tuple[int, int] | None = None
     if features.ndim == 4:
         image = (features.shape[2], features.shape[3])
-        features = features.reshape(*features.shape[:2], -1)
+        features = features.reshape(*features.shape[:2], image[0] * image[1])
     elif "image" in arrays:
         if arrays["image"].shape != (2,) or arrays["image"].dtype.kind not in "iu":
             raise InputError(f"{path}: image must be two integers, height and width")
@@ -151,6 +153,8 @@ def _arrays(path: Path) -> Arrays:
             for member in members:
                 with archive.open(member) as file:
                     arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+                    if file.read(1):  # and at its end its checksum is compared
+                        raise ValueError(f"{member.filename} is longer than its header says")
             return arrays
     except InputError:
         raise
