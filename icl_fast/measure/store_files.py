@@ -232,11 +232,10 @@ def _array_bytes(array: Mapping[str, Any]) -> int:
     shape, chunks = array["shape"], array["chunks"]
     if not all(isinstance(sizes, list) and all(type(size) is int for size in sizes) for sizes in (shape, chunks)):
         raise ValueError("shape or chunks are not whole numbers")
-    if len(shape) != len(chunks) or any(
-        not 0 <= min(size, 1) <= chunk for size, chunk in zip(shape, chunks, strict=True)
-    ):
+    pairs = list(zip(shape, chunks, strict=False))
+    if len(shape) != len(chunks) or not all(0 <= min(size, 1) <= chunk for size, chunk in pairs):
         raise ValueError(f"shape {shape} in chunks {chunks}")
-    count = math.prod(-(-size // max(chunk, 1)) for size, chunk in zip(shape, chunks, strict=True))
+    count = math.prod(-(-size // max(chunk, 1)) for size, chunk in pairs)
     if count > _MOST_CHUNKS:
         raise ValueError(f"{count} chunks")
     dtype, filters, compressor = array["dtype"], array["filters"] or [], array["compressor"]
