@@ -166,8 +166,8 @@ def sweep(folder: str | Path, name: str | None = None) -> None:
     with suppress(OSError):  # a folder that cannot be read or written is for the command to find
         # what was replaced comes before what replaces it
         for leftover in sorted(folder.iterdir()):
-            match = _dead(leftover)
-            if match is None or name not in (None, match["name"]):
+            match = _LEFTOVER.fullmatch(leftover.name)
+            if match is None or name not in (None, match["name"]) or _alive(leftover, match):
                 continue
             if match["kind"] == "old" and not (target := folder / match["name"]).exists():
                 # its process died between two renames, when the new one was whole
@@ -176,9 +176,10 @@ def sweep(folder: str | Path, name: str | None = None) -> None:
             _remove(leftover)
 
 
-def is_leftover(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
     """Whether a killed process left it half-written: what `sweep` removes or puts back."""
-    return _dead(path) is not None
+    match = _LEFTOVER.fullmatch(path.name)
+    return match is not None and not _alive(path, match)
 
 
 @contextmanager
@@ -254,12 +255,6 @@ def _began(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
-
-
-def _dead(path: Path) -> re.Match[str] | None:
-    """The parts of the name of something half-written whose process is gone."""
-    match = _LEFTOVER.fullmatch(path.name)
-    return None if match is None or _alive(path, match) else match
 
 
 def _alive(leftover: Path, match: re.Match[str]) -> bool:
