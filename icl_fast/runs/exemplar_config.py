@@ -119,6 +119,11 @@ class ExemplarRunConfig(Config):
         1, description="how many, with seeds one after the other; or a list of what they differ in"
     )
 
+    @property
+    def member_count(self) -> int:
+        """P, how many members there are."""
+        return self.members if isinstance(self.members, int) else len(self.members)
+
     @model_validator(mode="after")
     def _has_members(self) -> ExemplarRunConfig:
         if isinstance(self.members, int):

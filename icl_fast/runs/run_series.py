@@ -15,7 +15,7 @@ from icl_fast.errors import InputError
 from icl_fast.files import sha256
 from icl_fast.models import Snapshot, load_snapshot
 from icl_fast.runs.population import Population
-from icl_fast.runs.run import Run
+from icl_fast.runs.run import TOKENIZER, Run
 from icl_fast.runs.series import Series
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RunSeries(Series):
         if self.run.manifest().get(str(path.relative_to(self.path)), digest := sha256(path)) != digest:
             return "damaged: its SHA-256 is not the one in manifest.json"
         try:
-            load_snapshot(path)
+            self.run.check_own(load_snapshot(path), step)
         except InputError as error:
             reason = str(error).removeprefix(f"snapshot {path}: ").partition(";")[0]
             return f"weights not finite: {reason}" if "holds NaN or infinity" in reason else reason
@@ -79,7 +79,7 @@ class RunSeries(Series):
 
     def evaluation_set(self, examples: int | None = None) -> EvaluationSet:
         text = load_text(self.run.text_config.data)
-        if text.tokenizer.to_str() != self.run.tokenizer_path.read_text(encoding="utf-8"):
+        if text.tokenizer.to_str() != self.run.tokenizer_json():
             raise InputError(f"ckpt: the corpus {self.corpus} on this machine is not the one of {self.path}")
         whole = text.evaluation()
         count = len(whole.inputs)
@@ -89,7 +89,7 @@ class RunSeries(Series):
         return EvaluationSet(whole.inputs[chosen], whole.targets[chosen], whole.random_position[chosen], whole.digest)
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.run.intact(TOKENIZER))
 
     @property
     def corpus(self) -> str:
