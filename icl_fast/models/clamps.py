@@ -297,7 +297,8 @@ def copied_logits(scores: Tensor, labels: Tensor, head: Tensor, outputs: int) ->
     chosen = head.clamp_min(0)[:, None, None].expand(-1, 1, at_labels.shape[-1])
     attention = at_labels.gather(1, chosen)  # [N,1,n]
     same = labels[:, :, None] == labels[:, None, :]
-    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1)
+    # a label that the head cannot attend to, by scores of -inf, is as if it were not there
+    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1).clamp_min(NO_LABEL)
     # a repeated label is written once, by its first position; the others write where nothing is read
     where = labels.masked_fill(same.tril(-1).any(-1), outputs)
     blank = scores.new_full((len(labels), outputs + 1), NO_LABEL)
