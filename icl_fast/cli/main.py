@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from importlib import import_module
 from typing import IO, Any, NamedTuple
 
@@ -10,7 +9,7 @@ import click
 
 from icl_fast import __version__
 from icl_fast.errors import InputError
-from icl_fast.files import disk_error
+from icl_fast.files import EXHAUSTED, disk_error
 
 
 class _Command(NamedTuple):
@@ -81,7 +80,7 @@ class LazyGroup(click.Group):
         except InputError as error:
             raise Failure(str(error)) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in EXHAUSTED:
                 raise
             raise Failure(str(disk_error(error.filename or "a file", error))) from error
         except KeyboardInterrupt as error:
