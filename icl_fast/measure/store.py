@@ -7,9 +7,9 @@ result is a zarr store that says the same in its attributes.
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write
+from icl_fast.files import atomic_write, locked, remove, sweep
 
 Arrays = dict[str, np.ndarray]
+
+_PLAN, _LOCK = "plan.json", ".lock"  # among the parts
 
 
 class OtherResults(InputError):
@@ -43,6 +45,8 @@ def open_results(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     if not path.is_dir():
+        sweep(path.parent)  # a killed process may have left it under another name
+    if not path.is_dir():
         raise InputError(f"results {path}: do not exist")
     try:
         with xr.open_zarr(path) as store:
@@ -58,24 +62,47 @@ def save_results(dataset: xr.Dataset, path: Path) -> None:
     Raises:
         InputError: the disk is full, or the folder is not writable.
     """
+    files: dict[str, Any] = {}
+    # zarr's own threads write on after an error, into a folder that is being removed; so they write into memory
+    dataset.to_zarr(files, mode="w", zarr_format=2, consolidated=True)
     with atomic_write(path) as temporary:
-        dataset.to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        for name, content in files.items():
+            file = temporary / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else content.to_bytes())
 
 
-def check_replaceable(out: Path, mark: str, *, what: str, beside: str) -> None:
-    """Whether a study may write its store at `out`: nothing is there, or an earlier one, which has the variable `mark`.
+@contextmanager
+def replacing(out: Path, mark: str, *, what: str, beside: str) -> Iterator[None]:
+    """Keep a study's store, and what is written beside it, from other processes while it is made.
 
     Args:
+        out: where nothing is, or an earlier store, which has the variable `mark`.
         what: what messages call the store, after "holds something else".
         beside: what messages say is written beside it.
 
     Raises:
-        InputError: it may not; the message says why.
+        InputError: something else is there, or another process is writing it.
     """
     if out.suffix != ".zarr":
         raise InputError(f"out: {out} must be NAME.zarr; {beside} are written beside it")
-    if out.exists() and not (out.is_dir() and mark in open_results(out)):
-        raise InputError(f"out: {out} holds something else{what}; choose another --out or remove it")
+    with locked(out.with_name(f".lock-{out.name}"), f"out: {out}"):
+        sweep(out.parent)
+        if out.exists() and not (out.is_dir() and mark in open_results(out)):
+            raise InputError(f"out: {out} holds something else{what}; choose another --out or remove it")
+        yield
+
+
+def discard_results(out: Path) -> None:
+    """Remove a result and its parts, to measure it again.
+
+    Raises:
+        InputError: another process is writing it.
+    """
+    partial = _partial(out)
+    with locked(partial / _LOCK, f"out: {out}"):
+        remove(out)
+        remove(partial)
 
 
 class Workspace:
@@ -90,36 +117,42 @@ class Workspace:
     def __init__(self, out: Path, identity: Mapping[str, Any], kind: str) -> None:
         self.out, self.kind = out, kind
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
-        self.partial = out.with_name(out.name + ".partial")
+        self.partial = _partial(out)
 
     def finished(self) -> bool:
-        """Whether the result is complete.
+        """Whether the result is complete; what a killed process left beside it is then swept.
 
         Raises:
             OtherResults: there is one with another identity, or with none.
             InputError: there is something else at its path.
         """
+        sweep(self.out.parent)
         if not self.out.exists():
             return False
         found = json.loads(open_results(self.out).attrs.get(self.kind, "{}"))
         if not found:
             raise OtherResults(self.out, f"results of another kind, or of a version that did not note its {self.kind}")
         self._check_same(found, self.out)
+        if self.partial.is_dir():
+            # its process was killed before it removed them, or is about to
+            with suppress(InputError), locked(self.partial / _LOCK, ""):
+                if self._check_plan():
+                    remove(self.partial)
         return True
 
-    def begin(self) -> None:
-        """Continue with the parts of the same identity, or start.
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        """Continue with the parts of the same identity, or start; nobody else does meanwhile.
 
         Raises:
             OtherResults: the parts have another identity.
-            InputError: nothing can be written here.
+            InputError: another process is at it, or nothing can be written here.
         """
-        path = self.partial / "plan.json"
-        if path.is_file():
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), self.partial)
-            return
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.identity), encoding="utf-8")
+        with locked(self.partial / _LOCK, f"out: {self.out}"):
+            if not self._check_plan():
+                with atomic_write(self.partial / _PLAN) as temporary:
+                    temporary.write_text(json.dumps(self.identity), encoding="utf-8")
+            yield
 
     def has(self, step: int, part: int | None = None) -> bool:
         """Whether a part, or the whole of a step, is on disk; a part may be contained in its step's file."""
@@ -154,7 +187,7 @@ class Workspace:
             InputError: the disk is full.
         """
         save_results(dataset.assign_attrs({self.kind: json.dumps(self.identity)}), self.out)
-        shutil.rmtree(self.partial)
+        remove(self.partial)
 
     def _readable(self, step: int, part: int | None = None) -> bool:
         try:
@@ -166,6 +199,17 @@ class Workspace:
     def _path(self, step: int, part: int | None) -> Path:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
 
+    def _check_plan(self) -> bool:
+        """Whether parts were begun, and then of this identity."""
+        path = self.partial / _PLAN
+        if path.is_file():
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), self.partial)
+        return path.is_file()
+
     def _check_same(self, found: dict[str, Any], where: Path) -> None:
         if differing := sorted(k for k in self.identity.keys() | found.keys() if self.identity.get(k) != found.get(k)):
             raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from icl_fast.files import locked
 from icl_fast.report.draw.static import write_static
 from icl_fast.report.page.write import write_page
 from icl_fast.report.panels.exemplars import exemplar_panels
@@ -28,11 +29,12 @@ def write_report(
         The page's path.
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the folder cannot be written, another process is writing it, or the disk is full.
     """
     table, family = (table_panels(study), family_panels(study)) if study.models else ({}, [])
     exemplars = exemplar_panels(study)
-    if static:
-        groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
-        write_static(study, table, groups, Path(out) / "figures", on_figure)
-    return write_page(study, table, ROWS, family, Path(out) / "index.html", exemplars=exemplars)
+    with locked(Path(out) / ".lock-report", f"out: {out}"):
+        if static:
+            groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
+            write_static(study, table, groups, Path(out) / "figures", on_figure)
+        return write_page(study, table, ROWS, family, Path(out) / "index.html", exemplars=exemplars)

@@ -89,8 +89,8 @@ def _wiring(measured: MeasuredRun, out: Path) -> xr.Dataset:
     def measure() -> Path:
         work = Workspace(out, identity, "measurement")
         if not work.finished():
-            work.begin()
-            work.finish(measure_wiring(one))
+            with work.begin():
+                work.finish(measure_wiring(one))
         return out
 
     return kept(measure, out)
