@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from icl_fast.errors import InputError
 
@@ -50,9 +53,70 @@ def regular_file(path: str | Path, argument: str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"{argument}: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-        raise InputError(f"{argument}: {path} is a {kinds.get(stat.S_IFMT(mode), 'device')}; give a file")
+        raise InputError(f"{argument}: {path} is a {_kind(mode)}; give a file")
     return path
+
+
+def read_json(path: str | Path, argument: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        argument: see `regular_file`.
+
+    Raises:
+        InputError: as `regular_file` and `parse_json`.
+    """
+    return parse_json(regular_file(path, argument).read_bytes(), f"{argument}: {path}")
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Plain data from JSON in UTF-8, with NaN and infinities as Python writes them.
+
+    Args:
+        source: what messages call it, such as the file and the line.
+
+    Raises:
+        InputError: not JSON; a key twice, nested too deeply, a number of thousands of digits.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise InputError(f"{source}: is not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{source}: is not JSON that can be read ({str(error).partition(';')[0]})") from None
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Plain data as JSON, which has no NaN and no infinity: they become null. What else it lacks is written as text."""
+    return json.dumps(_without_nan(value), indent=indent, default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_place(path: str | Path, *, folder: bool = False) -> None:
+    """Refuse a place where nothing can be written, before the work whose result would go there.
+
+    Args:
+        folder: a folder is to be written, or files in it; else a file.
+
+    Raises:
+        InputError: something else is there, or above it; or it may not be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise InputError(f"{path} is a {_kind(path.stat().st_mode)}; give a {'folder' if folder else 'file'}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{path} is below {above}, which is a {_kind(above.stat().st_mode)}; choose another place")
+    written = path if path.is_dir() else above
+    if not os.access(written, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written, {written} does not allow it; choose another place")
 
 
 @contextmanager
@@ -109,21 +173,25 @@ def sweep(folder: str | Path) -> None:
     folder = Path(folder)
     with suppress(OSError):  # a folder that cannot be read or written is for the command to find
         # what was replaced comes before what replaces it
-        for name in sorted(filter(is_leftover, os.listdir(folder))):
-            match = _LEFTOVER.fullmatch(name)
-            leftover = folder / name
-            if match is None or _alive(leftover, match):
+        for leftover in sorted(map(folder.joinpath, filter(is_temporary, os.listdir(folder)))):
+            match = _dead(leftover)
+            if match is None:
                 continue
             if match["kind"] == "old" and not (target := folder / match["name"]).exists():
                 # its process died between two renames, when the new one was whole
-                new = folder / name.replace(_REPLACED_PREFIX, TEMPORARY_PREFIX, 1)
+                new = folder / leftover.name.replace(_REPLACED_PREFIX, TEMPORARY_PREFIX, 1)
                 os.rename(new if new.exists() else leftover, target)
             _remove(leftover)
 
 
-def is_leftover(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     """Whether a file's name is one that `atomic_write` gives to what is not whole yet."""
     return _LEFTOVER.fullmatch(name) is not None
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process left it half-written: what `sweep` removes or puts back."""
+    return _dead(path) is not None
 
 
 @contextmanager
@@ -194,6 +262,20 @@ def _beside(path: Path, prefix: str) -> Path:
     return path.parent / f"{prefix}{_owner()}-{uuid.uuid4().hex[:8]}-{path.name}"
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} is there twice")
+        values[name] = value
+    return values
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
 def _owner() -> str:
     return f"{_host()}.{os.getpid()}.{_began(os.getpid())}"
 
@@ -209,6 +291,12 @@ def _began(pid: int) -> int:
         return 0 if state == "Z" else int(fields[18])  # a zombie is dead, though nobody has asked after it
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _dead(path: Path) -> re.Match[str] | None:
+    """The parts of the name of something half-written whose process is gone."""
+    match = _LEFTOVER.fullmatch(path.name)
+    return None if match is None or _alive(path, match) else match
 
 
 def _alive(leftover: Path, match: re.Match[str]) -> bool:

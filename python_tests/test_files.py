@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from icl_fast import files
 from icl_fast.errors import InputError
-from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, locked, regular_file, sha256, sweep
+from icl_fast.files import TEMPORARY_PREFIX, atomic_write, disk_error, locked, regular_file, sha256, sweep, to_json
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
@@ -473,3 +474,21 @@ def test_regular_files_only(tmp_path: Path) -> None:
             regular_file(tmp_path / name, "text")
     with pytest.raises(InputError, match="text: /dev/zero is a device"):
         regular_file("/dev/zero", "text")
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.recursive(st.floats() | st.text() | st.none(), lambda of: st.lists(of) | st.dictionaries(st.text(), of)))
+def test_json_has_neither_nan_nor_infinity(value: object) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    def finite(one: object) -> object:
+        if isinstance(one, dict):
+            return {name: finite(inner) for name, inner in one.items()}
+        if isinstance(one, list):
+            return [finite(inner) for inner in one]
+        return None if isinstance(one, float) and one - one != 0 else one
+
+    assert json.loads(to_json(value), parse_constant=refuse) == finite(value)

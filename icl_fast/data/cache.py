@@ -25,10 +25,17 @@ _MANIFEST = "manifest.json"
 
 
 def cache_folder() -> Path:
-    """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`."""
-    if folder := os.environ.get("ICL_FAST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+    """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`.
+
+    Raises:
+        InputError: nobody knows where this user's home folder is.
+    """
+    try:
+        if folder := os.environ.get("ICL_FAST_CACHE"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+    except RuntimeError:
+        raise InputError("cache: this user has no home folder to keep it in; set ICL_FAST_CACHE to a folder") from None
 
 
 def cached(entry: Path, build: Callable[[Path], None]) -> Path:

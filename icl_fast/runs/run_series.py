@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from icl_fast.arguments import whole_number
 from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
@@ -82,7 +83,7 @@ class RunSeries(Series):
             raise InputError(f"ckpt: the corpus {self.corpus} on this machine is not the one of {self.path}")
         whole = text.evaluation()
         count = len(whole.inputs)
-        if examples is not None and not 1 <= examples <= count:
+        if examples is not None and not 1 <= whole_number("examples", examples) <= count:
             raise InputError(f"examples: must be from 1 to {count}, what the evaluation set holds; got {examples}")
         chosen = slice(0, count if examples is None else examples)
         return EvaluationSet(whole.inputs[chosen], whole.targets[chosen], whole.random_position[chosen], whole.digest)

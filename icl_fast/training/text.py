@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from icl_fast.data import load_text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
-from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.models import Transformer, parse_transformer_config
 from icl_fast.ops import linear_cross_entropy
 from icl_fast.runs import Run, TextRunConfig, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.training.schedules import learning_rate, weight_decay
+from icl_fast.training.sizes import check_text_run_fits
 
 # the running loss by position forgets with this factor a step: about the last 100 steps count
 _MEMORY = 0.99
@@ -49,16 +50,18 @@ class TextTrainer:
         """Set up what `config` says; `on_progress` is called after every step.
 
         Raises:
-            InputError: a corpus that cannot be read or is too small, no such device.
+            InputError: a corpus that cannot be read or is too small, no such device, more than this machine can hold.
         """
         self.config, self.on_progress = config.training, on_progress
         self.device = resolve_device(config.training.device)
+        sizes = {"vocab": config.data.vocab, "context": config.data.context}
+        shape = parse_transformer_config(config.model.model_dump() | sizes, source="data")
+        check_text_run_fits(config, shape, self.device)
         self.text = load_text(config.data)
         self.text.check_budget(config.training.steps, config.training.batch)
         self.tokenizer_json: str | None = self.text.tokenizer.to_str()
         self.context = config.data.context
         torch.manual_seed(config.training.seed)
-        shape = TransformerConfig(**config.model.model_dump(), vocab=self.text.vocab, context=self.context)
         self.model = model = Transformer(shape).to(self.device)
         self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
         self.progress: TrainingProgress | None = None

@@ -105,10 +105,10 @@ def test_phase_diagrams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("phase-change --dims 4,x", "dims: '4,x' must be numbers"),
-        ("phase-change --clamp abc", "clamps: one or more sets are needed, and each must leave a vector"),
-        ("phase-change --clamp z", "clamped: there is no vector z"),
-        ("phase-change --steps 0", "steps, every: must be 1 or more"),
+        ("phase-change --dims 4,x", "--dims: '4,x' must be whole numbers"),
+        ("phase-change --clamp abc", "--clamp: abc must leave a vector to learn"),
+        ("phase-change --clamp z", "--clamp: there is no vector z; there are a, b, c"),
+        ("phase-change --steps 0", "--steps: must be 1 or more"),
         ("phase-change --device tpu", "device tpu"),
         ("coopetition --dims 4,5,6", "dims: four are needed"),
         ("coopetition --mu -1 --steps 10", "mu: must be 0 or more"),

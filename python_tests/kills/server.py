@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import Any
 
 _CHANGING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
+_FREEING = {"os.remove", "os.rmdir", "os.truncate"}  # what a full disk still allows
 
 
 def _preload() -> None:
@@ -69,7 +70,7 @@ def _child(task: dict[str, Any], counter: mmap.mmap, output: list[Any]) -> None:
     for descriptor, file in enumerate(output, start=1):
         os.dup2(file.fileno(), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
     os.chdir(task["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     watched, at = task["folder"] + os.sep, task.get("at")
@@ -92,7 +93,7 @@ def _child(task: dict[str, Any], counter: mmap.mmap, output: list[Any]) -> None:
                 with lock:
                     count = int.from_bytes(counter[:8], "little")
                     counter[:8] = (count + 1).to_bytes(8, "little")
-                if at is not None and (count == at or (stays and count > at and event not in ("os.remove", "os.rmdir"))):
+                if at is not None and (count == at or (stays and count > at and event not in _FREEING)):
                     fault()
         finally:
             inside.now = False
@@ -110,7 +111,7 @@ def serve() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         counter = mmap.mmap(-1, 8)
-        output = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
+        output = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (the child has it too)
         started = time.monotonic()
         child = os.fork()
         if child == 0:
