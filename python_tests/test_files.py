@@ -397,10 +397,13 @@ def test_sweep_leaves_the_living_and_the_strange(tmp_path: Path) -> None:
     ]
     for name in kept + dead:
         (tmp_path / name).write_bytes(b"half")
-    os.utime(tmp_path / dead[-1], (0, 0))
-    sweep(tmp_path, "y")
-    assert set(everything_in(tmp_path)) == {*kept, *dead}
-    sweep(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as zombie:
+        dead.append(f".tmp-{host}.{zombie.pid}.{files._began(zombie.pid)}-00000000-killed, but not waited for")
+        (tmp_path / dead[-1]).write_bytes(b"half")
+        zombie.kill()
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        os.utime(tmp_path / dead[-2], (0, 0))
+        sweep(tmp_path)
     assert set(everything_in(tmp_path)) == set(kept)
     sweep(tmp_path / "no folder")
 
@@ -448,7 +451,7 @@ def test_waiting_for_a_lock_never_lets_two_in(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
-        pytest.raises(InputError, match=r"out: x: .*file: cannot be written"),
+        pytest.raises(InputError, match="out: x: cannot be written"),
         locked(tmp_path / "file" / "l", "out: x"),
     ):
         pass

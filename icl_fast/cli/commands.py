@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.errors import InputError
-from icl_fast.files import disk_error
+from icl_fast.files import EXHAUSTED, disk_error
 from icl_fast.memory import out_of_memory
 
 _LONGEST_WORD = 500  # characters of a path or a number in a message
@@ -80,7 +79,7 @@ def _foreseen(error: Exception) -> str | None:
         return None  # whoever read the output has gone: click and rich end quietly
     if isinstance(error, OSError):
         where = error.filename if error.filename is not None else "a file or the output"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in EXHAUSTED:
             return str(disk_error(where, error))
         return f"{where}: {error.strerror or error}; see that the path is right and may be read and written"
     if isinstance(error, RecursionError):

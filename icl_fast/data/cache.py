@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, locked, sha256, sweep
+from icl_fast.files import atomic_write, locked, sha256
 
 _MANIFEST = "manifest.json"
 
@@ -43,11 +44,14 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         InputError: the disk is full or the cache cannot be written; nothing of the entry is then left behind.
     """
+    lock, what = entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)"
     if _is_whole(entry):
+        if lock.exists():
+            with suppress(InputError), locked(lock, what):
+                pass  # a killed builder's goes; a living one's stays
         return entry
-    with locked(entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)", wait=True):
+    with locked(lock, what, wait=True):
         if not _is_whole(entry):
-            sweep(entry.parent, entry.name)
             with atomic_write(entry) as temporary:
                 temporary.mkdir()
                 build(temporary)

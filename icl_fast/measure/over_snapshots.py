@@ -67,21 +67,21 @@ def measure_snapshots(
     work = Workspace(store, identity, "measurement", variables=variables, repair=repair)
     if work.finished():
         return store
-    work.begin()
     steps = series.steps
-    missing = [step for step in steps if not work.has(step)]
-    done = len(steps) - len(missing)
+    with work.begin():
+        missing = [step for step in steps if not work.has(step)]
+        done = len(steps) - len(missing)
 
-    def report(step: int) -> None:
-        if on_snapshot is not None:
-            on_snapshot(SnapshotProgress(done, len(steps), step))
+        def report(step: int) -> None:
+            if on_snapshot is not None:
+                on_snapshot(SnapshotProgress(done, len(steps), step))
 
-    report(steps[0])
-    for step, snapshot in zip(missing, series.at(missing), strict=True):
-        work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
-        done += 1
-        report(step)
-    parts = [work.read(step) for step in steps]
-    seen = [int(part.pop(_SEEN)) for part in parts]
-    work.finish(assemble(parts, list(steps), seen))
+        report(steps[0])
+        for step, snapshot in zip(missing, series.at(missing), strict=True):
+            work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
+            done += 1
+            report(step)
+        parts = [work.read(step) for step in steps]
+        seen = [int(part.pop(_SEEN)) for part in parts]
+        work.finish(assemble(parts, list(steps), seen))
     return store

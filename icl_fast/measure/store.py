@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, regular_file
+from icl_fast.files import atomic_write, locked, regular_file, remove, sweep
 from icl_fast.measure.store_files import (
     CHECKSUMS,
     DamagedResults,
@@ -35,6 +35,7 @@ Variables = Mapping[str, Sequence[str]]  # name -> dims
 _JSON = ("sweep", "measurement", "plan", "left_out", "sweeps")  # attributes
 _PART = "sha256 of this part"
 PARTIAL = ".partial"  # what the name of the folder of parts ends in
+_PLAN, _LOCK = "plan.json", ".lock"  # in it
 
 
 class OtherResults(InputError):
@@ -58,6 +59,8 @@ def open_results(path: str | Path) -> xr.Dataset:
         InputError: no such folder, or it may not be read.
     """
     path = Path(path)
+    if not path.is_dir():
+        sweep(path.parent)  # a killed process may have left it under another name
     if not path.is_dir():
         raise InputError(f"results {path}: {'is a file, not a store' if path.exists() else 'do not exist'}")
     check_files(path)
@@ -97,9 +100,36 @@ def save_results(dataset: xr.Dataset, path: Path) -> None:
     Raises:
         InputError: the disk is full, or the folder is not writable.
     """
+    files: dict[str, Any] = {}
+    # zarr's threads write on after an error, into a folder that is being removed; so they write into memory
+    dataset.assign_attrs(claim()).to_zarr(files, mode="w", zarr_format=2, consolidated=True)
     with atomic_write(path) as temporary:
-        dataset.assign_attrs(claim()).to_zarr(temporary, mode="w", zarr_format=2, consolidated=True)
+        for name, content in files.items():
+            file = temporary / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else content.to_bytes())
         add_checksums(temporary)
+
+
+def held(out: Path) -> AbstractContextManager[None]:
+    """Keeps other processes from a study's store, and from what is written beside it, while it is made.
+
+    Raises:
+        InputError: another process is writing it, or nothing can be written there.
+    """
+    return locked(out.with_name(f".lock-{out.name}"), f"out: {out}")
+
+
+def discard_results(out: Path) -> None:
+    """Remove a result and its parts, to measure it again.
+
+    Raises:
+        InputError: another process is writing it.
+    """
+    partial = _partial(out)
+    with locked(partial / _LOCK, f"out: {out}"):
+        remove(out)
+        remove(partial)
 
 
 def check_replaceable(out: Path, mark: str, *, what: str, beside: str, repair: bool = False) -> None:
@@ -115,6 +145,7 @@ def check_replaceable(out: Path, mark: str, *, what: str, beside: str, repair: b
     """
     if out.suffix != ".zarr":
         raise InputError(f"out: {out} must be NAME.zarr; {beside} are written beside it")
+    sweep(out.parent)
     if not out.exists():
         return
     try:
@@ -161,16 +192,17 @@ class Workspace:
     ) -> None:
         self.out, self.kind, self.variables, self.repair = out, kind, variables or {}, repair
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
-        self.partial = out.with_name(out.name + PARTIAL)
+        self.partial = _partial(out)
 
     def finished(self) -> bool:
-        """Whether the result is complete.
+        """Whether the result is complete; what a killed process left beside it is then swept.
 
         Raises:
             OtherResults: there is one with another identity, or with none.
             DamagedResults: there is one that is not as it was written, and `repair` is not asked for.
             InputError: there is something else at its path.
         """
+        sweep(self.out.parent)
         if not self.out.exists():
             return False
         try:
@@ -184,6 +216,11 @@ class Workspace:
         except DamagedResults as damage:
             check_repair(damage, self.repair, self.kind, list(self.variables))
             return False
+        if self.partial.is_dir():
+            # its process was killed before it removed them, or is about to
+            with suppress(InputError), locked(self.partial / _LOCK, ""):
+                if self._check_plan():
+                    remove(self.partial)
         return True
 
     @classmethod
@@ -194,28 +231,22 @@ class Workspace:
             InputError: the plan beside them is damaged.
         """
         out = partial.with_name(partial.name.removesuffix(PARTIAL))
-        work = cls(out, unsealed(partial / "plan.json", "out")[0], "measurement")
+        work = cls(out, unsealed(partial / _PLAN, "out")[0], "measurement")
         return {path: work._readable(path) for path in sorted(partial.glob("*.npz"))}
 
-    def begin(self) -> None:
-        """Continue with the parts of the same identity, or start.
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        """Continue with the parts of the same identity, or start; no other process does meanwhile.
 
         Raises:
             OtherResults: the parts have another identity.
-            InputError: nothing can be written here.
+            InputError: another process is at it, or nothing can be written here.
         """
-        path = self.partial / "plan.json"
-        if path.exists():
-            try:
-                found, _ = unsealed(path, "out")
-            except InputError as error:
-                if not self.repair:
-                    raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
-            else:
-                self._check_same(found, self.partial)
-                return
-        with atomic_write(path) as temporary:
-            temporary.write_text(sealed(self.identity), encoding="utf-8")
+        with locked(self.partial / _LOCK, f"out: {self.out}"):
+            if not self._check_plan():
+                with atomic_write(self.partial / _PLAN) as temporary:
+                    temporary.write_text(sealed(self.identity), encoding="utf-8")
+            yield
 
     def has(self, step: int, part: int | None = None) -> bool:
         """Whether a part, or the whole of a step, is on disk; a part may be contained in its step's file."""
@@ -250,7 +281,7 @@ class Workspace:
             InputError: the disk is full.
         """
         save_results(dataset.assign_attrs({self.kind: json.dumps(self.identity)}), self.out)
-        shutil.rmtree(self.partial)
+        remove(self.partial)
 
     def _load(self, path: Path) -> Arrays:
         with np.load(regular_file(path, "out"), allow_pickle=False) as file:
@@ -292,6 +323,24 @@ class Workspace:
     def _path(self, step: int, part: int | None = None) -> Path:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
 
+    def _check_plan(self) -> bool:
+        """Whether parts were begun, and then of this identity."""
+        path = self.partial / _PLAN
+        if not path.exists():
+            return False
+        try:
+            found, _ = unsealed(path, "out")
+        except InputError as error:
+            if not self.repair:
+                raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
+            return False
+        self._check_same(found, self.partial)
+        return True
+
     def _check_same(self, found: dict[str, Any], where: Path) -> None:
         if differing := sorted(k for k in self.identity.keys() | found.keys() if self.identity.get(k) != found.get(k)):
             raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + PARTIAL)

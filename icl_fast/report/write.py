@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from icl_fast.files import atomic_write, sha256, to_json
+from icl_fast.files import atomic_write, locked, sha256, to_json
 from icl_fast.report.draw.static import write_static
 from icl_fast.report.page.write import page_text
 from icl_fast.report.panels.exemplars import exemplar_panels
@@ -34,21 +34,22 @@ def write_report(
         The page's path.
 
     Raises:
-        InputError: as `page_text`, the folder cannot be written, or the disk is full.
+        InputError: as `page_text`, the folder cannot be written, another process is writing it, or the disk is full.
     """
     folder = Path(out)
     table, family = (table_panels(study), family_panels(study)) if study.models else ({}, [])
     exemplars = exemplar_panels(study)
     text = page_text(study, table, ROWS, family, exemplars=exemplars)
-    with suppress(OSError):
-        (folder / CHECKSUMS).unlink()  # of an earlier report, whose files are now replaced one by one
-    page, figures = folder / "index.html", []
-    if static:
-        groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
-        figures = write_static(study, table, groups, folder / "figures", on_figure)
-    with atomic_write(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in (page, *figures)}
-    with atomic_write(folder / CHECKSUMS) as temporary:
-        temporary.write_text(to_json(hashes, indent=1), encoding="utf-8")
-    return page
+    with locked(folder / ".lock-report", f"out: {out}"):
+        with suppress(OSError):
+            (folder / CHECKSUMS).unlink()  # of an earlier report, whose files are now replaced one by one
+        page, figures = folder / "index.html", []
+        if static:
+            groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
+            figures = write_static(study, table, groups, folder / "figures", on_figure)
+        with atomic_write(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in (page, *figures)}
+        with atomic_write(folder / CHECKSUMS) as temporary:
+            temporary.write_text(to_json(hashes, indent=1), encoding="utf-8")
+        return page

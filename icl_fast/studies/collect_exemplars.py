@@ -99,8 +99,8 @@ def _wiring(measured: MeasuredRun, out: Path, repair: bool) -> xr.Dataset:
     def measure() -> Path:
         work = Workspace(out, identity, "measurement", variables=WIRING_VARIABLES, repair=repair)
         if not work.finished():
-            work.begin()
-            work.finish(measure_wiring(one))
+            with work.begin():
+                work.finish(measure_wiring(one))
         return out
 
     return kept(measure, out)

@@ -14,7 +14,7 @@ from icl_fast.analysis import JointPCA, joint_pca
 from icl_fast.errors import InputError
 from icl_fast.measure import AblationOptions, OtherResults, open_results, save_results, sweep
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
-from icl_fast.measure.store import check_replaceable, json_attribute
+from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
 from icl_fast.runs.names import run_names
 
@@ -56,31 +56,32 @@ def pca_of_runs(
     out = Path(out)
     if components < 2:
         raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
-    check_replaceable(
-        out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
-    )
-    losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
-    for name, run in run_names(runs).items():
-        with show_sweep(name) as on_part:
-            try:
-                store = sweep(
-                    run,
-                    ablation,
-                    out=run / "results" / "losses.zarr",
-                    snapshots=snapshots,
-                    examples=examples,
-                    device=device,
-                    repair=repair,
-                    on_part=on_part,
-                )
-            except OtherResults as error:  # its advice is about an --out that means something else here
-                raise InputError(
-                    f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
-                ) from None
-        losses[name] = open_results(store)
-    found = joint_pca(losses, components=components)
-    save_results(_dataset(found, losses), out)
-    return found, save_figure(pca_figure(found), out)
+    with held(out):
+        check_replaceable(
+            out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
+        )
+        losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
+        for name, run in run_names(runs).items():
+            with show_sweep(name) as on_part:
+                try:
+                    store = sweep(
+                        run,
+                        ablation,
+                        out=run / "results" / "losses.zarr",
+                        snapshots=snapshots,
+                        examples=examples,
+                        device=device,
+                        repair=repair,
+                        on_part=on_part,
+                    )
+                except OtherResults as error:  # its advice is about an --out that means something else here
+                    raise InputError(
+                        f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
+                    ) from None
+            losses[name] = open_results(store)
+        found = joint_pca(losses, components=components)
+        save_results(_dataset(found, losses), out)
+        return found, save_figure(pca_figure(found), out)
 
 
 def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:

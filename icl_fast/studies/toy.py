@@ -12,7 +12,7 @@ import xarray as xr
 
 from icl_fast.errors import InputError
 from icl_fast.measure import save_results
-from icl_fast.measure.store import check_replaceable
+from icl_fast.measure.store import check_replaceable, held
 from icl_fast.memory import check_fits
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.draw.toy import coopetition_figure, diagram_figure, phase_change_figure, seeds_figure
@@ -78,21 +78,22 @@ def phase_change_study(
         InputError: what `simulate_clamps` and `plateaus` refuse, an `out` that holds something else, the disk full.
     """
     out, names = Path(out), vector_names(len(dims), "dims")
-    _check_stores(out, {"": "squared_cosine", "_plateau": "plateau", "_saddle": "predicted"}, repair)
-    check_steps("plateau_steps", plateau_steps, least=2)
-    runs = len(COUNTS) * len(SCALES) * plateau_seeds
-    check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds: {plateau_seeds}")
-    chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
-    with show("clamps") as on_done:
-        data = simulate_clamps(
-            dims, chosen, seeds, steps=steps, every=every, lr=lr, scale=scale, device=device, on_done=on_done
-        )
-    with show("plateaus") as on_done:
-        length = plateaus(
-            COUNTS, SCALES, range(plateau_seeds), steps=plateau_steps, lr=lr, device=device, on_done=on_done
-        )
-    found = {"": data, "_plateau": length, "_saddle": saddle(SADDLE_COUNTS, EPSILONS)}
-    return Written(found, _save(found, out), save_figure(phase_change_figure(*found.values()), out))
+    with held(out):
+        _check_stores(out, {"": "squared_cosine", "_plateau": "plateau", "_saddle": "predicted"}, repair)
+        check_steps("plateau_steps", plateau_steps, least=2)
+        runs = len(COUNTS) * len(SCALES) * plateau_seeds
+        check_fits(16 * 20 * len(COUNTS) * runs, f"plateau_seeds: {plateau_seeds}")
+        chosen = clamps if clamps is not None else [names[at:] for at in range(len(dims), 0, -1)]
+        with show("clamps") as on_done:
+            data = simulate_clamps(
+                dims, chosen, seeds, steps=steps, every=every, lr=lr, scale=scale, device=device, on_done=on_done
+            )
+        with show("plateaus") as on_done:
+            length = plateaus(
+                COUNTS, SCALES, range(plateau_seeds), steps=plateau_steps, lr=lr, device=device, on_done=on_done
+            )
+        found = {"": data, "_plateau": length, "_saddle": saddle(SADDLE_COUNTS, EPSILONS)}
+        return Written(found, _save(found, out), save_figure(phase_change_figure(*found.values()), out))
 
 
 def coopetition_study(
@@ -127,37 +128,40 @@ def coopetition_study(
     """
     out = Path(out)
     endings = ("", "_mu_alpha", "_ratio") if diagram_seeds else ("",)
-    _check_stores(out, dict.fromkeys(endings, "takeover"), repair)
-    check_seeds(len(MUS) * len(ALPHAS), diagram_seeds, "diagram_seeds")
+    with held(out):
+        _check_stores(out, dict.fromkeys(endings, "takeover"), repair)
+        check_seeds(len(MUS) * len(ALPHAS), diagram_seeds, "diagram_seeds")
 
-    def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
-        with show(title) as on_done:
-            return simulate_settings(
-                over, many, steps=steps, every=every, shown=shown, memory=memory, device=device, on_done=on_done
+        def simulated(title: str, over: Sequence[Setting], many: Sequence[int], shown: int) -> xr.Dataset:
+            with show(title) as on_done:
+                return simulate_settings(
+                    over, many, steps=steps, every=every, shown=shown, memory=memory, device=device, on_done=on_done
+                )
+
+        if seed is not None and seed not in seeds[:_SHOWN]:
+            raise InputError(f"seed: must be one of the first {_SHOWN}, whose curves are kept; got {seed}")
+        data = simulated("seeds", settings, seeds, _SHOWN)
+        large = [_large_seed(data.isel(setting=at)) if seed is None else seed for at in range(len(settings))]
+        data = add_flow(data, settings).assign(large_seed=("setting", large))
+        found, base = {"": data}, settings[0]
+        if diagram_seeds:
+            a, b, c, _ = base.dims
+            over = settings_grid(base, mu=MUS, alpha=ALPHAS)
+            wide = settings_grid(base, dims=[(a, b, c, max(1, round(ratio * a))) for ratio in RATIOS])
+            many = range(diagram_seeds)
+            found["_mu_alpha"] = diagram(simulated("mu and alpha", over, many, 0), "alpha", "mu")
+            found["_ratio"] = diagram(simulated("dim(d)/dim(a)", wide, many, 0), "dim_a", "dim_d")
+        stores = _save(found, out)
+        figures = save_figure(coopetition_figure(data), out)
+        for at in range(len(settings)):
+            one = data.isel(setting=at)
+            figures += save_figure(
+                seeds_figure(one), out.with_name(f"{out.stem}_seeds_{_short(one, at, len(settings))}")
             )
-
-    if seed is not None and seed not in seeds[:_SHOWN]:
-        raise InputError(f"seed: must be one of the first {_SHOWN}, whose curves are kept; got {seed}")
-    data = simulated("seeds", settings, seeds, _SHOWN)
-    large = [_large_seed(data.isel(setting=at)) if seed is None else seed for at in range(len(settings))]
-    data = add_flow(data, settings).assign(large_seed=("setting", large))
-    found, base = {"": data}, settings[0]
-    if diagram_seeds:
-        a, b, c, _ = base.dims
-        over = settings_grid(base, mu=MUS, alpha=ALPHAS)
-        wide = settings_grid(base, dims=[(a, b, c, max(1, round(ratio * a))) for ratio in RATIOS])
-        many = range(diagram_seeds)
-        found["_mu_alpha"] = diagram(simulated("mu and alpha", over, many, 0), "alpha", "mu")
-        found["_ratio"] = diagram(simulated("dim(d)/dim(a)", wide, many, 0), "dim_a", "dim_d")
-    stores = _save(found, out)
-    figures = save_figure(coopetition_figure(data), out)
-    for at in range(len(settings)):
-        one = data.isel(setting=at)
-        figures += save_figure(seeds_figure(one), out.with_name(f"{out.stem}_seeds_{_short(one, at, len(settings))}"))
-    if diagram_seeds:
-        drawn = diagram_figure(found["_mu_alpha"], found["_ratio"], base)
-        figures += save_figure(drawn, out.with_name(f"{out.stem}_diagram"))
-    return Written(found, stores, figures)
+        if diagram_seeds:
+            drawn = diagram_figure(found["_mu_alpha"], found["_ratio"], base)
+            figures += save_figure(drawn, out.with_name(f"{out.stem}_diagram"))
+        return Written(found, stores, figures)
 
 
 def _large_seed(one: xr.Dataset) -> int:

@@ -281,8 +281,8 @@ def test_repair_replaces_what_is_ours(store: Path, change: Change) -> None:
         work(store).finished()
     again = work(store, repair=True)
     assert not again.finished()
-    again.begin()
-    again.finish(dataset().drop_attrs())
+    with again.begin():
+        again.finish(dataset().drop_attrs())
     assert work(store).finished()
     assert os.listdir(store.parent) == ["results.zarr"]
 
@@ -317,10 +317,10 @@ def test_repair_keeps_what_is_whole_and_refuses_what_is_of_something_else(store:
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Workspace:
     begun = work(tmp_path / "out.zarr")
-    begun.begin()
-    for step in (0, 5):
-        begun.write(step, None, {"loss": np.arange(3.0) + step, "none": np.zeros((0, 2), np.int8)})
-    begun.write(5, 1, {"loss": np.arange(3.0)})
+    with begun.begin():
+        for step in (0, 5):
+            begun.write(step, None, {"loss": np.arange(3.0) + step, "none": np.zeros((0, 2), np.int8)})
+        begun.write(5, 1, {"loss": np.arange(3.0)})
     return begun
 
 
@@ -378,8 +378,8 @@ def test_parts_that_were_edited_are_measured_again(unfinished: Workspace, change
 def test_parts_of_another_plan_are_none(unfinished: Workspace) -> None:
     (unfinished.partial / "plan.json").unlink()
     other = Workspace(unfinished.out, {**IDENTITY, "what": "scores"}, "measurement")
-    other.begin()
-    assert not other.has(0)
+    with other.begin():
+        assert not other.has(0)
 
 
 @pytest.mark.parametrize(
@@ -388,20 +388,21 @@ def test_parts_of_another_plan_are_none(unfinished: Workspace) -> None:
 def test_a_damaged_plan(unfinished: Workspace, text: bytes | None) -> None:
     plan = unfinished.partial / "plan.json"
     plan.write_bytes(plan.read_bytes().replace(b"losses", b"scores") if text is None else text)
-    for look in (work(unfinished.out).begin, lambda: Workspace.parts(unfinished.partial)):
+    for look in (work(unfinished.out).begin().__enter__, lambda: Workspace.parts(unfinished.partial)):
         with pytest.raises(InputError, match=r"out: .*plan.json"):
             look()
     again = work(unfinished.out, repair=True)
-    again.begin()
-    assert again.has(0)
-    work(unfinished.out).begin()
+    with again.begin():
+        assert again.has(0)
+    with work(unfinished.out).begin():
+        pass
     assert all(Workspace.parts(unfinished.partial).values())
 
 
 def test_a_plan_of_an_earlier_version(unfinished: Workspace) -> None:
     (unfinished.partial / "plan.json").write_text(json.dumps(IDENTITY))
-    work(unfinished.out).begin()
-    (unfinished.partial / "plan.json").write_text("{}")
+    with work(unfinished.out).begin():
+        (unfinished.partial / "plan.json").write_text("{}")
     with pytest.raises(OtherResults, match="other snapshots, what"):
-        work(unfinished.out, repair=True).begin()
+        work(unfinished.out, repair=True).begin().__enter__()
     assert unfinished.partial.name == "out.zarr" + PARTIAL

@@ -111,23 +111,23 @@ def sweep(
     work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair)
     if work.finished():
         return store
-    work.begin()
     indices = range(len(plan.parts))
-    missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
-    done, seen = len(steps) * len(indices) - sum(map(len, missing.values())), []
+    with work.begin():
+        missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
+        done, seen = len(steps) * len(indices) - sum(map(len, missing.values())), []
 
-    def report(step: int) -> None:
-        if on_part is not None:
-            on_part(SweepProgress(done, len(steps) * len(indices), step))
+        def report(step: int) -> None:
+            if on_part is not None:
+                on_part(SweepProgress(done, len(steps) * len(indices), step))
 
-    report(steps[0])
-    for step, snapshot in zip(steps, series, strict=True):
-        seen.append(snapshot.seen)
-        model = snapshot.model.to(on, DTYPES[plan.dtype])
-        for index, part in part_sums(model, evaluation, plan, missing[step]):
-            work.write(step, index, vars(part))
-            done += 1
-            report(step)
-        work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
-    work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
+        report(steps[0])
+        for step, snapshot in zip(steps, series, strict=True):
+            seen.append(snapshot.seen)
+            model = snapshot.model.to(on, DTYPES[plan.dtype])
+            for index, part in part_sums(model, evaluation, plan, missing[step]):
+                work.write(step, index, vars(part))
+                done += 1
+                report(step)
+            work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
+        work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
     return store
