@@ -337,9 +337,7 @@ def _backward(grad_losses: Tensor, hidden: Tensor, *rest: Any) -> tuple[Tensor, 
     return gradients
 
 
-def _empty_gradients(
-    grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_hidden, need_weight, need_bias = rest[-4:-1]
     return (
         hidden.new_empty(hidden.shape if need_hidden else 0),
