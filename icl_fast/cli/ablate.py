@@ -9,7 +9,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
+from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def ablate(
     if only_plan:
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
-    with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
+    with sweep_progress(series.name) as update:
         store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))
     echo(f"results in {store}")
@@ -164,7 +164,7 @@ def _ablate_exemplars(
     if only_plan:
         print_exemplar_plan(measured, plan)
         return
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update:
         store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
     echo(f"results in {store}")

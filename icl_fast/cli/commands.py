@@ -35,6 +35,11 @@ class Interrupted(Failure):
     exit_code = 130
 
 
+def stopped(error: KeyboardInterrupt, advice: str = "the same command goes on from there") -> Interrupted:
+    """The end after Ctrl-C: where the work was, and what to do to go on with it."""
+    return Interrupted(f"{str(error) or 'stopped'}; {advice}")
+
+
 class Commands(click.Group):
     """A group whose commands report mistakes in one line that names the option as it was typed."""
 
@@ -65,7 +70,7 @@ def one_line() -> Iterator[None]:
     except click.ClickException:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted(str(error) or "interrupted") from error
+        raise stopped(error) from error
     except Exception as error:
         if (message := _foreseen(error)) is None:
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error, parse_json, regular_file
+from icl_fast.files import atomic_write, parse_json, regular_file
 from icl_fast.memory import check_fits
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -45,7 +47,8 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
             # one entry: safetensors writes several in an order that changes from call to call
             save_file(kept, temporary, metadata={kind: json.dumps(header)})
         except SafetensorError as error:  # its wrapper of the I/O error hides the number
-            raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def read_header(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
