@@ -9,7 +9,7 @@ import click
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
-from icl_fast.cli.tasks import require
+from icl_fast.cli.tasks import check_out, require
 
 
 @click.command()
@@ -42,6 +42,7 @@ def pca(
     from icl_fast.studies.pca import pca_of_runs
 
     for run in runs:
+        check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
     with advice_on_interrupt("the same command goes on from there"):
         found, figure = pca_of_runs(

@@ -17,13 +17,15 @@ def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[st
         parts: `embed` (exemplars, labels, positions), `layer-1`, `layer-2`, ..., `unembed` (the final norm too).
 
     Raises:
-        InputError: a part that the model does not have.
+        InputError: a part that the model does not have, or that is named twice.
     """
     prefixes: dict[str, tuple[str, ...]] = {"embed": ("embed_", "position"), "unembed": ("final_norm.", "unembed.")}
     prefixes |= {f"layer-{layer + 1}": (f"blocks.{layer}.",) for layer in range(model.config.layers)}
-    for part in parts:
+    for number, part in enumerate(parts):
         if part not in prefixes:
             raise InputError(f"part {part}: must be one of {', '.join(sorted(prefixes))}")
+        if part in parts[:number]:
+            raise InputError(f"part {part}: is named twice")
     wanted = tuple(prefix for part in parts or prefixes for prefix in prefixes[part])
     return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
 
