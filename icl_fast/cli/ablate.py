@@ -94,7 +94,7 @@ def ablate(
 
     check_out(ckpt, out)
     if heads == "none":
-        refuse_with("--heads none", {"--mode": mode, "--replacement": replacement, "--preserve-heads": preserve_heads})
+        refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
         refuse_with("--plan", {"--out": out, "--member": member})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
