@@ -95,6 +95,8 @@ def ablate(
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
+    if heads == "none":
+        refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
         refuse_with("--plan", {"--out": out, "--member": member})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
@@ -116,10 +118,7 @@ def ablate(
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
-    from icl_fast.measure.ablation import UNABLATED
 
-    if heads == UNABLATED:
-        refuse_with("--heads none", {"--mode": mode, "--replacement": replacement, "--preserve-heads": preserve_heads})
     if mode == "full":
         refuse_with("--mode full", {"--preserve-heads": preserve_heads})
     chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from icl_fast.errors import InputError
-from icl_fast.files import check_place
+from icl_fast.files import check_place, kind
 
 _MOST = 2**63 - 1  # of a whole number: what numpy and torch can count with
 
@@ -38,7 +39,8 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before cl
         except RuntimeError:
             self.fail(f"{value}: there is no such user, or it has no home folder; write the path in full", param, ctx)
         try:
-            path.stat()
+            if stat.S_IFMT(mode := path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                self.fail(f"{path} is a {kind(mode)}; give a file or a folder", param, ctx)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, UnicodeEncodeError) as error:

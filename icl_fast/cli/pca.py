@@ -9,7 +9,7 @@ import click
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import sweep_progress
-from icl_fast.cli.tasks import repair_option, require
+from icl_fast.cli.tasks import check_out, repair_option, require
 
 
 @click.command()
@@ -44,6 +44,7 @@ def pca(
     from icl_fast.studies.pca import pca_of_runs
 
     for run in runs:
+        check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
     found, figure = pca_of_runs(
         runs,
