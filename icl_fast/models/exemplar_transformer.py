@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from icl_fast.arguments import shown, whole_number
+from icl_fast.arguments import listed, shown, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
@@ -48,11 +48,12 @@ class ExemplarTransformer(nn.Module):
             InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
                 where the features are no image, or more weights than this machine can hold.
         """
+        seeds = listed("seeds", seeds)
         check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
         given = [config.outputs] * len(seeds) if outputs is None else outputs
-        members, known = self.members, [whole_number("outputs", count) for count in given]
+        members, known = self.members, whole_numbers("outputs", given)
         if not members or len(known) != members or not all(2 <= count <= config.outputs for count in known):
             raise InputError(f"outputs {shown(known)}: must be 2 to {config.outputs} for each of {members} members")
         self.register_buffer("outputs", torch.tensor(known))
@@ -76,7 +77,7 @@ class ExemplarTransformer(nn.Module):
         Raises:
             InputError: not a seed of 0 to 65,535 for every member.
         """
-        seeds = [whole_number("seeds", seed) for seed in seeds]
+        seeds = whole_numbers("seeds", seeds)
         if len(seeds) != self.members or not all(0 <= seed < _SEEDS for seed in seeds):
             raise InputError(f"seeds {shown(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
         for member, seed in enumerate(seeds):

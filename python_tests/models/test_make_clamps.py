@@ -66,7 +66,7 @@ def test_stack_and_slice() -> None:
         ({"only_heads": [(3, 0)]}, r"head 3\.0"),
         ({"without_heads": [(-1, 0)]}, r"head -1\.0"),
         ({"temperature": [((0, 4), 1.0)]}, r"head 0\.4"),
-        ({"names": ["match", "match"]}, "clamps: match is asked for more than once"),
+        ({"names": ["match", "match"]}, "clamps: match asked for more than once"),
         ({"names": [""]}, "clamps: .* empty item"),
         ({"names": ["match"], "induction_heads": [0, 0]}, r"head 2\.0: is named more than once"),
         ({"names": ["match"], "induction_heads": [1.0]}, r"head \(2, 1\.0\): must be a whole number, got 1\.0"),
