@@ -57,7 +57,9 @@ def read_images(folder: str | Path, *, exemplars: int | None = None, size: int =
 
     entry = cached(cache_folder() / "images" / _key(files, count, size), build)
     pixels = np.load(entry / "pixels.npy", allow_pickle=False).reshape(len(classes), count, -1)
-    return Exemplars(pixel_features(pixels), torch.arange(len(classes)), names, (size, size), f"images of {printable(folder)}")
+    return Exemplars(
+        pixel_features(pixels), torch.arange(len(classes)), names, (size, size), f"images of {printable(folder)}"
+    )
 
 
 def pixel_features(pixels: NDArray[np.uint8]) -> torch.Tensor:

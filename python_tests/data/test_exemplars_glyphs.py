@@ -192,7 +192,6 @@ def test_more_than_the_fonts_can_give_is_refused_before_it_is_tried(
         render_glyphs(classes, typefaces, fonts=fonts)
 
 
-
 def test_typefaces_of_unlike_families_come_first() -> None:
     families = [typeface.family for typeface in read_typefaces(find_fonts([SHIPPED]))]
     kinds = len(set(families))
