@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from icl_fast.data.input_files import read_file
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, locked, regular_file, sha256, sweep
+from icl_fast.files import atomic_write, locked, regular_file, sha256
 
 _MANIFEST = "manifest.json"
 
@@ -28,13 +29,14 @@ def cache_folder() -> Path:
     """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`.
 
     Raises:
-        InputError: it begins with a `~` that no home directory is known for.
+        InputError: nobody knows where this user's home folder is.
     """
-    folder = os.environ.get("ICL_FAST_CACHE")
-    folder = folder or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "icl_fast")
-    if (expanded := os.path.expanduser(folder)).startswith("~"):
-        raise InputError(f"cache: {folder} needs a home directory, and none is known; set ICL_FAST_CACHE to a folder")
-    return Path(expanded)
+    try:
+        if folder := os.environ.get("ICL_FAST_CACHE"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+    except RuntimeError:
+        raise InputError("cache: this user has no home folder to keep it in; set ICL_FAST_CACHE to a folder") from None
 
 
 def cached(entry: Path, build: Callable[[Path], None]) -> Path:
@@ -43,11 +45,14 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         InputError: the disk is full or the cache cannot be written; nothing of the entry is then left behind.
     """
+    lock, what = entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)"
     if _is_whole(entry):
+        if lock.exists():
+            with suppress(InputError), locked(lock, what):
+                pass  # a killed builder's goes; a living one's stays
         return entry
-    with locked(entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)", wait=True):
+    with locked(lock, what, wait=True):
         if not _is_whole(entry):
-            sweep(entry.parent, entry.name)
             if not entry.is_dir():
                 entry.unlink(missing_ok=True)  # a file in its place, or a link to nowhere
             with atomic_write(entry) as temporary:

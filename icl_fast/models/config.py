@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from icl_fast.errors import InputError
+from icl_fast.models.sizes import LARGEST, MOST_LAYERS
 from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
 
 PositionKind = Literal["learned", "sinusoidal", "shortformer", "rotary", "none"]
@@ -19,12 +20,14 @@ class ModelShape(Config):
     Details, "local attention head").
     """
 
-    layers: int = Field(2, ge=1, description="number of layers")
-    width: int = Field(128, ge=1, description="C, the width of the residual stream")
-    heads: int = Field(4, ge=1, description="H, attention heads per layer")
-    head_width: int | None = Field(None, ge=1, description="D, the width of one head; default width / heads")
+    layers: int = Field(2, ge=1, le=MOST_LAYERS, description="number of layers")
+    width: int = Field(128, ge=1, le=LARGEST, description="C, the width of the residual stream")
+    heads: int = Field(4, ge=1, le=LARGEST, description="H, attention heads per layer")
+    head_width: int | None = Field(
+        None, ge=1, le=LARGEST, description="D, the width of one head; default width / heads"
+    )
     mlp: bool = Field(False, description="an MLP after every attention layer; false: attention-only")
-    mlp_ratio: int = Field(4, ge=1, description="the MLP's hidden width over the model's")
+    mlp_ratio: int = Field(4, ge=1, le=LARGEST, description="the MLP's hidden width over the model's")
     activation: Literal["gelu", "gelu_tanh"] = Field("gelu", description="exact GeLU or its tanh approximation")
     position: PositionKind = Field("shortformer", description="where positions enter")
     rotary_base: float = Field(10_000.0, gt=1.0, description="base of the rotary wavelengths")
@@ -64,16 +67,16 @@ class ModelShape(Config):
             shape = [len(row) for row in self.windows]
             if shape != [self.heads] * self.layers:
                 raise ValueError(f"windows must be {self.layers} lists of {self.heads} entries, got lists of {shape}")
-            if any(w is not None and w < 1 for row in self.windows for w in row):
-                raise ValueError("windows: a window counts the position itself, so it is at least 1 (null: dense)")
+            if not all(w is None or 1 <= w <= LARGEST for row in self.windows for w in row):
+                raise ValueError(f"windows: a window counts the position itself, so it is 1 to {LARGEST} (null: dense)")
         return self
 
 
 class TransformerConfig(ModelShape):
     """The whole shape: what `ModelShape` says, the vocabulary and the longest context."""
 
-    vocab: int = Field(ge=1, description="V, the number of tokens")
-    context: int = Field(ge=1, description="T, the longest context that positions are made for")
+    vocab: int = Field(ge=1, le=LARGEST, description="V, the number of tokens")
+    context: int = Field(ge=1, le=LARGEST, description="T, the longest context that positions are made for")
 
 
 def parse_transformer_config(values: dict[str, Any], source: str = "model") -> TransformerConfig:

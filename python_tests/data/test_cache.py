@@ -68,7 +68,7 @@ def test_no_home(variable: str, monkeypatch: pytest.MonkeyPatch, digest: Callabl
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    with pytest.raises(InputError, match=r"^cache: ~.* needs a home directory, and none is known; set ICL_FAST_CACHE"):
+    with pytest.raises(InputError, match="^cache: this user has no home folder to keep it in; set ICL_FAST_CACHE"):
         digest()
 
 
@@ -213,7 +213,7 @@ def test_full_disk(small_disk: Path, digest: Callable[[], str], monkeypatch: pyt
     monkeypatch.setenv("ICL_FAST_CACHE", str(small_disk))
     with pytest.raises(InputError, match="the disk is full"):
         digest()
-    assert not list((small_disk / "text").iterdir())
+    assert not list(small_disk.iterdir())
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -225,7 +225,7 @@ def test_no_space_left(call: str, folder: Path, digest: Callable[[], str], monke
         patch.setattr(os, call, full)
         with pytest.raises(InputError, match="the disk is full"):
             digest()
-    assert not list(folder.iterdir())
+    assert not folder.exists()
     digest()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -229,11 +228,6 @@ def test_batches_beyond_memory(corpus_folder: Path, batch: int) -> None:
     for take in (lambda: text.check_budget(3, batch), lambda: text.batch(0, batch)):
         with pytest.raises(InputError, match=rf"^training\.batch {batch} x data\.context \d+: needs .* of memory"):
             take()
-
-
-def test_names_that_rich_takes_for_markup(corpus_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(corpus_folder, tmp_path / "[red] [/blue]")
-    assert load_text(config(folder), progress=True).tokens == load_text(config(corpus_folder)).tokens
 
 
 @pytest.mark.parametrize(
