@@ -225,7 +225,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     for name in (b"\xff[b]", b"b\n"):
         (tmp_path / name.decode(errors="surrogateescape")).mkdir()
         L.save(tmp_path / name.decode(errors="surrogateescape") / "\udcff.png")
-    assert {name.encode() for name in read_images(tmp_path).names} == {"\ufffd[b]".encode(), b"b\n"}
+    assert set(read_images(tmp_path).names) == {r"\xff[b]", "b\n"}
 
 
 @pytest.mark.parametrize("size", [10**6, 10**9, 10**15])
