@@ -78,7 +78,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 def _pixels(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that do not matter, unlike
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("error", "Corrupt EXIF data")
             with Image.open(io.BytesIO(read_file(file, "images")), formats=_FORMATS) as image:
                 _check_range(image)
                 grey = _on_paper(_of_8_bits(ImageOps.exif_transpose(image)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
     regular_file(path, "snapshot")
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        with open(path, "rb") as opened:
+            is_utf8 = str(path).encode(errors="ignore") == os.fsencode(path)  # safetensors takes no other path
+            with safe_open(path if is_utf8 else f"/dev/fd/{opened.fileno()}", framework="pt") as file:
+                yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
