@@ -113,7 +113,9 @@ def _asks_gradient(inputs: Sequence[Any]) -> bool:
 
 def _has_tangent(inputs: Sequence[Any]) -> bool:
     """Whether a forward-mode derivative is carried by any of them."""
-    return any(isinstance(value, Tensor) and unpack_dual(value).tangent is not None for value in inputs)
+    floating = (value for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
+    # by its level, of which torch has one: where a compiled function is traced, unpack_dual does not find it
+    return any(unpack_dual(value, level=0).tangent is not None for value in floating)
 
 
 def _without_autocast(body: Body) -> Body:

@@ -121,6 +121,7 @@ def test_a_transform_inside_what_is_compiled(op: str, transform: str, arguments:
     mine, plain, names = OPS[op]
     x = tuple(arguments(op)[name] for name in names)
     t = tuple(torch.randn_like(a) if a.is_floating_point() else a for a in x)
+    torch._dynamo.reset()
     compiled = torch.compile(lambda x, t: TRANSFORMS[transform](mine, x, t), fullgraph=True, backend="aot_eager")
     for one, other in zip(tree_leaves(compiled(x, t)), tree_leaves(TRANSFORMS[transform](plain, x, t)), strict=True):
         torch.testing.assert_close(one, other)
