@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.interventions import Intervention, Taps, make_taps
-from icl_fast.models.positions import Positions, position_angles, sinusoids
+from icl_fast.models.positions import Positions, rotary_positions, sinusoids
+from icl_fast.ops import linear_cross_entropy
+
+_LOGIT_ROWS = 256  # whose logits are held at a time
 
 
 class Transformer(nn.Module):
@@ -30,6 +34,8 @@ class Transformer(nn.Module):
         self.blocks = Blocks(config)
         self.final_norm = make_norm(config)
         self.unembed = nn.Linear(config.width, config.vocab, bias=config.unembed_bias)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
         self.reset_parameters()
 
     @property
@@ -79,7 +85,7 @@ class Transformer(nn.Module):
                 intervention whose heads, positions, examples or tensor do not fit its site.
         """
         taps = make_taps(self.config, record or (), interventions)
-        logits = taps("logits", self.unembed(self._hidden(tokens, taps)))
+        logits = taps("logits", self.capped(self.unembed(self._hidden(tokens, taps))))
         return logits if record is None else (logits, taps.recorded)
 
     def hidden(
@@ -94,6 +100,24 @@ class Transformer(nn.Module):
             raise InputError("hidden() ends before the logits: record or intervene on 'logits' with forward()")
         return self._hidden(tokens, taps), taps.recorded
 
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Losses in nats of the final norm's output [...,C] and the tokens to predict [...], in the shape of those."""
+        weight, bias = self.unembed.weight, self.unembed.bias
+        if self.config.logit_cap is None:
+            losses: Tensor = linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="none")
+            return losses
+        rows = hidden.flatten(0, -2)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        found = [
+            F.cross_entropy(self.capped(self.unembed(some)).to(wide), wanted, reduction="none")
+            for some, wanted in zip(rows.split(_LOGIT_ROWS), targets.flatten().split(_LOGIT_ROWS), strict=True)
+        ]
+        return torch.cat(found).view(targets.shape) if found else rows.new_empty(targets.shape, dtype=wide)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits under the config's cap, if it has one."""
+        return logits if (cap := self.config.logit_cap) is None else cap * torch.tanh(logits / cap)
+
     def _hidden(self, tokens: Tensor, taps: Taps) -> Tensor:
         resid, positions = self.embedded(tokens)
         resid = self.blocks(taps("embed", resid), positions, taps)
@@ -102,11 +126,13 @@ class Transformer(nn.Module):
     def embedded(self, tokens: Tensor) -> tuple[Tensor, Positions]:
         """The residual stream at the site `embed` [B,T,C], and what attention is told of positions besides."""
         self._check(tokens)
+        config = self.config
         resid = tokens if tokens.is_floating_point() else self.embed(tokens)
-        config, length, device = self.config, resid.shape[1], resid.device
+        if config.embed_scale != 1.0 and not tokens.is_floating_point():
+            resid = resid * config.embed_scale
+        length, device = resid.shape[1], resid.device
         if config.position == "rotary":
-            angles = position_angles(length, config.rotary_width, config.rotary_base, device=device)
-            return resid, Positions(rotary=(angles.cos(), angles.sin()))
+            return resid, rotary_positions(length, config, device=device)
         if config.position == "sinusoidal":
             return resid + sinusoids(length, config.width, device=device).to(self.embed.weight.dtype), Positions()
         if self.position is None:
