@@ -101,9 +101,7 @@ class Attention(nn.Module):
         self.q = make_linear(width, inner, bias=bias, members=members)
         self.k = make_linear(width, shared, bias=bias, members=members)
         self.v = make_linear(width, shared, bias=bias, members=members)
-        self.out = make_linear(
-            inner, width, bias=bias if config.out_bias is None else config.out_bias, members=members
-        )
+        self.out = make_linear(inner, width, bias=bias if config.out_bias is None else config.out_bias, members=members)
         self.q_norm = self.k_norm = None
         if config.qk_norm != "none":
             of_all = config.qk_norm == "all"

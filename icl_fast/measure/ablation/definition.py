@@ -13,7 +13,6 @@ from torch import Tensor
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation, HasHeads
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.ops import linear_cross_entropy
 
 
 def preserved_sites(mode: AblationMode, config: HasHeads) -> list[str]:
@@ -85,7 +84,7 @@ def ablated_losses(
 
     def losses(hidden: Tensor) -> Tensor:
         chosen = hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))  # [n,R,C]
-        return linear_cross_entropy(chosen, model.unembed.weight, targets, bias=model.unembed.bias, reduction="none")
+        return model.token_losses(chosen, targets)
 
     with torch.no_grad():
         hidden, recorded = model.hidden(inputs, record=preserved_sites(mode, model.config))

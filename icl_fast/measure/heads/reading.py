@@ -21,7 +21,6 @@ from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
 from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.ops import linear_cross_entropy
 
 BOS_PIECE = "<bos>"
 
@@ -98,9 +97,7 @@ def token_losses(model: Transformer, text: TokenisedText) -> Tensor:
     _check_vocabulary(model, text)
     with torch.no_grad():
         hidden, _ = model.hidden(text.inputs[None].to(device))
-        losses = linear_cross_entropy(
-            hidden, model.unembed.weight, text.targets[None].to(device), bias=model.unembed.bias, reduction="none"
-        )
+        losses = model.token_losses(hidden, text.targets[None].to(device))
     return losses[0].float().cpu()
 
 
