@@ -39,6 +39,18 @@ def _norm(config: ModelShape, width: int) -> nn.LayerNorm | nn.RMSNorm:
     return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
 
 
+def layer_norm(norm: nn.Module) -> nn.LayerNorm:
+    """A norm of which it is known that it is a LayerNorm."""
+    assert isinstance(norm, nn.LayerNorm)
+    return norm
+
+
+def gain(norm: nn.Module) -> Tensor | None:
+    """The gain of a norm, `[C]`; None: it has none, or there is no norm."""
+    weight: Tensor | None = getattr(norm, "weight", None)
+    return weight
+
+
 class SoLU(nn.Module):
     """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units")."""
 
@@ -270,7 +282,8 @@ class Block(nn.Module):
     def up(self) -> nn.Linear:
         """The MLP's projection up."""
         assert self.mlp is not None
-        up: nn.Linear = self.mlp.up if isinstance(self.mlp, GatedMLP) else self.mlp[0]
+        up = self.mlp.up if isinstance(self.mlp, GatedMLP) else self.mlp[0]
+        assert isinstance(up, nn.Linear)
         return up
 
     @property
@@ -283,7 +296,8 @@ class Block(nn.Module):
     def down(self) -> nn.Linear:
         """The MLP's projection down."""
         assert self.mlp is not None
-        down: nn.Linear = self.mlp.down if isinstance(self.mlp, GatedMLP) else self.mlp[2]
+        down = self.mlp.down if isinstance(self.mlp, GatedMLP) else self.mlp[2]
+        assert isinstance(down, nn.Linear)
         return down
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:

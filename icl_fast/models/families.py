@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models.config import TransformerConfig, parse_transformer_config
+from icl_fast.models.transformer import Transformer
 
 Layout = Callable[[Tensor, TransformerConfig], Tensor]
 Names = dict[str, "str | tuple[str, Layout]"]
@@ -30,13 +32,51 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 _DECIDES_NOTHING = frozenset(
-    """_attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout attn_pdrop
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop embed_dropout
-    eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_decoder label2id
-    max_window_layers model_type output_attentions output_hidden_states pad_token_id pretraining_tp
-    problem_type reorder_and_upcast_attn resid_dropout resid_pdrop return_dict summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
-    torch_dtype transformers_version unk_token_id use_cache use_return_dict""".split()
+    [
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_pdrop",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "embd_pdrop",
+        "embed_dropout",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "label2id",
+        "max_window_layers",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "reorder_and_upcast_attn",
+        "resid_dropout",
+        "resid_pdrop",
+        "return_dict",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+        "use_return_dict",
+    ]
 )
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 
@@ -55,6 +95,11 @@ class Fields:
         if not found and default is ...:
             raise InputError(f"{self.source}: field {names[0]!r} is missing")
         return found[0] if found else default
+
+    def or_none(self, name: str, default: Any) -> Any:
+        """The value of a field that may be null; the default only where there is no such field."""
+        self.read.add(name)
+        return self.values.get(name, default)
 
     def activation(self, *names: str, default: str) -> str:
         """The value of an activation's field, in our words."""
@@ -147,10 +192,6 @@ class Family:
 
 def our_names(config: TransformerConfig) -> list[str]:
     """Names of all weights of a Transformer of this shape."""
-    import torch
-
-    from icl_fast.models.transformer import Transformer
-
     with torch.device("meta"):
         return list(Transformer(config).state_dict())
 
@@ -303,8 +344,8 @@ def _gemma2(fields: Fields) -> dict[str, Any]:
     return values | {
         "norm_place": "both",
         "score_scale": fields("query_pre_attn_scalar", default=256) ** -0.5,
-        "score_cap": fields("attn_logit_softcapping", default=50.0 if "attn_logit_softcapping" not in fields.values else None),
-        "logit_cap": fields("final_logit_softcapping", default=30.0 if "final_logit_softcapping" not in fields.values else None),
+        "score_cap": fields.or_none("attn_logit_softcapping", 50.0),
+        "logit_cap": fields.or_none("final_logit_softcapping", 30.0),
         "windows": _windows(fields, values["layers"], values["heads"], kinds),
     }
 
@@ -319,7 +360,9 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     local_base = local.pop("rope_theta", fields("rope_local_base_freq", default=10_000.0))
     if (stretched := _scaling(fields, local)) is not None:
         raise fields.not_understood("rope_parameters.sliding_attention", stretched)
-    inner = Fields({name: value for name, value in fields.values.items() if not name.startswith("rope_")}, fields.source)
+    inner = Fields(
+        {name: value for name, value in fields.values.items() if not name.startswith("rope_")}, fields.source
+    )
     values = _gemma(inner)
     fields.read |= inner.read
     every = fields("sliding_window_pattern", "_sliding_window_pattern", default=6)
@@ -487,7 +530,8 @@ def _of_heads(index: int) -> Layout:
     """Queries, keys or values of a matrix [3C,C] that has them head by head (GPT-NeoX)."""
 
     def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
-        return weight.unflatten(0, (config.heads, 3, config.d_head))[:, index].flatten(0, 1)
+        by_head = weight.view(config.heads, 3, config.d_head, *weight.shape[1:])
+        return by_head[:, index].flatten(0, 1)
 
     return layout
 
@@ -497,7 +541,7 @@ def _rows(index: int) -> Layout:
 
     def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
         shared = config.kv * config.d_head
-        return weight.split([config.heads * config.d_head, shared, shared])[index]
+        return torch.split(weight, [config.heads * config.d_head, shared, shared])[index]
 
     return layout
 
@@ -541,11 +585,13 @@ _PHI: Names = _DECODER | {
     "mlp.0": "layers.{}.mlp.fc1",
     "mlp.2": "layers.{}.mlp.fc2",
 }
-_PHI3: Names = (
-    _DECODER
-    | {f"attention.{name}": ("layers.{}.self_attn.qkv_proj", _rows(index)) for index, name in enumerate("qkv")}
-    | {f"mlp.{name}": ("layers.{}.mlp.gate_up_proj", _half(index)) for index, name in enumerate(("gate", "up"))}
-)
+_PHI3: Names = _DECODER | {
+    "attention.q": ("layers.{}.self_attn.qkv_proj", _rows(0)),
+    "attention.k": ("layers.{}.self_attn.qkv_proj", _rows(1)),
+    "attention.v": ("layers.{}.self_attn.qkv_proj", _rows(2)),
+    "mlp.gate": ("layers.{}.mlp.gate_up_proj", _half(0)),
+    "mlp.up": ("layers.{}.mlp.gate_up_proj", _half(1)),
+}
 _GPT_NEOX: Names = {
     "embed": "embed_in",
     "final_norm": "final_layer_norm",
@@ -555,7 +601,10 @@ _GPT_NEOX: Names = {
     "attention.out": "layers.{}.attention.dense",
     "mlp.0": "layers.{}.mlp.dense_h_to_4h",
     "mlp.2": "layers.{}.mlp.dense_4h_to_h",
-} | {f"attention.{name}": ("layers.{}.attention.query_key_value", _of_heads(index)) for index, name in enumerate("qkv")}
+    "attention.q": ("layers.{}.attention.query_key_value", _of_heads(0)),
+    "attention.k": ("layers.{}.attention.query_key_value", _of_heads(1)),
+    "attention.v": ("layers.{}.attention.query_key_value", _of_heads(2)),
+}
 _GPT2: Names = {
     "embed": "wte",
     "position": "wpe",
@@ -566,7 +615,10 @@ _GPT2: Names = {
     "attention.out": ("h.{}.attn.c_proj", _transposed),
     "mlp.0": ("h.{}.mlp.c_fc", _transposed),
     "mlp.2": ("h.{}.mlp.c_proj", _transposed),
-} | {f"attention.{name}": ("h.{}.attn.c_attn", _third(index)) for index, name in enumerate("qkv")}
+    "attention.q": ("h.{}.attn.c_attn", _third(0)),
+    "attention.k": ("h.{}.attn.c_attn", _third(1)),
+    "attention.v": ("h.{}.attn.c_attn", _third(2)),
+}
 _GPTJ: Names = {
     "embed": "wte",
     "final_norm": "ln_f",

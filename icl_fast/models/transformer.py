@@ -110,7 +110,9 @@ class Transformer(nn.Module):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         found = [
             F.cross_entropy(self.capped(self.unembed(some)).to(wide), wanted, reduction="none")
-            for some, wanted in zip(rows.split(_LOGIT_ROWS), targets.flatten().split(_LOGIT_ROWS), strict=True)
+            for some, wanted in zip(
+                torch.split(rows, _LOGIT_ROWS), torch.split(targets.flatten(), _LOGIT_ROWS), strict=True
+            )
         ]
         return torch.cat(found).view(targets.shape) if found else rows.new_empty(targets.shape, dtype=wide)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from icl_fast.measure.base_pass import BaseLayer
+from icl_fast.models.blocks import GatedMLP
 from icl_fast.ops import gelu_difference, layer_norm_difference
 
 
@@ -57,10 +58,10 @@ def activation_difference(hidden: Tensor, change: Tensor, activation: nn.Module)
 def mlp_hidden_difference(base: BaseLayer, removed: Tensor) -> Tensor:
     """How what the MLP projects down changes, [A,n,R,M], when A ablations take from what it reads [A,n,R,C]."""
     normed = norm_difference(base.mlp_reads, removed, base.block.mlp_norm)
-    if len(base.hidden) == 1:
-        return activation_difference(base.hidden[0], normed @ base.block.up.weight.T, base.block.activation)
-    mlp = base.block.mlp
-    activated = activation_difference(base.hidden[0], normed @ mlp.gate.weight.T, base.block.activation)
-    up = normed @ base.block.up.weight.T
-    # g u - (g - dg)(u - du) = dg u + (g - dg) du
-    return activated * base.hidden[1] + (base.block.activation(base.hidden[0]) - activated) * up
+    mlp, activation, up = base.block.mlp, base.block.activation, normed @ base.block.up.weight.T
+    if not isinstance(mlp, GatedMLP):
+        return activation_difference(base.hidden[0], up, activation)
+    change = activation_difference(base.hidden[0], normed @ mlp.gate.weight.T, activation)
+    # a u - (a - da)(u - du) = da u + (a - da) du
+    difference: Tensor = change * base.hidden[1] + (activation(base.hidden[0]) - change) * up
+    return difference

@@ -20,6 +20,7 @@ from icl_fast.measure.ablation.schedule import Schedule
 from icl_fast.measure.ablation.source_sums import SourceSums
 from icl_fast.measure.base_pass import base_layers
 from icl_fast.models import Transformer
+from icl_fast.models.blocks import layer_norm
 from icl_fast.ops import cross_entropy_difference, head_ablation_cross_entropy
 
 
@@ -114,7 +115,7 @@ class _Chunk:
                 losses, effects = cross_entropy_difference(hidden, removed, weight, self.targets, bias=bias)
                 self._keep(losses, chosen[name], effects)
         if low_rank:
-            norm, heads = self.model.final_norm, [self.ablations[index].heads[0][1] for index in low_rank]
+            norm, heads = layer_norm(self.model.final_norm), [self.ablations[index].heads[0][1] for index in low_rank]
             losses, ablated = head_ablation_cross_entropy(
                 base.post.flatten(0, 1),
                 self.removal.of_heads(base, tuple(heads)).transpose(0, 1).flatten(1, 2),

@@ -18,6 +18,7 @@ from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
 from icl_fast.models import ExemplarTransformer
+from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import Head
 
 PRESERVE = {name: MODES[name] for name in ("value-preserving", "pattern-preserving")}
@@ -148,7 +149,7 @@ def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
 def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
-        attention, gain = block.attention, block.norm1.weight[member].double()
+        attention, gain = block.attention, layer_norm(block.norm1).weight[member].double()
         read = [
             (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
             for linear in (attention.q, attention.k, attention.v)
