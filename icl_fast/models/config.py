@@ -16,7 +16,7 @@ class RotaryScaling(Config):
     """How the frequencies of rotary positions are stretched to a context longer than that of the pretraining.
 
     `linear`: all divided by the factor (Chen et al. 2023). `llama3`: the low ones divided, the high ones kept, between
-    them interpolated (Llama 3.1). `yarn`: the same with another ramp, and rotated vectors made longer (Peng et al. 2023).
+    them interpolated (Llama 3.1). `yarn`: so with another ramp, and rotated vectors made longer (Peng et al. 2023).
     """
 
     kind: Literal["linear", "llama3", "yarn"] = Field(description="which frequencies are stretched")
