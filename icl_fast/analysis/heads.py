@@ -35,6 +35,11 @@ class Thresholds:
     prefix_matching: float = 0.2
     copying: float = -0.6
 
+    def __post_init__(self) -> None:
+        for name, low in (("previous_token", 0), ("prefix_matching", 0), ("copying", -1)):
+            if not low <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"{name}: must be from {low} to 1, as the scores are; got {value}")
+
 
 @dataclass(frozen=True)
 class HeadTypes:

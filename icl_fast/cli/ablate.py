@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
+@click.option("--ckpt", required=True, type=PATH, help="A run folder, or one of its snapshots.")
 @click.option(
     "--mode",
     help="full, pattern-preserving, value-, key-, query-preserving, direct, or a subset such as pattern+k; default "
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
     help="Ablations, comma-separated: all (each head alone), 0.3, 1.* (a layer), * (all together), 0.3+1.2 (a set), "
     "~0.3 (all but it), embed, or none.",
 )
-@click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
+@click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
-@click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
-@click.option("--examples", type=int, help="On text: use the first so many evaluation examples; default all.")
+@click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
+@click.option("--examples", type=INTEGER, help="On text: use the first so many evaluation examples; default all.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
 @click.option(
     "--engine",
@@ -54,20 +57,21 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="On exemplars: whose sequences (train, icl, ciwl, flip, ...); may be repeated; default all.",
 )
-@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
+@click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
 @click.option("--member", help="On exemplars: of a population, whose table to print; default the first.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="Zarr store; default RUN/results/ablation_<mode>.zarr, of all modes on exemplars RUN/results/ablation.zarr.",
 )
 def ablate(
     ckpt: Path,
     mode: str | None,
     heads: str,
-    snapshots: str,
+    snapshots: str | None,
     only_plan: bool,
     device: str,
+    repair: bool,
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
@@ -90,7 +94,10 @@ def ablate(
     """
     from icl_fast.runs import open_series
 
-    series = open_series(ckpt, snapshots)
+    check_out(ckpt, out)
+    if only_plan:
+        refuse_with("--plan", {"--out": out, "--member": member})
+    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     on_text = {
         "positions": positions,
         "replacement": replacement,
@@ -104,21 +111,26 @@ def ablate(
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
-        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
+        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out)
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
+    from icl_fast.measure.ablation import UNABLATED
 
+    if heads == UNABLATED:
+        refuse_with("--heads none", {"--mode": mode, "--replacement": replacement, "--preserve-heads": preserve_heads})
+    if mode == "full":
+        refuse_with("--mode full", {"--preserve-heads": preserve_heads})
     chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}
     options = AblationOptions.of(None, {"heads": heads, **chosen})
     if only_plan:
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
     with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
-        store = sweep(series, options, out=out, examples=examples, device=device, on_part=update)
+        store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))
-    click.echo(f"results in {store}")
+    echo(f"results in {store}")
 
 
 def _ablate_exemplars(
@@ -130,6 +142,7 @@ def _ablate_exemplars(
     member: str | None,
     device: str,
     only_plan: bool,
+    repair: bool,
     out: Path | None,
 ) -> None:
     from icl_fast.cli.measure_tables import check_member, print_exemplar_ablations, print_exemplar_plan
@@ -143,7 +156,7 @@ def _ablate_exemplars(
     with counting("rendering glyphs") as rendering:
         measured = open_measured(
             series,
-            evaluators=evaluators,
+            evaluators=distinct("--evaluator", evaluators),
             sequences=1000 if sequences is None else sequences,
             device=device,
             on_exemplars=rendering,
@@ -152,6 +165,6 @@ def _ablate_exemplars(
         print_exemplar_plan(measured, plan)
         return
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+        store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
-    click.echo(f"results in {store}")
+    echo(f"results in {store}")

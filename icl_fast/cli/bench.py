@@ -10,6 +10,8 @@ from types import ModuleType
 import click
 
 import icl_fast
+from icl_fast.cli.parameters import Number, PathType, WholeNumber, distinct
+from icl_fast.cli.tasks import refuse_with
 from icl_fast.errors import InputError
 
 HELP = f"""Measure the fused ops and the sweep against plain torch and what else a user would write today.
@@ -24,43 +26,51 @@ bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target 
 @click.command(help=HELP)
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="torch threads on CPU.")
+@click.option("--threads", type=WholeNumber(1, 4096), default=2, show_default=True, help="torch threads on CPU.")
 @click.option("--quick", is_flag=True, help="Tiny shapes: do the benches work at all?")
 @click.option("--cold", is_flag=True, help="Sweep the CPU's caches before every sample (on CUDA always).")
-@click.option("--compile/--no-compile", "with_compile", default=True, help="Time torch.compile too.  [default: yes]")
-@click.option("--memory/--no-memory", default=True, help="Measure peak memory too.  [default: yes]")
-@click.option(
-    "--seconds", type=click.FloatRange(0), default=12.0, show_default=True, help="For the rounds of one case."
-)
+@click.option("--compile/--no-compile", "with_compile", default=None, help="Time torch.compile too.  [default: yes]")
+@click.option("--memory/--no-memory", default=None, help="Measure peak memory too.  [default: yes]")
+@click.option("--seconds", type=Number(0), help="For the rounds of one case; default 12.")
 @click.option("--only", default="", metavar="TEXT", help="Cases whose name holds this text.")
-@click.option("--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, help="Seconds for one bench.")
-@click.option("--json", "where", metavar="FILE|-", help="Write the results; - is standard output, without the tables.")
+@click.option("--timeout", type=Number(1, 1e9), default=1800.0, show_default=True, help="Seconds for one bench.")
+@click.option(
+    "--json",
+    "where",
+    type=PathType("file"),
+    metavar="FILE|-",
+    help="Write the results; - is standard output, without the tables.",
+)
 def bench(
     names: tuple[str, ...],
     device: str,
     threads: int,
     quick: bool,
     cold: bool,
-    with_compile: bool,
-    memory: bool,
-    seconds: float,
+    with_compile: bool | None,
+    memory: bool | None,
+    seconds: float | None,
     timeout: float,
     only: str,
-    where: str | None,
+    where: Path | None,
 ) -> None:
+    if quick:
+        flags = {"--compile": with_compile or None, "--memory": memory or None}
+        refuse_with("--quick", {**flags, "--seconds": seconds})
     benches = _benches()
     options = benches.Options(
         device=device,
         threads=threads,
         quick=quick,
         cold=cold,
-        compile=with_compile and not quick,
-        memory=memory and not quick,
-        seconds=seconds,
+        compile=with_compile is not False and not quick,
+        memory=memory is not False and not quick,
+        seconds=12.0 if seconds is None else seconds,
         only=only,
     )
-    show = None if where == "-" else benches.print_bench
-    report = benches.run(names, options, where, timeout, show)
+    target = None if where is None else str(where)
+    show = None if target == "-" else benches.print_bench
+    report = benches.run(distinct("names", names), options, target, timeout, show)
     if show:
         benches.print_summary(report["targets"])
     if any(map(benches.failed, report["benches"])):

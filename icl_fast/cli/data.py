@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import click
 
+from icl_fast.cli.commands import Commands
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import INTEGER, PATH, PathType, distinct
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Commands)
 def data() -> None:
     """Exemplars: glyphs rendered from the fonts of this machine."""
 
 
 @data.command()
-@click.option("--classes", default=1623, show_default=True, help="Characters; as many as Omniglot by default.")
-@click.option("--typefaces", default=20, show_default=True, help="Typefaces of each character.")
-@click.option("--size", default=28, show_default=True, help="Pixels of a side.")
-@click.option("--fonts", multiple=True, metavar="FOLDER", help="Take fonts from here instead; repeatable.")
-@click.option("--out", metavar="FILE.npz", help="Write the images here too, for icl_fast.data.read_exemplars.")
-@click.option("--sheet", metavar="FILE.png", help="Write a contact sheet: a row a character, a column a typeface.")
-def glyphs(classes: int, typefaces: int, size: int, fonts: tuple[str, ...], out: str | None, sheet: str | None) -> None:
+@click.option(
+    "--classes", default=1623, type=INTEGER, show_default=True, help="Characters; as many as Omniglot by default."
+)
+@click.option("--typefaces", default=20, type=INTEGER, show_default=True, help="Typefaces of each character.")
+@click.option("--size", default=28, type=INTEGER, show_default=True, help="Pixels of a side.")
+@click.option("--fonts", multiple=True, type=PATH, metavar="FOLDER", help="Take fonts from here instead; repeatable.")
+@click.option(
+    "--out",
+    type=PathType("file", ".npz"),
+    metavar="FILE.npz",
+    help="Write the images here too, for icl_fast.data.read_exemplars.",
+)
+@click.option(
+    "--sheet",
+    type=PathType("file", ".png"),
+    metavar="FILE.png",
+    help="Write a contact sheet: a row a character, a column a typeface.",
+)
+def glyphs(
+    classes: int, typefaces: int, size: int, fonts: tuple[Path, ...], out: Path | None, sheet: Path | None
+) -> None:
     """Render characters from installed fonts and cache the images.
 
     With too few fonts it says how many characters they give and which Debian packages to install.
@@ -28,7 +47,7 @@ def glyphs(classes: int, typefaces: int, size: int, fonts: tuple[str, ...], out:
     from icl_fast.data import install_advice, render_glyphs, save_exemplars, script, write_contact_sheet
 
     with counting("rendering glyphs") as show:
-        exemplars = render_glyphs(classes, typefaces, size, fonts=fonts or None, progress=show)
+        exemplars = render_glyphs(classes, typefaces, size, fonts=distinct("--fonts", fonts) or None, progress=show)
     scripts = Counter(script(chr(int(name.split()[0].removeprefix("U+"), 16))) for name in exemplars.names)
     counts = ", ".join(f"{name} {count:,}" for name, count in scripts.most_common())
     for label, value in {
@@ -38,10 +57,10 @@ def glyphs(classes: int, typefaces: int, size: int, fonts: tuple[str, ...], out:
         "scripts": counts,
         "more fonts": install_advice(),
     }.items():
-        click.echo(f"{label:<12}{value}")
+        echo(f"{label:<12}{value}")
     if out:
         save_exemplars(out, exemplars)
-        click.echo(f"{'written':<12}{out}")
+        echo(f"{'written':<12}{out}")
     if sheet:
         write_contact_sheet(sheet, exemplars)
-        click.echo(f"{'sheet':<12}{sheet}")
+        echo(f"{'sheet':<12}{sheet}")

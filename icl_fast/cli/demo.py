@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
+from icl_fast.cli.tasks import repair_option
 
 if TYPE_CHECKING:
     from icl_fast.studies.demo import DemoResult
 
 
 @click.command()
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repeat with this many seeds.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
-@click.option("--configs", type=click.Path(path_type=Path), help="Folder of the three models' configs.")
-def demo(seeds: int, out: Path, configs: Path | None) -> None:
+@click.option("--seeds", type=COUNT, default=1, show_default=True, help="Repeat with this many seeds.")
+@click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True)
+@click.option("--configs", type=PATH, help="Folder of the three models' configs.")
+@repair_option
+def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     """Train three small models on this machine's Python library and watch in-context learning form, or not.
 
     A 1-layer, a 2-layer and a 1-layer smeared-key attention-only model are trained and snapshotted; every head of the
@@ -32,11 +36,11 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
     results: list[DemoResult] = []
     for seed in range(seeds):
         with advice_on_interrupt("the same command goes on from there"):
-            result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
+            result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress, repair=repair)
         print_demo(result)
-        click.echo(f"figure: {result.figure[0]}")
+        echo(f"figure: {result.figure[0]}")
         results.append(result)
     if seeds > 1:
         for name in results[0].changes:
-            click.echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
-    click.echo(f"{time.monotonic() - started:.0f} s in all")
+            echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
+    echo(f"{time.monotonic() - started:.0f} s in all")

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="A run folder, or one of its snapshots.")
-@click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--seed", type=int, help="On text: seed of the random tokens and of which text is read; default 0.")
+@click.option("--ckpt", required=True, type=PATH, help="A run folder, or one of its snapshots.")
+@click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
+@click.option("--seed", type=INTEGER, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
-@click.option("--sequences", type=int, help="On exemplars: sequences of each evaluator; default 1000.")
+@click.option("--sequences", type=INTEGER, help="On exemplars: sequences of each evaluator; default 1000.")
 @click.option(
     "--clamp",
     "clamps",
@@ -35,14 +38,15 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="Zarr store; default RUN/results/heads.zarr, or strategies.zarr on exemplars.",
 )
 def evaluate(
     ckpt: Path,
-    snapshots: str,
+    snapshots: str | None,
     seed: int | None,
     device: str,
+    repair: bool,
     skip_damaged: bool,
     sequences: int | None,
     clamps: tuple[str, ...],
@@ -59,15 +63,17 @@ def evaluate(
     """
     from icl_fast.runs import open_series
 
-    series = open_series(ckpt, snapshots)
+    check_out(ckpt, out)
+    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
+        distinct("--clamp", clamps)
         left_out: dict[int, str] = {}
         if skip_damaged:
             series, left_out = series.readable()
         for step, why in left_out.items():
-            click.echo(f"snapshot {step} is left out: {why}", err=True)
-        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, out)
+            echo(f"snapshot {step} is left out: {why}", err=True)
+        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)
         return
     refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})
     from icl_fast.cli.tables import print_head_scores
@@ -81,14 +87,21 @@ def evaluate(
             seed=0 if seed is None else seed,
             device=device,
             skip_damaged=skip_damaged,
+            repair=repair,
             on_snapshot=update,
         )
     print_head_scores(open_results(target))
-    click.echo(f"results in {target}")
+    echo(f"results in {target}")
 
 
 def _evaluate_strategies(
-    series: Series, device: str, sequences: int, clamps: tuple[str, ...], graft: str | None, out: Path | None
+    series: Series,
+    device: str,
+    sequences: int,
+    clamps: tuple[str, ...],
+    graft: str | None,
+    repair: bool,
+    out: Path | None,
 ) -> None:
     from icl_fast.cli.measure_tables import print_strategies
     from icl_fast.measure import open_results
@@ -99,11 +112,11 @@ def _evaluate_strategies(
     with counting("rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, on_snapshot=update)
+        target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, repair=repair, on_snapshot=update)
     results = open_results(target)
     print_strategies(results)
-    click.echo(f"results in {target}")
+    echo(f"results in {target}")
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
         title = f"{series.name}, every snapshot given {graft}" if graft else series.name
         figure = strategies_figure(results.isel(member=0), title, series.population.config.sequences.pairs)
-        click.echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")
+        echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from icl_fast import __version__, ops
+from icl_fast.cli.console import echo, print_table
 from icl_fast.ops import _backend
 
 
@@ -24,16 +25,16 @@ def info(as_json: bool) -> None:
     """What is installed, what was built, what this machine can run."""
     facts = collect()
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        echo(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for section, rows in facts.items():
-        table.add_row(f"[cyan]{section}[/]", "")
+        table.add_row(Text(section, "cyan"), "")
         for name, value in rows.items():
             table.add_row(f"  {name.replace('_', ' ')}", _text(value))
-    Console().print(table)
+    print_table(table)
 
 
 def collect() -> dict[str, dict[str, Any]]:
@@ -124,11 +125,11 @@ def _cuda_driver() -> str | None:
     return version.read_text().splitlines()[0].partition(":")[2].strip() if version.exists() else None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> Text | str:
     if value is None or value == []:
-        return "[dim]-[/]"
+        return Text("-", "dim")
     if isinstance(value, bool):
-        return "yes" if value else "[yellow]no[/]"
+        return "yes" if value else Text("no", "yellow")
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return str(value).replace("[", r"\[")
+    return str(value)

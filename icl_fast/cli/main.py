@@ -1,16 +1,15 @@
-"""`icl-fast`: the group of commands, and how every command reports an error."""
+"""`icl-fast`: the group of commands, and the program."""
 
 from __future__ import annotations
 
-import errno
 from importlib import import_module
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from icl_fast import __version__
-from icl_fast.errors import InputError
-from icl_fast.files import disk_error
+from icl_fast.cli.commands import Commands, one_line
+from icl_fast.cli.environment import flush, own_process, require_folder, settle
 
 
 class _Command(NamedTuple):
@@ -33,6 +32,7 @@ COMMANDS = {
         "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."
     ),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
+    "verify": _Command("icl_fast.cli.verify:verify", "Check that runs, results and reports are as they were written."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
     "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),
@@ -40,26 +40,17 @@ COMMANDS = {
 }
 
 
-class Failure(click.ClickException):
-    """Ends the program with one line on stderr and exit code 2."""
+class LazyGroup(Commands):
+    """Imports a command when it is called."""
 
-    exit_code = 2
+    def main(self, *args: Any, **options: Any) -> Any:
+        settle()
+        return super().main(*args, **options)
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=True)
-
-
-class Interrupted(Failure):
-    """Ends the program after Ctrl-C, with the exit code that shells expect."""
-
-    exit_code = 130
-
-
-class LazyGroup(click.Group):
-    """Imports a command when it is called, and turns the user's mistakes into one line."""
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line():
+            require_folder()
+        return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -75,18 +66,6 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise Failure(str(error)) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise Failure(str(disk_error(error.filename or "a file", error))) from error
-        except KeyboardInterrupt as error:
-            raise Interrupted(str(error) or "interrupted") from error
-
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="icl-fast")
@@ -96,4 +75,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted."""
-    cli(prog_name="icl-fast")
+    own_process()
+    try:
+        cli(prog_name="icl-fast")
+    finally:
+        flush()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from icl_fast.analysis.learning import learning_time, transience
+from icl_fast.cli.console import echo, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from icl_fast.measure.exemplar.ablation_sweep import AblationPlan
     from icl_fast.measure.exemplar.measured_run import MeasuredRun
 
-_WIDTH = 110  # of a table in a file or a pipe
 _NAME = 34  # of a member's name
 
 
@@ -33,17 +32,15 @@ def print_end(curves: xr.Dataset) -> None:
     print_strategies(
         end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), {"learned after": learned}
     )
-    console = Console()
-    console.print("learned after: sequences until the training loss stays below 0.4 log 2", highlight=False)
+    echo("learned after: sequences until the training loss stays below 0.4 log 2")
     if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
         for member in curves["member"].values:
             seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
             one = transience(curves["sequences"].values, seen, chance=float(seen[0]))
             verdict = "transient" if one.transient else "not transient"
-            console.print(
-                f"{escape(str(member))}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
-                f"{one.end:.3f} at the end: {verdict}",
-                highlight=False,
+            echo(
+                f"{member}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
+                f"{one.end:.3f} at the end: {verdict}"
             )
 
 
@@ -58,9 +55,7 @@ def print_strategies(
         columns: more of them, by title: a text for every row.
         most: rows; of more, some evenly spaced ones.
     """
-    console, alone = Console(), results.sizes["member"] == 1
-    if not console.is_terminal:
-        console = Console(width=max(_WIDTH, console.width))
+    alone = results.sizes["member"] == 1
     what = "at every snapshot" if alone else f"after {int(results['sequences'][-1]):,} sequences"
     for clamp in results["clamp"].values:
         rows = results.sel(clamp=clamp)
@@ -69,11 +64,16 @@ def print_strategies(
         dim = "snapshot" if alone else "member"
         shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
         table = Table(
-            Column("sequences" if alone else "member", justify="right" if alone else "left", max_width=_NAME),
-            Column("loss (train)" if "train" in rows["evaluator"].values else "loss", justify="right"),
+            Column(
+                "sequences" if alone else "member",
+                justify="right" if alone else "left",
+                max_width=_NAME,
+                overflow="fold",
+            ),
+            Column("loss\n(train)" if "train" in rows["evaluator"].values else "loss", justify="right"),
             *(Column(name, justify="right") for name in columns or {}),
-            *(Column(str(name).replace("-", " "), justify="right") for name in rows["evaluator"].values),
-            title=f"{escape(str(clamp))}, {what}: accuracy among the labels in context",
+            *(Column(str(name).replace("-", "\n"), justify="right") for name in rows["evaluator"].values),
+            title=f"{clamp}, {what}: accuracy among the labels in context",
             caption="* among all outputs",
             box=box.SIMPLE_HEAD,
         )
@@ -85,10 +85,10 @@ def print_strategies(
                 within, among = (float(one[key].sel(evaluator=name)) for key in ("accuracy_in_context", "accuracy"))
                 cells.append(f"{among:.3f}*" if np.isnan(within) else f"{within:.3f}")
             more_cells = [values[number] for values in (columns or {}).values()]
-            table.add_row(escape(names[number]), f"{float(first['loss']):.4f}", *more_cells, *cells)
-        console.print(table)
+            table.add_row(names[number], f"{float(first['loss']):.4f}", *more_cells, *cells)
+        print_table(table)
         if (more := len(names) - len(shown)) > 0:
-            console.print(f"and {more} more in the results")
+            echo(f"and {more} more in the results")
 
 
 def check_member(names: Sequence[str], member: str | None) -> None:
@@ -104,13 +104,12 @@ def check_member(names: Sequence[str], member: str | None) -> None:
 def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
     """What a sweep over a run on exemplars does, and how long it takes at the speed of this machine."""
     snapshots, seconds = len(measured.series.steps), seconds_per_snapshot(measured, plan)
-    Console().print(
+    echo(
         f"{len(plan.ablations) - 1} ablations ({', '.join(plan.modes)}) of {snapshots} snapshots on "
         f"{len(measured.evaluators)} evaluators of {measured.count:,} sequences, members: "
         f"{len(measured.series.population.names)}\n"
         f"of every sequence 1 first pass and {len(plan.passes)} different second passes\n"
-        f"on {measured.device}: about {seconds:.1f} s a snapshot, {seconds * snapshots:.0f} s in all",
-        highlight=False,
+        f"on {measured.device}: about {seconds:.1f} s a snapshot, {seconds * snapshots:.0f} s in all"
     )
 
 
@@ -129,12 +128,10 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
     names = [str(name) for name in results["member"].values]
     check_member(names, member)
     last = results.isel(snapshot=-1).sel(member=names[0] if member is None else member)
-    console, shown = Console(), max(8, most // results.sizes["mode"])
-    if not console.is_terminal:
-        console = Console(width=max(_WIDTH, console.width))
+    shown = max(8, most // results.sizes["mode"])
     undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation"))
     accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
-    of = f"{escape(str(last['member'].item()))}, " if len(names) > 1 else ""
+    of = f"{last['member'].item()}, " if len(names) > 1 else ""
     for mode in results["mode"].values:
         whole = accuracy.sel(mode=mode, ablation=UNABLATED)
         changes = accuracy.sel(mode=mode).drop_sel(ablation=UNABLATED) - whole
@@ -142,7 +139,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
         table = Table(
             "removed",
             *(
-                Column(f"{name}{'*' if undefined.sel(evaluator=name) else ''}".replace("-", " "), justify="right")
+                Column(f"{name}{'*' if undefined.sel(evaluator=name) else ''}".replace("-", "\n"), justify="right")
                 for name in results["evaluator"].values
             ),
             title=f"{of}{mode}, step {int(last['snapshot'])}: accuracy among the labels in context, and its change",
@@ -155,11 +152,12 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
             for name in results["evaluator"].values:
                 change = changes.sel(evaluator=name)
                 text = f"{float(change.sel(ablation=ablation)):+.3f}"
-                cells.append(f"[bold]{text}[/]" if change.sel(ablation=ablation) == change.min() < 0 else text)
+                strongest = bool(change.sel(ablation=ablation) == change.min() < 0)
+                cells.append(Text(text, "bold" if strongest else ""))
             table.add_row(str(ablation), *cells)
-        console.print(table)
+        print_table(table)
         if (more := changes.sizes["ablation"] - shown) > 0:
-            console.print(f"and {more} more in the results")
+            echo(f"and {more} more in the results")
 
 
 def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
@@ -171,41 +169,39 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
     names = [str(name) for name in found["member"].values]
     check_member(names, member)
     one = found.sel(member=names[0] if member is None else member)
-    console = Console()
-    of = f"{escape(str(one['member'].values))}, " if len(names) > 1 else ""
-    console.print(
+    of = f"{one['member'].values}, " if len(names) > 1 else ""
+    echo(
         f"{of}step {one.attrs['step']}, {one.attrs['evaluated']:,} sequences of {one.attrs['evaluator']}; rows: heads "
-        "of the first layer, columns: heads of the last, all others of that layer removed",
-        highlight=False,
+        "of the first layer, columns: heads of the last, all others of that layer removed"
     )
     for preserve in one["preserve"].values:
         at = one["accuracy"].sel(preserve=preserve)
-        _print_map(console, f"accuracy with one head of each layer, {preserve}", at.sel(kind="single-pair"), ".3f")
+        _print_map(f"accuracy with one head of each layer, {preserve}", at.sel(kind="single-pair"), ".3f")
     for preserve in one["preserve"].values:
         change = one["accuracy"].sel(preserve=preserve, kind="single") - one["accuracy_alone"]
-        _print_map(console, f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
+        _print_map(f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
     for matrix in ("k", "v"):
-        _print_map(console, f"composition score with {matrix.upper()}", one["composition"].sel(matrix=matrix), ".3f")
+        _print_map(f"composition score with {matrix.upper()}", one["composition"].sel(matrix=matrix), ".3f")
     heads = Table("", *map(str, range(len(one["writer"]))), box=box.SIMPLE, title="heads")
     heads.add_row("first layer: previous token", *(f"{float(value):.2f}" for value in one["previous_token"]))
     heads.add_row("last layer: induction", *(f"{float(value):.2f}" for value in one["induction"]))
     heads.add_row("last layer: accuracy alone", *(f"{float(value):.3f}" for value in one["accuracy_alone"]))
-    console.print(heads)
+    print_table(heads)
     previous = [str(head) for head in one["writer"].values[one["is_previous_token"].values]]
     sets = Table("heads removed", *(str(p) for p in one["preserve"].values), box=box.SIMPLE, title="accuracy")
     for name in one["set"].values:
         text = f"{name} ({', '.join(previous) or 'none'})" if name == "previous token" else str(name)
         sets.add_row(text, *(f"{float(value):.4f}" for value in one["accuracy_without"].sel(set=name)))
-    console.print(sets)
+    print_table(sets)
 
 
-def _print_map(console: Console, title: str, values: xr.DataArray, form: str) -> None:
+def _print_map(title: str, values: xr.DataArray, form: str) -> None:
     columns = (Column(str(name), justify="right") for name in values["reader"].values)
     table = Table("", *columns, box=box.SIMPLE_HEAD, title=title)
     for name in values["writer"].values:
         cells = []
         for value in values.sel(writer=name).values:
             text = format(float(value), form)
-            cells.append(f"[bold]{text}[/]" if np.isclose(abs(value), float(np.abs(values).max())) else text)
+            cells.append(Text(text, "bold" if np.isclose(abs(value), float(np.abs(values).max())) else ""))
         table.add_row(str(name), *cells)
-    console.print(table)
+    print_table(table)

@@ -6,19 +6,25 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
-from icl_fast.cli.tasks import require
+from icl_fast.cli.tasks import repair_option, require
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--examples", type=int, help="Use the first so many evaluation examples; default all.")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--examples", type=INTEGER, help="Use the first so many evaluation examples; default all.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--components", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--components", type=WholeNumber(2), default=2, show_default=True)
 @click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Zarr store, NAME.zarr; NAME.png and NAME.svg beside."
+    "--out",
+    required=True,
+    type=PathType("folder", ".zarr"),
+    help="Zarr store, NAME.zarr; NAME.png and NAME.svg beside.",
 )
 def pca(
     runs: tuple[Path, ...],
@@ -27,6 +33,7 @@ def pca(
     components: int,
     memory: str,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
@@ -48,7 +55,8 @@ def pca(
             examples=examples,
             memory=memory,
             device=device,
+            repair=repair,
         )
     print_pca(found)
-    click.echo(f"results in {out}")
-    click.echo(f"figure: {figure[0]}")
+    echo(f"results in {out}")
+    echo(f"figure: {figure[0]}")

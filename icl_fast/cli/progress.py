@@ -1,10 +1,10 @@
-"""Progress of long work: a live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a live line each on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -74,30 +74,63 @@ def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    console = Console(stderr=True)
+def waiting(title: str) -> Iterator[None]:
+    """Shows that something takes its time."""
+    with _bar(title, None) as show:
+        show(0, "")
+        yield
+
+
+_shown: list[Progress] = []  # at most one: two live displays would write over each other
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """The one live display of all bars, which lasts as long as the outermost of them."""
+    if _shown:
+        yield _shown[0]
+        return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a run's name may hold brackets
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[done]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total, text="")
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not _is_live(console)) as progress:
+        _shown.append(progress)
+        try:
+            yield progress
+        finally:
+            _shown.clear()
+
+
+def _is_live(console: Console) -> bool:
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
+@contextmanager
+def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    with _display() as progress:
+        task = progress.add_task(title, total=total, done="", text="", visible=total is not None)
         started = printed = time.monotonic()
         first: int | None = None
 
         def show(completed: int, text: str, new_total: int | None = None) -> None:
             nonlocal printed, first
-            progress.update(task, completed=completed, text=text, total=new_total if new_total is not None else total)
+            end = new_total if new_total is not None else total
+            done = f"{completed}/{end}" if end is not None else ""
+            progress.update(task, completed=completed, total=end, done=done, text=text, visible=True)
             first = completed if first is None else first
-            now, end = time.monotonic(), new_total if new_total is not None else total
-            if not console.is_terminal and end and (now - printed > _SECONDS_BETWEEN_LINES or completed == end):
+            now = time.monotonic()
+            if progress.disable and end and (now - printed > _SECONDS_BETWEEN_LINES or completed == end):
                 printed = now
                 left = (now - started) / max(1, completed - first) * (end - completed)
-                print(f"{title}: {completed}/{end}  {text}  {left:.0f} s left", file=console.file, flush=True)
+                with suppress(OSError):  # the work goes on where nobody reads of it
+                    line = f"{title}: {completed}/{end}  {text}  {left:.0f} s left"
+                    print(line, file=progress.console.file, flush=True)
 
         yield show

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
 from icl_fast.cli.progress import advice_on_interrupt, counting
-from icl_fast.cli.tasks import refuse
+from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for index.html and figures/.")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--out", required=True, type=FOLDER_TO_WRITE, help="Folder for index.html and figures/.")
 @click.option("--snapshots", default="all", show_default=True, help="all, or steps such as 0,50,100.")
-@click.option("--claims", type=click.Path(path_type=Path), help="JSON list of claim, source, verdict, evidence.")
+@click.option("--claims", type=PATH, help="JSON list of claim, source, verdict, evidence.")
 @click.option("--title", default="In-context learning over training", show_default=True)
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option(
-    "--text", "texts", multiple=True, type=click.Path(path_type=Path), help="On text: one for models to read."
-)
-@click.option("--examples", type=int, help="On text: evaluate on at most so many examples; default 512.")
-@click.option("--icl-window", type=int, help="On text: positions averaged around the score's two; default 1.")
+@repair_option
+@click.option("--text", "texts", multiple=True, type=PATH, help="On text: one for models to read.")
+@click.option("--examples", type=INTEGER, help="On text: evaluate on at most so many examples; default 512.")
+@click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
 @click.option(
     "--modes",
     help="On text: ablations to measure, without full it is faster; default pattern-preserving,full.",
@@ -34,11 +36,11 @@ from icl_fast.errors import InputError
 @click.option(
     "--interval", "intervals", multiple=True, metavar="RUN=START:END", help="On text: phase change by hand, in steps."
 )
-@click.option("--prefix-matching", type=float, help="On text: induction heads score more, default 0.2, …")
-@click.option("--copying", type=float, help="… and more than this on copying; default -0.6.")
-@click.option("--previous-token", type=float, help="On text: previous-token heads score more; default 0.5.")
+@click.option("--prefix-matching", type=NUMBER, help="On text: induction heads score more, default 0.2, ...")
+@click.option("--copying", type=NUMBER, help="... and more than this on copying; default -0.6.")
+@click.option("--previous-token", type=NUMBER, help="On text: previous-token heads score more; default 0.5.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
-@click.option("--sequences", type=int, help="On exemplars: of each evaluator; default 1000.")
+@click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
 def report(
     runs: tuple[Path, ...],
     out: Path,
@@ -47,6 +49,7 @@ def report(
     title: str,
     static: bool,
     device: str,
+    repair: bool,
     texts: tuple[Path, ...],
     examples: int | None,
     icl_window: int | None,
@@ -74,6 +77,8 @@ def report(
     from icl_fast.runs import open_series, run_names
     from icl_fast.studies.collect import MODES, Options, collect, read_claims
 
+    for run in runs:
+        check_out(run, out)
     first = {open_series(run).task: run for run in reversed(run_names(runs).values())}
     thresholds = {"prefix_matching": prefix_matching, "copying": copying, "previous_token": previous_token}
     on_text = {"examples": examples, "icl_window": icl_window, "memory": memory}
@@ -89,28 +94,36 @@ def report(
     }
     options = Options(
         snapshots=snapshots,
-        modes=MODES if modes is None else tuple(modes.split(",")),
-        intervals=dict(_interval(text) for text in intervals),
+        modes=MODES if modes is None else tuple(parse_list("--modes", modes)),
+        intervals=_intervals(intervals),
         thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
+        repair=repair,
         **chosen,
     )
     with advice_on_interrupt("the same command goes on from there"):
         found = read_claims(claims) if claims is not None else []
-        reading = [*read_texts(texts), *default_texts()]
+        reading = [*read_texts(distinct("--text", texts)), *default_texts()]
         study = collect(runs, reading, options, counting, title=title, claims=found)
         measured = time.monotonic()
         with counting("drawing") as show:
             page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
-    click.echo(
+    echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "
         f"drawn in {time.monotonic() - measured:.0f} s"
     )
 
 
-def _interval(text: str) -> tuple[str, tuple[int, int]]:
-    match = re.fullmatch(r"(.+)=(\d+):(\d+)", text)
-    if match is None or int(match[2]) >= int(match[3]):
-        raise InputError(f"interval: {text!r} is not RUN=START:END with steps START < END, such as two_layer=600:1200")
-    return match[1], (int(match[2]), int(match[3]))
+def _intervals(texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for text in texts:
+        match = re.fullmatch(r"(.+)=([0-9]{1,18}):([0-9]{1,18})", text, re.DOTALL)
+        if match is None or int(match[2]) >= int(match[3]):
+            raise InputError(
+                f"--interval: {text!r} is not RUN=START:END with steps START < END, such as two_layer=600:1200"
+            )
+        if match[1] in found:
+            raise InputError(f"--interval: {match[1]} is given twice; once is enough")
+        found[match[1]] = int(match[2]), int(match[3])
+    return found

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xarray as xr
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.cli.console import echo, print_table
 from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
+from icl_fast.measure.store import json_attribute
 
 if TYPE_CHECKING:
     from icl_fast.analysis import PhaseChange
@@ -48,9 +47,9 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
             value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
             row += [f"{value:.4f}", "" if ablation == UNABLATED else f"{value - whole:+.4f}"]
         table.add_row(*row)
-    Console().print(table)
+    print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        Console().print(f"… and {more} more in the results")
+        echo(f"… and {more} more in the results")
 
 
 def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
@@ -62,12 +61,12 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         "QK trace": "qk_trace",
         "OV copying": "ov_copying",
     }
-    last, console = results.isel(snapshot=-1), Console()
+    last = results.isel(snapshot=-1)
     columns = {name: last[name].values for name in titles.values()}
     types = head_types(columns["previous_token"], columns["prefix_matching"], columns["copying"])
     table = Table(
         "head",
-        Column("type", no_wrap=True),
+        "type",
         *(Column(title, justify="right") for title in titles),
         box=box.SIMPLE,
         title=f"step {int(last['snapshot'])}",
@@ -77,17 +76,16 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         values = [of_all[layer, head] for of_all in columns.values()]
         numbers = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
         table.add_row(f"{layer}.{head}", str(types.types[layer, head]), *numbers)
-    console.print(table)
+    print_table(table)
     if (more := types.types.size - most) > 0:
-        console.print(f"… and {more} more in the results")
+        echo(f"… and {more} more in the results")
     least = types.thresholds
-    console.print(
+    echo(
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
-        f"token if that score > {least.previous_token}",
-        highlight=False,
+        f"token if that score > {least.previous_token}"
     )
-    for step, why in json.loads(results.attrs["left_out"]).items():
-        console.print(f"left out: step {step}, {why}", highlight=False, markup=False)
+    for step, why in json_attribute(results, "left_out").items():
+        echo(f"left out: step {step}, {why}")
 
 
 def print_pca(pca: JointPCA) -> None:
@@ -96,11 +94,10 @@ def print_pca(pca: JointPCA) -> None:
     def point(of_one: np.ndarray) -> str:
         return ", ".join(f"{value:+.2f}" for value in of_one)
 
-    console = Console()
     for number, (variance, part) in enumerate(
         zip(pca.explained_variance, pca.explained_variance_ratio, strict=True), start=1
     ):
-        console.print(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)", highlight=False)
+        echo(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)")
     table = Table(
         "run",
         *(Column(name, justify="right") for name in ("snapshots", "first", "last")),
@@ -108,21 +105,20 @@ def print_pca(pca: JointPCA) -> None:
         title="coordinates, nats",
     )
     for name, path in pca.coordinates.items():
-        table.add_row(escape(name), str(len(path)), point(path[0]), point(path[-1]))
-    console.print(table)
+        table.add_row(name, str(len(path)), point(path[0]), point(path[-1]))
+    print_table(table)
 
 
 def print_plan(planned: PlannedSweep) -> None:
     """The stages of one chunk of examples, and what the whole sweep takes at the speed of this machine."""
-    plan, console = planned.plan, Console()
+    plan = planned.plan
     chunks, snapshots = -(-plan.examples // plan.chunk), len(planned.series.steps)
-    console.print(
+    echo(
         f"{len(plan.ablations)} ablations ({plan.mode}) of {snapshots} snapshots on {plan.examples} examples of "
-        f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each",
-        highlight=False,
+        f"{planned.evaluation.inputs.shape[1]} tokens, losses at {plan.positions.rows_per_example} positions each"
     )
     if plan.engine == "definition":
-        console.print(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
@@ -136,14 +132,13 @@ def print_plan(planned: PlannedSweep) -> None:
     for stage in schedule.stages:
         numbers = f"{stage.flops / 1e9:.2f}", f"{stage.bytes / 1e6:.0f}", f"{speed.seconds(stage) * 1e3:.1f}"
         table.add_row(stage.name, str(stage.variants), *numbers)
-    console.print(table)
+    print_table(table)
     seconds, times = sum(map(speed.seconds, schedule.stages)), chunks * snapshots
     together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
-    console.print(
+    echo(
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
         f"on {on}, which multiplies {speed.flops / 1e9:.0f} GFLOP/s and copies {speed.bytes / 1e9:.1f} GB/s: at "
-        f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all",
-        highlight=False,
+        f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all"
     )
 
 
@@ -172,24 +167,23 @@ def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> 
 
 def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
-    console = Console()
     if study.models:
-        console.print(_verdicts(study))
-        console.print(_RULE, highlight=False)
+        print_table(_verdicts(study))
+        echo(_RULE)
     for name, exemplars in study.exemplars.items():
-        console.print(name, highlight=False, markup=False)
+        echo(name)
         print_strategies(exemplars.strategies)
     left_out = {name: model.left_out for name, model in study.models.items()}
     left_out |= {name: exemplars.left_out for name, exemplars in study.exemplars.items()}
     for name, reasons in left_out.items():
         for step, reason in reasons.items():
-            console.print(f"{name}: step {step} left out: {reason}", highlight=False, markup=False)
+            echo(f"{name}: step {step} left out: {reason}")
 
 
 def _verdicts(study: Study) -> Table:
     table = Table(
-        Column("model", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
+        "model",
+        *(Column(name, justify="right") for name in _VERDICT),
         box=box.SIMPLE,
         pad_edge=False,
         title="what was found (losses in nats per token)",
@@ -203,8 +197,8 @@ def _verdicts(study: Study) -> Table:
 def print_demo(result: DemoResult) -> None:
     """What the demo found: a row a model, the rule, and the heads that carry the ICL score."""
     table = Table(
-        Column("model", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in _VERDICT),
+        "model",
+        *(Column(name, justify="right") for name in _VERDICT),
         box=box.SIMPLE,
         pad_edge=False,
         title=f"seed {result.seed}: what was found (losses in nats per token)",
@@ -212,9 +206,8 @@ def print_demo(result: DemoResult) -> None:
     for name, data in result.models.items():
         matching = data["prefix_matching"].isel(snapshot=-1).rename(layer_="layer", head_="head")
         table.add_row(name, *_verdict(data, matching, result.changes[name]))
-    console = Console()
-    console.print(table)
-    console.print(_RULE, highlight=False)
+    print_table(table)
+    echo(_RULE)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
             last = data.isel(snapshot=-1)
@@ -225,4 +218,4 @@ def print_demo(result: DemoResult) -> None:
                 f"{head} by {float(value):+.3f}±{float(error):.3f}"
                 for head, value, error in zip(strongest["ablation"].values, strongest, errors, strict=True)
             )
-            console.print(f"{name}: removing these heads raises the ICL score most: {heads}", highlight=False)
+            echo(f"{name}: removing these heads raises the ICL score most: {heads}")

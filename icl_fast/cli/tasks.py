@@ -1,13 +1,19 @@
-"""Runs on text and on exemplars: options, and commands, that are for one kind are refused for the other."""
+"""What commands share: options that mean nothing for the run at hand, or beside another, are refused; `--repair`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
+
 from icl_fast.errors import InputError
 
 _OTHER = {"text": "exemplars", "exemplars": "text"}
+
+repair_option = click.option(
+    "--repair", is_flag=True, help="Measure again what is damaged of earlier results; what is whole is kept."
+)
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
@@ -23,6 +29,44 @@ def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:
         raise InputError(
             f"{', '.join(foreign)}: for runs on {_OTHER[task]}; {ckpt} was trained on {task}, leave it out"
         )
+
+
+def refuse_with(other: str, options: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing beside another.
+
+    Args:
+        other: that one, such as `--plan`.
+        options: by name, their values; None where one was not used.
+
+    Raises:
+        InputError: one was used.
+    """
+    if idle := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(idle)}: changes nothing with {other}; leave one of them out")
+
+
+def chosen_snapshots(ckpt: Path, snapshots: str | None, default: str, option: str = "--snapshots") -> str:
+    """What was chosen of a run's snapshots, or the default.
+
+    Raises:
+        InputError: something was chosen of one snapshot.
+    """
+    if ckpt.is_file():
+        refuse_with(f"{ckpt}, which is one snapshot", {option: snapshots})
+    return default if snapshots is None else snapshots
+
+
+def check_out(ckpt: Path, out: Path | None) -> None:
+    """Refuse to write results over a run, or among its snapshots.
+
+    Raises:
+        InputError: `--out` is such a place.
+    """
+    from icl_fast.runs.run_series import run_of
+
+    home = run_of(ckpt).path.resolve()
+    if out is not None and (out.resolve() == home or out.resolve().is_relative_to(home / "snapshots")):
+        raise InputError(f"--out: {out} holds the run itself; choose another place, or leave it out")
 
 
 def require(task: str, ckpt: Path, command: str, instead: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
+from icl_fast.cli.console import echo, print_table
 from icl_fast.toy.phase_change import PLATEAU_RULE
 from icl_fast.toy.summary import RULES
 
@@ -37,7 +37,6 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 def print_coopetition(results: xr.Dataset) -> None:
     """Fractions of seeds and quantiles over them, a table a setting; the rules; how far the gradient flow is."""
-    console = Console()
     each = [results.isel(setting=index) for index in range(results.sizes["setting"])]
     differing = [name for name in ("lr", "scale") if len(np.unique(results[name])) > 1]
     names = [", ".join(f"{field} = {float(one[field]):g}" for field in ("mu", "alpha", *differing)) for one in each]
@@ -49,7 +48,7 @@ def print_coopetition(results: xr.Dataset) -> None:
             if variable != "diverged" or bool(results[variable].any()):
                 shares = [(int(one[variable].sum()), float(one[variable].mean())) for one in each[some]]
                 table.add_row(title_of_row, *(f"{count} ({share:.1%})" for count, share in shares))
-        console.print(table)
+        print_table(table)
     for name, one in zip(names, each, strict=True):
         quantiles = (f"{q:.0%}" for q in _QUANTILES)
         table = Table("quantiles over", *_right("seeds", *quantiles), title=name, box=box.SIMPLE, pad_edge=False)
@@ -58,11 +57,11 @@ def print_coopetition(results: xr.Dataset) -> None:
         for row, variable in _LOSSES.items():
             values = one[variable].values
             _add_quantiles(table, f"loss: {row}", values[values > 0] if variable == "divot_size" else values, ".4f")
-        console.print(table)
+        print_table(table)
     for rule in RULES:
-        console.print(rule, highlight=False)
+        echo(rule)
     for name, one in zip(names, each, strict=True):
-        _print_flow(console, name, one)
+        _print_flow(name, one)
 
 
 def _add_quantiles(table: Table, title: str, values: np.ndarray, form: str) -> None:
@@ -71,7 +70,7 @@ def _add_quantiles(table: Table, title: str, values: np.ndarray, form: str) -> N
     table.add_row(title, str(len(finite)), *quantiles)
 
 
-def _print_flow(console: Console, name: str, one: xr.Dataset) -> None:
+def _print_flow(name: str, one: xr.Dataset) -> None:
     kept = one.isel(seed=slice(0, one.sizes["shown"]))
     earlier = abs(kept["takeover"].values - one["flow_takeover"].values)
     moved = "no takeover"
@@ -79,16 +78,14 @@ def _print_flow(console: Console, name: str, one: xr.Dataset) -> None:
         steps = np.nanmedian(kept["takeover"]), np.nanmax(earlier)
         moved = "takeover (median: step {:.0f}) moves by at most {:.0f} steps".format(*steps)
     last = [float(abs(kept[f"final_{m}"].values - one[f"flow_final_{m}"].values).max()) for m in (1, 2)]
-    console.print(
+    echo(
         f"gradient flow instead of steps, {name}, {one.sizes['shown']} seeds: {moved}; the last relative losses differ "
-        f"by at most {last[0]:.4f} (mechanism 1) and {last[1]:.4f} (mechanism 2)",
-        highlight=False,
+        f"by at most {last[0]:.4f} (mechanism 1) and {last[1]:.4f} (mechanism 2)"
     )
 
 
 def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Dataset) -> None:
     """How long the plateau is by clamp, by number of vectors and initial scale; what the saddle at zero is like."""
-    console = Console()
     table = Table(
         "clamped", *_right("seeds that leave it", "25%", "50%", "75%"), title="steps on the plateau", box=box.SIMPLE
     )
@@ -96,16 +93,16 @@ def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Data
         values = results["plateau"].sel(clamp=clamp).values
         left = int(np.isfinite(values).sum())
         table.add_row(str(clamp), f"{left} of {len(values)}", *_with_stuck(values, (0.25, 0.5, 0.75)))
-    console.print(table)
+    print_table(table)
     title = f"median steps on the plateau, {length.sizes['seed']} seeds"
     scales = (f"{value:g}" for value in length["scale"].values)
     table = Table("vectors, by scale", *_right(*scales), title=title, box=box.SIMPLE)
     for count in length["vectors"].values:
         lines = length["plateau"].sel(vectors=count)
         table.add_row(str(count), *(_with_stuck(lines.sel(scale=s).values, (0.5,))[0] for s in length["scale"].values))
-    console.print(table)
-    console.print(f"{PLATEAU_RULE}; -: most seeds are on it for all {length.attrs['steps']} steps", highlight=False)
-    console.print("the saddle at zero, on explicit tensors (appendix C.4):", highlight=False)
+    print_table(table)
+    echo(f"{PLATEAU_RULE}; -: most seeds are on it for all {length.attrs['steps']} steps")
+    echo("the saddle at zero, on explicit tensors (appendix C.4):")
     for count in at_zero["vectors"].values:
         one = at_zero.sel(vectors=count)
         falls, rises = one["change"] < 0, one["change"] > 0
@@ -113,11 +110,10 @@ def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Data
         first = abs(one["change"].sel(direction="d-")).isel(epsilon=slice(0, 2)).values
         power = np.log(first[1] / first[0]) / np.log(one["epsilon"].values[1] / one["epsilon"].values[0])
         error = float(abs(one["change"] / one["predicted"] - 1).max())
-        console.print(
+        echo(
             f"  {count} vectors: falls along d-, rises along d+: {verdict}, as e^{power:.3f}, off the formula by "
             f"{error:.0e} of it or less; Hessian: largest element {float(one['largest']):.2g}, lowest eigenvalue "
-            f"{float(one['lowest']):.2g}",
-            highlight=False,
+            f"{float(one['lowest']):.2g}"
         )
 
 

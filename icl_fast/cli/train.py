@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import advice_on_interrupt, counting, population_progress, training_progress
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ _ADVICE = "go on with --resume"
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
 @click.option(
     "--clamp",
@@ -26,7 +29,7 @@ _ADVICE = "go on with --resume"
     help="On exemplars: clamp this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
     "no-previous-token); may be repeated.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the config file>.")
+@click.option("--out", type=FOLDER_TO_WRITE, help="Run folder; default runs/<name of the config file>.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last saved state.")
 def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out: Path | None, resume: bool) -> None:
     """Train what CONFIG (a YAML file) describes and keep snapshots: a Transformer on text, or one run or a population
@@ -39,10 +42,10 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
 
     folder = out if out is not None else Path("runs") / config.stem
     parsed = load_config(config, overrides)
-    if clamps:
+    if distinct("--clamp", clamps):
         if not isinstance(parsed, ExemplarRunConfig):
             raise InputError(f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars")
-        parsed = load_config(config, (*overrides, f"interventions.clamps=[{', '.join(clamps)}]"))
+        parsed = load_config(config, (*overrides, f"interventions.clamps={json.dumps(clamps)}"))
     if isinstance(parsed, ExemplarRunConfig):
         _train_on_exemplars(parsed, folder, resume)
     else:
@@ -54,7 +57,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
 
     with advice_on_interrupt(_ADVICE), training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
 def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
@@ -72,4 +75,4 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
-    click.echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")

@@ -11,22 +11,31 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icl_fast.files import atomic_write, locked, sha256, sweep
+from icl_fast.errors import InputError
+from icl_fast.files import atomic_write, locked, sha256
 
 _MANIFEST = "manifest.json"
 
 
 def cache_folder() -> Path:
-    """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`."""
-    if folder := os.environ.get("ICL_FAST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+    """`$ICL_FAST_CACHE`, else `$XDG_CACHE_HOME/icl_fast`, else `~/.cache/icl_fast`.
+
+    Raises:
+        InputError: nobody knows where this user's home folder is.
+    """
+    try:
+        if folder := os.environ.get("ICL_FAST_CACHE"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "icl_fast"
+    except RuntimeError:
+        raise InputError("cache: this user has no home folder to keep it in; set ICL_FAST_CACHE to a folder") from None
 
 
 def cached(entry: Path, build: Callable[[Path], None]) -> Path:
@@ -35,11 +44,14 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         InputError: the disk is full or the cache cannot be written; nothing of the entry is then left behind.
     """
+    lock, what = entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)"
     if _is_whole(entry):
+        if lock.exists():
+            with suppress(InputError), locked(lock, what):
+                pass  # a killed builder's goes; a living one's stays
         return entry
-    with locked(entry.with_name(f".lock-{entry.name}"), "cache (ICL_FAST_CACHE says where)", wait=True):
+    with locked(lock, what, wait=True):
         if not _is_whole(entry):
-            sweep(entry.parent, entry.name)
             with atomic_write(entry) as temporary:
                 temporary.mkdir()
                 build(temporary)

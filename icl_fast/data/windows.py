@@ -16,7 +16,6 @@ import numpy as np
 import tokenizers
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from icl_fast.data.cache import cache_folder, cached, save_array
@@ -138,10 +137,10 @@ class TextData:
         return inputs, targets
 
 
-def load_text(config: DataConfig, *, progress: bool = False) -> TextData:
+def load_text(config: DataConfig) -> TextData:
     """Read a corpus and tokenise it, or take its tokens from the cache (`icl_fast.data.cache`).
 
-    The token ids are memory-mapped. `progress` shows a spinner on stderr while the corpus is tokenised.
+    The token ids are memory-mapped.
 
     Raises:
         InputError: the corpus is missing or unreadable, or too small for the vocabulary or the context; a full disk.
@@ -150,12 +149,10 @@ def load_text(config: DataConfig, *, progress: bool = False) -> TextData:
     train, held_out = _split([document.text for document in documents], config)
 
     def build(folder: Path) -> None:
-        message = f"tokenising {config.corpus}, vocabulary {config.vocab}"
-        with Console(stderr=True, quiet=not progress).status(message):
-            tokenizer = train_tokenizer(train, config.vocab)
-            save_array(folder / "train.npy", encode_stream(tokenizer, train))
-            save_array(folder / "held_out.npy", encode_stream(tokenizer, held_out))
-            save_tokenizer(tokenizer, folder)
+        tokenizer = train_tokenizer(train, config.vocab)
+        save_array(folder / "train.npy", encode_stream(tokenizer, train))
+        save_array(folder / "held_out.npy", encode_stream(tokenizer, held_out))
+        save_tokenizer(tokenizer, folder)
 
     entry = cached(cache_folder() / "text" / _key(train, held_out, config.vocab), build)
     streams = [np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in ("train.npy", "held_out.npy")]

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icl_fast.errors import InputError
+from icl_fast.models.changes import why_changed
 from icl_fast.models.config import ModelShape
 from icl_fast.models.interventions import Taps, site
 from icl_fast.models.members import MemberLinear, MemberNorm
-from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate
+from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
 
 
@@ -243,7 +245,8 @@ class Attention(nn.Module):
             pattern = q.new_zeros(()).expand(*q.shape[:-1], length)  # stands in for what is replaced unseen
         else:
             scores = taps(scores_site, self.scores(q, k))
-            pattern = torch.softmax(scores.masked_fill(~self._mask(length, q.device), -math.inf), dim=-1)
+            seen = scores.masked_fill(~self._mask(length, q.device), -math.inf)
+            pattern = softmax_or_zeros(seen) if taps.changes(scores_site) else torch.softmax(seen, dim=-1)
         return taps(pattern_site, pattern) @ v
 
     def _mask(self, length: int, device: torch.device) -> Tensor:
@@ -251,6 +254,10 @@ class Attention(nn.Module):
 
     def _head_out(self, z: Tensor) -> Tensor:
         """What each head writes, `[B,H,T,C]`."""
+        if reason := why_changed(self.out, nn.Linear if self.members is None else MemberLinear, "attention.out"):
+            raise InputError(
+                f"site {site('head_out', self.layer)!r}: {reason}, so that there is no W_O to split by head"
+            )
         w_o = self.w_o
         by_member = z.view(*w_o.shape[:-3], -1, *z.shape[1:])  # [B,H,T,D], of members [P,B,H,T,D]
         return torch.einsum("...bhtd,...hdc->...bhtc", by_member, w_o).reshape(*z.shape[:-1], self.config.width)

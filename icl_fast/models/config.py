@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from icl_fast.errors import InputError
+from icl_fast.models.sizes import LARGEST, MOST_LAYERS
 from icl_fast.schema import Config, Field, ValidationError, model_validator, validation_message
 
 PositionKind = Literal["learned", "sinusoidal", "shortformer", "rotary", "alibi", "none"]
@@ -21,7 +22,7 @@ class RotaryScaling(Config):
 
     kind: Literal["linear", "llama3", "yarn"] = Field(description="which frequencies are stretched")
     factor: float = Field(ge=1.0, description="by how much")
-    original_context: int = Field(8192, ge=1, description="context of the pretraining (llama3, yarn)")
+    original_context: int = Field(8192, ge=1, le=LARGEST, description="context of the pretraining (llama3, yarn)")
     low: float = Field(1.0, gt=0.0, description="fewer turns than this in that context: stretched (llama3, yarn)")
     high: float = Field(4.0, gt=0.0, description="more turns than this in that context: kept (llama3, yarn)")
     length: float = Field(1.0, gt=0.0, description="by which rotated vectors are multiplied (yarn)")
@@ -36,13 +37,17 @@ class ModelShape(Config):
     Details, "local attention head").
     """
 
-    layers: int = Field(2, ge=1, description="number of layers")
-    width: int = Field(128, ge=1, description="C, the width of the residual stream")
-    heads: int = Field(4, ge=1, description="H, attention heads per layer")
-    head_width: int | None = Field(None, ge=1, description="D, the width of one head; default width / heads")
+    layers: int = Field(2, ge=1, le=MOST_LAYERS, description="number of layers")
+    width: int = Field(128, ge=1, le=LARGEST, description="C, the width of the residual stream")
+    heads: int = Field(4, ge=1, le=LARGEST, description="H, attention heads per layer")
+    head_width: int | None = Field(
+        None, ge=1, le=LARGEST, description="D, the width of one head; default width / heads"
+    )
     mlp: bool = Field(False, description="an MLP after every attention layer; false: attention-only")
-    mlp_ratio: int = Field(4, ge=1, description="the MLP's hidden width over the model's")
-    mlp_width: int | None = Field(None, ge=1, description="the MLP's hidden width; default mlp_ratio * width")
+    mlp_ratio: int = Field(4, ge=1, le=LARGEST, description="the MLP's hidden width over the model's")
+    mlp_width: int | None = Field(
+        None, ge=1, le=LARGEST, description="the MLP's hidden width; default mlp_ratio * width"
+    )
     mlp_bias: bool = Field(True, description="biases on the MLP's projections")
     gated: bool = Field(False, description="the MLP's hidden layer times a second projection (SwiGLU, GeGLU)")
     activation: ActivationKind = Field(
@@ -66,7 +71,9 @@ class ModelShape(Config):
     )
     parallel: bool = Field(False, description="the MLP reads the stream before attention, not after it")
     shared_norm: bool = Field(False, description="parallel attention and MLP read through one norm")
-    kv_heads: int | None = Field(None, ge=1, description="key/value heads; default: heads; fewer: grouped queries")
+    kv_heads: int | None = Field(
+        None, ge=1, le=LARGEST, description="key/value heads; default: heads; fewer: grouped queries"
+    )
     qk_norm: Literal["none", "head", "all"] = Field(
         "none", description="an RMSNorm of queries and keys: of each head's, or of all heads' together"
     )
@@ -126,16 +133,16 @@ class ModelShape(Config):
             shape = [len(row) for row in self.windows]
             if shape != [self.heads] * self.layers:
                 raise ValueError(f"windows must be {self.layers} lists of {self.heads} entries, got lists of {shape}")
-            if any(w is not None and w < 1 for row in self.windows for w in row):
-                raise ValueError("windows: a window counts the position itself, so it is at least 1 (null: dense)")
+            if not all(w is None or 1 <= w <= LARGEST for row in self.windows for w in row):
+                raise ValueError(f"windows: a window counts the position itself, so it is 1 to {LARGEST} (null: dense)")
         return self
 
 
 class TransformerConfig(ModelShape):
     """The whole shape: what `ModelShape` says, the vocabulary and the longest context."""
 
-    vocab: int = Field(ge=1, description="V, the number of tokens")
-    context: int = Field(ge=1, description="T, the longest context that positions are made for")
+    vocab: int = Field(ge=1, le=LARGEST, description="V, the number of tokens")
+    context: int = Field(ge=1, le=LARGEST, description="T, the longest context that positions are made for")
 
 
 def parse_transformer_config(values: dict[str, Any], source: str = "model") -> TransformerConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.files import regular_file
+from icl_fast.files import read_json, regular_file
 from icl_fast.memory import check_fits
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.families import FAMILIES, Family, Fields
 from icl_fast.models.transformer import Transformer
-from icl_fast.models.weight_files import assign_weights
+from icl_fast.models.weight_files import check_numbers
 
 CONFIG = "config.json"
 
@@ -53,26 +52,26 @@ def load_foreign(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> T
         model = Transformer(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     check_fits(count * dtype.itemsize, f"model {folder}: {count:,} weights")
-    theirs = _Weights(folder)
-    weights = family.weights(config, theirs, f"model {folder}")
-    assign_weights(folder, model, {name: weight.to(dtype) for name, weight in weights.items()})
+    weights = family.weights(config, _Weights(folder), f"model {folder}")
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    for name, expected in model.state_dict().items():
+        if weights[name].shape != expected.shape:
+            wrong, wanted = list(weights[name].shape), list(expected.shape)
+            raise InputError(f"model {folder}: {name} is {wrong}, its config says {wanted}")
+    check_numbers(folder, weights, weights)
+    model.load_state_dict(weights, assign=True)
     if config.tied:
         model.unembed.weight = model.embed.weight
-    return model
+    return model.requires_grad_(True).eval()
 
 
 def _read_config(folder: Path) -> tuple[Fields, Family]:
-    path = regular_file(folder / CONFIG, "model")
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        kind = values["model_type"]
-        family = FAMILIES[kind]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"model {path}: is not the config of a model ({error})") from None
-    except KeyError as error:
-        kind = "there is no model_type" if error.args == ("model_type",) else f"model_type {kind!r} is not known"
-        raise InputError(f"model {path}: {kind}; known are {', '.join(FAMILIES)}") from None
-    return Fields(values, f"model {path}"), family
+    path = folder / CONFIG
+    values = read_json(path, "model")
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in FAMILIES:
+        raise InputError(f"model: {path}: model_type {kind!r} is not known; known are {', '.join(FAMILIES)}")
+    return Fields(values, f"model {path}"), FAMILIES[kind]
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -85,7 +84,7 @@ class _Weights(Mapping[str, Tensor]):
         paths = sorted(folder.glob("*.safetensors"))
         try:
             for path in paths:
-                file = safe_open(regular_file(path, "model"), framework="pt")
+                file: Any = safe_open(regular_file(path, "model"), framework="pt")
                 self._files.update((name, file) for name in file.keys())  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise InputError(f"model {path}: cannot be read, it is damaged or no safetensors file ({error})") from None

@@ -40,6 +40,12 @@ def causal_mask(
     return (distance >= 0) & (distance < reach)
 
 
+def softmax_or_zeros(scores: Tensor) -> Tensor:
+    """Attention `[...,T]` of scores `[...,T]`; zeros in rows that see nothing, all -inf, also of gradients."""
+    blind = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+
+
 def position_angles(
     length: int,
     width: int,

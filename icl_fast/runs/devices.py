@@ -17,7 +17,7 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
         raise InputError(f"device {name}: must be auto, cpu, cuda or cuda:<number>")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from icl_fast.arguments import whole_number
 from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.files import sha256
 from icl_fast.models import Snapshot, load_snapshot
 from icl_fast.runs.population import Population
-from icl_fast.runs.run import Run
+from icl_fast.runs.run import TOKENIZER, Run
 from icl_fast.runs.series import Series
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class RunSeries(Series):
         if self.run.manifest().get(str(path.relative_to(self.path)), digest := sha256(path)) != digest:
             return "damaged: its SHA-256 is not the one in manifest.json"
         try:
-            load_snapshot(path)
+            self.run.check_own(load_snapshot(path), step)
         except InputError as error:
             reason = str(error).removeprefix(f"snapshot {path}: ").partition(";")[0]
             return f"weights not finite: {reason}" if "holds NaN or infinity" in reason else reason
@@ -78,17 +79,17 @@ class RunSeries(Series):
 
     def evaluation_set(self, examples: int | None = None) -> EvaluationSet:
         text = load_text(self.run.text_config.data)
-        if text.tokenizer.to_str() != self.run.tokenizer_path.read_text(encoding="utf-8"):
+        if text.tokenizer.to_str() != self.run.tokenizer_json():
             raise InputError(f"ckpt: the corpus {self.corpus} on this machine is not the one of {self.path}")
         whole = text.evaluation()
         count = len(whole.inputs)
-        if examples is not None and not 1 <= examples <= count:
+        if examples is not None and not 1 <= whole_number("examples", examples) <= count:
             raise InputError(f"examples: must be from 1 to {count}, what the evaluation set holds; got {examples}")
         chosen = slice(0, count if examples is None else examples)
         return EvaluationSet(whole.inputs[chosen], whole.targets[chosen], whole.random_position[chosen], whole.digest)
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.run.intact(TOKENIZER))
 
     @property
     def corpus(self) -> str:

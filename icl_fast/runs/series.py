@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,16 +145,18 @@ def chosen_steps(steps: Sequence[int], snapshots: str) -> list[int]:
         snapshots: `all`, `last`, or steps such as `0,50,100`.
 
     Raises:
-        InputError: not of that form, or a step without a snapshot.
+        InputError: not of that form, a step without a snapshot, or one that is given twice.
     """
     if snapshots == "all":
         return list(steps)
     if snapshots == "last":
         return list(steps[-1:])
     items = [item.strip() for item in snapshots.split(",")]
-    if not all(item.isdecimal() for item in items):
+    if not all(item.isdecimal() and len(item) < 19 for item in items):
         raise InputError(f"snapshots: {snapshots!r} is neither all, last nor steps such as 0,50,100")
-    chosen = sorted({int(item) for item in items})
+    chosen = sorted(map(int, items))
+    if doubled := [step for step, following in pairwise(chosen) if step == following]:
+        raise InputError(f"snapshots: {doubled[0]} is given twice")
     if missing := [step for step in chosen if step not in steps]:
         raise InputError(f"snapshots: none at step {missing[0]}; there are {', '.join(map(str, steps))}")
     return chosen

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 from icl_fast.toy.models import MECHANISMS, Coopetition
 from icl_fast.toy.runs import Runs, draw_runs, join_runs
 from icl_fast.toy.simulate import MEMORY, OnDone, Trajectory, gradient_flow, record_at, simulate_parts
@@ -82,7 +83,10 @@ def simulate_settings(
     """
     if not settings:
         raise InputError("settings: one or more are needed")
-    at = record_at(steps, every)
+    check_seeds(len(settings), len(seeds))
+    at = record_at(
+        steps, every, kept=32 * len(settings) * min(shown, len(seeds)) + 6 * 64
+    )  # whole curves, a run at work
     points = np.unique(np.linspace(0, len(at) - 1, _POINTS + 1).astype(int))
     summaries: list[dict[str, np.ndarray]] = []
     coarse: list[np.ndarray] = []
@@ -100,7 +104,7 @@ def simulate_settings(
         first += losses.shape[-1]
     shape = (len(settings), len(seeds))
     if np.concatenate([one["diverged"] for one in summaries]).all():
-        raise InputError("lr: all runs diverged; lower it")
+        raise InputError("lr: all runs diverged; lower it, or scale, mu or alpha")
     of_all = np.concatenate(coarse, axis=-1).reshape(len(points), 2, *shape)
     dataset = xr.Dataset(
         {
@@ -130,6 +134,18 @@ def simulate_settings(
     return dataset
 
 
+def check_seeds(settings: int, seeds: int, argument: str = "seeds") -> None:
+    """Refuse more runs than the memory holds: of each some points of its curves, its summary and its vectors.
+
+    Args:
+        argument: what messages call the number of seeds.
+
+    Raises:
+        InputError: it holds fewer.
+    """
+    check_fits(settings * seeds * (8 * _POINTS + 800), f"{argument}: {seeds} in each of {settings} settings")
+
+
 def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:
     """Fractions of seeds over two of the settings' coordinates, and the median takeover: [rows, columns].
 
@@ -150,7 +166,7 @@ def diagram(results: xr.Dataset, rows: str, columns: str) -> xr.Dataset:
     def grid(values: xr.DataArray) -> tuple[tuple[str, str], np.ndarray]:
         return (rows, columns), values.values.reshape(len(y), len(x))
 
-    names = ("transient", "stuck", "divot", "learned_1", "learned_2")
+    names = ("transient", "stuck", "divot", "learned_1", "learned_2", "diverged")
     found = {name: grid(ordered[name].mean("seed")) for name in names}
     found["takeover"] = grid(ordered["takeover"].median("seed"))
     return xr.Dataset(found, coords={rows: y, columns: x}, attrs=results.attrs | {"seeds": results.sizes["seed"]})

@@ -129,8 +129,9 @@ class Coopetition:
 
     def __post_init__(self) -> None:
         for name, value in (("mu", self.mu), ("alpha", self.alpha)):
-            if not (np.isfinite(value).all() and (np.asarray(value) >= 0).all()):
-                raise InputError(f"{name}: must be 0 or more, got {value}")
+            values = np.atleast_1d(value)
+            if (wrong := ~(np.isfinite(values) & (values >= 0))).any():
+                raise InputError(f"{name}: must be 0 or more, got {values[wrong][0]}")
 
     def sizes(self, runs: Runs) -> Floats:
         """Half the mean square of each mechanism's true tensor, its loss where it predicts nothing: [2,R]."""

@@ -11,21 +11,33 @@ import xarray as xr
 from icl_fast.errors import InputError
 from icl_fast.toy.models import TensorProduct, explicit_loss
 from icl_fast.toy.runs import draw_runs, join_runs
-from icl_fast.toy.simulate import MEMORY, OnDone, gradient_flow, record_at, simulate, simulate_parts
+from icl_fast.toy.simulate import (
+    MEMORY,
+    OnDone,
+    Trajectory,
+    check_steps,
+    gradient_flow,
+    record_at,
+    simulate,
+    simulate_parts,
+)
 from icl_fast.toy.summary import LEARNED, plateau_length
 
 ALPHABET = "abcdefghijklmnop"
 PLATEAU_RULE = f"plateau: the steps until the loss is under {LEARNED} of the loss at zero"
 
 
-def vector_names(count: int) -> tuple[str, ...]:
+def vector_names(count: int, argument: str = "vectors") -> tuple[str, ...]:
     """a, b, c, ...
+
+    Args:
+        argument: what messages call the number.
 
     Raises:
         InputError: below 1, or more than there are letters.
     """
     if not 1 <= count <= len(ALPHABET):
-        raise InputError(f"vectors: must be 1 to {len(ALPHABET)}, got {count}")
+        raise InputError(f"{argument}: must be 1 to {len(ALPHABET)}, got {count}")
     return tuple(ALPHABET[:count])
 
 
@@ -57,17 +69,16 @@ def simulate_clamps(
         [clamp, step, seed].
 
     Raises:
-        InputError: what `draw_runs` and `simulate` refuse, a clamp of all vectors, or a run that diverged.
+        InputError: what `draw_runs` and `simulate` refuse, no clamps, or a run that diverged.
     """
-    names = vector_names(len(dims))
-    if not clamps or any(set(clamp) >= set(names) for clamp in clamps):
-        raise InputError("clamps: one or more sets are needed, and each must leave a vector to learn")
+    names = vector_names(len(dims), "dims")
+    if not clamps:
+        raise InputError("clamps: one or more sets are needed")
     parts = [draw_runs(names, dims, seeds, lr=lr, scale=scale, clamped=clamp) for clamp in clamps]
     runs, model, shape = join_runs(parts), TensorProduct(names), (len(clamps), len(seeds))
-    at = record_at(steps, every)
+    at = record_at(steps, every, kept=4 * 16 * runs.rate.size)  # the record, its losses and measures
     found = simulate(model, runs, at, device=device, on_steps=lambda done: on_done(done, int(at[-1]), ""))
-    if found.diverged().any():
-        raise InputError(f"lr: {found.diverged().sum()} of {len(runs)} runs diverged at {lr}; lower it")
+    _check_converged(found, lr, [scale])
     losses, zero = found.losses()[:, 0], 0.5 * np.prod(runs.power, axis=0)
     time, mse = len(found.steps), {"units": "half mean squared error"}
     by_vector = ("clamp", "vector", "step", "seed")
@@ -124,10 +135,9 @@ def plateaus(
         `plateau` [vectors, scale, seed], steps, by `plateau_length`; NaN where it outlasts the simulation.
 
     Raises:
-        InputError: what `draw_runs` refuses, or steps below 2.
+        InputError: what `draw_runs` refuses, steps below 2, or a run that diverged.
     """
-    if steps < 2:
-        raise InputError(f"steps: must be 2 or more, got {steps}")
+    check_steps("steps", steps, least=2)
     model = TensorProduct(vector_names(max(counts)))
     runs = join_runs(
         [
@@ -140,6 +150,7 @@ def plateaus(
     at = np.unique(np.append(0, np.geomspace(1, steps, max(2, int(100 * np.log(steps)))).astype(int)))
     found = []
     for part in simulate_parts(model, runs, at, memory=memory, device=device, on_done=on_done):
+        _check_converged(part, lr, scales)
         zero = 0.5 * np.prod(part.runs.power, axis=0)
         found.append(plateau_length(part.steps, part.losses()[:, 0], zero))
     lengths = np.concatenate(found).reshape(len(counts), len(scales), len(seeds))
@@ -148,6 +159,12 @@ def plateaus(
         coords={"vectors": list(counts), "scale": list(scales), "seed": np.asarray(seeds)},
         attrs={"source": "Singh 2025, C.4", "rule": PLATEAU_RULE, "dim": dim, "steps": steps, "lr": lr},
     )
+
+
+def _check_converged(found: Trajectory, lr: float, scales: Sequence[float]) -> None:
+    if count := int(found.diverged().sum()):
+        of = ", ".join(f"{scale:g}" for scale in scales)
+        raise InputError(f"lr: {count} of {len(found.runs)} runs diverged at lr {lr:g}, scale {of}; lower it")
 
 
 def saddle(counts: Sequence[int], epsilons: Sequence[float], *, dim: int = 4, seed: int = 0) -> xr.Dataset:

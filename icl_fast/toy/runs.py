@@ -10,6 +10,7 @@ import numpy as np
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def draw_runs(
 
     Raises:
         InputError: names and dims that do not fit, no seed, a clamp of no such vector, a size or rate that is not
-            positive.
+            positive, more than the memory holds.
     """
     _check(names, dims, seeds, lr, scale, clamped)
     order = sorted(range(len(names)), key=lambda index: names[index])
@@ -87,6 +88,8 @@ def draw_runs(
         for index in order:
             drawn[:, : dims[index], index, run] = generator.standard_normal((2, dims[index]))
     true, start = drawn[0], scale * drawn[1]
+    if not np.isfinite(np.square(start).sum()):
+        raise InputError(f"scale: vectors at {scale:g} are too long to compute with; lower it")
     fixed = [name in clamped for name in names]
     start[:, fixed] = true[:, fixed]
     squared = (true**2).sum(0)
@@ -143,10 +146,14 @@ def _check(
         raise InputError(f"dims: one for each of the vectors {', '.join(names)} is needed, got {list(dims)}")
     if min(dims) < 1:
         raise InputError(f"dims: must be 1 or more, got {list(dims)}")
-    if not len(seeds) or min(seeds) < 0:
-        raise InputError("seeds: one or more are needed, none negative")
+    # what is drawn, and as much again for its lengths and products
+    check_fits(2 * 16 * max(dims) * len(names) * len(seeds), f"dims {list(dims)} and {len(seeds)} seeds")
+    if not len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
+        raise InputError("seeds: one or more are needed, from 0 to 2^63 - 1")
     if unknown := sorted(set(clamped) - set(names)):
-        raise InputError(f"clamped: there is no vector {', '.join(unknown)}; there are {', '.join(names)}")
+        raise InputError(f"clamp: there is no vector {', '.join(unknown)}; there are {', '.join(names)}")
+    if set(clamped) >= set(names):
+        raise InputError(f"clamp: {''.join(clamped)} must leave a vector to learn")
     for name, value in (("lr", lr), ("scale", scale)):
         if not (isfinite(value) and value > 0):
             raise InputError(f"{name}: must be positive, got {value}")

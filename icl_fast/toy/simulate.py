@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 from icl_fast.toy.models import Array, Model, to_like
 from icl_fast.toy.runs import Runs
 
@@ -17,6 +18,7 @@ OnSteps = Callable[[int], None]
 OnDone = Callable[[int, int, str], None]
 MEMORY = 512 * 2**20
 _AT_ONCE = 4096  # runs; more are no faster
+_MOST_STEPS = 10**9  # some hours for one run, at a microsecond an operation
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,30 @@ class Trajectory:
         return found
 
 
-def record_at(steps: int, every: int) -> np.ndarray:
+def record_at(steps: int, every: int, *, kept: int = 8) -> np.ndarray:
     """0, every, 2 every, ... up to `steps`.
 
+    Args:
+        kept: bytes that are needed for each of them.
+
     Raises:
-        InputError: either below 1.
+        InputError: either below 1, no step to record after the first, more of them than the memory holds.
     """
-    if min(steps, every) < 1:
-        raise InputError(f"steps, every: must be 1 or more, got {steps} and {every}")
+    check_steps("steps", steps, least=1)
+    if not 1 <= every <= steps:
+        raise InputError(f"every: must be from 1 to {steps}, the steps; got {every}")
+    check_fits(kept * (1 + steps / every), f"steps: {steps}, recorded every {every}")
     return np.arange(0, steps + 1, every)
+
+
+def check_steps(name: str, steps: int, least: int) -> None:
+    """Refuse a number of steps that is too small, or that nobody can wait for.
+
+    Raises:
+        InputError: it is one of the two.
+    """
+    if not least <= steps <= _MOST_STEPS:
+        raise InputError(f"{name}: must be from {least} to {_MOST_STEPS}, got {steps}")
 
 
 def simulate(
@@ -91,9 +108,11 @@ def simulate(
         on_steps: called at each of them.
 
     Raises:
-        InputError: an `at` that does not begin with 0 or does not rise, or a model of other vectors.
+        InputError: an `at` that does not begin with 0 or does not rise, a model of other vectors, or a record that the
+            memory does not hold.
     """
     when = np.asarray(at, dtype=np.int64)
+    check_fits(16 * runs.rate.size * len(when), f"at: {len(when)} records of {len(runs)} runs")
     if when.ndim != 1 or not len(when) or when[0] != 0 or (np.diff(when) < 1).any():
         raise InputError("at: must be numbers of steps that rise from 0")
     if model.names != runs.names:

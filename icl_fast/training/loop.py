@@ -36,8 +36,8 @@ class Trainer(Protocol):
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from a saved state; `source` is what messages call it."""
 
 
 def train(
@@ -88,7 +88,7 @@ def train(
         trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
     state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
     if state is not None:
-        trainer.load_state(state)
+        trainer.load_state(state, str(run.state_path))
     run.cut_log(-1 if state is None else trainer.step)
     recorded = None if state is None else trainer.step
     with interruptible() as interrupted:

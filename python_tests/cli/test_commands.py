@@ -82,7 +82,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("ablate --ckpt {run} --snapshots 7", "snapshots: none at step 7; there are 0, 6, 12"),
         ("ablate --ckpt {run} --memory 1KiB", "memory: one example of 24 tokens needs about"),
         ("ablate --ckpt {run} --examples 100000", "examples: must be from 1 to"),
-        ("ablate --ckpt {run} --icl-window 4", "icl_window: must be odd"),
+        ("ablate --ckpt {run} --icl-window 4", "--icl-window: must be odd"),
         ("ablate --ckpt {run} --device tpu", "device"),
         ("demo --configs {empty}", "one_layer.yaml: cannot be read"),
         ("corpus /nowhere", "/nowhere"),

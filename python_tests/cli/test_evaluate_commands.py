@@ -176,7 +176,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         (["pca", tmp_path / "nothing", "--out", tmp_path / "out.zarr"], "does not exist"),
         (["pca", run, "--memory", "1KiB", "--out", tmp_path / "out.zarr"], "memory: one example"),
         (["pca", run, "--examples", 99999, "--out", tmp_path / "out.zarr"], "examples: must be from 1 to"),
-        (["pca", run, "--out", tmp_path / "file.zarr"], "file.zarr holds something else than a PCA"),
+        (["pca", run, "--out", tmp_path / "file.zarr"], "file.zarr is a file; give a folder"),
     ):
         result = call(*command)
         assert result.exit_code == 2, result.output

@@ -153,7 +153,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
         (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
         (["wiring", "--ckpt", run, "--evaluator", "nonsense"], "nonsense"),
-        (["wiring", "--ckpt", run, "--snapshot", "0,6"], "0,6 means 2 of them; name one step, or last"),
+        (["wiring", "--ckpt", run, "--snapshot", "0,6"], "0,6 is not one snapshot; give a step, or last"),
         (["evaluate", "--ckpt", Run(run).snapshot_path(6), "--snapshots", "0"], "which is one snapshot"),
         (
             ["wiring", "--ckpt", run, "--member", "nobody", "--sequences", "5"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +106,10 @@ def test_phase_diagrams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("phase-change --dims 4,x", "dims: '4,x' must be numbers"),
-        ("phase-change --clamp abc", "clamps: one or more sets are needed, and each must leave a vector"),
-        ("phase-change --clamp z", "clamped: there is no vector z"),
-        ("phase-change --steps 0", "steps, every: must be 1 or more"),
+        ("phase-change --dims 4,x", "--dims: '4,x' must be whole numbers"),
+        ("phase-change --clamp abc", "--clamp: abc must leave a vector to learn"),
+        ("phase-change --clamp z", "--clamp: there is no vector z; there are a, b, c"),
+        ("phase-change --steps 0", "--steps: must be 1 or more"),
         ("phase-change --device tpu", "device tpu"),
         ("coopetition --dims 4,5,6", "dims: four are needed"),
         ("coopetition --mu -1 --steps 10", "mu: must be 0 or more"),
@@ -132,6 +133,14 @@ def test_something_else_is_not_replaced(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "out: " in result.stderr
     assert "squared_cosine" in open_results(out)
+    beside = tmp_path / "x_plateau.zarr"
+    shutil.rmtree(beside)
+    beside.mkdir()
+    (beside / "notes.txt").write_text("mine")
+    result = call(PHASE_CHANGE, "--out", out, "--repair")
+    assert result.exit_code == 2
+    assert f"results {beside}: cannot be read, it is no zarr store" in result.stderr
+    assert (beside / "notes.txt").exists()
 
 
 def test_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,10 @@ def test_prints_what_is_there(corpus_folder: Path) -> None:
     ("arguments", "message"),
     [
         (["no-such-place"], "error: data.corpus no-such-place: no such folder"),
-        ([""], "error: data.corpus: is empty"),
-        (["stdlib", "--vocab", "256"], "error: data.vocab: 256 is too small"),
-        (["stdlib", "--context", "0"], "error: data.context: input should be greater than or equal to 1, got 0"),
-        (["stdlib", "--vocab", "many"], "'many' is not a valid integer"),
+        ([""], "error: corpus: is empty"),
+        (["stdlib", "--vocab", "256"], "error: --vocab: 256 is too small"),
+        (["stdlib", "--context", "0"], "error: --context: input should be greater than or equal to 1, got 0"),
+        (["stdlib", "--vocab", "many"], "'many' is not a whole number"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str) -> None:

@@ -134,7 +134,7 @@ def copy_with(llama: Path, folder: Path, fields: dict[str, Any] | None = None, *
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, r"rope_parameters.rope_type' is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "default", "mystery": 1}}, r"rope_parameters.mystery' is 1"),
         ({"model_type": "mamba"}, r"model_type 'mamba' is not known; known are gpt2"),
-        ({"model_type": "gone"}, r"there is no model_type"),
+        ({"model_type": "gone"}, r"model_type None is not known"),
         ({"hidden_size": "gone"}, r"field 'hidden_size' is missing"),
         ({"vocab_size": 62}, r"embed.weight is \[61, 16\], its config says \[62, 16\]"),
         ({"num_hidden_layers": 3}, r"weight 'model.layers.2.input_layernorm.weight' is missing"),

@@ -162,8 +162,10 @@ def test_progress_measures() -> None:
 
 def test_bad_input() -> None:
     runs = draw_runs("abc", (2, 2, 2), [0])
-    with pytest.raises(InputError, match="steps, every"):
+    with pytest.raises(InputError, match="steps: must be from 1"):
         record_at(0, 1)
+    with pytest.raises(InputError, match="every: must be from 1 to 5"):
+        record_at(5, 6)
     with pytest.raises(InputError, match="rise from 0"):
         simulate(TensorProduct(), runs, [0, 5, 5])
     with pytest.raises(InputError, match="the model is of a, d, b, c"):
@@ -180,7 +182,7 @@ def test_bad_input() -> None:
         ({"dims": (1, 2)}, "one for each of the vectors a, b, c"),
         ({"dims": (1, 2, 0)}, "dims: must be 1 or more"),
         ({"seeds": []}, "seeds: one or more"),
-        ({"seeds": [-1]}, "none negative"),
+        ({"seeds": [-1]}, "from 0 to 2"),
         ({"clamped": "ad"}, "no vector d"),
         ({"lr": 0.0}, "lr: must be positive"),
         ({"scale": float("inf")}, "scale: must be positive"),

@@ -145,7 +145,7 @@ def test_bad_input() -> None:
         simulate_settings([Setting(lr=1e5)], [0], steps=200)
     with pytest.raises(InputError, match="leave a vector to learn"):
         simulate_clamps((2, 2), ["ab"], [0])
-    with pytest.raises(InputError, match="runs diverged at 10000"):
+    with pytest.raises(InputError, match="runs diverged at lr 10000, scale 1; lower it"):
         simulate_clamps((4, 4, 4), [""], [0, 1], lr=1e4, flow=False)
     with pytest.raises(InputError, match="vectors: must be 1 to"):
         plateaus((0,), (1.0,), [0])

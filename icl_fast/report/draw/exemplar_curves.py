@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl_fast.report.colours import EVALUATORS, MODELS
-from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.axes import label_axes, plain
 from icl_fast.report.draw.figures import save_figure
 
 _SEQUENCES = "training sequences (millions)"
@@ -50,7 +50,7 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
         pairs: n, which gives the loss of guessing one of the labels in context.
     """
     figure = Figure(figsize=(15, 8.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(2, 3)
     _loss(axes[0, 0], curves, pairs)
     _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
@@ -80,7 +80,7 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     columns = 2 if panels == 4 else min(3, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     _member_losses(axes[0], curves, "Training loss", pairs)
     for axis, name in zip(axes[1:], names, strict=False):
@@ -106,7 +106,7 @@ def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     rows = list(dict.fromkeys(name.split()[0] for name in members))
     columns = list(dict.fromkeys(name.split(FACET)[1] for name in members))
     figure = Figure(figsize=(4.4 * len(columns), 3.6 * len(rows) + 0.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
@@ -125,7 +125,7 @@ def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
     """
     clamps = list(results["clamp"].values)
     figure = Figure(figsize=(5 * (1 + len(clamps)), 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(1, 1 + len(clamps), squeeze=False)[0]
     named = "train" if "train" in results["evaluator"].values else results["evaluator"].values[0]
     for number, clamp in enumerate(clamps):
@@ -168,7 +168,7 @@ def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance:
 def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
     for member, style in _lines(curves):
         values = curves["training_loss"].sel(member=member)
-        axis.plot(curves["logged_sequences"] / 1e6, values, label=str(member), **style)
+        axis.plot(curves["logged_sequences"] / 1e6, values, label=plain(str(member)), **style)
     _guessing(axis, pairs)
     label_axes(axis, title, _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)

@@ -15,7 +15,7 @@ from icl_fast.analysis import JointPCA, PhaseChange
 from icl_fast.files import atomic_write
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.report.colours import MODELS
-from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.axes import label_axes, plain
 
 _TOKENS = "training tokens (millions)"
 
@@ -87,7 +87,7 @@ def pca_figure(pca: JointPCA) -> Figure:
     axis = figure.subplots()
     for number, (name, path) in enumerate(pca.coordinates.items()):
         colour, style = MODELS[number % len(MODELS)], ("-", "--", ":", "-.")[number // len(MODELS) % 4]
-        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, marker=".", markersize=4, label=name)
+        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, marker=".", markersize=4, label=plain(name))
         for (x, y), marker, fill in ((path[0, :2], "o", "white"), (path[-1, :2], "s", colour)):
             axis.plot(x, y, marker, color=colour, markerfacecolor=fill, markersize=8)
     labels = [

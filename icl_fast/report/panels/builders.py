@@ -19,17 +19,18 @@ from icl_fast.report.study import ModelStudy
 
 TOKENS, SEQUENCES = "training tokens seen", "training sequences seen"
 NATS = "nats per token"
+_LONGEST_SLUG = 80  # characters, of the 255 that a file's name may have
 NOTHING_FINITE = "there is no finite value to show"
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """By name, of models, runs or members, what it is as a part of a key: lower case, `[a-z0-9_-]` only, unique.
+    """By name, of models, runs or members, what it is as a part of a key: lower case, `[a-z0-9_-]` only, unique, short.
 
     No dots: what follows the last one would pass for a file's ending.
     """
     made: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "model"
+        plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG] or "model"
         slug, number = plain, 1
         while slug in made.values():
             number += 1
