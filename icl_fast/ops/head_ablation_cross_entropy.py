@@ -87,6 +87,8 @@ def head_ablation_cross_entropy(
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
+    if sizes["C"] == 0:
+        raise ValueError(f"{OP}: resid must have at least one column: there is nothing to normalise")
     resid, z, w_o, weight, norm_weight, norm_bias, bias = autocast_promote(
         resid, z, w_o, weight, norm_weight, norm_bias, bias
     )
@@ -95,7 +97,7 @@ def head_ablation_cross_entropy(
     )
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "resid", resid)
-    eps = as_number(OP, "eps", eps, above=0)
+    eps = as_number(OP, "eps", eps, positive=True)
     base, losses = _forward_op(
         resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias, KERNELS.choose(impl, resid)
     )

@@ -50,7 +50,7 @@ def layer_norm_difference(
     check_shapes(OP, x=(x, "N C"), removed=(removed, "A N C"), **optional)
     x, removed, weight = autocast_promote(x, removed, weight)
     check_floating(OP, x=x, removed=removed, weight=weight)
-    eps = as_number(OP, "eps", eps, above=0)
+    eps = as_number(OP, "eps", eps, positive=True)
     result: Tensor = _forward_op(x, removed, weight, eps, KERNELS.choose(impl, x))
     return result
 
