@@ -82,9 +82,9 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False) -> floa
         TypeError: not a number. A tensor is none either: its gradient would be lost.
         ValueError: not finite in float32, in which kernels take it, or not positive.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not _is(Real, value):
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    if not (0 < value if positive else -LARGEST <= value) or value > LARGEST:
+    if not abs(value) <= LARGEST or (positive and value <= 0):
         wanted = "positive and finite" if positive else "finite"
         raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
     return float(value)
@@ -97,7 +97,7 @@ def as_integer(op: str, name: str, value: Any) -> int:
         TypeError: not an integer.
         ValueError: more than an int64 holds.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not _is(Integral, value):
         raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
@@ -112,6 +112,11 @@ def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether it is a number of that kind. True is not taken for 1."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

@@ -356,6 +356,14 @@ def test_position_adds_up_by_position(impl: str, device: str) -> None:
         assert total.standard_error[t].item() == pytest.approx(here.std().item() / math.sqrt(len(here)), abs=1e-6)
 
 
+def test_position_of_one_sequence(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = make((1, 7, 13, 31), torch.float32, device)
+    batched = linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="position", impl=impl)
+    alone = linear_cross_entropy(hidden[0], weight, targets[0], bias=bias, reduction="position", impl=impl)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, batched.state_dict()[name])
+
+
 def test_position_gives_the_same_bits_and_no_gradient(impl: str, device: str) -> None:
     hidden, weight, targets, bias = make((33, 17, 13, 31), torch.float32, device)
     hidden.requires_grad_()

@@ -237,7 +237,10 @@ def test_what_is_not_such_a_tensor_is_refused_by_name(op: str, kind: str, argume
         assert name in message
 
 
-NUMBERS = {"eps": ("layer_norm_difference", "head_ablation_cross_entropy"), "scale": ("frozen_attention", *DIFFERENTIABLE[1:])}
+NUMBERS = {
+    "eps": ("layer_norm_difference", "head_ablation_cross_entropy"),
+    "scale": ("frozen_attention", *DIFFERENTIABLE[1:]),
+}
 CALLS = [(op, name) for name, of in NUMBERS.items() for op in of]
 NAN, INF = float("nan"), float("inf")
 
