@@ -77,8 +77,8 @@ def linear_cross_entropy(
         F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
 
     Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean"; forward mode and
-    second derivatives go through plain torch, which does hold the logits. Under `torch.autocast` the floating inputs are
-    cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
+    second derivatives go through plain torch, which does hold the logits. Under `torch.autocast` the floating inputs
+    are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.

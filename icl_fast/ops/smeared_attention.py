@@ -46,8 +46,8 @@ def smeared_attention(
 
     Computed in float32 (float64 for float64 inputs). Forward and backward: gradients of q, k, v and alpha; forward
     mode and second derivatives go through plain torch, which holds all the scores. In the forward a value that a row
-    does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of values outside the tiles of
-    keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
+    does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of values outside the tiles
+    of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
 
     Args:
         q: [B,H,T,D], as attention sees it (after any rotation).
