@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import shown, whole_numbers
+from icl_fast.arguments import listed, shown, whole_numbers
 from icl_fast.errors import InputError
 
 LAYER_SITES = [
@@ -143,7 +143,8 @@ class Intervention:
         """
         if not callable(function):
             raise InputError(f"intervention at {site!r}: function must be one, got {shown(function)}")
-        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, tuple(reads))
+        read = tuple(listed(f"intervention at {site!r}: reads", reads))
+        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, read)
 
     @property
     def everywhere(self) -> bool:

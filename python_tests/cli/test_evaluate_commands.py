@@ -168,7 +168,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     for command, message in (
         (["evaluate", "--ckpt", tmp_path / "nothing"], "does not exist"),
         (["evaluate", "--ckpt", run, "--snapshots", "7"], "snapshots: none at step 7; there are 0, 6, 12"),
-        (["evaluate", "--ckpt", run, "--seed", "-1"], "seed: must be from 0 to"),
+        (["evaluate", "--ckpt", run, "--seed", "-1"], "seed: must be 0 or more"),
         (["evaluate", "--ckpt", run, "--device", "tpu"], "device"),
         (["pca", run, "--out", tmp_path / "out"], "must be NAME.zarr"),
         (["pca", run, run, "--out", tmp_path / "out.zarr"], f"runs: {run} is given twice"),
