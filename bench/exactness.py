@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -30,6 +29,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from icl_fast.data import load_text
+from icl_fast.files import to_json
 from icl_fast.measure.ablation.definition import ablated_losses
 from icl_fast.measure.ablation.engine import ablation_effects
 from icl_fast.measure.ablation.modes import MODES, AblationMode
@@ -156,7 +156,7 @@ def main() -> int:
             table.add_row(row["head"], *numbers)
         console.print(table)
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(to_json(results, indent=1) + "\n")
     return 0
 
 

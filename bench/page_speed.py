@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import json
 import shutil
 import sys
 import time
@@ -26,6 +25,8 @@ from report import environment
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+
+from icl_fast.files import to_json
 
 MOST = 100.0  # ms, of any interaction
 CATEGORIES = ["toplevel", "devtools.timeline", "blink.user_timing", "__metadata"]
@@ -198,7 +199,7 @@ def main() -> None:
             "ms": longest,
             "rounds": arguments.rounds,
         }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

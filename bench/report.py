@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ import torch
 from source_tree import ROOT, commit
 
 from icl_fast import __version__
+from icl_fast.files import to_json
 from icl_fast.ops import _backend
 
 TARGETS = ROOT / "bench" / "targets.toml"
@@ -131,7 +131,7 @@ def _first_match(file: str, pattern: str) -> str | None:
 
 def write_json(report: dict[str, Any], where: str) -> None:
     """Write a report to a file, all of it or nothing; "-" is standard output."""
-    text = json.dumps(report, indent=1, default=str) + "\n"
+    text = to_json(report, indent=1) + "\n"
     # The samples of a candidate in one line; inside a JSON string there is no newline
     text = re.sub(r"\[\n([-\d.e,\s]+)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     if where == "-":

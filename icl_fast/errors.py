@@ -9,3 +9,6 @@ class InputError(ValueError):
     The message is one line that names the argument, says what was wrong and what to do. The CLI prints
     it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # names of files and what libraries say have line ends too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 __all__ = ["Config", "Field", "ValidationError", "field_validator", "model_validator", "validation_message"]
@@ -22,6 +23,9 @@ else:
         )
 
 
+_MOST_FINDINGS, _LONGEST_SHOWN = 10, 200  # in a message; characters of a value
+
+
 class Config(BaseModel):
     """A frozen set of keys: strict types, no unknown key, no number that is not finite."""
 
@@ -30,15 +34,25 @@ class Config(BaseModel):
 
 def validation_message(error: ValidationError, source: str) -> str:
     """Pydantic's findings as one line: each key by its dotted path below `source`, what was wrong with it."""
-    findings = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in (source, *item["loc"]) if part != "")
+    findings, items = [], error.errors()
+    for item in items[:_MOST_FINDINGS]:
+        path = ".".join(part for part in (source, *(_shown(part, str) for part in item["loc"])) if part != "")
         if item["type"] == "extra_forbidden":
             findings.append(f"{path}: unknown key")
         elif item["type"] == "missing":
             findings.append(f"{path}: missing")
         else:
             text = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            given = "" if item["type"] == "value_error" else f", got {_shown(item['input'])}"
             findings.append(f"{path}: {text[0].lower()}{text[1:]}{given}".removeprefix(": "))
-    return "; ".join(findings)
+    if more := len(items) - len(findings):
+        findings.append(f"and {more} more")
+    return " ".join("; ".join(findings).splitlines())
+
+
+def _shown(value: object, write: Callable[[object], str] = repr) -> str:
+    try:
+        text = write(value)
+    except (ValueError, RecursionError):  # Python writes no number of thousands of digits, and no endless nesting
+        return f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."

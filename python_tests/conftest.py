@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,24 @@ def tiny_run(tiny_values: dict[str, dict[str, object]], tmp_path_factory: pytest
     from icl_fast.training import train
 
     return train(parse_config(tiny_values), tmp_path_factory.mktemp("runs") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def write_weight() -> Callable[..., None]:
+    """Puts another number first in a weight of a snapshot, also what saving refuses: `(run, step, name, value)`."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    def write(run: Any, step: int, name: str, value: float) -> None:
+        path = run.snapshot_path(step)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        weights = load_file(path)
+        weights[name].view(-1)[0] = value
+        save_file(weights, path, metadata=metadata)
+        run.note(str(path.relative_to(run.path)))
+
+    return write
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, ablated, finite, icl_effects, plan_of, unablated, variable
 from icl_fast.errors import InputError
+from icl_fast.measure.store import json_attribute
 
 _DIMS = ("snapshot", "ablation")
 _SAME = ("evaluation", "examples", "replacement", "icl_positions")
@@ -90,7 +89,7 @@ def _check_modes(named: dict[str, xr.Dataset]) -> None:
     """Raises: InputError: a sweep that says it was of another mode."""
     expected = {"full": [], "pattern_preserving": ["pattern"]}
     for name, dataset in named.items():
-        plan = plan_of(dataset)
+        plan = plan_of(name, dataset)
         if plan and (plan["preserve"] != expected[name] or (plan["preserve"] and plan["preserve_heads"] is not None)):
             only = " of chosen heads only" if plan["preserve"] and plan["preserve_heads"] is not None else ""
             raise InputError(f"{name}: was swept in mode {plan['mode']}{only}")
@@ -104,14 +103,14 @@ def _check_same_run(full: xr.Dataset, pattern: xr.Dataset) -> None:
             lone = [x for x in [*first, *second] if x not in first or x not in second]
             what = f"{lone[0]} is in one sweep alone" if lone else "they have other orders, or none"
             raise InputError(f"full and pattern_preserving must have the same {dim}s: {what}")
-    plans = [plan_of(dataset) for dataset in (full, pattern)]
+    plans = [plan_of(name, dataset) for name, dataset in (("full", full), ("pattern_preserving", pattern))]
     if all(plans):
         for plan in plans:  # other positions may be listed: no effect depends on them
             plan["icl_positions"] = [plan["positions"][end] for end in ("early", "late")]
         for key in _SAME:
             if plans[0][key] != plans[1][key]:
                 raise InputError(f"full and pattern_preserving were swept with other {key}")
-    weights = [json.loads(dataset.attrs.get("sweep", "{}")).get("snapshots") for dataset in (full, pattern)]
+    weights = [json_attribute(dataset, "sweep").get("snapshots") for dataset in (full, pattern)]
     if all(weights) and weights[0] != weights[1]:
         raise InputError("full and pattern_preserving are of other weights: sweep the same run twice")
     losses = [

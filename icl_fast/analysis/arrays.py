@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,20 @@ from numpy.typing import NDArray
 
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
+from icl_fast.measure.store import json_attribute
 
 Floats = NDArray[np.float64]
 Values = NDArray[Any] | xr.DataArray
+
+_PLAN = {
+    "evaluation",
+    "examples",
+    "mode",
+    "positions",
+    "preserve",
+    "preserve_heads",
+    "replacement",
+}  # what is read of it
 
 
 def finite(name: str, values: Values, dims: Sequence[str]) -> Floats:
@@ -102,7 +112,16 @@ def at_step(name: str, values: xr.DataArray, step: int) -> xr.DataArray:
     return values.sel(snapshot=step, drop=True)
 
 
-def plan_of(dataset: xr.Dataset) -> dict[str, Any]:
-    """What decided a sweep's result; empty for a Dataset that no sweep wrote."""
-    plan: dict[str, Any] = json.loads(dataset.attrs.get("plan", "{}"))
+def plan_of(name: str, dataset: xr.Dataset) -> dict[str, Any]:
+    """What decided a sweep's result; empty for a Dataset that no sweep wrote.
+
+    Raises:
+        InputError: its attribute is damaged.
+    """
+    try:
+        plan = json_attribute(dataset, "plan")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    if plan and (lacking := sorted(_PLAN - plan.keys())):
+        raise InputError(f"{name}: attribute plan lacks {', '.join(lacking)}")
     return plan

@@ -85,7 +85,7 @@ def _losses(name: str, run: Values | xr.Dataset) -> Values:
 def _check_same_examples(runs: Mapping[str, Values | xr.Dataset]) -> None:
     """Raises: InputError: the runs' losses are visibly not of the same examples."""
     counts = {name: _count(name, run) for name, run in runs.items()}
-    digests = {name: plan_of(run).get("evaluation") for name, run in runs.items() if isinstance(run, xr.Dataset)}
+    digests = {name: plan_of(name, run).get("evaluation") for name, run in runs.items() if isinstance(run, xr.Dataset)}
     for what, values in ("number of examples", counts), ("evaluation set", digests):
         known = {name: value for name, value in values.items() if value is not None}
         first = next(iter(known), "")

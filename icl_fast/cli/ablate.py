@@ -9,8 +9,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
-from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with
+from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
+from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
@@ -70,6 +71,7 @@ def ablate(
     snapshots: str | None,
     only_plan: bool,
     device: str,
+    repair: bool,
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
@@ -111,7 +113,7 @@ def ablate(
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
-        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, out)
+        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out)
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
@@ -124,8 +126,8 @@ def ablate(
     if only_plan:
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
-    with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
-        store = sweep(series, options, out=out, examples=examples, device=device, on_part=update)
+    with sweep_progress(series.name) as update:
+        store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))
     echo(f"results in {store}")
 
@@ -139,6 +141,7 @@ def _ablate_exemplars(
     member: str | None,
     device: str,
     only_plan: bool,
+    repair: bool,
     out: Path | None,
 ) -> None:
     from icl_fast.cli.measure_tables import check_member, print_exemplar_ablations, print_exemplar_plan
@@ -160,7 +163,7 @@ def _ablate_exemplars(
     if only_plan:
         print_exemplar_plan(measured, plan)
         return
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        store = measure_ablations(measured, modes=asked, heads=heads, out=out, on_snapshot=update)
+    with snapshot_progress(series.name) as update:
+        store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
     echo(f"results in {store}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.errors import InputError
-from icl_fast.files import disk_error
+from icl_fast.files import EXHAUSTED, disk_error
 from icl_fast.memory import out_of_memory
 
 _LONGEST_WORD = 500  # characters of a path or a number in a message
@@ -34,6 +33,11 @@ class Interrupted(Failure):
     """Ends the program after Ctrl-C, with the exit code that shells expect."""
 
     exit_code = 130
+
+
+def stopped(error: KeyboardInterrupt, advice: str = "the same command goes on from there") -> Interrupted:
+    """The end after Ctrl-C: where the work was, and what to do to go on with it."""
+    return Interrupted(f"{str(error) or 'stopped'}; {advice}")
 
 
 class Commands(click.Group):
@@ -66,7 +70,7 @@ def one_line() -> Iterator[None]:
     except click.ClickException:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted(str(error) or "interrupted") from error
+        raise stopped(error) from error
     except Exception as error:
         if (message := _foreseen(error)) is None:
             raise
@@ -80,7 +84,7 @@ def _foreseen(error: Exception) -> str | None:
         return None  # whoever read the output has gone: click and rich end quietly
     if isinstance(error, OSError):
         where = error.filename if error.filename is not None else "a file or the output"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in EXHAUSTED:
             return str(disk_error(where, error))
         return f"{where}: {error.strerror or error}; see that the path is right and may be read and written"
     if isinstance(error, RecursionError):

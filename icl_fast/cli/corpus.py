@@ -30,10 +30,11 @@ def corpus(name: str, vocab: int, context: int) -> None:
     found = read_corpus(name)
     with waiting(f"tokenising {name}"):
         text = load_text(config)
+    noticed = {"binary, left out": found.binary, "with bytes that are not UTF-8": found.not_utf8}
     for label, value in {
         "corpus": name,
         "text in": "\n".join(str(folder) for folder in found.folders),
-        "files": f"{found.files:,}",
+        "files": "; ".join([f"{found.files:,}", *(f"{count:,} {what}" for what, count in noticed.items() if count)]),
         "bytes": f"{found.bytes:,}",
         "documents": f"{len(found.documents):,}",
         "tokens": f"{text.tokens:,} at vocab {vocab}",

@@ -10,7 +10,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
-from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
+from icl_fast.cli.progress import sweep_progress, training_progress
+from icl_fast.cli.tasks import repair_option
 
 if TYPE_CHECKING:
     from icl_fast.studies.demo import DemoResult
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="Repeat with this many seeds.")
 @click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True)
 @click.option("--configs", type=PATH, help="Folder of the three models' configs.")
-def demo(seeds: int, out: Path, configs: Path | None) -> None:
+@repair_option
+def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     """Train three small models on this machine's Python library and watch in-context learning form, or not.
 
     A 1-layer, a 2-layer and a 1-layer smeared-key attention-only model are trained and snapshotted; every head of the
@@ -33,8 +35,7 @@ def demo(seeds: int, out: Path, configs: Path | None) -> None:
     started = time.monotonic()
     results: list[DemoResult] = []
     for seed in range(seeds):
-        with advice_on_interrupt("the same command goes on from there"):
-            result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress)
+        result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress, repair=repair)
         print_demo(result)
         echo(f"figure: {result.figure[0]}")
         results.append(result)

@@ -9,8 +9,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
-from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse
+from icl_fast.cli.progress import counting, snapshot_progress
+from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--seed", type=INTEGER, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--sequences", type=INTEGER, help="On exemplars: sequences of each evaluator; default 1000.")
 @click.option(
@@ -45,6 +46,7 @@ def evaluate(
     snapshots: str | None,
     seed: int | None,
     device: str,
+    repair: bool,
     skip_damaged: bool,
     sequences: int | None,
     clamps: tuple[str, ...],
@@ -71,20 +73,21 @@ def evaluate(
             series, left_out = series.readable()
         for step, why in left_out.items():
             echo(f"snapshot {step} is left out: {why}", err=True)
-        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, out)
+        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)
         return
     refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})
     from icl_fast.cli.tables import print_head_scores
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update:
         target = run(
             series,
             out=out,
             seed=0 if seed is None else seed,
             device=device,
             skip_damaged=skip_damaged,
+            repair=repair,
             on_snapshot=update,
         )
     print_head_scores(open_results(target))
@@ -92,7 +95,13 @@ def evaluate(
 
 
 def _evaluate_strategies(
-    series: Series, device: str, sequences: int, clamps: tuple[str, ...], graft: str | None, out: Path | None
+    series: Series,
+    device: str,
+    sequences: int,
+    clamps: tuple[str, ...],
+    graft: str | None,
+    repair: bool,
+    out: Path | None,
 ) -> None:
     from icl_fast.cli.measure_tables import print_strategies
     from icl_fast.measure import open_results
@@ -102,8 +111,8 @@ def _evaluate_strategies(
 
     with counting("rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
-        target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, on_snapshot=update)
+    with snapshot_progress(series.name) as update:
+        target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, repair=repair, on_snapshot=update)
     results = open_results(target)
     print_strategies(results)
     echo(f"results in {target}")

@@ -32,6 +32,7 @@ COMMANDS = {
         "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."
     ),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
+    "verify": _Command("icl_fast.cli.verify:verify", "Check that runs, results and reports are as they were written."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
     "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),

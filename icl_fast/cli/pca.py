@@ -8,8 +8,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
-from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
-from icl_fast.cli.tasks import check_out, require
+from icl_fast.cli.progress import sweep_progress
+from icl_fast.cli.tasks import check_out, repair_option, require
 
 
 @click.command()
@@ -19,6 +19,7 @@ from icl_fast.cli.tasks import check_out, require
 @click.option("--components", type=WholeNumber(2), default=2, show_default=True)
 @click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option(
     "--out",
     required=True,
@@ -32,6 +33,7 @@ def pca(
     components: int,
     memory: str,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
@@ -44,17 +46,17 @@ def pca(
     for run in runs:
         check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
-    with advice_on_interrupt("the same command goes on from there"):
-        found, figure = pca_of_runs(
-            runs,
-            out,
-            lambda name: sweep_progress(name, "losses of"),
-            components=components,
-            snapshots=snapshots,
-            examples=examples,
-            memory=memory,
-            device=device,
-        )
+    found, figure = pca_of_runs(
+        runs,
+        out,
+        lambda name: sweep_progress(name, "losses of"),
+        components=components,
+        snapshots=snapshots,
+        examples=examples,
+        memory=memory,
+        device=device,
+        repair=repair,
+    )
     print_pca(found)
     echo(f"results in {out}")
     echo(f"figure: {figure[0]}")

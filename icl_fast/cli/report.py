@@ -12,8 +12,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
-from icl_fast.cli.progress import advice_on_interrupt, counting
-from icl_fast.cli.tasks import check_out, refuse
+from icl_fast.cli.progress import counting
+from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
 
 
@@ -25,6 +25,7 @@ from icl_fast.errors import InputError
 @click.option("--title", default="In-context learning over training", show_default=True)
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--text", "texts", multiple=True, type=PATH, help="On text: one for models to read.")
 @click.option("--examples", type=INTEGER, help="On text: evaluate on at most so many examples; default 512.")
 @click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
@@ -48,6 +49,7 @@ def report(
     title: str,
     static: bool,
     device: str,
+    repair: bool,
     texts: tuple[Path, ...],
     examples: int | None,
     icl_window: int | None,
@@ -96,15 +98,15 @@ def report(
         intervals=_intervals(intervals),
         thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
+        repair=repair,
         **chosen,
     )
-    with advice_on_interrupt("the same command goes on from there"):
-        found = read_claims(claims) if claims is not None else []
-        reading = [*read_texts(distinct("--text", texts)), *default_texts()]
-        study = collect(runs, reading, options, counting, title=title, claims=found)
-        measured = time.monotonic()
-        with counting("drawing") as show:
-            page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
+    found = read_claims(claims) if claims is not None else []
+    reading = [*read_texts(distinct("--text", texts)), *default_texts()]
+    study = collect(runs, reading, options, counting, title=title, claims=found)
+    measured = time.monotonic()
+    with counting("drawing") as show:
+        page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
     echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
+from icl_fast.measure.store import json_attribute
 
 if TYPE_CHECKING:
     from icl_fast.analysis import PhaseChange
@@ -84,7 +84,7 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
         f"token if that score > {least.previous_token}"
     )
-    for step, why in json.loads(results.attrs["left_out"]).items():
+    for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
 
 

@@ -1,13 +1,19 @@
-"""Options, and commands, that mean nothing for the run at hand, or beside another option, are refused."""
+"""What commands share: options that mean nothing for the run at hand, or beside another, are refused; `--repair`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
+
 from icl_fast.errors import InputError
 
 _OTHER = {"text": "exemplars", "exemplars": "text"}
+
+repair_option = click.option(
+    "--repair", is_flag=True, help="Measure again what is damaged of earlier results; what is whole is kept."
+)
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:

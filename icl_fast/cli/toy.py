@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from icl_fast.cli.commands import Commands
+from icl_fast.cli.commands import Commands, stopped
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import (
     COUNT,
@@ -19,7 +19,8 @@ from icl_fast.cli.parameters import (
     parse_numbers,
     parse_sizes,
 )
-from icl_fast.cli.progress import advice_on_interrupt, counting
+from icl_fast.cli.progress import counting
+from icl_fast.cli.tasks import repair_option
 from icl_fast.errors import InputError
 
 _STOPPED = "each file is written whole or not at all; the same command begins again"
@@ -52,6 +53,7 @@ def toy() -> None:
 @click.option("--plateau-seeds", type=COUNT, default=40, show_default=True, help="For the plateau's length.")
 @click.option("--plateau-steps", type=WholeNumber(2), default=20_000, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--out", type=_STORE, default=Path("runs/toy/phase_change.zarr"), show_default=True)
 def phase_change(
     dims: str,
@@ -65,6 +67,7 @@ def phase_change(
     plateau_seeds: int,
     plateau_steps: int,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Learn the outer product of a*, b* and c* as that of a, b and c: a plateau, then a phase change; with all vectors
@@ -75,7 +78,7 @@ def phase_change(
 
     held = [parse_letters("--clamp", clamp) for clamp in clamps]
     distinct("--clamp", [letters or "none" for letters in held])
-    with advice_on_interrupt(_STOPPED):
+    try:
         found = phase_change_study(
             out,
             counting,
@@ -89,7 +92,10 @@ def phase_change(
             plateau_seeds=plateau_seeds,
             plateau_steps=plateau_steps,
             device=str(resolve_device(device)),
+            repair=repair,
         )
+    except KeyboardInterrupt as error:
+        raise stopped(error, _STOPPED) from error
     print_phase_change(*found.results.values())
     _print_files(found.stores, found.figures)
 
@@ -118,6 +124,7 @@ def phase_change(
 )
 @click.option("--memory", default="512MiB", show_default=True, help="For what is recorded at a time.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
+@repair_option
 @click.option("--out", type=_STORE, default=Path("runs/toy/coopetition.zarr"), show_default=True)
 def coopetition(
     mu: str,
@@ -134,6 +141,7 @@ def coopetition(
     diagram_seeds: int,
     memory: str,
     device: str,
+    repair: bool,
     out: Path,
 ) -> None:
     """Two mechanisms race, compete and share b and c: the first is learned soon, then lost to the second.
@@ -154,7 +162,7 @@ def coopetition(
     base = Setting(dims=(sizes[0], sizes[1], sizes[2], sizes[3]), clamped=clamped)
     grid = {"mu": mu, "alpha": alpha, "lr": lr, "scale": scale}
     values = {name: parse_numbers(f"--{name}", text) for name, text in grid.items()}
-    with advice_on_interrupt(_STOPPED):
+    try:
         found = coopetition_study(
             out,
             counting,
@@ -166,7 +174,10 @@ def coopetition(
             diagram_seeds=diagram_seeds,
             memory=parse_memory(memory),
             device=str(resolve_device(device)),
+            repair=repair,
         )
+    except KeyboardInterrupt as error:
+        raise stopped(error, _STOPPED) from error
     print_coopetition(found.results[""])
     _print_files(found.stores, found.figures)
 

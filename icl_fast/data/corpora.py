@@ -14,24 +14,36 @@ Debian's slim container images drop /usr/share/doc on installation: there, `docs
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
+import io
 import os
 import re
 import struct
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from icl_fast.data.input_files import files_below, read_file
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 NAMES = ("stdlib", "stdlib+tests", "docs", "books")
 FOLDER_SUFFIXES = (".txt", ".md", ".py")
 LONGEST_DOCUMENT = 2**17  # characters; a longer one is cut at line ends, or one book could be all of the held-out text
 _TESTS = frozenset({"test", "tests", "idle_test"})
+# the longer first: the mark of UTF-16 begins that of UTF-32
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
@@ -52,6 +64,8 @@ class Corpus:
         folders: where the text was found.
         files: files read (binary, empty and duplicate ones not counted).
         bytes: bytes of the documents in UTF-8.
+        binary: files left out because they hold a zero byte.
+        not_utf8: files with U+FFFD, which bytes become that are not UTF-8.
     """
 
     name: str
@@ -59,6 +73,8 @@ class Corpus:
     files: int
     bytes: int
     documents: tuple[Document, ...]
+    binary: int = 0
+    not_utf8: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ _DEBIAN: dict[str, tuple[_Source, ...]] = {
             "golang-github-andybalholm-brotli-dev",
             "usr/share/gocode/src/github.com/andybalholm/brotli/testdata",
             "Isaac.Newton-Opticks.txt",
-            ("Opticks.txt",),
+            ("opticks.txt",),
         ),
     ),
 }
@@ -100,11 +116,13 @@ _DEBIAN: dict[str, tuple[_Source, ...]] = {
 def read_corpus(name: str, *, root: str | Path = "/") -> Corpus:
     """Read a named corpus, or a folder of .txt/.md/.py files (recursive; hidden files and folders are skipped).
 
-    Bytes that are not UTF-8 become U+FFFD; files holding a zero byte are binary and skipped. `root` is where Debian's
+    Links in a folder are followed. Text is UTF-8, or UTF-16 or UTF-32 where it begins with their mark; bytes that are
+    neither become U+FFFD, and other files that hold a zero byte are binary and left out. `root` is where Debian's
     packages are installed.
 
     Raises:
-        InputError: no such corpus or folder, nothing in it, a file that cannot be read, or packages to install.
+        InputError: no such corpus or folder, nothing in it, a link to nowhere, a file that cannot be read, more text
+            than memory, or packages to install.
     """
     folders: list[Path]
     if name in ("stdlib", "stdlib+tests"):
@@ -113,22 +131,28 @@ def read_corpus(name: str, *, root: str | Path = "/") -> Corpus:
         folders, files = _debian(name, Path(root))
     else:
         folders, files = _folder(name)
+    argument = f"data.corpus {name}"
+    # bytes, text, tokens, windows
+    check_fits(4 * sum(path.stat().st_size for path in files.values()), f"{argument}: {len(files):,} files")
     seen: set[str] = set()
     documents: list[Document] = []
-    counted = 0
-    for label, path in files:
+    counted = binary = not_utf8 = 0
+    for label, path in files.items():
+        texts = list(_texts(label, path, argument))
         # the same text under two names would be seen twice in training, or in training and evaluation
-        parts = [part for part in _documents(label, path) if part.text not in seen]
+        parts = [part for text in texts for part in _documents(*text) if part.text not in seen]
         seen.update(part.text for part in parts)
         documents += parts
         counted += bool(parts)
+        binary += not texts
+        not_utf8 += any("\ufffd" in part.text for part in parts)
     if not documents:
-        raise InputError(f"data.corpus {name}: no text in {folders[0]}; it needs {'/'.join(FOLDER_SUFFIXES)} files")
+        raise InputError(f"{argument}: no text in {folders[0]}; it needs {'/'.join(FOLDER_SUFFIXES)} files")
     size = sum(len(document.text.encode()) for document in documents)
-    return Corpus(name, tuple(folders), counted, size, tuple(documents))
+    return Corpus(name, tuple(folders), counted, size, tuple(documents), binary, not_utf8)
 
 
-def _stdlib(with_tests: bool) -> tuple[list[Path], list[tuple[str, Path]]]:
+def _stdlib(with_tests: bool) -> tuple[list[Path], dict[str, Path]]:
     folder = Path(sysconfig.get_paths()["stdlib"])
     if with_tests and not (folder / "test").is_dir():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -136,10 +160,11 @@ def _stdlib(with_tests: bool) -> tuple[list[Path], list[tuple[str, Path]]]:
             f"data.corpus stdlib+tests: this Python came without its tests ({folder / 'test'} is missing); "
             f"on Debian's own Python apt-get install libpython{version}-testsuite, or use stdlib"
         )
-    return [folder], list(_walk(folder, (".py",), _NOT_OURS if with_tests else _NOT_OURS | _TESTS))
+    skip = _NOT_OURS if with_tests else _NOT_OURS | _TESTS
+    return [folder], files_below(folder, _or_zipped((".py",)), "data.corpus stdlib", skip=skip, links=False)
 
 
-def _debian(name: str, root: Path) -> tuple[list[Path], list[tuple[str, Path]]]:
+def _debian(name: str, root: Path) -> tuple[list[Path], dict[str, Path]]:
     sources = _DEBIAN[name]
     found = [_newest(source, root) for source in sources]
     missing = [source.package for source, folder in zip(sources, found, strict=True) if folder is None]
@@ -150,21 +175,29 @@ def _debian(name: str, root: Path) -> tuple[list[Path], list[tuple[str, Path]]]:
             f"data.corpus {name}: not on this machine; apt-get install --no-install-recommends {packages}{hint}"
         )
     folders = [folder for folder in found if folder is not None]
-    files = [
-        (f"{source.package}/{label}", path)
+    files = {
+        f"{source.package}/{label}": path
         for source, folder in zip(sources, folders, strict=True)
-        for label, path in _walk(folder, source.suffixes, source.skip)
-    ]
-    return folders, sorted(files)
+        for label, path in _packaged(name, source, folder).items()
+    }
+    return folders, dict(sorted(files.items()))
 
 
-def _folder(name: str) -> tuple[list[Path], list[tuple[str, Path]]]:
+def _packaged(name: str, source: _Source, folder: Path) -> dict[str, Path]:
+    return files_below(folder, _or_zipped(source.suffixes), f"data.corpus {name}", skip=source.skip, links=False)
+
+
+def _or_zipped(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
+
+
+def _folder(name: str) -> tuple[list[Path], dict[str, Path]]:
     folder = Path(os.path.expanduser(name))
     if not os.path.exists(folder):  # unlike Path.exists, no error for a name that no file system takes
         raise InputError(f"data.corpus {name}: no such folder; give one that exists, or one of {', '.join(NAMES)}")
     if not folder.is_dir():
         raise InputError(f"data.corpus {name}: is a file; give the folder that holds it")
-    return [folder], list(_walk(folder, FOLDER_SUFFIXES, frozenset({"__pycache__"})))
+    return [folder], files_below(folder, _or_zipped(FOLDER_SUFFIXES), f"data.corpus {name}", skip={"__pycache__"})
 
 
 def _newest(source: _Source, root: Path) -> Path | None:
@@ -174,40 +207,42 @@ def _newest(source: _Source, root: Path) -> Path | None:
     return max(folders, key=lambda folder: [int(n) for n in re.findall(r"\d+", str(folder))], default=None)
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...], skip: frozenset[str]) -> Iterable[tuple[str, Path]]:
-    """Files below `folder` with one of the suffixes (a further .gz allowed), sorted by relative name."""
-    files: list[tuple[str, Path]] = []
-    for parent, subfolders, names in os.walk(folder, onerror=_unreadable):
-        subfolders[:] = [name for name in subfolders if name not in skip and not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if name.removesuffix(".gz").endswith(suffixes) and not name.startswith(".") and path.is_file():
-                files.append((path.relative_to(folder).as_posix(), path))
-    return sorted(files)
+def _documents(title: str, text: str) -> Iterator[Document]:
+    parts = list(_parts(text))
+    for number, part in enumerate(parts, start=1):
+        yield Document(title if len(parts) == 1 else f"{title}#{number}", part)
 
 
-def _unreadable(error: OSError) -> None:
-    raise InputError(
-        f"{error.filename}: cannot be read ({error.strerror}); allow it or choose another corpus"
-    ) from error
-
-
-def _documents(label: str, path: Path) -> Iterator[Document]:
-    for title, text in _texts(label, path):
-        parts = list(_parts(text))
-        for number, part in enumerate(parts, start=1):
-            yield Document(title if len(parts) == 1 else f"{title}#{number}", part)
-
-
-def _texts(label: str, path: Path) -> Iterator[tuple[str, str]]:
+def _texts(label: str, path: Path, argument: str) -> Iterator[tuple[str, str]]:
+    """The texts in a file with their names; none in a binary one."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = read_file(path, argument)
+        if path.suffix.lower() == ".gz":
+            data = _unzipped(data, f"{argument}: {path}")
         if path.suffix == ".rdb":
             yield from ((f"{label}:{n}", book) for n, book in enumerate(_r_books(data), start=1))
-        elif b"\0" not in data:
-            yield label, data.decode("utf-8", errors="replace")
+        elif (text := _decoded(data)) is not None:
+            yield label, text
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); mend or remove it, or choose another corpus") from error
+        raise InputError(f"{argument}: {path} is damaged ({error}); mend or remove it") from error
+
+
+def _unzipped(data: bytes, what: str) -> bytes:
+    parts: list[bytes] = []
+    with gzip.open(io.BytesIO(data)) as file:
+        while part := file.read(2**24):
+            parts.append(part)
+            check_fits(8 * 2**24 * len(parts), what)  # some kilobytes can stand for terabytes
+    return b"".join(parts)
+
+
+def _decoded(data: bytes) -> str | None:
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), None)
+    if encoding is not None:
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            return None if "\0" in text else text
+    return None if b"\0" in data else data.decode("utf-8", errors="replace")
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write
+from icl_fast.files import atomic_write, regular_file
+from icl_fast.memory import check_fits
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,6 +57,8 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     arrays = _arrays(path)
     name = _name(path, arrays, "features", (2, 3, 4) if "labels" in arrays else (3, 4))
     features = _floats(path, name, arrays[name])
+    if 0 in features.shape:
+        raise InputError(f"{path}: {name} {list(features.shape)} is empty")
     names: tuple[str, ...] = ()
     if "labels" in arrays:
         features, names = _by_label(path, features, arrays["labels"], exemplars)
@@ -67,8 +69,10 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     image: tuple[int, int] | None = None
     if features.ndim == 4:
         image = (features.shape[2], features.shape[3])
-        features = features.reshape(*features.shape[:2], -1)
-    elif "image" in arrays and arrays["image"].shape == (2,):
+        features = features.reshape(*features.shape[:2], image[0] * image[1])
+    elif "image" in arrays:
+        if arrays["image"].shape != (2,) or arrays["image"].dtype.kind not in "iu":
+            raise InputError(f"{path}: image must be two integers, height and width")
         image = (int(arrays["image"][0]), int(arrays["image"][1]))
     base = arrays.get("base", np.arange(len(features)))
     if base.dtype.kind not in "iu":
@@ -136,16 +140,25 @@ def _by_label(
 
 
 def _arrays(path: Path) -> Arrays:
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder; give a file' if path.is_dir() else 'no such file'}")
-    if path.suffix in (".h5", ".hdf5"):
+    regular_file(path, "exemplars")
+    if path.suffix.lower() in (".h5", ".hdf5"):
         return _h5(path)
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise InputError(f"{path}: must be .npz or .h5")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            check_fits(3 * sum(member.file_size for member in members), str(path))  # as they are, and as float32
+            arrays: Arrays = {}
+            for member in members:
+                with archive.open(member) as file:
+                    arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+                    if file.read(1):  # and at its end its checksum is compared
+                        raise ValueError(f"{member.filename} is longer than its header says")
+            return arrays
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, its codecs and numpy raise nearly everything for damaged files
         raise InputError(f"{path}: cannot be read, it is damaged or holds Python objects ({error})") from None
 
 
@@ -156,13 +169,20 @@ def _h5(path: Path) -> Arrays:
         raise InputError(f"{path}: needs h5py; pip install 'icl_fast[h5]', or save it as .npz") from None
     try:
         with h5py.File(path, "r") as file:
+            # a link to another file may lead anywhere, to what never ends too
+            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            items = {name: file[name] for name in own if isinstance(file[name], h5py.Dataset)}
+            items = {name: item for name, item in items.items() if not (item.external or item.is_virtual)}
+            check_fits(3 * sum(item.size * item.dtype.itemsize for item in items.values() if item.size), str(path))
             # references and strings of variable length arrive as objects; text is decoded, the rest is not for us
             return {
                 name: np.asarray(item.asstr()[()]).astype(str) if h5py.check_string_dtype(item.dtype) else item[()]
-                for name, item in file.items()
-                if isinstance(item, h5py.Dataset) and (item.dtype.kind != "O" or h5py.check_string_dtype(item.dtype))
+                for name, item in items.items()
+                if item.shape is not None and (item.dtype.kind != "O" or h5py.check_string_dtype(item.dtype))
             }
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as above
         raise InputError(f"{path}: cannot be read, it is damaged or no HDF5 file ({error})") from None
 
 
@@ -182,8 +202,14 @@ def _floats(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.float32]:
         raise InputError(f"{path}: {name} must be numbers, is {array.dtype}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         values = array.astype(np.float32)
-    # 8-bit images are 0 to 255 everywhere
-    return values / np.float32(255) if array.dtype == np.uint8 and array.ndim == 4 else values
+    if array.ndim != 4 or array.dtype.kind not in "iu":
+        return values
+    # unsigned images go from 0 to the largest number of their kind everywhere
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return values / np.float32(np.iinfo(array.dtype).max)
+    if array.size and not 0 <= array.min() <= array.max() <= 1:
+        raise InputError(f"{path}: {name} are images of {array.dtype}; give uint8, uint16, or numbers from 0 to 1")
+    return values
 
 
 def _text(value: Any) -> str:

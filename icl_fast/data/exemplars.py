@@ -52,7 +52,9 @@ class Exemplars:
             raise InputError(f"base: is on {base.device}, but features are on {features.device}")
         if self.names and len(self.names) != classes:
             raise InputError(f"names: must be {classes}, one a class, or none; got {len(self.names)}")
-        if self.image is not None and (len(self.image) != 2 or self.image[0] * self.image[1] != width):
+        if self.image is not None and (
+            len(self.image) != 2 or min(self.image) < 1 or self.image[0] * self.image[1] != width
+        ):
             raise InputError(f"image: {self.image} is not (height, width) of {width} pixels")
 
     @property

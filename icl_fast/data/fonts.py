@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from icl_fast.data.input_files import check_folder, files_below, read_file
 from icl_fast.errors import InputError
 
 # free, 39 MB to download; they give more than 1,623 characters in 20 typefaces
@@ -60,22 +62,17 @@ def find_fonts(folders: Sequence[str | Path] | None = None) -> list[Font]:
     In order of their digests, so that the same fonts in other places come in the same order.
 
     Raises:
-        InputError: a missing folder, or no font at all.
+        InputError: a missing folder, one with a file that cannot be read or a link to nowhere, or no font at all.
     """
-    if folders is None:
-        paths = _installed()
-    else:
-        if missing := [folder for folder in folders if not Path(folder).is_dir()]:
-            raise InputError(f"fonts: {missing[0]} is no folder; give folders that hold {'/'.join(SUFFIXES)} files")
-        paths = [path for folder in folders for path in Path(folder).rglob("*")]
     by_digest: dict[str, Path] = {}
-    for path in sorted(set(paths)):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
-        try:
-            by_digest.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
-        except OSError:
-            continue  # one file that may not be read, or a link to nowhere, is no reason to do without the others
+    if folders is None:
+        for path in sorted(set(_installed())):
+            with suppress(InputError):  # one that may not be read is no reason to do without the others
+                by_digest.setdefault(hashlib.sha256(read_file(path, "fonts")).hexdigest(), path)
+    for folder in folders or ():
+        check_folder(folder, "fonts")
+        for path in files_below(Path(folder), SUFFIXES, "fonts").values():
+            by_digest.setdefault(hashlib.sha256(read_file(path, "fonts")).hexdigest(), path)
     if not by_digest:
         where = "on this machine" if folders is None else f"in {', '.join(map(str, folders))}"
         raise InputError(f"fonts: no {'/'.join(SUFFIXES)} file {where}; {install_advice()}")
@@ -128,7 +125,8 @@ def _faces(path: Path) -> list[Typeface]:
 
     faces: list[Typeface] = []
     try:
-        is_collection = path.read_bytes()[:4] == b"ttcf"
+        with open(path, "rb") as file:
+            is_collection = file.read(4) == b"ttcf"
         opened = TTCollection(path, lazy=True).fonts if is_collection else [TTFont(path, lazy=True)]
         for index, face in enumerate(opened):
             if not ("glyf" in face or "CFF " in face or "CFF2" in face) or "COLR" in face:

@@ -27,6 +27,7 @@ from icl_fast.data.fonts import Font, Typeface, find_fonts, install_advice, read
 from icl_fast.data.image_folder import pixel_features
 from icl_fast.data.transforms import transform
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 CLASSES, TYPEFACES, SIZE = 1623, 20, 28  # Omniglot's numbers; the pixels that the field reduces it to
 # Two images are alike where 1 - the correlation of their pixels is below this
@@ -83,11 +84,14 @@ def render_glyphs(
     found = find_fonts(fonts)
 
     def build(folder: Path) -> None:
-        pixels, characters = _select(read_typefaces(found), classes, typefaces, size, progress)
+        faces = read_typefaces(found)
+        pixels, characters = _select(faces, classes, typefaces, size, progress)
         if len(characters) < classes:
+            unused = len(found) - len({face.path for face in faces})
+            damaged = f" ({unused} of them are damaged or no outline fonts)" if unused else ""
             raise InputError(
-                f"classes: the {len(found)} font files found give {len(characters):,} of {classes:,} characters in "
-                f"{typefaces} typefaces; {install_advice()}, or ask for fewer classes or typefaces"
+                f"classes: the {len(found)} font files found{damaged} give at most {len(characters):,} of {classes:,} "
+                f"characters in {typefaces} typefaces; {install_advice()}, or ask for fewer classes or typefaces"
             )
         save_array(folder / "pixels.npy", pixels)
         (folder / "characters.json").write_text(json.dumps(characters), encoding="utf-8")
@@ -112,11 +116,16 @@ def script(character: str) -> str:
 def _select(
     typefaces: Sequence[Typeface], classes: int, count: int, size: int, progress: Progress | None
 ) -> tuple[Pixels, list[str]]:
-    """Pixels `[up to classes, count, size, size]` of the first characters that pass, and these characters."""
+    """Pixels `[classes, count, size, size]` of the first characters that pass, and these characters; the pixels are
+    those of all only if there are enough."""
     drawn_by: dict[int, list[int]] = defaultdict(list)  # code point -> its typefaces
     for number, typeface in enumerate(typefaces):
         for code in typeface.characters:
             drawn_by[code].append(number)
+    codes = [code for code, faces in drawn_by.items() if len(faces) >= count and _is_plain(code)]
+    if len(codes) < classes:  # whatever they look like
+        return np.empty((0, 0, size, size), np.uint8), [chr(code) for code in codes]
+    check_fits(5 * classes * count * size**2, f"classes {classes}, typefaces {count}, size {size}")  # uint8, float32
     pens = [_Pen(typeface, size) for typeface in typefaces]
     seen = [np.empty((classes, _COMPARED**2), np.float32) for _ in typefaces]  # the classes that a typeface drew
     drew: list[list[int]] = [[] for _ in typefaces]  # which classes these are
@@ -124,7 +133,7 @@ def _select(
     compared = np.empty((count, _COMPARED**2), np.float32)
     characters: list[str] = []
     drawn_in: list[set[int]] = []  # the typefaces of a class
-    for character in _in_turns([code for code, faces in drawn_by.items() if len(faces) >= count and _is_plain(code)]):
+    for character in _in_turns(codes):
         faces: list[int] = []
         doubtful = 0
         tried: set[int] = set()
@@ -211,7 +220,7 @@ class _Pen:
         canvas = Image.new("L", (side, side))
         try:
             ImageDraw.Draw(canvas).text((side // 4, side // 2), character, 255, self._font, anchor="ls")
-        except (OSError, ValueError):  # an outline that FreeType cannot draw
+        except (OSError, ValueError, MemoryError, Image.DecompressionBombError):  # an outline that FreeType cannot draw
             return None
         ink = canvas.getbbox()
         if ink is None or min(ink) == 0 or max(ink) == side:

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.exemplar_files import stack_classes
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.input_files import check_folder, files_below, printable, read_file
 from icl_fast.errors import InputError
-from icl_fast.files import sha256
+from icl_fast.memory import check_fits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".pbm", ".ppm")
-_FORMAT = 1  # of a cache entry: raise it when what is stored changes
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # whatever the suffix; others may run programs
+_FORMAT = 2  # of a cache entry: raise it when what is stored changes
 
 
 def read_images(folder: str | Path, *, exemplars: int | None = None, size: int = 28) -> Exemplars:
     """Read every folder below `folder` that holds images as a class, in order of their paths; hidden ones are skipped.
 
     So it takes Omniglot's folder with `images_background/` and `images_evaluation/` in it (1,623 classes of 20), or one
-    of these, or any `CLASS/IMAGE`. Images become grey, square (the centre is kept) and `size` pixels wide by averaging.
-    Where the mean of all pixels is above one half, ink is dark on bright paper, and all are inverted: ink is 1.
-    The result is cached by the contents of the files.
+    of these, or any `CLASS/IMAGE`; links are followed. Images become upright (EXIF), grey, on white paper where they
+    are transparent, square (the centre is kept) and `size` pixels wide by averaging; of several frames or pages the
+    first is read. Where the mean of all pixels is above one half, ink is dark on bright paper, and all are inverted:
+    ink is 1. The result is cached by the contents of the files.
 
     Args:
         exemplars: how many of each class, the first by file name; all by default, and then all classes must have
             equally many.
 
     Raises:
-        InputError: no such folder, no images in it, an image that is damaged, classes with too few images, full disk.
+        InputError: no such folder, no images in it, a link to nowhere, an image that is damaged, too large, invisible
+            or of numbers without a black and a white, classes with too few images, full disk.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'is a file; give a folder' if folder.exists() else 'no such folder'}")
+    check_folder(folder, "images")
     if size < 1:
         raise InputError(f"size: must be 1 pixel or more, got {size}")
     classes = _classes(folder)
-    names = tuple(path.relative_to(folder).as_posix() for path, _ in classes)
-    count = stack_classes(
-        folder, [(name, len(files)) for name, (_, files) in zip(names, classes, strict=True)], exemplars
-    )
-    files = [path / name for path, names_in in classes for name in names_in[:count]]
+    names = tuple(classes)
+    count = stack_classes(folder, [(name, len(files)) for name, files in classes.items()], exemplars)
+    files = [file for of_class in classes.values() for file in of_class[:count]]
+    check_fits(5 * len(files) * size**2, f"{len(files)} images of size {size}")  # bytes and, last of all, float32
 
     def build(entry: Path) -> None:
         pixels = np.stack([_pixels(file, size) for file in files])
@@ -54,7 +57,9 @@ def read_images(folder: str | Path, *, exemplars: int | None = None, size: int =
 
     entry = cached(cache_folder() / "images" / _key(files, count, size), build)
     pixels = np.load(entry / "pixels.npy", allow_pickle=False).reshape(len(classes), count, -1)
-    return Exemplars(pixel_features(pixels), torch.arange(len(classes)), names, (size, size), f"images of {folder}")
+    return Exemplars(
+        pixel_features(pixels), torch.arange(len(classes)), names, (size, size), f"images of {printable(folder)}"
+    )
 
 
 def pixel_features(pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -62,34 +67,73 @@ def pixel_features(pixels: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(pixels).to(torch.float32).div_(255)
 
 
-def _classes(folder: Path) -> list[tuple[Path, list[str]]]:
-    found: list[tuple[Path, list[str]]] = []
-    for parent, subfolders, names in os.walk(folder, onerror=_unreadable):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        images = sorted(name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        if images:
-            found.append((Path(parent), images))
-    return sorted(found)
-
-
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be read ({error.strerror}); allow it") from error
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, by its path below the folder; both in order."""
+    found: dict[Path, list[Path]] = {}
+    for file in files_below(folder, SUFFIXES, "images").values():
+        found.setdefault(file.parent, []).append(file)
+    return {printable(parent.relative_to(folder)): sorted(found[parent]) for parent in sorted(found)}
 
 
 def _pixels(file: Path, size: int) -> NDArray[np.uint8]:
     try:
-        with Image.open(file) as image:
-            grey = ImageOps.fit(image.convert("L"), (size, size), Image.Resampling.BOX)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: is no image or damaged ({error}); mend it or take it away") from None
-    return np.asarray(grey, np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that do not matter, unlike
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("error", "Corrupt EXIF data")
+            with Image.open(io.BytesIO(read_file(file, "images")), formats=_FORMATS) as image:
+                _check_range(image)
+                grey = _on_paper(_of_8_bits(ImageOps.exif_transpose(image)))
+        return np.asarray(ImageOps.fit(grey, (size, size), Image.Resampling.BOX), np.uint8)
+    except InputError:
+        raise
+    except _Refused as error:
+        raise InputError(f"images: {file} {error}") from None
+    except Exception as error:  # Pillow raises nearly everything for damaged files
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise InputError(f"images: {file} is no image or damaged{reason}; mend it or take it away") from None
+
+
+class _Refused(Exception):
+    """Why an image that is not damaged cannot be used."""
+
+
+def _check_range(image: Image.Image) -> None:
+    """Refuse numbers whose black and white the format does not fix: floats, and integers in most kinds of TIFF."""
+    known = image.mode != "F"
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I"):
+        bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
+        known = image.mode.startswith("I;16") and bits == (16,) and black_is_zero
+    if not known:
+        raise _Refused("holds numbers without a known black and white; save it with 8 bits, or as a 16-bit PNG")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8 bits, with its transparency; other modes as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    grey = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """Grey of 8 bits; what is transparent shows white paper."""
+    if not image.has_transparency_data:
+        return image.convert("L")
+    colours = image.convert("RGBA")
+    paper = Image.new("RGBA", image.size, "white")
+    grey = Image.alpha_composite(paper, colours).convert("L")
+    darkest, brightest = grey.getextrema()
+    if darkest == brightest and colours.getchannel("A").getextrema() != (255, 255):
+        raise _Refused("shows nothing on white paper: all of it is transparent or white; fill its ground")
+    return grey
 
 
 def _key(files: list[Path], count: int, size: int) -> str:
     digest = hashlib.sha256(repr((_FORMAT, len(files), count, size)).encode())
     for file in files:
-        try:
-            digest.update(sha256(file).encode())
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror}); allow it") from error
+        digest.update(hashlib.sha256(read_file(file, "images")).hexdigest().encode())
     return digest.hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
 
 PAPER_CONTEXT, PAPER_EARLY, PAPER_LATE = 512, 50, 500
@@ -17,6 +18,7 @@ def icl_positions(context: int, window: int = 1) -> tuple[tuple[int, ...], tuple
     Raises:
         InputError: a window that is not odd and positive, or so wide that the two would meet.
     """
+    window = whole_number("icl_window", window)
     scale = min(1.0, context / PAPER_CONTEXT)
     early, late = (max(1, round(position * scale)) for position in (PAPER_EARLY, PAPER_LATE))
     reach = window // 2

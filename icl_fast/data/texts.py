@@ -16,7 +16,9 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from icl_fast.data.input_files import printable, read_file
 from icl_fast.errors import InputError
+from icl_fast.files import regular_file
 
 Kind = Literal["passage", "repeated", "parallel", "template"]
 
@@ -270,16 +272,12 @@ def read_texts(paths: Sequence[str | Path]) -> list[Text]:
     """
     texts = []
     for number, path in enumerate(map(Path, paths), start=1):
-        try:
-            if path.is_file() and path.stat().st_size > LARGEST_TEXT:
-                raise InputError(
-                    f"text {path}: {path.stat().st_size:,} bytes are more than {LARGEST_TEXT:,}; a model reads no "
-                    "further than its context: cut out the part to look at"
-                )
-            data = path.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"text {path}: cannot be read ({reason}); give a file of UTF-8 text") from error
+        if (size := regular_file(path, "text").stat().st_size) > LARGEST_TEXT:
+            raise InputError(
+                f"text {path}: {size:,} bytes are more than {LARGEST_TEXT:,}; a model reads no "
+                "further than its context: cut out the part to look at"
+            )
+        data = read_file(path, "text")
         try:
             text = data.decode("utf-8-sig")  # a byte order mark is not part of the text
         except UnicodeDecodeError as error:
@@ -288,7 +286,8 @@ def read_texts(paths: Sequence[str | Path]) -> list[Text]:
             raise InputError(f"text {path}: holds a zero byte, so it is not text; give a file of UTF-8 text")
         if not text.strip():
             raise InputError(f"text {path}: is empty; give a file with some text")
-        texts.append(Text(f"text-{number}", path.name, "passage", text, f"the file {path.name}"))
+        name = printable(Path(path.name))
+        texts.append(Text(f"text-{number}", name, "passage", text, f"the file {name}"))
     return texts
 
 

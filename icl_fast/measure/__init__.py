@@ -18,6 +18,7 @@ from icl_fast.measure.heads import (
     qk_trace,
 )
 from icl_fast.measure.store import OtherResults, open_results, save_results
+from icl_fast.measure.store_files import DamagedResults
 
 # ablations
 __all__ = ["AblationOptions", "ablate", "plan_sweep", "sweep"]
@@ -28,4 +29,4 @@ __all__ += ["logit_attribution"]
 # exemplar runs
 __all__ += ["measure_ablations", "measure_strategies", "measure_wiring", "open_measured"]
 # results on disk
-__all__ += ["OtherResults", "open_results", "save_results"]
+__all__ += ["DamagedResults", "OtherResults", "open_results", "save_results"]

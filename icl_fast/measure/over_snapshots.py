@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from icl_fast.measure.store import Arrays, Workspace
+from icl_fast.measure.store import Arrays, Variables, Workspace
 from icl_fast.models import Snapshot
 from icl_fast.runs import Series
 
@@ -36,6 +36,9 @@ def measure_snapshots(
     measure: Callable[[Snapshot[Any]], Arrays],
     assemble: Callable[[list[Arrays], list[int], list[int]], xr.Dataset],
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
+    *,
+    variables: Variables | None = None,
+    repair: bool = False,
 ) -> Path:
     """Measure snapshots one after the other and put the results into one zarr store; the same call again resumes.
 
@@ -48,33 +51,37 @@ def measure_snapshots(
         assemble: from the arrays of all snapshots, the steps, and the training tokens or sequences seen by
             then, the Dataset.
         on_snapshot: called when a snapshot is done (and once at the start).
+        variables: of the Dataset, name -> dims, by which it is known to be whole.
+        repair: whether damaged results are measured again, rather than refused.
 
     Returns:
         `store`.
 
     Raises:
         OtherResults: `store` has another identity.
+        DamagedResults: `store` is not as it was written.
         InputError: a snapshot damaged or not finite, `store` holds something else, the disk full. What was done so
             far is kept.
     """
-    work = Workspace(store, {**identity, "snapshots": series.hashes()}, "measurement")
+    identity = {**identity, "snapshots": series.hashes()}
+    work = Workspace(store, identity, "measurement", variables=variables, repair=repair)
     if work.finished():
         return store
-    work.begin()
     steps = series.steps
-    missing = [step for step in steps if not work.has(step)]
-    done = len(steps) - len(missing)
+    with work.begin():
+        missing = [step for step in steps if not work.has(step)]
+        done = len(steps) - len(missing)
 
-    def report(step: int) -> None:
-        if on_snapshot is not None:
-            on_snapshot(SnapshotProgress(done, len(steps), step))
+        def report(step: int) -> None:
+            if on_snapshot is not None:
+                on_snapshot(SnapshotProgress(done, len(steps), step))
 
-    report(steps[0])
-    for step, snapshot in zip(missing, series.at(missing), strict=True):
-        work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
-        done += 1
-        report(step)
-    parts = [work.read(step) for step in steps]
-    seen = [int(part.pop(_SEEN)) for part in parts]
-    work.finish(assemble(parts, list(steps), seen))
+        report(steps[0])
+        for step, snapshot in zip(missing, series.at(missing), strict=True):
+            work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
+            done += 1
+            report(step)
+        parts = [work.read(step) for step in steps]
+        seen = [int(part.pop(_SEEN)) for part in parts]
+        work.finish(assemble(parts, list(steps), seen))
     return store

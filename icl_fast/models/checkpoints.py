@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from icl_fast.arguments import shown, whole_number
 from icl_fast.errors import InputError
-from icl_fast.models.config import parse_transformer_config
+from icl_fast.models.changes import original
+from icl_fast.models.config import TransformerConfig
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
+from icl_fast.models.plain import made_like, why_not_plain
 from icl_fast.models.transformer import Transformer
-from icl_fast.models.weight_files import assign_weights, read_weights, write_weights
+from icl_fast.models.weight_files import read_header, read_weights, write_weights
 from icl_fast.schema import ValidationError, validation_message
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
 TEXT_FORMAT = "icl_fast.snapshot.1"
 EXEMPLAR_FORMAT = "icl_fast.exemplar_snapshot.1"
+_MOST = 2**63 - 1  # of steps, and of what was seen
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,53 @@ class Snapshot(Generic[Model]):
     seen: int
 
 
-def save_snapshot(path: str | Path, model: Transformer | ExemplarTransformer, *, step: int, seen: int) -> None:
-    """Write the model's weights; the file appears whole or not at all.
+def save_snapshot(
+    path: str | Path,
+    model: Transformer | ExemplarTransformer,
+    *,
+    step: int,
+    seen: int | None = None,
+    tokens: int | None = None,
+    sequences: int | None = None,
+) -> None:
+    """Write the model's weights, so that `load_snapshot` gives the same model; the file appears whole or not at all.
+
+    What torch.compile or data parallelism wraps is written as if it were not wrapped, parametrized weights as they are
+    in use, weights that are tied once. Forward hooks are no part of a snapshot.
 
     Args:
-        seen: see `Snapshot`.
+        seen: see `Snapshot`; `tokens` (of a model on text) and `sequences` (on exemplars) are its older names.
 
     Raises:
-        InputError: the disk is full or the folder not writable.
+        InputError: no count of what was seen, or a wrong one; a model that is more than its config and weights; weights
+            that are not finite, of several types, or on the meta device; the disk is full or the folder not writable.
     """
-    header = {"config": model.config.model_dump(mode="json"), "step": step}
-    if isinstance(model, ExemplarTransformer):
-        header |= {"sequences": seen, "outputs": model.outputs.tolist()}
-        write_weights(path, model, EXEMPLAR_FORMAT, header)
+    inner = original(model) if isinstance(model, nn.Module) else model
+    if not isinstance(inner, (Transformer, ExemplarTransformer)):
+        raise InputError(f"model: must be a Transformer or an ExemplarTransformer, got {shown(model)}")
+    if reason := why_not_plain(inner, hooks=False):
+        raise InputError(f"model: {reason}, which no snapshot can hold; undo it, or make it part of the weights")
+    on_text = isinstance(inner, Transformer)
+    counts = {"seen": seen, "tokens": tokens} if on_text else {"seen": seen, "sequences": sequences}
+    given = {name: count for name, count in counts.items() if count is not None}
+    if len(given) != 1:
+        raise InputError(f"seen: give how many {'tokens' if on_text else 'sequences'} the model was trained on, once")
+    count = whole_number(*given.popitem(), 0, _MOST)
+    header = {"config": inner.config.model_dump(mode="json"), "step": whole_number("step", step, 0, _MOST)}
+    weights = {name: _weight(inner, name) for name in made_like(inner).state_dict()}
+    if isinstance(inner, ExemplarTransformer):
+        header |= {"sequences": count, "outputs": inner.outputs.tolist()}
+        write_weights(path, weights, EXEMPLAR_FORMAT, header)
     else:
-        write_weights(path, model, TEXT_FORMAT, header | {"tokens": seen})
+        write_weights(path, weights, TEXT_FORMAT, header | {"tokens": count})
+
+
+def _weight(module: nn.Module, name: str) -> Tensor:
+    *parts, last = name.split(".")
+    for part in parts:
+        module = original(getattr(module, part))
+    weight: Tensor = getattr(module, last)
+    return weight
 
 
 def load_snapshot(path: str | Path) -> Snapshot[Any]:
@@ -61,27 +97,40 @@ def load_snapshot(path: str | Path) -> Snapshot[Any]:
     Raises:
         InputError: no such file, not a snapshot, truncated, weights that are missing, of another shape or not finite.
     """
-    kind, header, weights = read_weights(path, (TEXT_FORMAT, EXEMPLAR_FORMAT))
-    try:
-        values, step = dict(header["config"]), int(header["step"])
-        seen = int(header["tokens" if kind == TEXT_FORMAT else "sequences"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
+    kind, header = read_header(path, (TEXT_FORMAT, EXEMPLAR_FORMAT))
+    step = _count(path, header, "step")
+    seen = _count(path, header, "tokens" if kind == TEXT_FORMAT else "sequences")
+    values, outputs = header.get("config"), header.get("outputs")
+    if not isinstance(values, dict):
+        raise InputError(f"snapshot {path}: its header is damaged (config {values!r:.80})")
     model: Transformer | ExemplarTransformer
-    if kind == TEXT_FORMAT:
+    try:
         with torch.device("meta"):
-            model = Transformer(parse_transformer_config(values, source=f"snapshot {path}: config"))
-    else:
-        model = _exemplar_model(path, values, header.get("outputs"))
-    assign_weights(path, model, weights)
+            if kind == TEXT_FORMAT:
+                model = Transformer(TransformerConfig.model_validate(values))
+            else:
+                model = _exemplar_model(path, ExemplarConfig.model_validate(values), outputs)
+    except ValidationError as error:
+        raise InputError(validation_message(error, f"snapshot {path}: config")) from None
+    except RuntimeError as error:  # more numbers in a weight than torch can count
+        raise InputError(f"snapshot {path}: its config is of no model that could be in a file ({error})") from None
+    read_weights(path, model, header.get("tied", {}))
+    if isinstance(model, ExemplarTransformer) and model.outputs.tolist() != outputs:
+        raise InputError(f"snapshot {path}: its header is damaged (outputs are others than in its weights)")
     return Snapshot(model, step, seen)
 
 
-def _exemplar_model(path: str | Path, values: dict[str, Any], outputs: Any) -> ExemplarTransformer:
+def _count(path: str | Path, header: dict[str, Any], name: str) -> int:
+    count = header.get(name)
+    if type(count) is not int or not 0 <= count <= _MOST:
+        raise InputError(f"snapshot {path}: its header is damaged ({name} {count!r:.80})")
+    return count
+
+
+def _exemplar_model(path: str | Path, config: ExemplarConfig, outputs: Any) -> ExemplarTransformer:
+    if not isinstance(outputs, list) or not all(type(count) is int for count in outputs):
+        raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r:.80})")
     try:
-        config = ExemplarConfig(**values)
-    except ValidationError as error:
-        raise InputError(validation_message(error, f"snapshot {path}: config")) from None
-    if not isinstance(outputs, list) or not all(isinstance(count, int) for count in outputs):
-        raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r})")
-    return ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+        return ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+    except InputError as error:
+        raise InputError(f"snapshot {path}: config: {error}") from None

@@ -14,15 +14,18 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import different_names, finite_number, listed, shown, whole_number
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Block, Blocks
 from icl_fast.models.exemplar_config import ExemplarShape
 from icl_fast.models.interventions import Intervention, site
-from icl_fast.models.positions import Positions, causal_mask
+from icl_fast.models.positions import Positions, causal_mask, softmax_or_zeros
 
+TEMPERATURES = 1e-20, 1e20  # beyond them scores of float32 overflow, or all are 0
 NO_LABEL = -1e9  # the logit of a label that is not in context, where the outputs are attention logits
 ClampName = Literal["pt-attend", "layer-1", "match", "copy", "layer-1+copy", "no-previous-token"]
 Head = tuple[int, int]  # layer, head; 0-based
@@ -83,14 +86,18 @@ class Clamps:
 def no_clamps(shape: ExemplarShape, members: int = 1) -> Clamps:
     """Nothing forced."""
     per_head = (members, shape.layers, shape.heads)
+
+    def no(*sizes: int) -> Tensor:
+        return torch.zeros(sizes, dtype=torch.bool, device="cpu")
+
     return Clamps(
-        previous_token=torch.zeros(members, shape.heads, dtype=torch.bool),
-        first_layer=torch.zeros(members, dtype=torch.bool),
-        match=torch.zeros(members, shape.heads, dtype=torch.bool),
-        copy=torch.full((members,), -1),
-        no_previous_token=torch.zeros(members, dtype=torch.bool),
-        heads=torch.ones(per_head),
-        temperature=torch.ones(per_head),
+        previous_token=no(members, shape.heads),
+        first_layer=no(members),
+        match=no(members, shape.heads),
+        copy=torch.full((members,), -1, device="cpu"),
+        no_previous_token=no(members),
+        heads=torch.ones(per_head, dtype=torch.float32, device="cpu"),
+        temperature=torch.ones(per_head, dtype=torch.float32, device="cpu"),
     )
 
 
@@ -115,22 +122,23 @@ def make_clamps(
         temperature: what the scores of some heads are divided by.
 
     Raises:
-        InputError: an unknown name or head, a temperature that is not positive, layer-1 without a second layer.
+        InputError: an unknown name or head, one that is named twice, a temperature that is not
+            positive, layer-1 without a second layer.
     """
-    clamps = no_clamps(shape)
-    for name in names:
+    clamps, asked = no_clamps(shape), different_names("clamps", names)
+    for name in asked:
         if name not in get_args(ClampName):
             raise InputError(
                 f"clamp {name}: must be pt-attend, layer-1, match, copy, layer-1+copy or no-previous-token"
             )
         if name.startswith("layer-1") and shape.layers < 2:
             raise InputError(f"clamp {name}: replaces the layer before another one, but the model has only one")
-    chosen = {part for name in names for part in name.split("+")}
+    chosen = {part for name in asked for part in name.split("+")}
     if "pt-attend" in chosen:
-        check_heads(shape, [(0, head) for head in previous_token_heads])
+        check_heads(shape, [(0, head) for head in listed("previous_token_heads", previous_token_heads)])
         clamps.previous_token[0, list(previous_token_heads)] = True
     if chosen & {"match", "copy"}:
-        check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
+        check_heads(shape, [(shape.layers - 1, head) for head in listed("induction_heads", induction_heads)])
     if "match" in chosen:
         clamps.match[0, list(induction_heads)] = True
     if "copy" in chosen:
@@ -139,7 +147,8 @@ def make_clamps(
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen
-    check_heads(shape, [*(only_heads or ()), *without_heads, *(where for where, _ in temperature)])
+    for heads in (only_heads or (), without_heads, [where for where, _ in temperature]):
+        check_heads(shape, heads)
     for layer in {layer for layer, _ in only_heads or ()}:
         clamps.heads[0, layer] = 0
     for layer, head in only_heads or ():
@@ -147,9 +156,7 @@ def make_clamps(
     for layer, head in without_heads:
         clamps.heads[0, layer, head] = 0
     for (layer, head), value in temperature:
-        if not 0 < value < float("inf"):
-            raise InputError(f"temperature of {layer}.{head}: must be positive and finite, got {value}")
-        clamps.temperature[0, layer, head] = value
+        clamps.temperature[0, layer, head] = finite_number(f"temperature of {layer}.{head}", value, *TEMPERATURES)
     return clamps
 
 
@@ -159,8 +166,15 @@ def stack_clamps(members: Sequence[Clamps]) -> Clamps:
 
 
 def check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
-    """Raise InputError unless a model of such a shape has all of these heads."""
-    for layer, head in heads:
+    """Raise InputError unless these are (layer, head), different ones, and a model of such a shape has them."""
+    named = set()
+    for where in listed("heads", heads):
+        if np.shape(where) != (2,):
+            raise InputError(f"head {shown(where)}: must be (layer, head)")
+        layer, head = (whole_number(f"head {shown(where)}", number) for number in where)
+        if (layer, head) in named:
+            raise InputError(f"head {layer}.{head}: is named more than once; once is enough")
+        named.add((layer, head))
         if not (0 <= layer < shape.layers and 0 <= head < shape.heads):
             raise InputError(
                 f"head {layer}.{head}: the model has layers 0 to {shape.layers - 1}, heads 0 to {shape.heads - 1}"
@@ -191,16 +205,16 @@ def clamp_interventions(
     for layer in range(len(blocks)):
         if "temperature" in names:
             divisor = folded(clamps.temperature[:, layer])[..., None, None]
-            forced.append(Intervention.apply(site("scores", layer), lambda scores, by=divisor: scores / by))
+            forced.append(Intervention.apply(site("scores", layer), lambda scores, by=divisor: scores / by.to(scores)))
         if "heads" in names:
             factor = folded(clamps.heads[:, layer])[..., None, None]
-            forced.append(Intervention.apply(site("z", layer), lambda z, by=factor: z * by))
+            forced.append(Intervention.apply(site("z", layer), lambda z, by=factor: z * by.to(z)))
     if "no_previous_token" in names:
         allowed = causal_mask(length, device=labels.device) & ~own_exemplars(length, labels.device)
         forced.append(
             Intervention.apply(
                 "0.pattern",
-                lambda _, scores: scores.masked_fill(~allowed, -torch.inf).softmax(-1),
+                lambda _, scores: softmax_or_zeros(scores.masked_fill(~allowed, -torch.inf)),
                 reads=["0.scores"],
                 mask=folded(clamps.no_previous_token),
             )
@@ -283,7 +297,8 @@ def copied_logits(scores: Tensor, labels: Tensor, head: Tensor, outputs: int) ->
     chosen = head.clamp_min(0)[:, None, None].expand(-1, 1, at_labels.shape[-1])
     attention = at_labels.gather(1, chosen)  # [N,1,n]
     same = labels[:, :, None] == labels[:, None, :]
-    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1)
+    # a label that the head cannot attend to, by scores of -inf, is as if it were not there
+    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1).clamp_min(NO_LABEL)
     # a repeated label is written once, by its first position; the others write where nothing is read
     where = labels.masked_fill(same.tril(-1).any(-1), outputs)
     blank = scores.new_full((len(labels), outputs + 1), NO_LABEL)

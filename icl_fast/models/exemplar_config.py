@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Literal
 
 from icl_fast.models.config import ModelShape
+from icl_fast.models.sizes import LARGEST, MOST_LAYERS
 from icl_fast.schema import Config, Field, model_validator
+
+SEEDS = 2**16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
 
 
 class ExemplarShape(Config):
     """All of an exemplar model's shape that does not follow from its data; the defaults are Singh 2025, 4.2.1."""
 
-    layers: int = Field(2, ge=1, description="number of layers")
-    width: int = Field(64, ge=1, description="C, the width of the residual stream")
-    heads: int = Field(8, ge=1, description="H, attention heads per layer")
+    layers: int = Field(2, ge=1, le=MOST_LAYERS, description="number of layers")
+    width: int = Field(64, ge=1, le=LARGEST, description="C, the width of the residual stream")
+    heads: int = Field(8, ge=1, le=LARGEST, description="H, attention heads per layer")
     mlp: bool = Field(False, description="an MLP after every attention layer; false: attention-only")
-    mlp_ratio: int = Field(4, ge=1, description="the MLP's hidden width over the model's")
+    mlp_ratio: int = Field(4, ge=1, le=LARGEST, description="the MLP's hidden width over the model's")
     position: Literal["learned", "sinusoidal", "rotary", "none"] = Field("rotary", description="where positions enter")
     rotary_base: float = Field(10_000.0, gt=1.0, description="base of the rotary wavelengths")
     norm_eps: float = Field(1e-5, gt=0.0, description="epsilon of every LayerNorm")
@@ -46,10 +49,10 @@ class ExemplarShape(Config):
 class ExemplarConfig(ExemplarShape):
     """The whole shape: what `ExemplarShape` says, and what the exemplars and sequences ask for."""
 
-    features: int = Field(ge=1, description="F, numbers per exemplar")
+    features: int = Field(ge=1, le=LARGEST, description="F, numbers per exemplar")
     image: tuple[int, int] | None = Field(None, strict=False, description="height and width, if features are pixels")
-    outputs: int = Field(ge=2, description="V, the number of labels, which are the outputs")
-    pairs: int = Field(ge=1, description="n, (exemplar, label) pairs before the query")
+    outputs: int = Field(ge=2, le=LARGEST, description="V, the number of labels, which are the outputs")
+    pairs: int = Field(ge=1, le=LARGEST, description="n, (exemplar, label) pairs before the query")
 
     @property
     def length(self) -> int:

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from icl_fast.arguments import listed, shown, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
+from icl_fast.models.exemplar_config import SEEDS as _SEEDS
 from icl_fast.models.exemplar_config import ExemplarConfig
+from icl_fast.models.ids import as_ids
 from icl_fast.models.interventions import Intervention, make_taps
 from icl_fast.models.members import MemberLinear
 from icl_fast.models.positions import Positions, position_angles, sinusoids
 from icl_fast.models.resnet import MemberResNet
+from icl_fast.models.sizes import check_weights_fit
 
 _POSITION_BOUND = 32**-0.5
 _LABEL_SCALE = 0.02
-_SEEDS = 1 << 16  # of a model, each with as many parameters: torch's generator on the CPU tells 2^32 seeds apart
 
 
 class ExemplarTransformer(nn.Module):
@@ -42,14 +45,17 @@ class ExemplarTransformer(nn.Module):
         """A model with one member for each seed.
 
         Raises:
-            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, or the encoder "resnet"
-                where the features are no image.
+            InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
+                where the features are no image, or more weights than this machine can hold.
         """
+        seeds = listed("seeds", seeds)
+        check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
-        members, known = self.members, list(outputs) if outputs is not None else [config.outputs] * len(seeds)
+        given = [config.outputs] * len(seeds) if outputs is None else outputs
+        members, known = self.members, whole_numbers("outputs", given)
         if not members or len(known) != members or not all(2 <= count <= config.outputs for count in known):
-            raise InputError(f"outputs {known}: must be 2 to {config.outputs} for each of {members} members")
+            raise InputError(f"outputs {shown(known)}: must be 2 to {config.outputs} for each of {members} members")
         self.register_buffer("outputs", torch.tensor(known))
         self.embed_exemplar = _make_encoder(config, members)
         self.embed_label = MemberLinear(members, config.width, config.outputs, bias=False)  # rows are labels
@@ -71,10 +77,13 @@ class ExemplarTransformer(nn.Module):
         Raises:
             InputError: not a seed of 0 to 65,535 for every member.
         """
+        seeds = whole_numbers("seeds", seeds)
         if len(seeds) != self.members or not all(0 <= seed < _SEEDS for seed in seeds):
-            raise InputError(f"seeds {list(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
+            raise InputError(f"seeds {shown(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
         for member, seed in enumerate(seeds):
             for number, (name, parameter) in enumerate(self.named_parameters()):
+                if parameter.is_meta:
+                    continue  # there is nothing to draw
                 random = torch.Generator().manual_seed(seed * _SEEDS + number)
                 part = parameter[member]
                 if name in ("embed_label.weight", "unembed.weight"):
@@ -83,7 +92,7 @@ class ExemplarTransformer(nn.Module):
                 if part.ndim == 1:
                     part.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                     continue
-                drawn = torch.empty(part.shape)
+                drawn = torch.empty(part.shape, device="cpu")
                 if name == "position":
                     drawn.uniform_(-_POSITION_BOUND, _POSITION_BOUND, generator=random)
                 else:
@@ -105,8 +114,8 @@ class ExemplarTransformer(nn.Module):
 
         Args:
             exemplars: `[P,B,n+1,F]` features; the last one is the query.
-            labels: `[P,B,n]` int64.
-            target: `[P,B]` int64, the query's label; only the clamp `match` needs it.
+            labels: `[P,B,n]` integers.
+            target: `[P,B]` integers, the query's label; only the clamp `match` needs it.
             clamps: what is forced in each member: `clamp_interventions`, which come before others at the same site.
             record, interventions: as in `icl_fast.models.interventions`, with the members folded into the examples:
                 `[P*B,...]`; final_norm is `[P*B,1,C]`, of the query alone, and logits `[P*B,V]`.
@@ -114,7 +123,7 @@ class ExemplarTransformer(nn.Module):
         Raises:
             InputError: shapes that do not fit the model, `match` without a target, an unknown site.
         """
-        self._check(exemplars, labels)
+        labels, target = self._check(exemplars, labels, target)
         return self.from_embedded(
             self.embed_exemplar(exemplars), labels, target, clamps=clamps, record=record, interventions=interventions
         )
@@ -132,8 +141,6 @@ class ExemplarTransformer(nn.Module):
         """As `forward`, with exemplars `[P,B,n+1,C]` that `embed_exemplar` was applied to already."""
         stream = self.embedded(exemplars, labels)
         positions = self.positions(stream)
-        if target is not None and target.shape != labels.shape[:2]:
-            raise InputError(f"target: must be {list(labels.shape[:2])}, one a sequence, got {list(target.shape)}")
         if clamps is not None:
             clamps = self.check_clamps(clamps)
             interventions = [*clamp_interventions(clamps, self.blocks, positions, labels, target), *interventions]
@@ -143,16 +150,16 @@ class ExemplarTransformer(nn.Module):
         by_member = *labels.shape[:2], self.config.outputs
         logits = self.unembed(query).view(by_member)
         logits = torch.where(self.has_output[:, None], logits, NO_LABEL).flatten(0, 1)
-        return taps("logits", logits).view(by_member), taps.recorded
+        return taps("logits", logits).view(by_member), taps.done()
 
     def embedded(self, exemplars: Tensor, labels: Tensor) -> Tensor:
         """The residual stream before the first layer, `[P,B,T,C]`, from exemplars `[P,B,n+1,C]`."""
         config = self.config
-        members, batch, _, width = exemplars.shape
-        stream = exemplars.new_empty(members, batch, config.length, width)
+        members, width = len(exemplars), config.width
         rows = torch.arange(members, device=labels.device)[:, None, None]
-        stream[:, :, 0::2] = exemplars
-        stream[:, :, 1::2] = self.embed_label.weight[rows, labels]
+        shown = self.embed_label.weight[rows, labels]
+        pairs = torch.stack((exemplars[:, :, :-1], shown), dim=3).flatten(2, 3)
+        stream = torch.cat((pairs, exemplars[:, :, -1:]), dim=2)
         if self.position is not None:
             return stream + self.position[:, None]
         if config.position == "sinusoidal":
@@ -192,19 +199,22 @@ class ExemplarTransformer(nn.Module):
             raise InputError("clamps: layer-1 replaces the layer before another one, but the model has only one")
         return clamps if clamps.copy.device == self.outputs.device else clamps.to(self.outputs.device)
 
-    def _check(self, exemplars: Tensor, labels: Tensor) -> None:
+    def _check(self, exemplars: Tensor, labels: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config
+        if not isinstance(exemplars, Tensor) or not exemplars.is_floating_point():
+            raise InputError(f"exemplars must be floats [P,B,n+1,F], got {shown(exemplars)}")
         wanted = (self.members, exemplars.shape[1] if exemplars.ndim == 4 else -1, config.pairs + 1, config.features)
         if tuple(exemplars.shape) != wanted:
             raise InputError(
                 f"exemplars: must be [P={self.members}, B, n + 1 = {config.pairs + 1}, F={config.features}], "
                 f"got {list(exemplars.shape)}"
             )
-        if labels.shape != (self.members, exemplars.shape[1], config.pairs) or labels.dtype != torch.int64:
-            raise InputError(
-                f"labels: must be int64 [{self.members}, {exemplars.shape[1]}, {config.pairs}], "
-                f"got {labels.dtype} {list(labels.shape)}"
-            )
+        each = self.members, exemplars.shape[1]
+        where = {"device": self.outputs.device}
+        labels = as_ids("labels", labels, config.outputs, "P,B,n", sizes=(*each, config.pairs), **where)
+        if target is not None:
+            target = as_ids("target", target, config.outputs, "P,B", sizes=each, **where)
+        return labels, target
 
 
 def _make_encoder(config: ExemplarConfig, members: int) -> nn.Module:

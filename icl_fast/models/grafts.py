@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from icl_fast.arguments import different_names, whole_number
 from icl_fast.errors import InputError
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
 
@@ -21,11 +22,9 @@ def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[st
     """
     prefixes: dict[str, tuple[str, ...]] = {"embed": ("embed_", "position"), "unembed": ("final_norm.", "unembed.")}
     prefixes |= {f"layer-{layer + 1}": (f"blocks.{layer}.",) for layer in range(model.config.layers)}
-    for number, part in enumerate(parts):
+    for part in different_names("parts", parts):
         if part not in prefixes:
             raise InputError(f"part {part}: must be one of {', '.join(sorted(prefixes))}")
-        if part in parts[:number]:
-            raise InputError(f"part {part}: is named twice")
     wanted = tuple(prefix for part in parts or prefixes for prefix in prefixes[part])
     return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
 
@@ -45,7 +44,7 @@ def graft(
         InputError: an unknown part, no such member, or weights of other shapes.
     """
     for which, count, index in (("member", model.members, member), ("donor_member", donor.members, donor_member)):
-        if not 0 <= index < count:
+        if not 0 <= whole_number(which, index) < count:
             raise InputError(f"{which} {index}: there are {count} (0 to {count - 1})")
     given = dict(donor.named_parameters())
     for name in part_parameters(model, parts):

@@ -12,7 +12,6 @@ In models of P members B stands for P * B: examples of the first member, of the 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -20,6 +19,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import shown, whole_numbers
 from icl_fast.errors import InputError
 
 LAYER_SITES = [
@@ -41,6 +41,7 @@ OUTER_SITES = ("embed", "final_norm", "logits")
 Preservable = Literal["pattern", "q", "k", "v"]
 # of a layer, what a second pass can take from a first one, in the order in which ablation modes name them
 PRESERVABLE: tuple[Preservable, ...] = get_args(Preservable)
+_Indices = tuple[int, ...] | None
 
 
 class HasLayers(Protocol):
@@ -62,7 +63,7 @@ def site(name: str, layer: int) -> str:
 
 def check_site(name: str, config: HasLayers, argument: str) -> None:
     """Raise InputError unless `name` is a site of such a model."""
-    layer, _, local = name.partition(".")
+    layer, _, local = str(name).partition(".")
     known = name in OUTER_SITES or (
         local in LAYER_SITES and layer.isdecimal() and int(layer) < config.layers and layer == str(int(layer))
     )
@@ -108,7 +109,7 @@ class Intervention:
         mask: Tensor | None = None,
     ) -> Intervention:
         """Force zeros."""
-        return cls(site, "zero", None, None, _indices(heads), _indices(positions), _indices(examples), mask)
+        return cls(site, "zero", None, None, *_indices(site, heads, positions, examples), mask)
 
     @classmethod
     def set(
@@ -122,7 +123,7 @@ class Intervention:
         mask: Tensor | None = None,
     ) -> Intervention:
         """Force `value`, which has exactly the site's shape (expand it yourself: nothing broadcasts silently)."""
-        return cls(site, "set", value, None, _indices(heads), _indices(positions), _indices(examples), mask)
+        return cls(site, "set", value, None, *_indices(site, heads, positions, examples), mask)
 
     @classmethod
     def apply(
@@ -140,8 +141,9 @@ class Intervention:
 
         It is given the whole tensor at the site, and those at the earlier sites of `reads`.
         """
-        where = _indices(heads), _indices(positions), _indices(examples), mask
-        return cls(site, "apply", None, function, *where, tuple(reads))
+        if not callable(function):
+            raise InputError(f"intervention at {site!r}: function must be one, got {shown(function)}")
+        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, tuple(reads))
 
     @property
     def everywhere(self) -> bool:
@@ -162,11 +164,12 @@ class Intervention:
         if self.action == "zero":
             return torch.zeros_like(value)
         if self.action == "set":
-            assert self.value is not None
-            new = self.value.to(value.dtype)
+            new = self.value.to(value.dtype) if isinstance(self.value, Tensor) else self.value
         else:
             assert self.function is not None
             new = self.function(value, *read)
+        if not isinstance(new, Tensor):
+            raise InputError(f"intervention at {self.site!r}: must put a tensor there, got {shown(new)}")
         if new.shape != value.shape:
             raise InputError(
                 f"intervention at {self.site!r}: the tensor has shape {list(new.shape)}, "
@@ -195,10 +198,12 @@ class Intervention:
             chosen = chosen.view([-1 if i == axis else 1 for i in range(value.ndim)])
             where = chosen if where is None else where & chosen
         if self.mask is not None:
+            wanted = f"mask must be bool with the site's leading dimensions {list(value.shape)}"
+            if not isinstance(self.mask, Tensor):
+                raise InputError(f"intervention at {self.site!r}: {wanted}, got {shown(self.mask)}")
             if self.mask.dtype != torch.bool or self.mask.shape != value.shape[: self.mask.ndim]:
                 raise InputError(
-                    f"intervention at {self.site!r}: mask must be bool with the site's leading dimensions "
-                    f"{list(value.shape)}, got {self.mask.dtype} {list(self.mask.shape)}"
+                    f"intervention at {self.site!r}: {wanted}, got {self.mask.dtype} {list(self.mask.shape)}"
                 )
             mask = self.mask.view(*self.mask.shape, *[1] * (value.ndim - self.mask.ndim))
             where = mask if where is None else where & mask
@@ -213,8 +218,10 @@ class Taps:
     interventions: tuple[Intervention, ...] = ()
     recorded: dict[str, Tensor] = field(default_factory=dict)
     read: dict[str, Tensor] = field(default_factory=dict)  # what later interventions are given besides
+    met: set[str] = field(default_factory=set)
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
+        self.met.add(name)
         for intervention in self.interventions:
             if intervention.site == name:
                 value = intervention(value, *(self.read[earlier] for earlier in intervention.reads))
@@ -223,6 +230,23 @@ class Taps:
         if any(name in intervention.reads for intervention in self.interventions):
             self.read[name] = value
         return value
+
+    def done(self) -> dict[str, Tensor]:
+        """What was recorded, after the pass.
+
+        Raises:
+            InputError: a site that is recorded, read or intervened on was not met: its module was replaced.
+        """
+        for name in (*self.record, *(name for i in self.interventions for name in (i.site, *i.reads))):
+            if name not in self.met:
+                raise InputError(
+                    f"site {name!r} is nowhere in this pass: a module of the model was replaced by another"
+                )
+        return self.recorded
+
+    def changes(self, name: str) -> bool:
+        """Whether anything is forced at this site."""
+        return any(name == i.site for i in self.interventions)
 
     def replaces(self, name: str) -> bool:
         """Whether the first intervention at this site replaces all of it, so that its value need not be computed."""
@@ -242,6 +266,9 @@ def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[
     Raises:
         InputError: a site that the model does not have, or one that is read before it is computed.
     """
+    for argument, given, kind in (("record", record, str), ("interventions", interventions, Intervention)):
+        if not isinstance(given, (list, tuple, set)) or not all(isinstance(one, kind) for one in given):
+            raise InputError(f"{argument}: must be a list of {kind.__name__}, got {shown(given)}")
     for name in record:
         check_site(name, config, "record")
     for intervention in interventions:
@@ -275,8 +302,24 @@ def _forward_order(name: str) -> tuple[int, int, int]:
     return (1, int(layer), LAYER_SITES.index(local))
 
 
-def _indices(values: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(operator.index(i) for i in values)
+def _indices(
+    site: str, heads: Iterable[int] | None, positions: Iterable[int] | None, examples: Iterable[int] | None
+) -> tuple[_Indices, _Indices, _Indices]:
+    where = f"intervention at {site!r}"
+    return (
+        _whole_numbers(f"{where}: heads", heads),
+        _whole_numbers(f"{where}: positions", positions),
+        _whole_numbers(f"{where}: examples", examples),
+    )
+
+
+def _whole_numbers(argument: str, values: Iterable[int] | None) -> _Indices:
+    if values is None:
+        return None
+    indices = tuple(whole_numbers(argument, values))
+    if len(set(indices)) < len(indices):
+        raise InputError(f"{argument} holds a number twice: {shown(indices)}; once is enough")
+    return indices
 
 
 def _check_indices(indices: tuple[int, ...], size: int, argument: str) -> None:

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from typing import overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.interventions import Intervention, Taps, make_taps
-from icl_fast.models.positions import Positions, position_angles, sinusoids
+from icl_fast.models.ids import as_ids
+from icl_fast.models.interventions import Intervention, make_taps
+from icl_fast.models.positions import Positions, rotary_positions, sinusoids
+from icl_fast.models.sizes import check_weights_fit
+from icl_fast.ops import linear_cross_entropy
+
+_LOGIT_ROWS = 256  # whose logits are held at a time
 
 
 class Transformer(nn.Module):
@@ -23,6 +29,12 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
+        """A model with weights as `reset_parameters` draws them.
+
+        Raises:
+            InputError: this machine cannot hold them.
+        """
+        check_weights_fit(Transformer, config)
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab, config.width)
@@ -30,6 +42,8 @@ class Transformer(nn.Module):
         self.blocks = Blocks(config)
         self.final_norm = make_norm(config)
         self.unembed = nn.Linear(config.width, config.vocab, bias=config.unembed_bias)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
         self.reset_parameters()
 
     @property
@@ -46,6 +60,8 @@ class Transformer(nn.Module):
         config = self.config
         with torch.no_grad():
             for name, parameter in self.named_parameters():
+                if parameter.is_meta:
+                    continue  # there is nothing to draw
                 if parameter.ndim < 2:
                     parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 elif name == "position.weight" and config.init_std is None:
@@ -70,7 +86,7 @@ class Transformer(nn.Module):
         """Logits [B,T,V] of tokens [B,T] (integers), or of embeddings [B,T,C] (floats) given in their place.
 
         Args:
-            tokens: token ids, int64 [B,T], or token embeddings [B,T,C], to which positions are added all the same.
+            tokens: token ids, integers [B,T], or token embeddings [B,T,C], to which positions are added all the same.
             record: sites to return; given at all (even empty), the result is `(logits, {site: tensor})`.
             interventions: what is forced at which site; several at one site apply in order.
 
@@ -78,9 +94,18 @@ class Transformer(nn.Module):
             InputError: wrong shape or token, a context too long for the position table, an unknown site, an
                 intervention whose heads, positions, examples or tensor do not fit its site.
         """
-        taps = make_taps(self.config, record or (), interventions)
-        logits = taps("logits", self.unembed(self._hidden(tokens, taps)))
-        return logits if record is None else (logits, taps.recorded)
+        make_taps(self.config, record or (), interventions)  # checks all of them before anything is computed
+        last = [intervention for intervention in interventions if intervention.site == "logits"]
+        earlier = [intervention for intervention in interventions if intervention.site != "logits"]
+        names = (*(record or ()), *(name for intervention in last for name in intervention.reads))
+        inner = [name for name in names if name != "logits"]
+        hidden, sites = self.hidden(tokens, record=inner, interventions=earlier)
+        logits = self.capped(self.unembed(hidden))
+        for intervention in last:
+            logits = intervention(logits, *(sites[name] for name in intervention.reads))
+        if record is None:
+            return logits
+        return logits, {name: logits if name == "logits" else sites[name] for name in record}
 
     def hidden(
         self, tokens: Tensor, *, record: Sequence[str] = (), interventions: Sequence[Intervention] = ()
@@ -92,41 +117,66 @@ class Transformer(nn.Module):
         taps = make_taps(self.config, record, interventions)
         if taps.wants("logits"):
             raise InputError("hidden() ends before the logits: record or intervene on 'logits' with forward()")
-        return self._hidden(tokens, taps), taps.recorded
-
-    def _hidden(self, tokens: Tensor, taps: Taps) -> Tensor:
         resid, positions = self.embedded(tokens)
         resid = self.blocks(taps("embed", resid), positions, taps)
-        return taps("final_norm", self.final_norm(resid))
+        hidden = taps("final_norm", self.final_norm(resid))
+        return hidden, taps.done()
+
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Losses in nats of the final norm's output [...,C] and the tokens to predict [...], in the shape of those."""
+        weight, bias = self.unembed.weight, self.unembed.bias
+        if self.config.logit_cap is None:
+            losses: Tensor = linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="none")
+            return losses
+        rows = hidden.flatten(0, -2)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        found = [
+            F.cross_entropy(self.capped(self.unembed(some)).to(wide), wanted, reduction="none")
+            for some, wanted in zip(
+                torch.split(rows, _LOGIT_ROWS), torch.split(targets.flatten(), _LOGIT_ROWS), strict=True
+            )
+        ]
+        return torch.cat(found).view(targets.shape)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits under the config's cap, if it has one."""
+        return logits if (cap := self.config.logit_cap) is None else cap * torch.tanh(logits / cap)
 
     def embedded(self, tokens: Tensor) -> tuple[Tensor, Positions]:
         """The residual stream at the site `embed` [B,T,C], and what attention is told of positions besides."""
-        self._check(tokens)
+        tokens = self._checked(tokens)
+        config = self.config
         resid = tokens if tokens.is_floating_point() else self.embed(tokens)
-        config, length, device = self.config, resid.shape[1], resid.device
+        if config.embed_scale != 1.0 and not tokens.is_floating_point():
+            resid = resid * config.embed_scale
+        length, device = resid.shape[1], resid.device
         if config.position == "rotary":
-            angles = position_angles(length, config.rotary_width, config.rotary_base, device=device)
-            return resid, Positions(rotary=(angles.cos(), angles.sin()))
+            return resid, rotary_positions(length, config, device=device)
         if config.position == "sinusoidal":
-            return resid + sinusoids(length, config.width, device=device).to(self.embed.weight.dtype), Positions()
+            return resid + sinusoids(length, config.width, device=device).to(resid.dtype), Positions()
         if self.position is None:
             return resid, Positions()
-        table = self.position.weight[:length]
+        table = self.position(torch.arange(length, device=device))
         return (resid, Positions(added=table)) if config.position == "shortformer" else (resid + table, Positions())
 
-    def _check(self, tokens: Tensor) -> None:
-        if tokens.is_floating_point():
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are numbers of."""
+        return next(self.parameters()).dtype
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        if isinstance(tokens, Tensor) and tokens.is_floating_point():
             if tokens.ndim != 3 or tokens.shape[-1] != self.config.width:
                 raise InputError(f"tokens: embeddings must be [B,T,{self.config.width}], got {list(tokens.shape)}")
-        elif tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"tokens must be int64 [B,T], got {tokens.dtype} {list(tokens.shape)}")
-        # only where looking is cheap: on a GPU it would wait for the device, under torch.compile break the graph
-        elif tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in tokens.aminmax())
-            if low < 0 or high >= self.config.vocab:
-                unknown = low if low < 0 else high
-                raise InputError(f"tokens holds {unknown}, but the vocabulary is 0 to {self.config.vocab - 1}")
+        else:
+            tokens = as_ids("tokens", tokens, self.config.vocab, "B,T", device=self.device)
         if self._has_position_table and tokens.shape[1] > self.config.context:
             raise InputError(
                 f"tokens: {tokens.shape[1]} positions, but the model's position table holds {self.config.context}"
             )
+        return tokens

@@ -2,79 +2,148 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error
+from icl_fast.files import atomic_write, parse_json, regular_file
+from icl_fast.memory import check_fits
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LONGEST_SHOWN = 80  # characters of a name or shape in a message
 
 
-def write_weights(path: str | Path, module: nn.Module, kind: str, header: dict[str, Any]) -> None:
-    """Write a module's state; the file appears whole or not at all.
+def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, header: dict[str, Any]) -> None:
+    """Write weights; the file appears whole or not at all. Those that are one tensor are written once.
 
     Raises:
-        InputError: the disk is full or the folder not writable.
+        InputError: weights that `read_weights` would refuse, or without numbers, on the meta device; the disk is full
+            or the folder not writable.
     """
     from safetensors import SafetensorError  # here: models, which seldom meet a file, need torch alone
     from safetensors.torch import save_file
 
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise InputError(f"snapshot {path}: {name} is on the meta device, which holds no numbers")
+    check_numbers(path, weights, weights)
+    first: dict[tuple[Any, ...], str] = {}
+    for name, weight in weights.items():
+        first.setdefault(_place(weight), name)
+    tied = {name: other for name, weight in weights.items() if (other := first[_place(weight)]) != name}
+    if tied:
+        header = {**header, "tied": tied}
+    kept = {name: _whole(weight) for name, weight in weights.items() if name not in tied}
     with atomic_write(path) as temporary:
         try:
             # one entry: safetensors writes several in an order that changes from call to call
-            save_file(weights, temporary, metadata={kind: json.dumps(header)})
+            save_file(kept, temporary, metadata={kind: json.dumps(header)})
         except SafetensorError as error:  # its wrapper of the I/O error hides the number
-            raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def read_weights(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
-    """The kind, the header and the weights that `write_weights` wrote.
+def read_header(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The kind and the header that `write_weights` wrote.
 
     Raises:
         InputError: no such file, of none of these kinds, truncated or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"snapshot {path}: {'is a folder, not a snapshot file' if path.is_dir() else 'no such file'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
     kind = next((kind for kind in kinds if kind in metadata), None)
     if kind is None:
         raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {kinds[0]!r})")
-    try:
-        return kind, dict(json.loads(metadata[kind])), weights
-    except (TypeError, ValueError) as error:
-        raise InputError(f"snapshot {path}: its header is damaged ({error})") from None
+    header = parse_json(metadata[kind], f"snapshot {path}: its header")
+    if not isinstance(header, dict):
+        raise InputError(f"snapshot {path}: its header is damaged (it is no JSON object)")
+    return kind, header
 
 
-def assign_weights(path: str | Path, module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give a module (on the meta device) the weights read from a file.
+def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
+    """Give a module (on the meta device) the weights of a file; nothing is read before all of them are known to fit.
+
+    Args:
+        tied: of the header: the names of weights that are not in the file, each with that of the one that they are.
 
     Raises:
-        InputError: weights that are missing, unknown, of another shape or type, or not finite.
+        InputError: weights that are missing, unknown, of another shape or type, not finite, or more than memory.
     """
     expected = module.state_dict()
-    if unlike := sorted(expected.keys() ^ weights.keys()):
-        raise InputError(f"snapshot {path}: missing or unknown weights: {', '.join(unlike[:5])}")
+    ties = _checked_ties(path, expected, tied)
+    with _opened(path) as file:
+        if unlike := sorted((expected.keys() - ties.keys()) ^ set(file.keys())):
+            names = ", ".join(name[:_LONGEST_SHOWN] for name in unlike[:5])
+            raise InputError(f"snapshot {path}: missing or unknown weights: {names}")
+        written = [name for name in expected if name not in ties]
+        for name in written:
+            shape, wanted = file.get_slice(name).get_shape(), list(expected[name].shape)
+            if shape != wanted:
+                raise InputError(f"snapshot {path}: {name} is {str(shape)[:_LONGEST_SHOWN]}, its config says {wanted}")
+        check_fits(Path(path).stat().st_size, f"snapshot {path}")
+        weights = {name: file.get_tensor(name) for name in written}
+    check_numbers(path, weights, expected)
+    module.load_state_dict(weights | {name: weights[other] for name, other in ties.items()}, assign=True)
+    for name, other in ties.items():
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, module.get_parameter(other))
+    module.requires_grad_(True).eval()
+
+
+def check_numbers(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not floating-point numbers of one type, or not finite.
+
+    Args:
+        expected: by the same names, what they are to be: those that are no floating-point numbers are counts.
+    """
+    kind = next((weight.dtype for weight in weights.values() if weight.dtype in _FLOATS), torch.float32)
     for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            raise InputError(
-                f"snapshot {path}: {name} is {list(weight.shape)}, its config says {list(expected[name].shape)}"
-            )
-        if weight.is_floating_point() != expected[name].is_floating_point():
-            raise InputError(f"snapshot {path}: {name} is {weight.dtype}, but weights are floating-point numbers")
+        if weight.dtype != (kind if expected[name].is_floating_point() else expected[name].dtype):
+            wanted = f"weights are floating-point numbers of one type, here {kind}, and counts {torch.int64}"
+            raise InputError(f"snapshot {path}: {name} is {weight.dtype}, but {wanted}")
         if not bool(torch.isfinite(weight).all()):
             raise InputError(f"snapshot {path}: {name} holds NaN or infinity; that training run diverged before it")
-    module.load_state_dict(weights, assign=True)
-    module.requires_grad_(True).eval()
+
+
+def _checked_ties(path: str | Path, expected: Mapping[str, Tensor], tied: Any) -> dict[str, str]:
+    shapes = {name: weight.shape for name, weight in expected.items() if weight.is_floating_point()}
+    if not isinstance(tied, dict) or not all(
+        isinstance(other, str) and other not in tied and shapes.get(name) == shapes.get(other, ())
+        for name, other in tied.items()
+    ):
+        raise InputError(f"snapshot {path}: its header is damaged (tied {str(tied)[:_LONGEST_SHOWN]})")
+    return tied
+
+
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    """What two names of one tensor share."""
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """On the CPU, with rows in order, and sharing memory with no other."""
+    weight = weight.detach().cpu().contiguous()
+    return weight if weight.nbytes == weight.untyped_storage().nbytes() else weight.clone()
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    regular_file(path, "snapshot")
+    try:
+        with open(path, "rb") as opened:
+            is_utf8 = str(path).encode(errors="ignore") == os.fsencode(path)  # safetensors takes no other path
+            with safe_open(path if is_utf8 else f"/dev/fd/{opened.fileno()}", framework="pt") as file:
+                yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None

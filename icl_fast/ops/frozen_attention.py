@@ -9,15 +9,16 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 from icl_fast.ops._attention import batch_blocks, causal_scores, weigh
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._library import register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_index,
+    as_number,
     autocast,
     check_device,
     check_floating,
-    check_index_dtype,
     check_index_range,
-    check_no_gradient,
     check_shapes,
     window_per_head,
 )
@@ -81,13 +82,13 @@ def frozen_attention(
         sizes = check_shapes(OP, v=(v, "A B H T Dv"), pattern=(pattern, "B H T T"))
         v, pattern = autocast(v, pattern)
     check_floating(OP, v=v, q=q, k=k, pattern=pattern)
-    check_no_gradient(OP, q, k, v, pattern)
     if rows is not None:
         check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
-        check_index_dtype(OP, "rows", rows)
+        rows = as_index(OP, "rows", rows)
         check_device(OP, "rows", rows, "v", v)
     window = window_per_head(OP, window, sizes["H"], v.device)
-    out: Tensor = _forward_op(q, k, v, float(scale), window, rows, pattern, KERNELS.choose(impl, v))
+    scale = as_number(OP, "scale", scale)
+    out: Tensor = _forward_op(q, k, v, scale, window, rows, pattern, KERNELS.choose(impl, v))
     return out
 
 
@@ -159,13 +160,7 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::frozen_attention",
-    mutates_args=(),
-    schema="(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern, str impl)"
-    " -> Tensor",
-)
-def _forward_op(
+def _forward(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor,
@@ -177,21 +172,26 @@ def _forward_op(
 ) -> Tensor:
     if rows is not None:
         check_index_range(OP, "rows", rows, v.shape[3])
-    with autocast_off(v):
-        out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
+    out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
     return out
 
 
-@_forward_op.register_fake
-def _(
+def _empty(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor,
     scale: float,
     window: Tensor | None,
     rows: Tensor | None,
-    pattern: Tensor | None,
-    impl: str,
+    *rest: object,
 ) -> Tensor:
     length = v.shape[3] if rows is None else rows.shape[1]
     return v.new_empty(*v.shape[:3], length, v.shape[4])
+
+
+_forward_op = register(
+    "frozen_attention(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
+    " str impl) -> Tensor",
+    _forward,
+    _empty,
+)

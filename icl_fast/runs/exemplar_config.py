@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 import yaml
@@ -11,10 +12,11 @@ from icl_fast.data.exemplar_source import ExemplarSource
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
-from icl_fast.runs.snapshot_schedule import SnapshotSchedule
+from icl_fast.models.exemplar_config import SEEDS
+from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
 from icl_fast.schema import Config, Field, model_validator
 
-_HEAD = re.compile(r"^(\d+)\.(\d+)$")
+_HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 
 
 class InterventionConfig(Config):
@@ -48,7 +50,7 @@ class GraftConfig(Config):
     """Weights taken from a snapshot of another run before training begins (Singh 2025, 5.6.2-5.6.4, C.5.1)."""
 
     snapshot: str | None = Field(None, description="RUN/snapshots/step_*.safetensors; null: no graft")
-    member: int = Field(0, ge=0, description="which member of that population")
+    member: int = Field(0, ge=0, lt=SEEDS, description="which member of that population")
     parts: list[str] = Field(
         [], description="embed, layer-1, layer-2, ..., unembed (with the final norm); none named: all of them"
     )
@@ -58,10 +60,10 @@ class GraftConfig(Config):
 class ExemplarTraining(Config):
     """How the weights change: Adam, the L2 term of the loss, the learning rate; and the engine and device."""
 
-    steps: int = Field(31_250, ge=1, description="optimizer steps")
-    batch: int = Field(32, ge=1, description="B, sequences per step and member")
+    steps: int = Field(31_250, ge=1, le=MOST_STEPS, description="optimizer steps")
+    batch: int = Field(32, ge=1, le=MOST, description="B, sequences per step and member")
     lr: float = Field(1e-5, gt=0.0, description="learning rate after warm-up")
-    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    warmup: int = Field(0, ge=0, le=MOST, description="steps over which the learning rate rises linearly from 0")
     decay: Literal["none", "cosine", "inverse_sqrt"] = Field("none", description="the learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="Adam's moment decays")
     l2: float = Field(0.0, ge=0.0, description="coefficient of the sum of squared weights in the loss, norms left out")
@@ -70,9 +72,11 @@ class ExemplarTraining(Config):
         "auto", description="fused: the CPU kernel for small attention-only models; auto: it where it can be"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
-    seed: int = Field(0, ge=0, description="seed of the initial weights (the data has its own: sequences.seed)")
-    log_every: int = Field(100, ge=1, description="steps between lines of log.jsonl")
-    checkpoint_every: int = Field(20_000, ge=1, description="steps between saves of optimizer.pt")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="seed of the initial weights (the data has its own: sequences.seed)"
+    )
+    log_every: int = Field(100, ge=1, le=MOST, description="steps between lines of log.jsonl")
+    checkpoint_every: int = Field(20_000, ge=1, le=MOST, description="steps between saves of optimizer.pt")
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarTraining:
@@ -84,8 +88,10 @@ class ExemplarTraining(Config):
 class EvaluationConfig(Config):
     """What is measured while training goes on."""
 
-    every: int = Field(500, ge=1, description="steps between evaluations; one more before the first and after the last")
-    sequences: int = Field(1000, ge=1, description="sequences of each evaluator")
+    every: int = Field(
+        500, ge=1, le=MOST, description="steps between evaluations; one more before the first and after the last"
+    )
+    sequences: int = Field(1000, ge=1, le=MOST, description="sequences of each evaluator")
     names: list[str] = Field([], description="evaluators; none named: all that are defined")
 
 
@@ -113,15 +119,26 @@ class ExemplarRunConfig(Config):
         1, description="how many, with seeds one after the other; or a list of what they differ in"
     )
 
+    @property
+    def member_count(self) -> int:
+        """P, how many members there are."""
+        return self.members if isinstance(self.members, int) else len(self.members)
+
     @model_validator(mode="after")
     def _has_members(self) -> ExemplarRunConfig:
         if isinstance(self.members, int):
-            if self.members < 1:
-                raise ValueError(f"members={self.members}: must be 1 or more")
+            if not 1 <= self.members <= SEEDS:
+                raise ValueError(f"members: must be 1 to {SEEDS}, as each has a seed of its own")
             return self
-        names = [member.name for member in self.members]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"members: need one or more, with different names, got {names}")
+        names = Counter(member.name for member in self.members)
+        if not names or len(names) < len(self.members):
+            often = "none" if not names else "{1} called {0!r}".format(*names.most_common(1)[0])
+            raise ValueError(f"members: need one or more, with different names, got {often}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_snapshotted(self) -> ExemplarRunConfig:
+        snapshot_steps(self.training.steps, self.snapshots)
         return self
 
     def to_yaml(self) -> str:
@@ -130,7 +147,7 @@ class ExemplarRunConfig(Config):
 
 
 def _head(text: str) -> tuple[int, int]:
-    match = _HEAD.match(text)
+    match = _HEAD.fullmatch(text)
     if not match:
-        raise InputError(f"interventions: head {text!r} is not understood; write layer.head such as 1.3")
+        raise InputError(f"interventions: head {text[:80]!r} is not understood; write layer.head such as 1.3")
     return int(match[1]), int(match[2])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 
 from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, evaluators, output_labels
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_clamps
 from icl_fast.runs.config import parse_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
@@ -47,7 +48,7 @@ def members(config: ExemplarRunConfig) -> list[Member]:
 
 
 def _member(base: dict[str, Any], member: MemberConfig) -> Member:
-    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
+    values = copy.deepcopy(base)
     for key, value in member.set.items():
         if not key.startswith(_FREE) or key == "sequences.pairs":
             raise InputError(
@@ -135,9 +136,13 @@ class Population:
         """Evaluation sets of `[P,count]` sequences each; by default, those that every member has.
 
         Raises:
-            InputError: an unknown evaluator, or one that a member does not have; the message says why.
+            InputError: an unknown evaluator, or one that a member does not have; the message says why; or more
+                sequences than this machine can hold.
         """
         if not names:
             first, *others = [evaluators(config, exemplars) for config in self.sequences]
             names = [name for name in first if all(name in other for other in others)]
+        sequence = 8 * (4 * self.config.sequences.pairs + 3)  # bytes of the integers that make it
+        what = f"sequences {count} of each of {len(names)} evaluators, {len(self.all)} members"
+        check_fits(len(names) * len(self.all) * count * sequence, what)
         return [evaluation_sequences(name, self.sequences, exemplars, count, device) for name in names]

@@ -9,29 +9,33 @@ import yaml
 
 from icl_fast.data import CORPUS_NAMES, DataConfig
 from icl_fast.models import ModelShape
-from icl_fast.runs.snapshot_schedule import SnapshotSchedule
+from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
 from icl_fast.schema import Config, Field, model_validator
 
 
 class OptimizerConfig(Config):
     """How the weights change: AdamW, warm-up, a weight-decay change, clipping; precision and device."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    batch: int = Field(8, ge=1, description="B, sequences per step")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
+    batch: int = Field(8, ge=1, le=MOST, description="B, sequences per step")
     lr: float = Field(1e-3, gt=0.0, description="learning rate after warm-up")
-    warmup: int = Field(50, ge=0, description="steps over which the learning rate rises linearly from 0")
+    warmup: int = Field(50, ge=0, le=MOST, description="steps over which the learning rate rises linearly from 0")
     decay: Literal["none", "cosine", "inverse_sqrt"] = Field("none", description="the learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.99), strict=False, description="AdamW's moment decays")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW weight decay of all matrices")
-    weight_decay_change_step: int | None = Field(None, ge=0, description="from this step on …")
+    weight_decay_change_step: int | None = Field(None, ge=0, le=MOST, description="from this step on …")
     weight_decay_after: float = Field(0.0, ge=0.0, description="… the weight decay is this")
     clip: float | None = Field(1.0, gt=0.0, description="largest gradient norm; null: no clipping")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast; weights stay float32")
     compile: bool = Field(False, description="torch.compile the training step's forward")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
-    seed: int = Field(0, ge=0, description="seed of the initial weights (the data's order has its own: data.seed)")
-    log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
-    checkpoint_every: int = Field(200, ge=1, description="steps between saves of optimizer.pt; snapshots save it too")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of the initial weights (the data's order has its own: data.seed)"
+    )
+    log_every: int = Field(10, ge=1, le=MOST, description="steps between lines of log.jsonl")
+    checkpoint_every: int = Field(
+        200, ge=1, le=MOST, description="steps between saves of optimizer.pt; snapshots save it too"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerConfig:
@@ -49,6 +53,11 @@ class TextRunConfig(Config):
     data: DataConfig = DataConfig()
     training: OptimizerConfig = OptimizerConfig()
     snapshots: SnapshotSchedule = SnapshotSchedule()
+
+    @model_validator(mode="after")
+    def _can_be_snapshotted(self) -> TextRunConfig:
+        snapshot_steps(self.training.steps, self.snapshots)
+        return self
 
     def with_absolute_corpus(self) -> TextRunConfig:
         """The same config with an absolute corpus folder, so that it is found from any working directory."""

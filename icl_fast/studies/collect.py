@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,11 @@ from icl_fast.analysis import (
 )
 from icl_fast.data import Text
 from icl_fast.errors import InputError
+from icl_fast.files import read_json
 from icl_fast.measure import AblationOptions, evaluate, sweep
 from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
+from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, ModelStudy, Study
@@ -51,6 +52,7 @@ class Options:
         memory: of a run on text: as in `sweep`.
         sequences: of a run on exemplars: of each evaluator.
         device: as in `sweep`.
+        repair: whether damaged results are measured again, rather than refused.
     """
 
     snapshots: str = "all"
@@ -62,6 +64,7 @@ class Options:
     memory: str = "2GiB"
     sequences: int = 1000
     device: str = "auto"
+    repair: bool = False
 
 
 def collect(
@@ -86,6 +89,7 @@ def collect(
         title, claims: of the report.
 
     Raises:
+        DamagedResults: results that are not as they were written.
         InputError: no such run, too few usable snapshots, an option not understood, the disk full.
     """
     if not runs:
@@ -104,7 +108,15 @@ def collect(
         raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(on_text)}")
     models = {name: _study(name, run, texts, options, show) for name, run in on_text.items()}
     exemplars = {
-        name: study_exemplars(name, run.series, run.left_out, show, sequences=options.sequences, device=options.device)
+        name: study_exemplars(
+            name,
+            run.series,
+            run.left_out,
+            show,
+            sequences=options.sequences,
+            device=options.device,
+            repair=options.repair,
+        )
         for name, run in usable.items()
         if run.series.task == "exemplars"
     }
@@ -117,17 +129,17 @@ def read_claims(path: str | Path) -> list[Claim]:
     Raises:
         InputError: no such file, or not of that form.
     """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not all(isinstance(value, str) for row in rows for value in row.values()):
-            raise TypeError("a value is not text")
-        return [Claim(**row) for row in rows]
-    except OSError as error:
-        raise InputError(f"claims {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    rows, names = read_json(path, "claims"), [field.name for field in fields(Claim)]
+    whole = [
+        isinstance(row, dict) and sorted(row) == sorted(names) and all(isinstance(text, str) for text in row.values())
+        for row in (rows if isinstance(rows, list) else [None])
+    ]
+    if not all(whole):
         raise InputError(
-            f"claims {path}: must be a JSON list of objects with claim, source, verdict and evidence ({error})"
-        ) from None
+            f"claims {path}: must be a JSON list of objects with the texts {', '.join(names)}; "
+            f"number {whole.index(False) + 1} is none"
+        )
+    return [Claim(**row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
                     out=out,
                     examples=examples,
                     device=options.device,
+                    repair=options.repair,
                     on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
                 )
 
@@ -178,7 +191,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     }
     heads = _heads(name, series, results / "heads.zarr", options, show)
     model = series.load(steps[-1]).model
-    readings = {text.name: _reading(name, series, model, text, results / "texts", show) for text in texts}
+    readings = {text.name: _reading(name, series, model, text, results / "texts", options, show) for text in texts}
     change = find_phase_change(
         steps,
         losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
@@ -218,13 +231,16 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
                 series,
                 out=out,
                 device=options.device,
+                repair=options.repair,
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
     return kept(measure, out)
 
 
-def _reading(name: str, series: Series, last: Transformer, text: Text, results: Path, show: Show) -> xr.Dataset:
+def _reading(
+    name: str, series: Series, last: Transformer, text: Text, results: Path, options: Options, show: Show
+) -> xr.Dataset:
     """What a run's snapshots make of a text; `last` is the model of the last one."""
     tokenised = tokenise(text, series.tokenizer(), last.config.context)
     identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
@@ -247,6 +263,8 @@ def _reading(name: str, series: Series, last: Transformer, text: Text, results: 
                 losses,
                 assemble,
                 lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+                variables=TEXT_VARIABLES,
+                repair=options.repair,
             )
 
     return kept(measure, out)

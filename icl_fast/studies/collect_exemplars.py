@@ -10,7 +10,7 @@ import xarray as xr
 
 from icl_fast.measure import measure_ablations, measure_strategies, open_measured
 from icl_fast.measure.exemplar.curves import training_curves
-from icl_fast.measure.exemplar.measured_run import MeasuredRun, measure_wiring
+from icl_fast.measure.exemplar.measured_run import WIRING_VARIABLES, MeasuredRun, measure_wiring
 from icl_fast.measure.store import Workspace
 from icl_fast.report.study import ExemplarStudy
 from icl_fast.runs import Run, Series
@@ -18,7 +18,14 @@ from icl_fast.studies.kept import Show, kept
 
 
 def study_exemplars(
-    name: str, series: Series, left_out: Mapping[int, str], show: Show, *, sequences: int = 1000, device: str = "auto"
+    name: str,
+    series: Series,
+    left_out: Mapping[int, str],
+    show: Show,
+    *,
+    sequences: int = 1000,
+    device: str = "auto",
+    repair: bool = False,
 ) -> ExemplarStudy:
     """Measure a run on exemplars, in `RUN/results/report/`, and put together what a report shows of it.
 
@@ -32,6 +39,7 @@ def study_exemplars(
         show: makes, for a title, a context manager that shows progress.
         sequences: of each evaluator.
         device: as in `open_measured`.
+        repair: whether damaged results are measured again, rather than refused.
 
     Raises:
         InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
@@ -46,6 +54,7 @@ def study_exemplars(
             return measure_strategies(
                 measured,
                 out=results / "strategies.zarr",
+                repair=repair,
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
@@ -54,6 +63,7 @@ def study_exemplars(
             return measure_ablations(
                 measured,
                 out=results / "ablation.zarr",
+                repair=repair,
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
@@ -66,11 +76,11 @@ def study_exemplars(
         curves=curves,
         strategies=kept(strategies, results / "strategies.zarr"),
         ablations=kept(ablations, results / "ablation.zarr"),
-        wiring=None if population.config.model.layers < 2 else _wiring(measured, results / "wiring.zarr"),
+        wiring=None if population.config.model.layers < 2 else _wiring(measured, results / "wiring.zarr", repair),
     )
 
 
-def _wiring(measured: MeasuredRun, out: Path) -> xr.Dataset:
+def _wiring(measured: MeasuredRun, out: Path, repair: bool) -> xr.Dataset:
     """`measure_wiring` of the last snapshot on sequences as in training, kept."""
     last = measured.series.steps[-1]
     one = replace(
@@ -87,10 +97,10 @@ def _wiring(measured: MeasuredRun, out: Path) -> xr.Dataset:
     }
 
     def measure() -> Path:
-        work = Workspace(out, identity, "measurement")
+        work = Workspace(out, identity, "measurement", variables=WIRING_VARIABLES, repair=repair)
         if not work.finished():
-            work.begin()
-            work.finish(measure_wiring(one))
+            with work.begin():
+                work.finish(measure_wiring(one))
         return out
 
     return kept(measure, out)

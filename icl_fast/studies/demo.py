@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import xarray as xr
 
 from icl_fast.analysis import PhaseChange, find_phase_change
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write
+from icl_fast.files import atomic_write, locked, to_json
 from icl_fast.measure import AblationOptions, open_results, prefix_matching_scores, sweep
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.report.draw.figures import phase_change_figure, save_figure
@@ -41,7 +40,13 @@ class DemoResult:
 
 
 def run_demo(
-    configs: str | Path, out: str | Path, seed: int, show_training: ShowTraining, show_sweep: ShowSweep
+    configs: str | Path,
+    out: str | Path,
+    seed: int,
+    show_training: ShowTraining,
+    show_sweep: ShowSweep,
+    *,
+    repair: bool = False,
 ) -> DemoResult:
     """Train, measure, ablate and draw; what is there already from an earlier call is kept, so that it resumes.
 
@@ -50,34 +55,38 @@ def run_demo(
         out: where run folders `seed<N>/<model>`, figures and `seed<N>/summary.json` go.
         seed: seed of the initial weights of all three models; the data are the same for all seeds.
         show_training, show_sweep: context managers that show progress (see `icl_fast.cli.progress`).
+        repair: whether damaged results are measured again, rather than refused.
 
     Raises:
-        InputError: a config missing or wrong, a run folder that holds another run, the disk full.
+        DamagedResults: results that are not as they were written.
+        InputError: a config missing or wrong, a run folder that holds another run, another process that is at it,
+            the disk full.
     """
     home = Path(out) / f"seed{seed}"
     models: dict[str, xr.Dataset] = {}
-    for name in MODELS:
-        config = load_config(Path(configs) / f"{name}.yaml", [f"training.seed={seed}"])
-        run = Run(home / name)
-        with show_training(name, config.training.steps) as on_step:
-            train(config, run.path, resume=run.exists, on_progress=on_step)
-        with show_sweep(name) as on_part:
-            heads = "all" if name == ABLATED else UNABLATED
-            ablation = AblationOptions(heads=heads, icl_window=ICL_WINDOW, memory=MEMORY)
-            results = sweep(run.path, ablation, examples=EXAMPLES, on_part=on_part)
-        models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
-    changes = {
-        name: find_phase_change(
-            data["snapshot"].values.tolist(),
-            data["icl_score"].sel(ablation=UNABLATED).values.tolist(),
-            data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
-        )
-        for name, data in models.items()
-    }
-    figure = save_figure(phase_change_figure(models, changes, ABLATED), home / "phase_change")
-    with atomic_write(home / "summary.json") as temporary:
-        temporary.write_text(json.dumps({name: asdict(change) for name, change in changes.items()}, indent=1))
-    return DemoResult(seed, models, changes, figure)
+    with locked(home / ".lock-demo", f"out: {home}"):
+        for name in MODELS:
+            config = load_config(Path(configs) / f"{name}.yaml", [f"training.seed={seed}"])
+            run = Run(home / name)
+            with show_training(name, config.training.steps) as on_step:
+                train(config, run.path, resume=run.exists, on_progress=on_step)
+            with show_sweep(name) as on_part:
+                heads = "all" if name == ABLATED else UNABLATED
+                ablation = AblationOptions(heads=heads, icl_window=ICL_WINDOW, memory=MEMORY)
+                results = sweep(run.path, ablation, examples=EXAMPLES, repair=repair, on_part=on_part)
+            models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
+        changes = {
+            name: find_phase_change(
+                data["snapshot"].values.tolist(),
+                data["icl_score"].sel(ablation=UNABLATED).values.tolist(),
+                data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
+            )
+            for name, data in models.items()
+        }
+        figure = save_figure(phase_change_figure(models, changes, ABLATED), home / "phase_change")
+        with atomic_write(home / "summary.json") as temporary:
+            temporary.write_text(to_json({name: asdict(change) for name, change in changes.items()}, indent=1))
+        return DemoResult(seed, models, changes, figure)
 
 
 def _prefix_matching(run: Run) -> xr.DataArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import xarray as xr
 
 from icl_fast.measure import OtherResults, open_results
+from icl_fast.measure.store import discard_results
 
 Progress = Callable[[int, int, str], None]  # done, of how many, at what
 Show = Callable[[str], AbstractContextManager[Progress]]
@@ -24,6 +24,5 @@ def kept(measure: Callable[[], Path], out: Path) -> xr.Dataset:
     try:
         return open_results(measure())
     except OtherResults:
-        for stale in (out, out.with_name(out.name + ".partial")):
-            shutil.rmtree(stale, ignore_errors=True)
+        discard_results(out)
         return open_results(measure())

@@ -14,7 +14,7 @@ from icl_fast.analysis import JointPCA, joint_pca
 from icl_fast.errors import InputError
 from icl_fast.measure import AblationOptions, OtherResults, open_results, save_results, sweep
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
-from icl_fast.measure.store import check_replaceable
+from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
 from icl_fast.runs import open_series, run_names
 
@@ -31,6 +31,7 @@ def pca_of_runs(
     examples: int | None = None,
     memory: str | int = "2GiB",
     device: str = "auto",
+    repair: bool = False,
 ) -> tuple[JointPCA, list[Path]]:
     """Where all snapshots of all runs lie in their common principal components (see `icl_fast.analysis.joint_pca`).
 
@@ -41,45 +42,50 @@ def pca_of_runs(
             [example]; `explained_variance` and `explained_variance_ratio` [component]. An earlier one is replaced.
         show_sweep: a context manager that shows progress (see `icl_fast.cli.progress`).
         components: how many, 2 or more.
-        snapshots, examples, memory, device: see `icl_fast.measure.sweep`.
+        snapshots, examples, memory, device, repair: see `icl_fast.measure.sweep`.
 
     Returns:
         The PCA, by name of the run (its folder's, or the path as given where two have the same); and the files of the
         figure, `NAME.png` and `NAME.svg`.
 
     Raises:
+        DamagedResults: losses that are not as they were written.
         InputError: an `out` that holds something else, runs that `joint_pca` or `sweep` refuse, losses that were
             measured with other arguments, the disk full.
     """
     out = Path(out)
     if components < 2:
         raise InputError(f"components: must be 2 or more, which the figure shows; got {components}")
-    check_replaceable(out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg")
-    named = run_names(runs)
-    points = sum(len(open_series(run, snapshots).steps) for run in named.values())
-    if components >= points:  # before losses are measured, which takes long
-        raise InputError(f"components: {components} need more snapshots than that, there are {points}")
-    losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
-    for name, run in named.items():
-        with show_sweep(name) as on_part:
-            try:
-                store = sweep(
-                    run,
-                    ablation,
-                    out=run / "results" / "losses.zarr",
-                    snapshots=snapshots,
-                    examples=examples,
-                    device=device,
-                    on_part=on_part,
-                )
-            except OtherResults as error:  # its advice is about an --out that means something else here
-                raise InputError(
-                    f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
-                ) from None
-        losses[name] = open_results(store)
-    found = joint_pca(losses, components=components)
-    save_results(_dataset(found, losses), out)
-    return found, save_figure(pca_figure(found), out)
+    with held(out):
+        check_replaceable(
+            out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
+        )
+        named = run_names(runs)
+        points = sum(len(open_series(run, snapshots).steps) for run in named.values())
+        if components >= points:  # before losses are measured, which takes long
+            raise InputError(f"components: {components} need more snapshots than that, there are {points}")
+        losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
+        for name, run in named.items():
+            with show_sweep(name) as on_part:
+                try:
+                    store = sweep(
+                        run,
+                        ablation,
+                        out=run / "results" / "losses.zarr",
+                        snapshots=snapshots,
+                        examples=examples,
+                        device=device,
+                        repair=repair,
+                        on_part=on_part,
+                    )
+                except OtherResults as error:  # its advice is about an --out that means something else here
+                    raise InputError(
+                        f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
+                    ) from None
+            losses[name] = open_results(store)
+        found = joint_pca(losses, components=components)
+        save_results(_dataset(found, losses), out)
+        return found, save_figure(pca_figure(found), out)
 
 
 def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -87,7 +93,7 @@ def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:
         return np.concatenate([data[coord].values for data in losses.values()])
 
     names = [name for name, path in found.coordinates.items() for _ in path]
-    sweeps = {name: json.loads(data.attrs["sweep"]) for name, data in losses.items()}  # what decided the losses
+    sweeps = {name: json_attribute(data, "sweep") for name, data in losses.items()}  # what decided the losses
     nats, squared = {"units": "nats per token"}, {"units": "(nats per token)^2"}
     return xr.Dataset(
         {

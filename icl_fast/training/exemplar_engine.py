@@ -23,6 +23,7 @@ from icl_fast.training.exemplar_steps import (
     exemplar_steps_supported,
 )
 from icl_fast.training.schedules import learning_rate
+from icl_fast.training.sizes import check_step_fits
 
 State = dict[str, Tensor]
 Noise = Callable[[int], Tensor]
@@ -145,6 +146,8 @@ class PlainEngine:
         self.task, self.model = task, task.model
         self.parameters = dict(task.model.named_parameters())
         self.cuda = task.features.device.type == "cuda"
+        if not self.cuda:
+            check_step_fits(task.training, task.model.config, task.model.members)
         rate: float | Tensor = torch.zeros((), device=task.features.device) if self.cuda else 0.0
         self.adam = torch.optim.Adam(
             self.parameters.values(), lr=rate, betas=task.training.betas, fused=not self.cuda, capturable=self.cuda

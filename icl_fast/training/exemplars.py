@@ -21,8 +21,10 @@ from icl_fast.models.grafts import graft, part_parameters
 from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
+from icl_fast.runs.states import check_count, check_state
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
 from icl_fast.training.schedules import learning_rate
+from icl_fast.training.sizes import check_exemplar_run_fits
 
 _CHUNK_BYTES = 32 * 2**20  # of integer draws; larger calls cost less per sequence
 _LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard
@@ -55,12 +57,15 @@ class ExemplarTrainer:
 
         Raises:
             InputError: exemplars that cannot be had, members that do not fit them, interventions that they do not have
-                or that hold for one size of batch only, no such device.
+                or that hold for one size of batch only, no such device, more than this machine can hold.
         """
-        self.config, self.on_progress, self.population = config, on_progress, Population(config)
+        self.config, self.on_progress = config, on_progress
         self.interventions = tuple(interventions)
         device = resolve_device(config.training.device)
+        check_exemplar_run_fits(config, 1, device)
+        self.population = Population(config)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
+        check_exemplar_run_fits(config, exemplars.features.shape[-1], device)
         self.model = self.population.model(exemplars).to(device)
         trainable = _graft(self.model, self.population)
         self.clamps = self.population.clamps().to(device)
@@ -72,8 +77,7 @@ class ExemplarTrainer:
         check_any_batch(self.interventions, self.model.config)
         task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions)
         self.engine: Engine = make_engine(task, self.population.noisy)
-        self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
-        self.due = self._due()
+        self.snapshots = snapshot_steps(config.training.steps, config.snapshots)
         self.step = 0
         # sums of losses since the last log line
         self.losses = torch.zeros(self.model.members, dtype=torch.float64)
@@ -85,17 +89,17 @@ class ExemplarTrainer:
         """The step at which the run ends."""
         return self.config.training.steps
 
-    def _due(self) -> list[int]:
-        """The steps at which something is written, in order."""
-        config, last = self.config, self.steps
-        every = [config.evaluation.every, config.training.log_every, config.training.checkpoint_every]
-        due = {step for period in every for step in range(0, last, period)}
-        return sorted(due | self.snapshots | {last})
+    def _next(self) -> int:
+        """The next step at which something is written."""
+        config, step = self.config, self.step
+        every = (config.evaluation.every, config.training.log_every, config.training.checkpoint_every)
+        snapshot = self.snapshots[bisect_right(self.snapshots, step)]  # there is one at the end of the run
+        return min(snapshot, *((step // period + 1) * period for period in every))
 
     def advance(self, interrupted: Callable[[], bool]) -> None:
         """Take the steps up to the next at which something is written, in calls short enough for an interrupt to be
         heard between them."""
-        until = self.due[bisect_right(self.due, self.step)]
+        until = self._next()
         while self.step < until and not interrupted():
             count = min(until - self.step, self._call())
             started = time.monotonic()
@@ -174,15 +178,18 @@ class ExemplarTrainer:
             for one in self.interventions
         ]
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from a saved state; `source` is what messages call it.
 
         Raises:
-            InputError: the interventions are not those of the saved run, as far as their sites, actions, heads,
-                positions and what they read tell.
+            InputError: it is not one of this run; or the interventions are not those of the saved run, as far as
+                their sites, actions, heads, positions and what they read tell.
         """
         if state.get("interventions", []) != self._forced():
             raise InputError("interventions: are not those of the saved run; resume it with the same ones")
+        check_state(state, self.state(), source)
+        check_count(state["step"], 0, self.steps, f"{source}: step")
+        check_count(state["since"], 0, state["step"], f"{source}: since")
         self.model.load_state_dict(state["model"])
         self.step, self.since = state["step"], state["since"]
         self.losses = state["losses"]

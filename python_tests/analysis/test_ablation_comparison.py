@@ -113,6 +113,13 @@ def test_bad_input(made_sweep: MadeSweep, token_losses: np.ndarray) -> None:
         compare_ablations(full, made_sweep(token_losses + 0.1, STEPS))
     with pytest.raises(InputError, match="full: holds no loss"):
         compare_ablations(full.drop_vars("loss"), pattern)
+    for plan, message in (
+        ("[]", "is not a JSON object"),
+        (3, "is not a JSON object"),
+        ('{"mode": "full"}', "lacks eval"),
+    ):
+        with pytest.raises(InputError, match=f"full: attribute plan {message}"):
+            compare_ablations(full.assign_attrs(plan=plan), pattern)
     pattern["icl_score"][1, 2] = np.nan
     with pytest.raises(InputError, match=r"pattern_preserving: icl_score: 1 of 12 .* at snapshot 5, ablation 0\.1"):
         compare_ablations(full, pattern)

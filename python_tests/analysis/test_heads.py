@@ -40,6 +40,12 @@ def test_a_score_at_its_threshold_does_not_pass() -> None:
     assert head_types(PREVIOUS, PREFIX, COPYING, at).types.tolist() == [["other", "other"], ["other", "other"]]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_thresholds_are_finite(value: float) -> None:
+    with pytest.raises(InputError, match="copying: a threshold must be a finite number"):
+        Thresholds(copying=value)
+
+
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6), st.floats(0, 1))
 def test_formation_against_loops(snapshots: int, layers: int, heads: int, seed: int, threshold: float) -> None:
     scores = np.random.default_rng(seed).uniform(0, 1, (snapshots, layers, heads))

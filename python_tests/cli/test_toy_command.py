@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,14 @@ def test_something_else_is_not_replaced(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "out: " in result.stderr
     assert "squared_cosine" in open_results(out)
+    beside = tmp_path / "x_plateau.zarr"
+    shutil.rmtree(beside)
+    beside.mkdir()
+    (beside / "notes.txt").write_text("mine")
+    result = call(PHASE_CHANGE, "--out", out, "--repair")
+    assert result.exit_code == 2
+    assert f"results {beside}: cannot be read, it is no zarr store" in result.stderr
+    assert (beside / "notes.txt").exists()
 
 
 def test_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

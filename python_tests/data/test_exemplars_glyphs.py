@@ -156,11 +156,11 @@ def test_sizes(fonts: list[Path]) -> None:
 def test_too_few_fonts(fonts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         render_glyphs(1623, 5, fonts=fonts)
-    assert "the 4 font files found give 0 of 1,623 characters in 5 typefaces" in str(error.value)
+    assert "the 4 font files found give at most 0 of 1,623 characters in 5 typefaces" in str(error.value)
     assert f"apt-get install --no-install-recommends {' '.join(PACKAGES)}" in str(error.value)
     with pytest.raises(InputError, match=r"no \.ttf.* file in .*apt-get install"):
         render_glyphs(2, 1, fonts=[tmp_path])
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match=r"^fonts: .*none does not exist; give a folder"):
         render_glyphs(2, 1, fonts=[tmp_path / "none"])
 
 
@@ -168,10 +168,28 @@ def test_damaged_fonts_are_left_out(fonts: list[Path], tmp_path: Path) -> None:
     content = (SHIPPED / "DejaVuSansMono.ttf").read_bytes()
     for number, damaged in enumerate((b"", b"no font", content[:300], content[:9000], content[:-9000], b"ttcf" * 20)):
         (tmp_path / f"{number}.ttf").write_bytes(damaged)
-    (tmp_path / "link.ttf").symlink_to(tmp_path / "nowhere.ttf")
     (tmp_path / "folder.ttf").mkdir()
     shutil.copy(fonts[0] / "DejaVuSans.ttf", tmp_path / "good.ttf")
     assert len(render_glyphs(5, 1, fonts=[tmp_path]).names) == 5
+    with pytest.raises(InputError, match=r"7 font files found \(6 of them are damaged or no outline fonts\)"):
+        render_glyphs(5, 2, fonts=[tmp_path])
+
+
+def test_linked_fonts_and_names_that_are_not_utf8(fonts: list[Path], rendered: Exemplars, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(fonts[0])
+    assert torch.equal(render_glyphs(60, 3, fonts=[tmp_path]).features, rendered.features)
+    (tmp_path / "odd").mkdir()
+    shutil.copy(fonts[0] / "DejaVuSans.ttf", tmp_path / "odd" / os.fsdecode(b"\xff[b]\n.ttf"))
+    assert len(render_glyphs(5, 1, fonts=[tmp_path / "odd"]).names) == 5
+
+
+@pytest.mark.parametrize("classes", [2, 10**9, 10**15])
+@pytest.mark.parametrize("typefaces", [5, 10**9, 10**15])
+def test_more_than_the_fonts_can_give_is_refused_before_it_is_tried(
+    classes: int, typefaces: int, fonts: list[Path]
+) -> None:
+    with pytest.raises(InputError, match=r"^classes: the 4 font files found give at most 0 of"):
+        render_glyphs(classes, typefaces, fonts=fonts)
 
 
 def test_typefaces_of_unlike_families_come_first() -> None:

@@ -183,7 +183,7 @@ def test_read_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"cannot be read \(No such file"),
+        (None, "does not exist"),
         (b"", "is empty; give"),
         (b" \n", "is empty; give"),
         (b"a\0b", "holds a zero byte"),
@@ -195,11 +195,5 @@ def test_read_texts_bad_input(content: bytes | None, message: str, tmp_path: Pat
     path = tmp_path / "text"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=f"text .*text: {message}"):
+    with pytest.raises(InputError, match=f"^text:? .*text:? {message}"):
         read_texts([path])
-
-
-def test_read_texts_odd_paths(tmp_path: Path) -> None:
-    for path in (tmp_path, "a\0b"):
-        with pytest.raises(InputError, match="cannot be read"):
-            read_texts([path])

@@ -84,10 +84,10 @@ def test_heads_at_a_site_without_heads(model: Transformer, site: str) -> None:
         model(TOKENS, interventions=[Intervention.zero(site, heads=[0])])
 
 
-@pytest.mark.parametrize("heads", [[0.5], [1.0], ["1"], "12"])
+@pytest.mark.parametrize("heads", [[0.5], [1.0], ["1"], "12", [True], 3, [[1]]])
 def test_indices_are_integers(heads: Any) -> None:
     """1.7 must not quietly become head 1."""
-    with pytest.raises(TypeError, match="interpreted as an integer"):
+    with pytest.raises(InputError, match=r"^intervention at '0.z': heads: must be "):
         Intervention.zero("0.z", heads=heads)
 
 
@@ -116,16 +116,21 @@ def test_hidden_has_no_logits(model: Transformer) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (TOKENS[0], r"tokens must be int64 \[B,T\], got torch.int64 \[7\]$"),
-        (TOKENS[..., None], r"tokens must be int64 \[B,T\], got torch.int64 \[4, 7, 1\]$"),
-        (TOKENS.to(torch.int16), r"tokens must be int64 \[B,T\], got torch.int16"),
-        (TOKENS > 3, r"tokens must be int64 \[B,T\], got torch.bool"),
+        (TOKENS[0], r"tokens must be integers \[B,T\], got torch.int64 \[7\]$"),
+        (TOKENS[..., None], r"tokens must be integers \[B,T\], got torch.int64 \[4, 7, 1\]$"),
+        (TOKENS > 3, r"tokens must be integers \[B,T\], got torch.bool"),
+        (TOKENS[0].tolist(), r"tokens must be integers \[B,T\], got torch.int64 \[7\]$"),
+        ([[0.0, 1.0]], r"tokens must be integers \[B,T\], got \[\[0.0, 1.0\]\]$"),
+        ([[0, 1], [2]], r"tokens must be integers \[B,T\], got \[\[0, 1\], \[2\]\]$"),
+        ("some text", r"tokens must be integers \[B,T\], got 'some text'$"),
+        (None, r"tokens must be integers \[B,T\], got None$"),
         (TOKENS.float(), r"tokens: embeddings must be \[B,T,12\], got \[4, 7\]$"),
         (torch.zeros(B, T, C + 1), r"tokens: embeddings must be \[B,T,12\], got \[4, 7, 13\]$"),
         (torch.zeros(1, 17, dtype=torch.int64), r"tokens: 17 positions, but the model's position table holds 16$"),
         (torch.zeros(1, 17, C), r"tokens: 17 positions, but the model's position table holds 16$"),
-        (torch.full((2, 3), V), r"tokens holds 11, but the vocabulary is 0 to 10$"),
-        (torch.tensor([[0, -1]]), r"tokens holds -1, but the vocabulary is 0 to 10$"),
+        (torch.full((2, 3), V), r"tokens holds 11, but there are 11 \(0 to 10\)$"),
+        (torch.tensor([[0, -1]]), r"tokens holds -1, but there are 11"),
+        (np.array([[2**64 - 1]], np.uint64), r"tokens holds -1, but"),
         (torch.tensor([[0, V + 4]], dtype=torch.int32), r"tokens holds 15, but"),
     ],
 )

@@ -183,9 +183,9 @@ def test_foreign_safetensors(tmp_path: Path, metadata: dict[str, str] | None) ->
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^snapshot .*nowhere: no such file$"):
+    with pytest.raises(InputError, match=r"^snapshot: .*nowhere does not exist$"):
         load_snapshot(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"^snapshot .*: is a folder, not a snapshot file$"):
+    with pytest.raises(InputError, match=r"^snapshot: .* is a folder; give a file$"):
         load_snapshot(tmp_path)
 
 
@@ -208,6 +208,54 @@ def test_wrong_weights(saved: Path, weights: dict[str, torch.Tensor | None], mes
         load_snapshot(saved)
 
 
+def entry(dtype: str, shape: list[Any], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "body"),
+    [
+        ({"w": entry("F4", [2], 0, 1)}, 1), ({"w": entry("F6_E2M3", [4], 0, 3)}, 3), ({"w": entry("XX", [1], 0, 1)}, 1),
+        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 2, 6)}, 6), ({"a": entry("F32", [1], 4, 8)}, 8),
+        ({"a": entry("F32", [-1], 0, 4)}, 4), ({"a": entry("F32", [2**40, 2**40], 0, 4)}, 4),
+        ({"a": entry("F32", [2**62, 0], 0, 0)}, 0), ({"a": entry("F32", [2**64], 0, 4)}, 4),
+        ({"a": entry("F32", [1], 4, 0)}, 4), ({"a": entry("F32", [2], 0, 8)}, 4), ({"a": [[]]}, 0), ([], 0), (None, 0),
+        ({f"blocks.{i}.norm1.weight": entry("F32", [0], 0, 0) for i in range(20_000)}, 0),
+    ],
+)  # fmt: skip
+def test_forged_files(saved: Path, tensors: Any, body: int) -> None:
+    """Headers that claim what is not there, or of what no weights are, are refused before anything is made of them."""
+    if isinstance(tensors, dict):
+        tensors = {"__metadata__": {TEXT_FORMAT: json.dumps(header_of(saved))}, **tensors}
+    header = json.dumps(tensors).encode()
+    saved.write_bytes(struct.pack("<Q", len(header)) + header + bytes(body))
+    with pytest.raises(InputError, match=r"^snapshot .*: (cannot be read|missing or unknown weights)"):
+        load_snapshot(saved)
+    saved.write_bytes(struct.pack("<Q", 2**60) + header)
+    with pytest.raises(InputError, match=r"^snapshot .*: cannot be read"):
+        load_snapshot(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.float64, torch.int32, torch.uint16])
+def test_other_types(saved: Path, dtype: torch.dtype) -> None:
+    rewrite(saved, {"final_norm.bias": torch.zeros(12).to(dtype)})
+    with pytest.raises(InputError, match=rf"^snapshot .*: final_norm.bias is {dtype}, but weights are floating-point"):
+        load_snapshot(saved)
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "pipe"), (Path("/dev/zero"), "device")):
+        with pytest.raises(InputError, match=f"^snapshot: {path} is a {kind}; give a file$"):
+            load_snapshot(path)
+
+
+def test_a_file_larger_than_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icl_fast.memory.available", lambda: 1000)
+    with pytest.raises(InputError, match=r"^snapshot .*: needs .* KiB of memory and 1e\+03 bytes are free"):
+        load_snapshot(saved)
+
+
 def test_many_wrong_weights_are_named_in_one_short_line(saved: Path) -> None:
     rewrite(saved, {**dict.fromkeys(load_file(saved)), "other": torch.zeros(1)})
     with pytest.raises(InputError, match=r"missing or unknown weights: blocks.0.attention.alpha") as caught:
@@ -219,7 +267,8 @@ def test_many_wrong_weights_are_named_in_one_short_line(saved: Path) -> None:
     "changes",
     [
         {"config": None}, {"config": 3}, {"config": [1]}, {"config": "{}"}, {"step": "one"}, {"step": None},
-        {"step": [7]}, {"tokens": ""}, {"tokens": float("inf")}, {"tokens": float("nan")},
+        {"step": [7]}, {"tokens": ""}, {"tokens": float("inf")}, {"tokens": float("nan")}, {"step": -1}, {"step": True},
+        {"step": 2**63}, {"tokens": "9" * 10**6}, {"config": "9" * 10**6},
     ],
 )  # fmt: skip
 def test_damaged_header(saved: Path, changes: dict[str, Any]) -> None:
@@ -228,10 +277,10 @@ def test_damaged_header(saved: Path, changes: dict[str, Any]) -> None:
         load_snapshot(saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', "[" * 10**5, '{"a": 1, "a": 2}', "1" * 5000])
 def test_header_that_is_no_object(saved: Path, text: str) -> None:
     rewrite(saved, header=text)
-    with pytest.raises(InputError, match=r"^snapshot .*: its header is damaged \("):
+    with pytest.raises(InputError, match=r"^snapshot .*: its header(: is not JSON| is damaged \()"):
         load_snapshot(saved)
 
 
@@ -250,7 +299,11 @@ def test_header_without_an_entry(saved: Path, key: str) -> None:
         ({"layers": "2"}, r"config.layers: .*integer, got '2'"),
         ({"layers": 1, "windows": None}, r"missing or unknown weights: blocks.1"),
         ({"width": 24}, r"is \[.*\], its config says \["),
-        ({"vocab": 10**12}, r"embed.weight is \[11, 12\], its config says \[1000000000000, 12\]"),
+        ({"vocab": 10**9}, r"embed.weight is \[11, 12\], its config says \[1000000000, 12\]"),
+        ({"vocab": 10**12}, r"config.vocab: input should be less than or equal to 2147483647, got 1000000000000"),
+        ({"layers": 10**6, "windows": None}, r"config.layers: input should be less than or equal to 1000, got"),
+        ({"layers": 50, "windows": None}, r"missing or unknown weights: blocks.10.attention"),
+        ({"width": 3 * 2**29, "mlp_ratio": 2**31 - 1}, r"its config is of no model that could be in a file \("),
     ],
 )
 def test_config_that_does_not_fit(saved: Path, changes: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape, Transformer, TransformerConfig, parse_transformer_config
+from icl_fast.models.sizes import parameter_count
 from icl_fast.schema import ValidationError
 
 GOOD: dict[str, Any] = {"layers": 2, "width": 12, "heads": 3, "vocab": 11, "context": 16}
@@ -37,9 +38,9 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"mlp": 1}, "model.mlp: input should be a valid boolean, got 1"),
         ({"mlp": "true"}, "model.mlp: input should be a valid boolean, got 'true'"),
         ({"norm_eps": "1e-5"}, "model.norm_eps: input should be a valid number, got '1e-5'"),
-        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary' or 'none', got 'Rotary'"),  # noqa: E501
+        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary', 'alibi' or 'none', got 'Rotary'"),  # noqa: E501
         ({"key": None}, "model.key: input should be 'plain' or 'smeared', got None"),
-        ({"activation": "relu"}, "model.activation: input should be 'gelu' or 'gelu_tanh', got 'relu'"),
+        ({"activation": "tanh"}, "model.activation: input should be 'gelu', 'gelu_tanh', 'silu', 'relu' or 'solu', got 'tanh'"),  # noqa: E501
         # ranges
         ({"layers": 0}, "model.layers: input should be greater than or equal to 1, got 0"),
         ({"heads": -3}, "model.heads: input should be greater than or equal to 1, got -3"),
@@ -59,7 +60,7 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"windows": [[1, 2, 3]]}, "model: windows must be 2 lists of 3 entries, got lists of [3]"),
         ({"windows": [[1, 2], [1, 2, 3]]}, "model: windows must be 2 lists of 3 entries, got lists of [2, 3]"),
         ({"windows": []}, "model: windows must be 2 lists of 3 entries, got lists of []"),
-        ({"windows": [[1, 2, 3], [1, 0, 3]]}, "model: windows: a window counts the position itself, so it is at least 1 (null: dense)"),  # noqa: E501
+        ({"windows": [[1, 2, 3], [1, 0, 3]]}, "model: windows: a window counts the position itself, so it is 1 to 2147483647 (null: dense)"),  # noqa: E501
         ({"windows": [[1, 2, 3], [1, None, 3.0]]}, "model.windows.1.2: input should be a valid integer, got 3.0"),
         ({"windows": 4}, "model.windows: input should be a valid list, got 4"),
     ],
@@ -158,3 +159,48 @@ def test_any_valid_shape_builds_runs_and_is_stored(values: dict[str, Any]) -> No
 def test_any_key_with_junk_is_named(values: dict[str, Any], key: str, junk: object) -> None:
     with pytest.raises(InputError, match=rf"\bmodel\.{key}\b|\b{key}\b"):
         parse_transformer_config({**values, key: junk})
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(values=shapes())
+def test_parameters_are_counted_before_anything_is_built(values: dict[str, Any]) -> None:
+    config = parse_transformer_config(values)
+    built = sum(weight.numel() for weight in Transformer(config).parameters())
+    assert parameter_count(Transformer, config) == built
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({key: 10**9} for key in ("head_width", "vocab", "context")),
+        {"width": 999_999_999},
+        {"layers": 1000, "width": 100_000, "heads": 1},
+        {"width": 2**31 - 1, "heads": 1, "head_width": 2**31 - 1},
+        {"mlp": True, "mlp_ratio": 10**9},
+        {"mlp": True, "mlp_ratio": 2**31 - 1, "width": 3 * 2**29},
+        {"heads": 10**8, "width": 10**8},
+        {"context": 2**31 - 1, "vocab": 2**31 - 1},
+    ],
+)
+def test_a_model_larger_than_memory_is_refused_at_once(changes: dict[str, Any]) -> None:
+    values = {**GOOD, "position": "learned", "width": 300, **changes}
+    with pytest.raises(InputError, match=r"^layers \d+, width \d+, .*: needs .*TiB of memory and .* are free"):
+        Transformer(parse_transformer_config(values))
+
+
+@pytest.mark.parametrize(
+    "key", sorted(k for k, v in TransformerConfig.model_fields.items() if "int" in str(v.annotation))
+)
+def test_no_dimension_is_endless(key: str) -> None:
+    for value in (10**4000, 2**63, 2**31):
+        with pytest.raises(InputError, match=rf"^model(\.{key})?: ") as caught:
+            parse_transformer_config({**GOOD, key: [[value] * 3] * 2 if key == "windows" else value})
+        assert len(str(caught.value)) < 400
+
+
+def test_on_another_device_memory_is_for_it_to_say() -> None:
+    with torch.device("meta"):
+        assert Transformer(parse_transformer_config({**GOOD, "vocab": 10**9})).embed.weight.shape == (10**9, 12)

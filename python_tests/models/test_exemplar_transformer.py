@@ -14,7 +14,15 @@ from scipy import stats
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.models import LAYER_SITES, ExemplarConfig, ExemplarTransformer, Intervention, no_clamps
+from icl_fast.models import (
+    LAYER_SITES,
+    ExemplarConfig,
+    ExemplarTransformer,
+    Intervention,
+    make_clamps,
+    no_clamps,
+    stack_clamps,
+)
 
 Build = Callable[..., ExemplarTransformer]
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -322,6 +330,26 @@ def test_no_clamps_is_the_default(model: ExemplarTransformer, draw_sequences: Dr
     assert torch.equal(model(exemplars, labels, target, clamps=no_clamps(model.config, 2))[0], expected)
 
 
+@pytest.mark.parametrize("names", [[], ["no-previous-token"], ["match"], ["copy"], ["layer-1", "pt-attend"]])
+@pytest.mark.parametrize("keys", [[0], [1, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rows_that_see_nothing(
+    model: ExemplarTransformer, draw_sequences: Draw, names: list[Any], keys: list[int], layer: int
+) -> None:
+    """Scores of -inf for all that a row could see: zeros, not NaN, under every clamp, and finite gradients."""
+    exemplars, labels, target = draw_sequences(model)
+    heads = {"previous_token_heads": [0], "induction_heads": [1]}
+    clamps = stack_clamps([make_clamps(model.config, names, **heads)] * 2)
+    hide = Intervention.apply(f"{layer}.scores", lambda s: s.index_fill(-1, torch.tensor(keys), -torch.inf))
+    logits, sites = model(exemplars, labels, target, clamps=clamps, record=["1.z"], interventions=[hide])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+    model.zero_grad()
+    loss.backward()
+    assert loss.isfinite()
+    assert sites["1.z"].isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -332,11 +360,11 @@ def test_no_clamps_is_the_default(model: ExemplarTransformer, draw_sequences: Dr
         ({"exemplars": (2, 3, 2, 7)}, r"exemplars: .*n \+ 1 = 3"),
         ({"exemplars": (1, 3, 3, 7)}, "exemplars: .*P=2"),
         ({"exemplars": (6, 3, 7)}, "exemplars: "),
-        ({"labels": (2, 3, 3)}, r"labels: .*\[2, 3, 2\]"),
-        ({"labels": (2, 4, 2)}, "labels: "),
-        ({"labels": (3, 2)}, "labels: "),
-        ({"target": (3,)}, r"target: must be \[2, 3\]"),
-        ({"target": (2, 3, 1)}, "target: "),
+        ({"labels": (2, 3, 3)}, r"labels must be integers \[P=2,B=3,n=2\], got torch.int64 \[2, 3, 3\]"),
+        ({"labels": (2, 4, 2)}, "labels must"),
+        ({"labels": (3, 2)}, "labels must"),
+        ({"target": (3,)}, r"target must be integers \[P=2,B=3\]"),
+        ({"target": (2, 3, 1)}, "target must"),
     ],
 )
 def test_bad_shapes(model: ExemplarTransformer, change: dict[str, tuple[int, ...]], message: str) -> None:
@@ -348,8 +376,14 @@ def test_bad_shapes(model: ExemplarTransformer, change: dict[str, tuple[int, ...
 
 def test_bad_arguments(model: ExemplarTransformer, draw_sequences: Draw) -> None:
     exemplars, labels, _ = draw_sequences(model)
-    with pytest.raises(InputError, match="labels: must be int64"):
-        model(exemplars, labels.int())
+    for bad, message in ((labels.float(), "must be integers"), (labels - 9, "holds -"), (labels + 8, "there are 8")):
+        with pytest.raises(InputError, match=f"^labels {message}|^labels holds .*{message}"):
+            model(exemplars, bad)
+    with pytest.raises(InputError, match=r"^target holds 8, but there are 8 \(0 to 7\)$"):
+        model(exemplars, labels, torch.full(labels.shape[:2], 8))
+    for bad in (exemplars.long(), exemplars.tolist()):
+        with pytest.raises(InputError, match=r"^exemplars must be floats"):
+            model(bad, labels)
     with pytest.raises(InputError, match="clamps: are for 3 members, the model has 2"):
         model(exemplars, labels, clamps=no_clamps(model.config, 3))
     with pytest.raises(InputError, match=r"record: no site '2\.z'"):
@@ -366,6 +400,8 @@ def test_bad_arguments(model: ExemplarTransformer, draw_sequences: Draw) -> None
         ([0], [9], "outputs .*2 to 8"),
         ([0], [1], "outputs"),
         ([0, -1], None, "seeds .*0 to 65535"),
+        ([0.5], None, "seeds: must be a whole number, got 0.5"),
+        ([0], [2.5], "outputs: must be a whole number, got 2.5"),
         ([65536], None, "seeds"),
     ],
 )

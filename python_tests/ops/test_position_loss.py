@@ -66,5 +66,5 @@ def test_state_dict_round_trip_is_a_copy() -> None:
 
 
 def test_wrong_length() -> None:
-    with pytest.raises(ValueError, match=r"position_loss has 3 positions on cpu, the losses are \[2, 4\] on cpu"):
+    with pytest.raises(ValueError, match=r"position_loss: losses must be \[...,T\] with T=3 on cpu, got \[2, 4\]"):
         PositionLoss(3).add(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -207,7 +208,7 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
         (["--interval", "layers2=3:10"], "interval: layers2 has no usable snapshot at step 3"),
         (["--modes", "full"], "modes: pattern-preserving must be among them"),
         (["--modes", "pattern-preserving,sideways"], "mode: 'sideways' is neither"),
-        (["--claims", "nowhere.json"], "claims nowhere.json: cannot be read"),
+        (["--claims", "nowhere.json"], "claims: nowhere.json does not exist"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--snapshots", "0,3"], "snapshots: none at step 3"),
         (["--snapshots", "0,2,4"], "3 usable snapshots after step 0 or more are needed, it has 2"),
@@ -233,12 +234,40 @@ def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:
         assert message in result.output
 
 
-@pytest.mark.parametrize("text", ["{}}", "[1]", '[{"claim": "c"}]', '[{"claim": 1}]', '{"claim": "c"}'])
-def test_bad_claims(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}}", "is not JSON .*\\(Extra data: line 1"),
+        ("\n\n[,]", "is not JSON .*\\(.*line 3"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "1" * 5_000 + "]", "is not JSON .*\\(Exceeds the limit"),
+        ("\x00", "is not JSON"),
+        ("null", "must be a JSON list of objects .*; number 1 is none"),
+        ('{"claim": "c"}', "must be a JSON list of objects"),
+        ("[1]", "must be a JSON list of objects"),
+        ('[{"claim": "c"}]', "must be a JSON list of objects"),
+        ('[{"claim": 1, "source": "s", "verdict": "v", "evidence": "e"}]', "must be a JSON list of objects"),
+        ('[{"claim": "c", "source": "s", "verdict": "v", "evidence": "e"}, []]', "; number 2 is none"),
+    ],
+)
+def test_bad_claims(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "claims.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="must be a JSON list of objects"):
+    with pytest.raises(InputError, match=message):
         read_claims(path)
+
+
+def test_claims_that_are_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xd8")
+    for name, message in (
+        ("pipe", "is a pipe"),
+        (".", "is a folder"),
+        ("nowhere", "not exist"),
+        ("binary", "is not JSON"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_claims(tmp_path / name)
 
 
 def test_a_full_disk(runs: list[Path], small_disk: Path) -> None:

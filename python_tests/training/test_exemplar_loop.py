@@ -366,7 +366,7 @@ def test_bad_input(tmp_path: Path) -> None:
     refused("training.l2_on mlp: the model has no such weights", changed(training={"l2": 0.1, "l2_on": "mlp"}))
     refused("training.engine fused: ", changed(training={"engine": "fused"}, model={"mlp": True}))
     refused("evaluator ciwl: sequences.p_icl 1", changed(evaluation={"names": ["ciwl"]}))
-    refused("run: graft: snapshot nowhere: no such file", changed(graft={"snapshot": "nowhere"}))
+    refused("run: graft: snapshot: nowhere does not exist", changed(graft={"snapshot": "nowhere"}))
     refused("image None: the encoder resnet reads images", changed(model={"encoder": "resnet"}))
     with pytest.raises(InputError, match=r"config: training\.lrr: unknown key"):
         parse_config(changed(training={"lrr": 1}))

@@ -17,6 +17,8 @@ from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, Ablation
 from icl_fast.measure.ablation.plan import make_plan
 from icl_fast.measure.ablation.sums import LossSums, part_sums
 from icl_fast.models import Transformer
+from icl_fast.models.ids import as_ids
+from icl_fast.models.plain import model_of, why_not_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,7 +39,7 @@ def ablate(
 
     Args:
         model: the model.
-        tokens: [N,T] token ids. Without `targets`, every token is predicted from those before it: T-1 positions.
+        tokens: [N,T] token ids, integers. Without `targets`, each is predicted from those before it: T-1 positions.
         targets: [N,T] the token to predict at each position of `tokens`.
         options: what is removed, where losses are wanted, what computes them.
         random_position: [N] 1-based position per example for `loss`; default drawn with a fixed seed.
@@ -50,32 +52,38 @@ def ablate(
         Ablation "none" is the whole model; the effect of one is its value minus that. All in nats.
 
     Raises:
-        InputError: shapes that disagree, or any option not understood or not in this model.
+        InputError: shapes that disagree, any option not understood or not in this model, a model with hooks or other
+            changes that the fast engine would leave out (`engine="definition"` runs them), losses that are not finite.
     """
-    if tokens.ndim != 2 or tokens.is_floating_point():
-        raise InputError(f"tokens must be integers [N,T], got {tokens.dtype} {list(tokens.shape)}")
+    model = model_of(Transformer, model)
+    vocab = model.config.vocab
+    tokens = as_ids("tokens", tokens, vocab, "N,T")
     if targets is None:
         tokens, targets = tokens[:, :-1], tokens[:, 1:]
-    if targets.shape != tokens.shape:
-        raise InputError(f"targets must be {list(tokens.shape)} as tokens, got {list(targets.shape)}")
+    else:
+        targets = as_ids("targets", targets, vocab, "N,T", sizes=(tokens.shape[0], tokens.shape[1]))
     if tokens.numel() == 0:
         raise InputError("tokens: nothing to predict; give at least one example of two tokens")
+    count, length = tokens.shape
     if random_position is None:
-        random_position = torch.randint(
-            1, tokens.shape[1] + 1, (len(tokens),), generator=torch.Generator().manual_seed(0)
-        )
-    elif random_position.shape != tokens.shape[:1] or not bool(
-        ((random_position >= 1) & (random_position <= tokens.shape[1])).all()
-    ):
-        raise InputError(f"random_position must be [{len(tokens)}] with values from 1 to {tokens.shape[1]}")
+        generator = torch.Generator().manual_seed(0)
+        random_position = torch.randint(1, length + 1, (count,), generator=generator, device="cpu")
+    else:
+        random_position = as_ids("random_position", random_position, length + 1, "N", sizes=(count,))
+        if not bool((random_position > 0).all()):
+            raise InputError(f"random_position must be from 1 to {length}")
     evaluation = EvaluationSet(tokens, targets, random_position, "given")
-    own = str(model.embed.weight.dtype).removeprefix("torch.")
+    own = str(model.dtype).removeprefix("torch.")
     chosen = AblationOptions.of(options, keywords)
-    chosen = replace(
-        chosen, positions="all" if chosen.positions is None else chosen.positions, dtype=chosen.dtype or own
-    )
-    plan = make_plan(model.config, evaluation, chosen, device=model.embed.weight.device.type)
+    if chosen.positions is None:
+        chosen = replace(chosen, positions="all")
+    if chosen.dtype is None:
+        chosen = replace(chosen, dtype=own)
+    changed = why_not_plain(model)
+    plan = make_plan(model.config, evaluation, chosen, device=model.device.type, whole_logits=changed is not None)
     if plan.dtype != own:
+        if changed is not None:
+            raise InputError(f"dtype: {changed}, so that only its own dtype, {own}, is safe; convert it yourself")
         model = copy.deepcopy(model).to(DTYPES[plan.dtype])
     whole = LossSums.total([part for _, part in part_sums(model, evaluation, plan)])
     return sweep_dataset([whole], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")

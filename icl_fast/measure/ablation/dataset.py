@@ -13,6 +13,8 @@ from icl_fast.measure.ablation.names import UNABLATED, Ablation
 from icl_fast.measure.ablation.plan import SweepPlan
 from icl_fast.measure.ablation.sums import LossSums
 
+_DIMS = ("snapshot", "ablation", "position")
+
 
 def ablation_coords(ablations: Sequence[Ablation]) -> dict[str, tuple[str, list[Any], dict[str, str]]]:
     """The coords along `ablation`, of which the whole model is the first: its names, and the `layer` and `head` of each
@@ -25,6 +27,17 @@ def ablation_coords(ablations: Sequence[Ablation]) -> dict[str, tuple[str, list[
         "layer": ("ablation", [layer for layer, _ in single], not_one),
         "head": ("ablation", [head for _, head in single], not_one),
     }
+
+
+def sweep_variables(plan: SweepPlan) -> dict[str, tuple[str, ...]]:
+    """Name -> dims of what `sweep_dataset` gives."""
+    names: dict[str, tuple[str, ...]] = {name: _DIMS for name in ("position_loss", "position_loss_sem", "effect_sem")}
+    if plan.positions.example:
+        names["loss"] = (*_DIMS[:2], "example")
+    if plan.positions.has_score:
+        names |= {name: _DIMS[:2] for name in ("icl_score", "icl_score_sem", "icl_effect_sem")}
+    names |= {name: (name,) for name in _DIMS}
+    return {**names, "tokens": ("snapshot",), "layer": ("ablation",), "head": ("ablation",)}
 
 
 def sweep_dataset(
@@ -51,13 +64,12 @@ def sweep_dataset(
         return np.sqrt(scatter / (count - 1)) if count > 1 else np.full_like(scatter, np.nan)
 
     nats, paired = {"units": "nats per token"}, f"that of ablation {UNABLATED!r}, paired by example"
-    dims = ("snapshot", "ablation", "position")
     dataset = xr.Dataset(
         {
-            "position_loss": (dims, mean, nats | {"long_name": "mean loss by context position"}),
-            "position_loss_sem": (dims, standard_error(stacked("squares"), mean), nats),
+            "position_loss": (_DIMS, mean, nats | {"long_name": "mean loss by context position"}),
+            "position_loss_sem": (_DIMS, standard_error(stacked("squares"), mean), nats),
             "effect_sem": (
-                dims,
+                _DIMS,
                 standard_error(stacked("effect_squares"), effect),
                 nats | {"long_name": f"standard error of position_loss minus {paired}"},
             ),
@@ -85,11 +97,11 @@ def sweep_dataset(
         definition = "mean loss at positions {} to {} minus at {} to {}".format(
             *(at[end] for at in reversed(plan.positions.of_score) for end in (0, -1))
         )
-        dataset["icl_score"] = (dims[:2], score, nats | {"long_name": definition})
-        dataset["icl_score_sem"] = (dims[:2], standard_error(stacked("score_squares"), score), nats)
+        dataset["icl_score"] = (_DIMS[:2], score, nats | {"long_name": definition})
+        dataset["icl_score_sem"] = (_DIMS[:2], standard_error(stacked("score_squares"), score), nats)
         effect = score - score[:, :1]
         dataset["icl_effect_sem"] = (
-            dims[:2],
+            _DIMS[:2],
             standard_error(stacked("score_effect_squares"), effect),
             nats | {"long_name": f"standard error of icl_score minus {paired}"},
         )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation, HasHeads
+from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.ops import linear_cross_entropy
 
 
 def preserved_sites(mode: AblationMode, config: HasHeads) -> list[str]:
@@ -82,16 +81,10 @@ def ablated_losses(
         [n,R] losses in nats, float32 (float64 for a float64 model): first the whole model's, then each ablation's.
     """
     targets = targets.gather(1, rows)
-
-    def losses(hidden: Tensor) -> Tensor:
-        chosen = hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))  # [n,R,C]
-        return linear_cross_entropy(chosen, model.unembed.weight, targets, bias=model.unembed.bias, reduction="none")
-
-    with torch.no_grad():
-        hidden, recorded = model.hidden(inputs, record=preserved_sites(mode, model.config))
-        yield losses(hidden)
-        preserved = preserving(mode, recorded)
-        shape = (inputs.shape[0], inputs.shape[1])
-        for ablation in ablations:
-            hidden, _ = model.hidden(inputs, interventions=[*preserved, *removing(ablation, means, shape)])
-            yield losses(hidden)
+    losses, recorded = run_losses(model, inputs, targets, rows, record=preserved_sites(mode, model.config))
+    yield losses
+    preserved = preserving(mode, recorded)
+    shape = (inputs.shape[0], inputs.shape[1])
+    for ablation in ablations:
+        forced = [*preserved, *removing(ablation, means, shape)]
+        yield run_losses(model, inputs, targets, rows, interventions=forced)[0]

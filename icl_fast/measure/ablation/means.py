@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from icl_fast.measure.ablation.names import Ablation
+from icl_fast.measure.of_model import as_stated
+from icl_fast.measure.whole_pass import run_model
 from icl_fast.models import Transformer, site
 
 
@@ -16,6 +18,7 @@ def replacement_sites(ablations: Sequence[Ablation]) -> list[str]:
     return [site("z", layer) for layer in layers] + (["embed"] if any(ablation.embed for ablation in ablations) else [])
 
 
+@as_stated()
 def mean_activations(model: Transformer, chunks: Iterator[Tensor], sites: Sequence[str]) -> dict[str, Tensor]:
     """Mean over examples and positions of `<layer>.z` -> [H,D] and `embed` -> [C], summed in float64.
 
@@ -25,10 +28,9 @@ def mean_activations(model: Transformer, chunks: Iterator[Tensor], sites: Sequen
     sums: dict[str, Tensor] = {}
     count = 0
     for inputs in chunks:
-        _, values = model.hidden(inputs, record=sites)
+        values = run_model(model, inputs, record=sites)
         for name, value in values.items():
             total = value.double().sum(dim=(0, 2) if name != "embed" else (0, 1))
             sums[name] = sums[name] + total if name in sums else total
         count += inputs.numel()
-    dtype = model.embed.weight.dtype
-    return {name: (total / count).to(dtype) for name, total in sums.items()}
+    return {name: (total / count).to(model.dtype) for name, total in sums.items()}

@@ -7,6 +7,7 @@ if they have not changed.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from icl_fast.errors import InputError
@@ -77,15 +78,19 @@ def definition_bytes(size: PassSize, recorded: Sequence[str]) -> int:
     return size.itemsize * numbers
 
 
-def definition_examples(size: PassSize, recorded: Sequence[str], budget: int) -> int:
+def definition_examples(size: PassSize, recorded: Sequence[str], budget: int, whole_logits: bool = False) -> int:
     """How many examples a run by definition may hold within `budget` bytes.
+
+    Args:
+        whole_logits: whether logits at all positions are held.
 
     Raises:
         InputError: not even one example fits; the message says how much it needs.
     """
     each = definition_bytes(size, recorded)
     # the loss op works on blocks of logits, so that many examples share one bounded workspace
-    logits, most_logits = 12 * size.rows * size.config.vocab, 12 * LOGITS_AT_A_TIME
+    rows, at_a_time = (size.context, sys.maxsize) if whole_logits else (size.rows, LOGITS_AT_A_TIME)
+    logits, most_logits = 12 * rows * size.config.vocab, 12 * at_a_time
     fitting = max(budget // (each + logits), (budget - most_logits) // each)
     if fitting < 1:
         raise too_little(size, each + min(logits, most_logits), budget)

@@ -41,9 +41,9 @@ class AblationMode:
         Raises:
             InputError: neither of these.
         """
-        if text in MODES:
+        if isinstance(text, str) and text in MODES:
             return cls(MODES[text], heads)
-        parts = tuple(text.split("+"))
+        parts = tuple(text.split("+")) if isinstance(text, str) else ("",)
         if not set(parts) <= set(PRESERVABLE) or len(set(parts)) < len(parts):
             raise InputError(
                 f"mode: {text!r} is neither one of {', '.join(MODES)} "

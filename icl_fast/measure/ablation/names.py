@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from icl_fast.arguments import check_different, different_names, shown
 from icl_fast.errors import InputError
 
 UNABLATED = "none"  # the name of the whole model, beside those of ablations
-_HEAD = re.compile(r"^(\d+)\.(\d+|\*)$")
+_NUMBER = "0|[1-9][0-9]{0,8}"
+_HEAD = re.compile(rf"({_NUMBER})\.({_NUMBER}|\*)")
 
 
 class HasHeads(Protocol):
@@ -48,57 +51,81 @@ class Ablation:
         return tuple(head for at, head in self.heads if at == layer)
 
 
-def parse_ablations(text: str, config: HasHeads) -> list[Ablation]:
+def parse_ablations(text: str | Sequence[str], config: HasHeads, argument: str = "heads") -> list[Ablation]:
     """The ablations that a `--heads` value asks for, in order.
 
-    Comma-separated; each is one ablation: `all` is every head alone, one after the other; `0.3` one head; `1.*` all
-    heads of a layer together; `*` all heads together; `0.3+1.2` a set; `~0.3+1.2` all heads but these; `embed` the
-    embedding, also within a set. `none` alone asks for no ablation: the whole model only.
+    Comma-separated, or a list; each is one ablation: `all` is every head alone, one after the other; `0.3` one head;
+    `1.*` all heads of a layer together; `*` all heads together; `0.3+1.2` a set; `~0.3+1.2` all heads but these;
+    `embed` the embedding, also within a set. `none` alone asks for no ablation: the whole model only.
+
+    Args:
+        argument: what messages call it.
 
     Raises:
         InputError: a head that the model does not have, an empty or repeated item, anything not of that form.
     """
+    items = different_names(argument, text)
+    if items == [UNABLATED]:
+        return []
+    if not items:
+        raise InputError(f"{argument}: names none; write {UNABLATED} for no ablation, all for each head alone")
     ablations: list[Ablation] = []
-    if text.strip() == UNABLATED:
-        return ablations
-    for item in (part.strip() for part in text.split(",")):
+    for item in items:
         if item == "all":
             ablations.extend(Ablation(f"{layer}.{head}", ((layer, head),)) for layer, head in _every(config))
         else:
-            ablations.append(_parse_set(item, config))
-    names = [ablation.name for ablation in ablations]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"heads: {', '.join(repeated)} asked for more than once")
+            ablations.append(_parse_set(item, config, argument))
+    check_different(argument, [_in_order(ablation.name) for ablation in ablations])
     return ablations
 
 
-def _parse_set(item: str, config: HasHeads) -> Ablation:
+def _in_order(name: str) -> str:
+    """The name that ablations of the same parts share."""
+    parts = "+".join(sorted(name.removeprefix("~").split("+")))
+    return f"~{parts}" if name.startswith("~") else parts
+
+
+def parse_heads(text: str | Sequence[str], config: HasHeads, argument: str) -> tuple[tuple[int, int], ...]:
+    """All heads of what `parse_ablations` takes, such as `1.0+1.2` or `1.*,0.3`, sorted.
+
+    Raises:
+        InputError: as `parse_ablations`, or something without heads.
+    """
+    named = parse_ablations(text, config, argument)
+    if not named or any(ablation.embed for ablation in named):
+        raise InputError(f"{argument}: {shown(text)} is no set of heads; name heads such as 1.0+1.2, or leave it out")
+    return tuple(sorted({head for ablation in named for head in ablation.heads}))
+
+
+def _parse_set(item: str, config: HasHeads, argument: str) -> Ablation:
     complement = item.startswith("~")
     heads: set[tuple[int, int]] = set()
     embed = False
-    for part in item.removeprefix("~").split("+"):
+    parts = item.removeprefix("~").split("+")
+    check_different(f"{argument}: {item!r}", parts)
+    for part in parts:
         if part == "embed" and not complement:
             embed = True
         elif part == "*":
             heads.update(_every(config))
-        elif match := _HEAD.match(part):
+        elif match := _HEAD.fullmatch(part):
             layer = int(match[1])
             chosen = range(config.heads) if match[2] == "*" else [int(match[2])]
             if layer >= config.layers or chosen[0] >= config.heads:
                 raise InputError(
-                    f"heads: {part!r} is not in this model; it has layers 0 to {config.layers - 1} "
+                    f"{argument}: {part!r} is not in this model; it has layers 0 to {config.layers - 1} "
                     f"and heads 0 to {config.heads - 1}"
                 )
             heads.update((layer, head) for head in chosen)
         else:
             raise InputError(
-                f"heads: {item!r} is not understood; write all, layer.head such as 0.3, 1.* for a layer, * for all "
-                "heads together, 0.3+1.2 for a set, ~0.3 for all but it, or embed; several with commas"
+                f"{argument}: {item!r} is not understood; write all, layer.head such as 0.3, 1.* for a layer, * for "
+                "all heads together, 0.3+1.2 for a set, ~0.3 for all but it, or embed; several with commas"
             )
     if complement:
         heads = set(_every(config)) - heads
         if not heads:
-            raise InputError(f"heads: {item!r} leaves nothing to remove")
+            raise InputError(f"{argument}: {item!r} leaves nothing to remove")
     return Ablation(item, tuple(sorted(heads)), embed)
 
 

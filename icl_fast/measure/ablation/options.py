@@ -28,8 +28,8 @@ class AblationOptions:
         mode: `full`, `pattern-preserving` (Olsson et al. 2022), `value-`, `key-`, `query-preserving`, `direct`
             (patterns and values), or any subset such as `pattern+k`: what the run with heads removed takes from the run
             of the whole model (see `AblationMode`).
-        heads: which ablations, comma-separated: `all` (each head alone), `0.3`, `1.*` (a layer), `*` (all together),
-            `0.3+1.2` (a set), `~0.3` (all but it), `embed`, or `none` (see `parse_ablations`).
+        heads: which ablations, comma-separated or a list: `all` (each head alone), `0.3`, `1.*` (a layer), `*` (all
+            together), `0.3+1.2` (a set), `~0.3` (all but it), `embed`, or `none` (see `parse_ablations`).
         positions: `all`, `paper` (one random position per example and those of the ICL score), or 1-based context
             positions, as integers or text such as `50,500`. None: `all` in `ablate`, `paper` in a sweep.
         replacement: a removed result becomes `zero`, or its `mean` over all examples and positions.
@@ -42,10 +42,10 @@ class AblationOptions:
     """
 
     mode: str = "pattern-preserving"
-    heads: str = "all"
+    heads: str | Sequence[str] = "all"
     positions: str | Sequence[int] | None = None
     replacement: Replacement = "zero"
-    preserve_heads: str | None = None
+    preserve_heads: str | Sequence[str] | None = None
     icl_window: int = 1
     memory: str | int = "2GiB"
     engine: Engine = "fast"
@@ -68,10 +68,10 @@ class AblationKeywords(TypedDict, total=False):
     """The fields of `AblationOptions` as keyword arguments."""
 
     mode: str
-    heads: str
+    heads: str | Sequence[str]
     positions: str | Sequence[int] | None
     replacement: Replacement
-    preserve_heads: str | None
+    preserve_heads: str | Sequence[str] | None
     icl_window: int
     memory: str | int
     engine: Engine

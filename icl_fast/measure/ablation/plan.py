@@ -13,7 +13,7 @@ from icl_fast.measure.ablation.definition import preserved_sites
 from icl_fast.measure.ablation.means import replacement_sites
 from icl_fast.measure.ablation.memory import definition_examples, parse_memory
 from icl_fast.measure.ablation.modes import AblationMode
-from icl_fast.measure.ablation.names import Ablation, parse_ablations
+from icl_fast.measure.ablation.names import Ablation, parse_ablations, parse_heads
 from icl_fast.measure.ablation.options import DTYPES, AblationOptions, Engine, Replacement
 from icl_fast.measure.ablation.positions import Positions, parse_positions
 from icl_fast.measure.ablation.schedule import Schedule, make_schedule
@@ -75,7 +75,12 @@ class SweepPlan:
 
 
 def make_plan(
-    config: TransformerConfig, evaluation: EvaluationSet, options: AblationOptions, *, device: str = "cpu"
+    config: TransformerConfig,
+    evaluation: EvaluationSet,
+    options: AblationOptions,
+    *,
+    device: str = "cpu",
+    whole_logits: bool = False,
 ) -> SweepPlan:
     """Check everything that a user may ask of a sweep and fix it.
 
@@ -84,6 +89,7 @@ def make_plan(
         evaluation: what the losses are measured on.
         options: what is asked for; where they leave it open, positions are `paper` and the dtype is float32.
         device: `cpu` or `cuda`.
+        whole_logits: whether the model gives its logits at all positions, as one that was changed does.
 
     Raises:
         InputError: any of the options is not understood, is not in this model, or does not fit the memory.
@@ -95,8 +101,7 @@ def make_plan(
         raise InputError("examples: there is nothing to evaluate on; give at least 1 example")
     preserve_heads = None
     if options.preserve_heads is not None:
-        named = parse_ablations(options.preserve_heads, config)
-        preserve_heads = tuple(sorted({head for ablation in named for head in ablation.heads}))
+        preserve_heads = parse_heads(options.preserve_heads, config, "preserve_heads")
     mode = AblationMode.parse(options.mode, preserve_heads)
     ablations = tuple(parse_ablations(options.heads, config))
     asked = "paper" if options.positions is None else options.positions
@@ -104,7 +109,7 @@ def make_plan(
     if options.engine not in ("fast", "definition"):
         raise InputError(f"engine: {options.engine!r} is neither fast nor definition")
     dtype = "float32" if options.dtype is None else options.dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
     plan = SweepPlan(
         mode=options.mode,
@@ -127,4 +132,4 @@ def make_plan(
     if plan.replacement == "mean":
         recorded += replacement_sites(ablations)
     size = PassSize(config, context, positions.rows_per_example, DTYPES[dtype].itemsize)
-    return replace(plan, chunk=min(definition_examples(size, recorded, plan.memory), count))
+    return replace(plan, chunk=min(definition_examples(size, recorded, plan.memory, whole_logits), count))

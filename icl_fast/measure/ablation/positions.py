@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 
@@ -64,11 +66,13 @@ def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1
             a score which these positions do not give.
     """
     early, late = icl_positions(context, icl_window)
+    if not isinstance(text, str):
+        text = ",".join(str(whole_number("positions", item)) for item in np.ravel(np.array(text, dtype=object)))
     if text == "all":
         return Positions(tuple(range(1, context + 1)), True, early, late)
     if text == "paper":
         return Positions(tuple(sorted({*early, *late})), True, early, late)
-    items = text.split(",") if isinstance(text, str) else [str(item) for item in text]
+    items = text.split(",")
     if not items or not all(item.strip().isdecimal() and len(item) < 19 for item in items):
         raise InputError(f"positions: {text!r} is neither all, paper nor a list of positions such as 50,500")
     listed = tuple(int(item) for item in items)

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from icl_fast.data import EvaluationSet
+from icl_fast.errors import InputError
 from icl_fast.measure.ablation.definition import ablated_losses
 from icl_fast.measure.ablation.engine import ablation_effects
 from icl_fast.measure.ablation.means import mean_activations, replacement_sites
 from icl_fast.measure.ablation.plan import SweepPlan
 from icl_fast.measure.ablation.schedule import Schedule
+from icl_fast.measure.of_model import as_stated
 from icl_fast.models import Transformer
+from icl_fast.models.plain import why_not_plain
 
 
 @dataclass
@@ -52,17 +55,24 @@ class LossSums:
 def part_sums(
     model: Transformer, evaluation: EvaluationSet, plan: SweepPlan, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[int, LossSums]]:
-    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `indices` ones."""
+    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `indices` ones.
+
+    Raises:
+        InputError: a model that the plan's engine cannot measure, losses that are not finite.
+    """
+    if plan.engine == "fast" and (reason := why_not_plain(model)):
+        raise InputError(
+            f"engine: {reason}, which the fast one would leave out; take engine definition, which runs all of it"
+        )
     parts = plan.parts
     indices = range(len(parts)) if indices is None else indices
     if not indices:
         return
     means = None
     if plan.replacement == "mean":
-        device = model.embed.weight.device
+        device = model.device
         pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
-        with torch.no_grad():
-            means = mean_activations(model, pieces, replacement_sites(plan.ablations))
+        means = mean_activations(model, pieces, replacement_sites(plan.ablations))
     schedule = plan.schedule(model.config, evaluation.inputs.shape[1]) if plan.engine == "fast" else None
     for index in indices:
         chunks = _chunks(parts[index], plan.chunk)
@@ -73,6 +83,7 @@ def _chunks(examples: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, examples.stop)) for start in range(examples.start, examples.stop, size)]
 
 
+@as_stated()
 def _chunk_sums(
     model: Transformer,
     evaluation: EvaluationSet,
@@ -82,7 +93,7 @@ def _chunk_sums(
     schedule: Schedule | None,
 ) -> LossSums:
     """The sums of one chunk, by the fast engine's schedule, or without one by definition."""
-    device = model.embed.weight.device
+    device = model.device
     inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
     rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
     if schedule is not None:
@@ -96,6 +107,8 @@ def _chunk_sums(
         effects = torch.stack(ablated) - base if ablated else base.new_empty(0, *base.shape)
     effects = torch.cat((base.new_zeros(1, *base.shape), effects))  # [A+1,n,R]
     losses, listed = base + effects, len(plan.positions.listed)
+    if not bool(losses.isfinite().all()):
+        raise _not_finite(model, plan, losses)
     scores, score_effects = (
         torch.stack([plan.positions.scores(of_one[:, :listed]) for of_one in x]) for x in (losses, effects)
     )
@@ -107,3 +120,13 @@ def _chunk_sums(
         score_effect_squares=score_effects.square().sum(1).numpy(),
         example_loss=(losses[:, :, -1] if plan.positions.example else losses[:, :0, 0]).float().numpy(),
     )
+
+
+def _not_finite(model: Transformer, plan: SweepPlan, losses: Tensor) -> InputError:
+    """The error of losses [A+1,n,R], some of which are NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            return InputError(f"model: {name} holds NaN or infinity in {plan.dtype}; nothing can be measured of it")
+    bad = int((~losses.isfinite()).flatten(1).any(1).nonzero()[0])
+    what = "the whole model" if bad == 0 else f"the model without {plan.ablations[bad - 1].name}"
+    return InputError(f"dtype: in {plan.dtype} losses of {what} are NaN or infinite; take a wider one, such as float64")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icl_fast.data import EvaluationSet
-from icl_fast.measure.ablation.dataset import sweep_dataset
+from icl_fast.measure.ablation.dataset import sweep_dataset, sweep_variables
 from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
 from icl_fast.measure.ablation.plan import SweepPlan, make_plan
 from icl_fast.measure.ablation.sums import LossSums, part_sums
 from icl_fast.measure.store import Workspace
 from icl_fast.models import TransformerConfig
+from icl_fast.models.plain import why_not_plain
 from icl_fast.runs import Series, open_series, resolve_device
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ def plan_sweep(
     chosen, on = AblationOptions.of(options, keywords), resolve_device(device)
     series = open_series(ckpt, snapshots)
     evaluation = series.evaluation_set(examples)
-    config = series.load(series.steps[0]).model.config
-    return PlannedSweep(series, config, evaluation, make_plan(config, evaluation, chosen, device=on.type))
+    model = series.load(series.steps[0]).model
+    changed = why_not_plain(model) is not None
+    plan = make_plan(model.config, evaluation, chosen, device=on.type, whole_logits=changed)
+    return PlannedSweep(series, model.config, evaluation, plan)
 
 
 def sweep(
@@ -73,6 +76,7 @@ def sweep(
     snapshots: str = "all",
     examples: int | None = None,
     device: str = "auto",
+    repair: bool = False,
     on_part: Callable[[SweepProgress], None] | None = None,
     **keywords: Unpack[AblationKeywords],
 ) -> Path:
@@ -85,6 +89,7 @@ def sweep(
         snapshots: see `icl_fast.runs.open_series`.
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
+        repair: whether damaged results at `out` are measured again, rather than refused.
         on_part: called when a part is done (and once at the start).
         keywords: fields of `AblationOptions`, in the place of those of `options`.
 
@@ -93,6 +98,7 @@ def sweep(
 
     Raises:
         OtherResults: `out` holds another sweep.
+        DamagedResults: `out` is not as it was written.
         InputError: an argument or option not understood, a snapshot damaged or not finite, an `out` that holds
             something else, the disk full. What was done so far is kept.
     """
@@ -101,26 +107,27 @@ def sweep(
     series, plan, evaluation = planned.series, planned.plan, planned.evaluation
     steps = series.steps
     store = Path(out) if out is not None else series.path / "results" / f"ablation_{plan.mode}.zarr"
-    work = Workspace(store, plan.as_json() | {"snapshots": series.hashes()}, "sweep")
+    identity = plan.as_json() | {"snapshots": series.hashes()}
+    work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair)
     if work.finished():
         return store
-    work.begin()
     indices = range(len(plan.parts))
-    missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
-    done, seen = len(steps) * len(indices) - sum(map(len, missing.values())), []
+    with work.begin():
+        missing = {step: [index for index in indices if not work.has(step, index)] for step in steps}
+        done, seen = len(steps) * len(indices) - sum(map(len, missing.values())), []
 
-    def report(step: int) -> None:
-        if on_part is not None:
-            on_part(SweepProgress(done, len(steps) * len(indices), step))
+        def report(step: int) -> None:
+            if on_part is not None:
+                on_part(SweepProgress(done, len(steps) * len(indices), step))
 
-    report(steps[0])
-    for step, snapshot in zip(steps, series, strict=True):
-        seen.append(snapshot.seen)
-        model = snapshot.model.to(on, DTYPES[plan.dtype])
-        for index, part in part_sums(model, evaluation, plan, missing[step]):
-            work.write(step, index, vars(part))
-            done += 1
-            report(step)
-        work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
-    work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
+        report(steps[0])
+        for step, snapshot in zip(steps, series, strict=True):
+            seen.append(snapshot.seen)
+            model = snapshot.model.to(on, DTYPES[plan.dtype])
+            for index, part in part_sums(model, evaluation, plan, missing[step]):
+                work.write(step, index, vars(part))
+                done += 1
+                report(step)
+            work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
+        work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
     return store

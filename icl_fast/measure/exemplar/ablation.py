@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from operator import itemgetter
 
-import torch
-
 from icl_fast.measure.ablation.modes import MODES
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
@@ -46,8 +44,9 @@ def composition(measured: MeasuredModel) -> dict[str, StrategyMetrics]:
     Returns:
         "whole" (nothing removed), "all preserved", "all but q", "all but k", "all but v", "none preserved": `[P]` each.
     """
-    kept = torch.ones(measured.model.config.layers, measured.model.config.heads)
-    kept[:-1] = 0
+    config = measured.model.config
+    earlier = [(layer, head) for layer in range(config.layers - 1) for head in range(config.heads)]
+    kept = without_heads(config, earlier)
     preserved: dict[str, tuple[Preservable, ...]] = {
         "all preserved": ("q", "k", "v"),
         "all but q": ("k", "v"),
@@ -66,7 +65,8 @@ def embedding_path(measured: MeasuredModel) -> dict[str, StrategyMetrics]:
         "whole"; "alone": all heads removed; "removed": the embedding zeroed, patterns and values preserved: `[P]` each.
     """
     config = measured.model.config
-    alone = SecondPass(torch.zeros(config.layers, config.heads))
+    every = [(layer, head) for layer in range(config.layers) for head in range(config.heads)]
+    alone = SecondPass(without_heads(config, every))
     passes = [SecondPass(), alone, SecondPass(embedding=0.0, preserve=MODES["direct"])]
     return _named(["whole", "alone", "removed"], measured.second_pass_means(passes))
 

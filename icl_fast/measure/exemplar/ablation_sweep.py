@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from icl_fast.arguments import different_names
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import MODES, UNABLATED, Ablation, AblationMode, parse_ablations
 from icl_fast.measure.ablation.dataset import ablation_coords
@@ -26,6 +27,7 @@ from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.models import ExemplarShape, ExemplarTransformer, Preservable, Snapshot
 
+_DIMS = ("snapshot", "mode", "evaluator", "ablation", "member")
 _WHOLE = Ablation(UNABLATED, ())
 _Asked = tuple[Ablation, tuple[Preservable, ...]]
 
@@ -78,7 +80,9 @@ class AblationPlan:
         }
 
 
-def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str = "all") -> AblationPlan:
+def plan_ablations(
+    shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES), heads: str | Sequence[str] = "all"
+) -> AblationPlan:
     """What is removed and preserved.
 
     Args:
@@ -89,19 +93,19 @@ def plan_ablations(shape: ExemplarShape, *, modes: Sequence[str] = tuple(MODES),
     Raises:
         InputError: no mode, one not understood or given twice, a head that the models do not have.
     """
-    if not modes or len(set(modes)) < len(modes):
-        raise InputError(f"modes {list(modes)}: must be different ones, and one or more")
-    return AblationPlan(
-        shape, {name: AblationMode.parse(name) for name in modes}, [_WHOLE, *parse_ablations(heads, shape)]
-    )
+    named = {name: AblationMode.parse(name) for name in different_names("modes", modes)}
+    if not named:
+        raise InputError("modes: name one or more")
+    return AblationPlan(shape, named, [_WHOLE, *parse_ablations(heads, shape)])
 
 
 def measure_ablations(
     measured: MeasuredRun,
     *,
     modes: Sequence[str] = tuple(MODES),
-    heads: str = "all",
+    heads: str | Sequence[str] = "all",
     out: str | Path | None = None,
+    repair: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Remove heads from every snapshot and measure how it answers every evaluator; the same call again resumes.
@@ -112,6 +116,7 @@ def measure_ablations(
         modes, heads: as in `plan_ablations`.
         out: the store; default `RUN/results/ablation.zarr`, of a single mode `ablation_<mode>.zarr`. What is there from
             an equal call is kept.
+        repair: whether damaged results there are measured again, rather than refused.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -121,6 +126,7 @@ def measure_ablations(
 
     Raises:
         OtherResults: `out` holds what was measured in other modes, of other heads, snapshots, ...
+        DamagedResults: `out` is not as it was written.
         InputError: as `plan_ablations`, or a disk that is full.
     """
     plan = plan_ablations(measured.series.population.config.model, modes=modes, heads=heads)
@@ -152,13 +158,16 @@ def measure_ablations(
         found["sequences"] = "snapshot", np.array(seen, np.int64)
         for metric in METRICS:
             values = np.stack([part[metric] for part in parts])
-            found[metric] = ("snapshot", "mode", "evaluator", "ablation", "member"), values
+            found[metric] = _DIMS, values
         found["loss"].attrs["units"] = "nats"
         return found
 
     name = "ablation" if len(plan.modes) > 1 else f"ablation_{next(iter(plan.modes))}"
     target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
-    return measure_snapshots(measured.series, target, identity, measure, assemble, on_snapshot)
+    names = {name: (name,) for name in _DIMS} | {metric: _DIMS for metric in METRICS} | {"sequences": _DIMS[:1]}
+    return measure_snapshots(
+        measured.series, target, identity, measure, assemble, on_snapshot, variables=names, repair=repair
+    )
 
 
 def seconds_per_snapshot(measured: MeasuredRun, plan: AblationPlan) -> float:

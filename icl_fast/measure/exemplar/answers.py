@@ -20,7 +20,7 @@ class Answers:
     `*` is nothing, or the A second passes of `icl_fast.measure.exemplar.measured_model`.
 
     Attributes:
-        correct: 1 where the largest of all outputs is a correct one, else 0.
+        correct: 1 where the largest of all outputs is a correct one, else 0; NaN where logits are not finite.
         correct_in_context: 1 where the largest output of those in context is a correct one, else 0.
         probability: of the correct outputs together.
         probability_in_context: the same among the outputs in context.
@@ -84,6 +84,7 @@ class StrategyMetrics:
 def score_answers(logits: Tensor, chunk: EmbeddedChunk) -> Answers:
     """How sequences are answered, given the logits `[P,B,V]`."""
     total = logits.logsumexp(-1)
+    defined = total.isfinite()  # a model that diverged answers nothing: what is largest among NaN is no answer
     known = chunk.correct >= 0
     correct_logits = logits.gather(-1, chunk.correct.clamp_min(0)).masked_fill(~known, -torch.inf)
     best = logits.argmax(-1, keepdim=True)
@@ -92,8 +93,8 @@ def score_answers(logits: Tensor, chunk: EmbeddedChunk) -> Answers:
     among = shown.masked_fill(~first, -torch.inf).softmax(-1)
     best_shown = chunk.right.gather(-1, shown.argmax(-1, keepdim=True))[..., 0]
     return Answers(
-        correct=(chunk.correct == best).any(-1).to(logits.dtype),
-        correct_in_context=best_shown.to(logits.dtype),
+        correct=(chunk.correct == best).any(-1).to(logits.dtype).masked_fill(~defined, torch.nan),
+        correct_in_context=best_shown.to(logits.dtype).masked_fill(~defined, torch.nan),
         probability=(correct_logits.logsumexp(-1) - total).exp(),
         probability_in_context=(among * chunk.right).sum(-1),
         loss=total - logits.gather(-1, chunk.target[..., None])[..., 0],

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import shown, whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
+from icl_fast.measure.of_model import as_stated
 from icl_fast.models import ExemplarTransformer
+from icl_fast.models.plain import model_of
+
+_Noise = Callable[[int, int, int], Tensor]
 
 # numbers in a chunk's largest activation and in its logits: beyond these, larger chunks are slower
 _STREAM_NUMBERS, _LOGIT_NUMBERS = 2**20, 2**22
@@ -21,7 +26,7 @@ class EmbeddedChunk:
     """Some sequences of an evaluator, as a model of P members reads them.
 
     Attributes:
-        exemplars: `[P,B,n+1,C]`, after `embed_exemplar`.
+        exemplars: `[P,B,n+1,C]`, after `embed_exemplar`; `[P,B,n+1,F]` before it, where that was asked for.
         labels: `[P,B,n]`.
         target: `[P,B]`.
         right: `[P,B,n]` bool: which labels in context are correct.
@@ -53,9 +58,14 @@ class EmbeddedEvaluators:
         Raises:
             InputError: features, members or pairs that do not fit the model, or a chunk below 1.
         """
+        model = model_of(ExemplarTransformer, model)
         config = model.config
-        if features.ndim != 3 or features.shape[-1] != config.features:
-            raise InputError(f"features: must be [K,E,F={config.features}], got {list(features.shape)}")
+        dtype = next(model.parameters()).dtype
+        wanted = f"features: must be {dtype} [K,E,F={config.features}]"
+        if not isinstance(features, Tensor):
+            raise InputError(f"{wanted}, got {shown(features)}")
+        if features.ndim != 3 or features.shape[-1] != config.features or features.dtype != dtype:
+            raise InputError(f"{wanted}, got {features.dtype} {list(features.shape)}")
         for one in evaluators:
             shape = one.sequences.labels.shape
             if shape[-1] != config.pairs or (len(shape) == 3 and shape[0] != model.members):
@@ -63,8 +73,8 @@ class EmbeddedEvaluators:
                     f"evaluator {one.name}: labels must be [N,{config.pairs}] or [P={model.members},N,"
                     f"{config.pairs}] for this model, got {list(shape)}"
                 )
-        if chunk is not None and chunk < 1:
-            raise InputError(f"chunk: must be 1 or more, got {chunk}")
+        if chunk is not None:
+            whole_number("chunk", chunk, 1)
         stream, logits = 4 * config.width * config.length, config.outputs
         fit = min(_STREAM_NUMBERS // (model.members * stream), _LOGIT_NUMBERS // (model.members * logits))
         self.chunk = chunk or max(32, min(512, fit))
@@ -73,8 +83,8 @@ class EmbeddedEvaluators:
         self._table = self._unique_table(evaluators)
 
     @torch.inference_mode()
-    def chunks(self, evaluator: EvaluationSequences) -> Iterator[EmbeddedChunk]:
-        """The sequences of an evaluator in order."""
+    def chunks(self, evaluator: EvaluationSequences, *, embed: bool = True) -> Iterator[EmbeddedChunk]:
+        """The sequences of an evaluator in order; with or without exemplars embedded."""
         members, sequences = self.model.members, evaluator.sequences
         classes, exemplars, labels, target = (
             _per_member(part, members, dims)
@@ -91,7 +101,7 @@ class EmbeddedEvaluators:
             known = correct[:, part]
             rows = self._rows(classes[:, part], exemplars[:, part])
             yield EmbeddedChunk(
-                self._embedded(rows) if evaluator.noise is None else self._noisy(rows, start, evaluator.noise),
+                self._exemplars(rows, start, evaluator.noise, embed),
                 labels[:, part],
                 target[:, part],
                 (labels[:, part, :, None] == known[:, :, None]).any(-1),
@@ -102,6 +112,7 @@ class EmbeddedEvaluators:
         return classes * self._exemplars_per_class + exemplars
 
     @torch.inference_mode()
+    @as_stated()
     def _unique_table(self, evaluators: Sequence[EvaluationSequences]) -> Tensor | None:
         """Every exemplar that is shown, embedded, `[P,U,C]`; where each is, is in `self._place`. None: too many."""
         shown = torch.zeros(len(self._features), dtype=torch.bool, device=self._features.device)
@@ -118,17 +129,16 @@ class EmbeddedEvaluators:
         parts = [self.model.embed_exemplar(self._features[i].expand(members, -1, -1)) for i in _split(unique, 4096)]
         return torch.cat(parts, dim=1)
 
-    def _noisy(self, rows: Tensor, start: int, noise: Callable[[int, int, int], Tensor]) -> Tensor:
-        added = _per_member(noise(start, rows.shape[1], self._features.shape[-1]), len(rows), 4)
-        embedded: Tensor = self.model.embed_exemplar(self._features[rows] + added)
+    @as_stated()
+    def _exemplars(self, rows: Tensor, start: int, noise: _Noise | None, embed: bool) -> Tensor:
+        if embed and noise is None and self._table is not None:
+            members = torch.arange(len(rows), device=rows.device)[:, None, None]
+            return self._table[members, self._place[rows]]
+        features = self._features[rows]
+        if noise is not None:
+            features = features + _per_member(noise(start, rows.shape[1], features.shape[-1]), len(rows), 4)
+        embedded: Tensor = self.model.embed_exemplar(features) if embed else features
         return embedded
-
-    def _embedded(self, rows: Tensor) -> Tensor:
-        if self._table is None:
-            embedded: Tensor = self.model.embed_exemplar(self._features[rows])
-            return embedded
-        members = torch.arange(len(rows), device=rows.device)[:, None, None]
-        return self._table[members, self._place[rows]]
 
 
 def _per_member(values: Tensor, members: int, dims: int) -> Tensor:

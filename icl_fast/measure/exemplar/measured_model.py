@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import (
@@ -20,9 +22,11 @@ from icl_fast.measure.exemplar.answers import (
     stack_answers,
 )
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk, EmbeddedEvaluators
+from icl_fast.measure.of_model import as_stated, require_plain
 from icl_fast.models import Clamps, ExemplarShape, ExemplarTransformer, Intervention, Preservable, no_clamps, site
 from icl_fast.models.clamps import Head, check_heads
 from icl_fast.models.exemplar_inference import Activations, ExemplarInference
+from icl_fast.models.plain import model_of, why_not_plain
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,19 @@ def without_heads(shape: ExemplarShape, heads: Iterable[Head]) -> Tensor:
     """
     removed = list(heads)
     check_heads(shape, removed)
-    kept = torch.ones(shape.layers, shape.heads)
+    kept = torch.ones(shape.layers, shape.heads, dtype=torch.float32, device="cpu")
     for layer, head in removed:
         kept[layer, head] = 0
     return kept
 
 
 def only_head(shape: ExemplarShape, layer: int, head: int) -> Tensor:
-    """`[L,H]`, 0 at all other heads of this head's layer, 1 elsewhere; a negative layer counts from the last."""
-    layer %= shape.layers
+    """`[L,H]`, 0 at all other heads of this head's layer, 1 elsewhere; a negative layer counts from the last.
+
+    Raises:
+        InputError: a layer that such a model does not have.
+    """
+    layer = whole_number("layer", layer, -shape.layers, shape.layers - 1) % shape.layers
     return without_heads(shape, [(layer, other) for other in range(shape.heads) if other != head])
 
 
@@ -90,9 +98,15 @@ class MeasuredModel:
         Raises:
             InputError: features, members, pairs or clamps that do not fit the model, or a chunk below 1.
         """
-        self.model, self.features, self.evaluator, self.clamps = model, features, evaluator, clamps
+        self.model = model_of(ExemplarTransformer, model)
+        self.features, self.evaluator, self.clamps = features, evaluator, clamps
         self._embedded = EmbeddedEvaluators(model, features, [evaluator], chunk) if embedded is None else embedded
-        self._inference = ExemplarInference(model, clamps)
+        if clamps is not None:
+            self.model.check_clamps(clamps)
+
+    @cached_property
+    def _inference(self) -> ExemplarInference:
+        return ExemplarInference(self.model, self.clamps)
 
     @classmethod
     def on_each(
@@ -135,9 +149,13 @@ class MeasuredModel:
 
         Args:
             all_rows: keep the last layer's patterns of all positions, not of the query alone.
+
+        Raises:
+            InputError: a model with hooks or other changes, which these passes would leave out.
         """
+        require_plain(self.model, "this measurement")
         for part in self.chunks():
-            yield part, self._inference.first(part.exemplars, part.labels, part.target, all_rows=all_rows)
+            yield part, self._first(part, all_rows)
 
     @torch.inference_mode()
     def second_passes(self, passes: Sequence[SecondPass]) -> Iterator[Answers]:
@@ -146,21 +164,12 @@ class MeasuredModel:
         Neighbours that differ in the last layer's heads alone share all the rest.
 
         Raises:
-            InputError: no pass.
+            InputError: no pass, or as `first_passes`.
         """
         if not passes:
             raise InputError("passes: none given")
-        run = self._inference
         for part, base in self.first_passes():
-            scored, shared, ending = [], None, None
-            for one in passes:
-                heads = run.clamps.heads if one.heads is None else run.clamps.heads * one.heads.to(run.clamps.heads)
-                key = heads[:, :-1].cpu().numpy().tobytes(), one.embedding, one.preserve, one.query_pattern
-                if ending is None or key != shared:
-                    pattern = None if one.query_pattern is None else one.query_pattern(base, part)
-                    shared, ending = key, run.ending(base, heads, one.embedding, one.preserve, pattern)
-                scored.append(score_answers(run.output(base, ending, heads), part))
-            yield stack_answers(scored)
+            yield self._second(part, base, passes)
 
     def second_pass_answers(self, passes: Sequence[SecondPass]) -> Answers:
         """How A second passes answer the sequences: `[A,P,N]` each; `answered` is `[P,N]`.
@@ -200,23 +209,46 @@ class MeasuredModel:
         attended = AttentionMetrics(*(means[field.name] for field in fields(AttentionMetrics)))
         return replace(means.metrics, attention=attended)
 
+    @as_stated()
+    def _first(self, part: EmbeddedChunk, all_rows: bool) -> Activations:
+        return self._inference.first(part.exemplars, part.labels, part.target, all_rows=all_rows)
+
+    @as_stated()
+    def _second(self, part: EmbeddedChunk, base: Activations, passes: Sequence[SecondPass]) -> Answers:
+        run, scored, shared, ending = self._inference, [], None, None
+        for one in passes:
+            heads = run.clamps.heads if one.heads is None else run.clamps.heads * one.heads.to(run.clamps.heads)
+            key = heads[:, :-1].cpu().numpy().tobytes(), one.embedding, one.preserve, one.query_pattern
+            if ending is None or key != shared:
+                pattern = None if one.query_pattern is None else one.query_pattern(base, part)
+                shared, ending = key, run.ending(base, heads, one.embedding, one.preserve, pattern)
+            scored.append(score_answers(run.output(base, ending, heads), part))
+        return stack_answers(scored)
+
     def _passes(
         self, attention: bool, interventions: Sequence[Intervention]
     ) -> Iterator[tuple[EmbeddedChunk, Tensor, list[Tensor]]]:
         """Of every chunk the logits `[P,B,V]` and each layer's patterns `[P,H,T,T,B]`."""
-        if not interventions:
+        changed = why_not_plain(self.model) is not None
+        if not interventions and not changed:
             for part, whole in self.first_passes(all_rows=attention):
                 yield part, whole.logits, [layer.pattern for layer in whole.layers]
             return
+        # of a changed model only a call runs all of it
+        run = self.model if changed else self.model.from_embedded
+        for part in self._embedded.chunks(self.evaluator, embed=not changed):
+            logits, sites = self._run(run, part, interventions)
+            shape = part.target.shape
+            yield part, logits, [pattern.view(*shape, *pattern.shape[1:]).movedim(1, -1) for pattern in sites.values()]
+
+    @as_stated()
+    def _run(
+        self,
+        run: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        part: EmbeddedChunk,
+        interventions: Sequence[Intervention],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         record = [site("pattern", layer) for layer in range(self.model.config.layers)]
-        for part in self.chunks():
-            logits, sites = self.model.from_embedded(
-                part.exemplars,
-                part.labels,
-                part.target,
-                clamps=self.clamps,
-                record=record,
-                interventions=interventions,
-            )
-            patterns = [sites[name].view(*part.target.shape, *sites[name].shape[1:]).movedim(1, -1) for name in record]
-            yield part, logits, patterns
+        return run(
+            part.exemplars, part.labels, part.target, clamps=self.clamps, record=record, interventions=interventions
+        )

@@ -13,11 +13,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from icl_fast.arguments import different_names, whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
+from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
-from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays
-from icl_fast.measure.exemplar.wiring import previous_token_heads, remove_sets, wiring_map
+from icl_fast.measure.exemplar.progress import STRATEGY_VARIABLES, Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.wiring import WIRING_MAP, previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.memory import check_fits
@@ -27,6 +29,15 @@ from icl_fast.runs import Series, open_series, resolve_device
 
 AS_TRAINED = "as trained"
 PREVIOUS_TOKEN, REST = "previous token", "rest"
+
+_WITHOUT = ("set", "preserve", "member")
+WIRING_VARIABLES: dict[str, tuple[str, ...]] = {  # of `measure_wiring`: name -> dims
+    **WIRING_MAP,
+    **{f"{metric}_without": _WITHOUT for metric in METRICS},
+    **{name: (name,) for name in ("set", "member")},
+    **{"previous_token": ("writer", "member"), "is_previous_token": ("writer", "member")},
+    "induction": ("reader", "member"),
+}
 
 
 @dataclass(frozen=True)
@@ -91,14 +102,14 @@ def open_measured(
     Raises:
         InputError: no run on exemplars there, no such snapshot or evaluator, exemplars that cannot be had.
     """
-    if sequences < 1:
-        raise InputError(f"sequences: must be 1 or more, got {sequences}")
+    whole_number("sequences", sequences, 1)
+    chosen = different_names("evaluators", evaluators)
     series, where = open_series(ckpt, snapshots), resolve_device(device)
     population = series.population
     tokens = 2 * population.config.sequences.pairs + 1
     check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")  # three numbers for each
     exemplars = series.exemplars(on_exemplars)
-    sets = population.evaluators(exemplars, list(evaluators), sequences, where)
+    sets = population.evaluators(exemplars, chosen, sequences, where)
     return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
 
 
@@ -108,6 +119,7 @@ def measure_strategies(
     clamps: Sequence[str] = (),
     graft: str | None = None,
     out: str | Path | None = None,
+    repair: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """How every snapshot answers every evaluator and where it attends, under each of some clamps, into a zarr store.
@@ -120,6 +132,7 @@ def measure_strategies(
         graft: `STEP:PARTS`, such as `last:layer-2+unembed` (Fig 5.6b): given to every snapshot first.
         out: the store; by default `results/strategies.zarr` of the run folder, with the graft and the clamps in its
             name where there are some. What is there from an equal call is kept.
+        repair: whether damaged results there are measured again, rather than refused.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -127,8 +140,10 @@ def measure_strategies(
 
     Raises:
         OtherResults: `out` holds what was measured with other clamps, of other snapshots, ...
+        DamagedResults: `out` is not as it was written.
         InputError: an unknown clamp or part, a graft that is not understood, a disk that is full.
     """
+    clamps = different_names("clamps", clamps)
     forced = {AS_TRAINED: measured.clamps}
     forced |= {name: _with_clamp(measured, name) for name in clamps}
     transplant, donor = (None, "") if graft is None else _transplant(measured, graft)
@@ -158,7 +173,16 @@ def measure_strategies(
     given = [graft.replace(":", "_")] if graft is not None else []
     name = "_".join(["strategies", *given, *clamps])
     target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
-    return measure_snapshots(measured.series, target, identity, measure, assemble, on_snapshot)
+    return measure_snapshots(
+        measured.series,
+        target,
+        identity,
+        measure,
+        assemble,
+        on_snapshot,
+        variables=STRATEGY_VARIABLES,
+        repair=repair,
+    )
 
 
 def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
@@ -185,7 +209,7 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
         is_previous[[head for _, head in previous], member] = True
         sets = {PREVIOUS_TOKEN: previous, REST: [(0, head) for head in heads if (0, head) not in previous]}
         tables.append(remove_sets(model, sets).isel(member=member))
-    both = xr.concat(tables, dim="member").transpose("set", "preserve", "member")
+    both = xr.concat(tables, dim="member").transpose(*_WITHOUT)
     found = found.merge(both.rename({name: f"{name}_without" for name in both}).assign_coords(member=found["member"]))
     found["previous_token"] = ("writer", "member"), attention.previous_token[:, 0].T.cpu().numpy()
     found["is_previous_token"] = ("writer", "member"), is_previous
@@ -199,7 +223,9 @@ def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
         raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
     population = measured.series.population
     configs = [member.config.interventions for member in population.all]
-    with_clamp = [config.model_copy(update={"clamps": [*config.clamps, name]}) for config in configs]
+    with_clamp = [
+        config.model_copy(update={"clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs
+    ]
     return stack_clamps([config.make(population.config.model) for config in with_clamp]).to(measured.device)
 
 
@@ -208,10 +234,11 @@ def _transplant(measured: MeasuredRun, graft: str) -> tuple[Transplant, str]:
     step, _, joined = graft.partition(":")
     if not step or not joined:
         raise InputError(f"graft {graft!r}: must be STEP:PARTS, such as last:layer-2+unembed")
-    whole, parts = measured.series.whole(), joined.split("+")
+    whole = measured.series.whole()
     steps = whole.chosen(step).steps
     if len(steps) != 1:
         raise InputError(f"graft {graft!r}: name one step, or last")
+    names = different_names(f"graft {graft!r}", joined.split("+"))
     donor = measured.snapshot(steps[0]).model
-    part_parameters(donor, parts)  # before anything is kept of the measurement
-    return Transplant(donor, tuple(parts)), whole.weights_hash(steps[0])
+    part_parameters(donor, names)  # before anything is kept of the measurement
+    return Transplant(donor, tuple(names)), whole.weights_hash(steps[0])

@@ -25,6 +25,12 @@ _ATTENTION: dict[str, tuple[str, ...]] = {
     "own": ("layer", "head"),
     "query": ("layer", "head", "place", "position"),
 }
+_DIMS = ("snapshot", "clamp", "evaluator", "member")
+STRATEGY_VARIABLES: dict[str, tuple[str, ...]] = {  # of `strategies_dataset`: name -> dims
+    **{name: (name,) for name in _DIMS},
+    "sequences": ("snapshot",),
+    **{metric: (*_DIMS, *_ATTENTION.get(metric, ())) for metric in (*METRICS, *_ATTENTION)},
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,7 @@ def strategies_dataset(
     found = xr.Dataset(coords={"snapshot": steps, "clamp": clamps, "evaluator": evaluators})
     found["sequences"] = "snapshot", np.array(seen, np.int64)
     for metric in (*METRICS, *_ATTENTION):
-        dims = ("snapshot", "clamp", "evaluator", "member", *_ATTENTION.get(metric, ()))
-        found[metric] = dims, np.stack([part[metric] for part in parts])
+        found[metric] = STRATEGY_VARIABLES[metric], np.stack([part[metric] for part in parts])
     found["loss"].attrs["units"] = "nats"
     return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import finite_numbers, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk
@@ -73,10 +74,15 @@ def single_heads(measured: MeasuredModel, *, perfect: bool = False) -> SingleHea
 
     Args:
         perfect: with the patterns of perfect induction heads (the clamp `match`), so that only copying can fail.
+
+    Raises:
+        InputError: logits that are not finite.
     """
     config = measured.model.config
     passes = [SecondPass(only_head(config, -1, head)) for head in range(config.heads)]
     answers = (measured.with_match() if perfect else measured).second_pass_answers(passes)
+    if bool(answers.correct.isnan().any()):
+        raise InputError("model: its logits are NaN or infinite, so that it answers nothing")
     target = measured.evaluator.sequences.target
     target = target if target.ndim == 2 else target.expand(measured.model.members, -1)
     return SingleHeads(answers.correct.movedim(0, 1) == 1, target, config.outputs)
@@ -95,7 +101,8 @@ def residual_heads(heads: SingleHeads, reference: int | Sequence[int] | None = N
     if reference is None:
         chosen = heads.accuracy.argmax(-1)
     else:
-        references = [reference] * members if isinstance(reference, int) else list(reference)
+        given = reference if isinstance(reference, Iterable) else [reference] * members
+        references = whole_numbers("reference", given)
         if len(references) != members or not all(0 <= head < count for head in references):
             raise InputError(
                 f"reference {reference}: must be a head 0 to {count - 1}, one for each of {members} members"
@@ -115,8 +122,7 @@ def attention_weight_curve(measured: MeasuredModel, weights: Sequence[float]) ->
     Raises:
         InputError: no weight, or one outside 0 to 1.
     """
-    if not weights or not all(0 <= weight <= 1 for weight in weights):
-        raise InputError(f"weights {list(weights)}: must be 0 to 1, and one or more")
+    weights = finite_numbers("weights", weights, 0, 1)
     config = measured.model.config
     passes = [
         SecondPass(only_head(config, -1, head), query_pattern=_ClampedWeight(weight))

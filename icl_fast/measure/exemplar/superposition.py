@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl_fast.errors import InputError
+from icl_fast.arguments import finite_numbers
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head
+from icl_fast.models.clamps import TEMPERATURES
 from icl_fast.models.exemplar_inference import Activations
 
 
@@ -54,8 +55,7 @@ def temperature_curves(measured: MeasuredModel, temperatures: Sequence[float]) -
     Raises:
         InputError: no temperature, or one that is not positive.
     """
-    if not temperatures or not all(0 < temperature < float("inf") for temperature in temperatures):
-        raise InputError(f"temperatures {list(temperatures)}: must be positive and finite, and one or more")
+    temperatures = finite_numbers("temperatures", temperatures, *TEMPERATURES)
     config = measured.model.config
     heads = range(config.heads)
     settings = [(_LabelsOnly(head, temperature), head) for temperature in temperatures for head in heads]

@@ -11,19 +11,31 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from icl_fast.arguments import finite_number, whole_number
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
 from icl_fast.measure.ablation.modes import MODES
 from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
+from icl_fast.measure.of_model import as_stated, require_plain
 from icl_fast.models import ExemplarTransformer
+from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import Head
+from icl_fast.models.plain import model_of
 
 PRESERVE = {name: MODES[name] for name in ("value-preserving", "pattern-preserving")}
 KINDS = {
     "single": "one writer removed",
     "single-pair": "all writers removed but one",
+}
+
+_MAP = ("kind", "preserve", "writer", "reader", "member")
+WIRING_MAP: dict[str, tuple[str, ...]] = {  # of `wiring_map`: name -> dims
+    **{name: (name,) for name in (*_MAP[:-1], "matrix")},
+    **{metric: _MAP for metric in METRICS},
+    **{f"{metric}_alone": _MAP[3:] for metric in METRICS},
+    "composition": ("matrix", *_MAP[2:]),
 }
 
 
@@ -47,6 +59,7 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
     """
     config = measured.model.config
     layers, count = config.layers, config.heads
+    writers, readers = whole_number("writers", writers), whole_number("readers", readers)
     if not (-layers <= writers < layers and -layers <= readers < layers and writers % layers < readers % layers):
         raise InputError(f"writers {writers}, readers {readers}: must be two of {layers} layers, the first one earlier")
     writers, readers = writers % layers, readers % layers
@@ -64,7 +77,6 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
         for heads in alone
     ]
     means = measured.second_pass_means(passes)
-    dims = ("kind", "preserve", "writer", "reader", "member")
     shape = (len(KINDS), len(PRESERVE), count, count, measured.model.members)
     found = xr.Dataset(
         coords={
@@ -78,12 +90,12 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
     )
     for name in METRICS:
         values = getattr(means, name).cpu().numpy()
-        found[name] = dims, values[count:].reshape(shape)
-        found[f"{name}_alone"] = ("reader", "member"), values[:count]
+        found[name] = _MAP, values[count:].reshape(shape)
+        found[f"{name}_alone"] = _MAP[3:], values[:count]
     scores = composition_scores(measured.model)
     between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
     found["composition"] = ("matrix", "member", "writer", "reader"), between
-    found["composition"] = found["composition"].transpose("matrix", "writer", "reader", "member")
+    found["composition"] = found["composition"].transpose("matrix", *_MAP[2:])
     return found
 
 
@@ -119,7 +131,11 @@ def previous_token_heads(previous_token: Tensor, least: float = 0.5) -> list[Hea
 
     The thesis names them "by inspecting attention patterns" (4.3.3); here labels attend to the exemplar before them
     with a weight of `least` or more.
+
+    Raises:
+        InputError: a `least` that is no finite number.
     """
+    finite_number("least", least)
     return [(0, head) for head, weight in enumerate(previous_token[0].tolist()) if weight >= least]
 
 
@@ -141,9 +157,15 @@ def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
     return target
 
 
-@torch.no_grad()
+@as_stated()
 def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
-    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P,L,H,L,H]` float64."""
+    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P,L,H,L,H]` float64.
+
+    Raises:
+        InputError: a model with hooks or other changes, which its weights say nothing of.
+    """
+    model = model_of(ExemplarTransformer, model)
+    require_plain(model, "composition_scores")
     members = [composition_of(_layer_weights(model, member)) for member in range(model.members)]
     return {name: torch.stack([scores[name] for scores in members]) for name in "qkv"}
 
@@ -151,7 +173,7 @@ def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
 def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
-        attention, gain = block.attention, block.norm1.weight[member].double()
+        attention, gain = block.attention, layer_norm(block.norm1).weight[member].double()
         read = [
             (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
             for linear in (attention.q, attention.k, attention.v)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
+from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Intervention, Transformer, site
+from icl_fast.models.blocks import gain
+from icl_fast.models.ids import as_ids
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,10 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     weight = model.unembed.weight
     # the mean logit is the logit of the mean row: all the vocabulary in one vector
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
-    if model.config.norm_affine:
-        directions = directions * model.final_norm.weight.double()
+    if (gained := gain(model.final_norm)) is not None:
+        directions = directions * gained.double()
+    if model.config.norm == "rms":
+        return directions
     return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
 
 
@@ -59,7 +66,8 @@ def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tenso
     Returns:
         [B,T,K,C] float64.
     """
-    variance = last.double().var(-1, correction=0)  # [B,T]
+    wide = last.double()
+    variance = wide.square().mean(-1) if model.config.norm == "rms" else wide.var(-1, correction=0)  # [B,T]
     return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
 
 
@@ -80,6 +88,7 @@ def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: 
     return logits.mul_(pattern[..., None])
 
 
+@measures_weights
 def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer: int, head: int) -> Attribution:
     """Direct-path logit attribution of one head on a text (docs/design.md, "Direct-path logit attribution").
 
@@ -102,20 +111,16 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
 
     Raises:
         InputError: a head that the model does not have; targets of another shape or outside the vocabulary; inputs that
-            the model refuses.
+            the model refuses; a model with hooks or other changes, which its weights say nothing of.
     """
-    config = model.config
+    config, device = model.config, model.device
     for name, index, count in (("layer", layer, config.layers), ("head", head, config.heads)):
-        if not 0 <= index < count:
+        if not 0 <= whole_number(name, index) < count:
             raise InputError(f"{name}: {index} is not in this model, which has {count} (0 to {count - 1})")
-    if targets.ndim not in (2, 3) or targets.shape[:2] != inputs.shape or targets.dtype != torch.int64:
-        raise InputError(
-            f"targets must be int64 [B,T] or [B,T,K] with inputs' B and T {list(inputs.shape)}, "
-            f"got {targets.dtype} {list(targets.shape)}"
-        )
-    if targets.numel() and not 0 <= targets.min() <= targets.max() < config.vocab:
-        raise InputError(f"targets holds tokens outside the vocabulary, 0 to {config.vocab - 1}")
-    device = model.embed.weight.device
+    inputs = as_ids("inputs", inputs, config.vocab, "B,T").to(device)
+    several = np.ndim(targets) == 3
+    sizes = *inputs.shape, *([None] if several else [])
+    targets = as_ids("targets", targets, config.vocab, "B,T,K" if several else "B,T", sizes=sizes).to(device)
     recorded = []
 
     def record(patterns: Tensor) -> Tensor:
@@ -123,13 +128,12 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
         return patterns
 
     values, last = site("v", layer), site("resid_post", config.layers - 1)
-    with torch.no_grad():
-        recording = Intervention.apply(site("pattern", layer), record)
-        _, sites = model.hidden(inputs.to(device), record=[values, last], interventions=[recording])
-        (pattern,) = recorded
-        directions = scaled_directions(model, targets.to(device).view(*inputs.shape, -1), sites[last])
-        one = slice(head, head + 1)
-        logits = direct_logits(
-            head_outputs(model, layer)[one], directions, sites[values][:, one], pattern[:, None]
-        ).squeeze(1)  # [B,T,T,K]
-    return Attribution(pattern, logits if targets.ndim == 3 else logits[..., 0])
+    recording = Intervention.apply(site("pattern", layer), record)
+    _, sites = model.hidden(inputs, record=[values, last], interventions=[recording])
+    (pattern,) = recorded
+    directions = scaled_directions(model, targets.reshape(*inputs.shape, -1), sites[last])
+    one = slice(head, head + 1)
+    logits = direct_logits(
+        head_outputs(model, layer)[one], directions, sites[values][:, one], pattern[:, None]
+    ).squeeze(1)  # [B,T,T,K]
+    return Attribution(pattern, logits if several else logits[..., 0])

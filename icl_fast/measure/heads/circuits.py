@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from icl_fast.arguments import shown
 from icl_fast.errors import InputError
+from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Transformer
-from icl_fast.models.blocks import Block
+from icl_fast.models.blocks import Block, gain
 
 _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
 
@@ -34,6 +37,7 @@ class LayerWeights:
     o: Tensor
 
 
+@measures_weights
 def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
     """Trace of the previous-token QK circuit: does a head match tokens against what previous-token heads wrote?
 
@@ -54,23 +58,23 @@ def qk_trace(model: Transformer, previous_token: Tensor) -> Tensor:
         InputError: scores of another shape.
     """
     config = model.config
-    if previous_token.shape != (config.layers, config.heads):
+    if np.shape(previous_token) != (config.layers, config.heads):
         raise InputError(
-            f"previous_token must be [layers,heads], {[config.layers, config.heads]}, got {list(previous_token.shape)}"
+            f"previous_token must be [layers,heads], {[config.layers, config.heads]}, got {shown(previous_token)}"
         )
-    with torch.no_grad():
-        embed = model.embed.weight
-        weights = previous_token.to(embed.device, torch.float64)
-        seen = _product(embed, embed)  # [C,C]; its centring is in W_Q and W_V
-        written = torch.zeros_like(seen)
-        traces = torch.full_like(weights, torch.nan)
-        for layer, heads in enumerate(_layers(model)):
-            if layer:
-                traces[layer] = ((seen @ heads.q) * (written @ heads.k)).sum((1, 2))
-            written += torch.einsum("h,hcd,hde->ce", weights[layer], heads.v, heads.o)
+    embed = model.embed.weight
+    weights = torch.as_tensor(previous_token, dtype=torch.float64, device=embed.device)
+    seen = _product(embed, embed)  # [C,C]; its centring is in W_Q and W_V
+    written = torch.zeros_like(seen)
+    traces = torch.full_like(weights, torch.nan)
+    for layer, heads in enumerate(_layers(model)):
+        if layer:
+            traces[layer] = ((seen @ heads.q) * (written @ heads.k)).sum((1, 2))
+        written += torch.einsum("h,hcd,hde->ce", weights[layer], heads.v, heads.o)
     return traces
 
 
+@measures_weights
 def copying_eigenvalues(model: Transformer) -> Tensor:
     """Eigenvalues of the OV circuits: does attending to a token raise its own logit?
 
@@ -81,11 +85,10 @@ def copying_eigenvalues(model: Transformer) -> Tensor:
     Returns:
         [layers,H,D] complex128; NaN where weights are not finite.
     """
-    with torch.no_grad():
-        through = _product(model.unembed.weight, model.embed.weight)  # [C,C], from the embedding to the left
-        if model.config.norm_affine:
-            through = model.final_norm.weight.double()[:, None] * through
-        circuits = torch.stack([heads.o @ through @ heads.v for heads in _layers(model)])
+    through = _product(model.unembed.weight, model.embed.weight)  # [C,C], from the embedding to the left
+    if (gained := gain(model.final_norm)) is not None:
+        through = gained.double()[:, None] * through
+    circuits = torch.stack([heads.o @ through @ heads.v for heads in _layers(model)])
     # LAPACK refuses what is not finite, but a model that diverged has a place in a run's table
     finite = circuits.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # [layers,H,1,1]
     # on the CPU: not every build of torch can do this on a GPU
@@ -105,6 +108,7 @@ def copying_eigenvalue_score(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
 
 
+@measures_weights
 def composition_scores(model: Transformer) -> dict[str, Tensor]:
     """How much of what one head writes another reads, by its queries, keys and values.
 
@@ -116,8 +120,7 @@ def composition_scores(model: Transformer) -> dict[str, Tensor]:
         "q", "k" and "v": each [layers,H,layers,H] float64, first the writing head, then the reading one; NaN where the
         reader is not in a later layer, or one of the two weights is 0.
     """
-    with torch.no_grad():
-        return composition_of(list(_layers(model)))
+    return composition_of(list(_layers(model)))
 
 
 def composition_of(layers: Sequence[LayerWeights]) -> dict[str, Tensor]:
@@ -140,17 +143,19 @@ def _layers(model: Transformer) -> list[LayerWeights]:
     for block in model.blocks:
         o = block.attention.w_o.double()
         q, k, v = (_reading(block, linear) for linear in (block.attention.q, block.attention.k, block.attention.v))
-        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
+        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True) if block.config.norm == "layer" else o))
     return layers
 
 
 def _reading(block: Block, linear: nn.Linear) -> Tensor:
     """A projection of a layer's heads as it reads the residual stream, through the norm: [H,C,D]."""
-    weight = linear.weight.double()  # [H*D,C]
-    if block.attention.config.norm_affine:
-        weight = weight * block.norm1.weight.double()
-    weight = weight - weight.mean(1, keepdim=True)
-    return weight.view(block.attention.config.heads, -1, weight.shape[1]).transpose(1, 2)
+    weight = linear.weight.double()  # [H*D,C], of groups of heads [KV*D,C]
+    if (gained := gain(block.norm1)) is not None:
+        weight = weight * gained.double()
+    if block.config.norm == "layer":
+        weight = weight - weight.mean(1, keepdim=True)
+    by_head = weight.view(-1, block.config.d_head, weight.shape[1]).transpose(1, 2)
+    return by_head.repeat_interleave(block.config.heads // len(by_head), dim=0)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.heads.circuits import (
     composition_scores,
@@ -47,6 +48,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     skip_damaged: bool = False,
+    repair: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Scores and circuits of every head of a run's snapshots; the same call again resumes.
@@ -61,6 +63,7 @@ def evaluate(
         seed: of the random tokens and the choice of windows, the same for all snapshots.
         device: `auto`, `cpu` or `cuda`.
         skip_damaged: leave out snapshots that cannot be used.
+        repair: whether damaged results at `out` are measured again, rather than refused.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -73,11 +76,11 @@ def evaluate(
 
     Raises:
         OtherResults: `out` holds an evaluation with another seed, of other snapshots, ...
+        DamagedResults: `out` is not as it was written.
         InputError: an argument not understood, a snapshot damaged or not finite (with `skip_damaged`: all of them), a
             model too small for the scores, the disk full. What was done so far is kept.
     """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed: must be from 0 to 2^63 - 1, got {seed}")
+    seed = whole_number("seed", seed, 0, MOST_SEED)
     on = resolve_device(device)
     series = open_series(ckpt, snapshots)
     left_out = series.missing()
@@ -115,7 +118,8 @@ def evaluate(
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
     store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
-    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot)
+    names = {name: dims for name, (dims, _, _) in _VARIABLES.items()} | {"snapshot": _HEADS[:1], "tokens": _HEADS[:1]}
+    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot, variables=names, repair=repair)
 
 
 def _assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:

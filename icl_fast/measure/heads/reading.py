@@ -12,16 +12,20 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from tokenizers import Tokenizer, pre_tokenizers
 from torch import Tensor
 
+from icl_fast.arguments import whole_number
 from icl_fast.data import Text
 from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
 from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
+from icl_fast.measure.of_model import measures_model, measures_weights
+from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.ops import linear_cross_entropy
+from icl_fast.models.positions import causal_mask
 
 BOS_PIECE = "<bos>"
 
@@ -57,8 +61,7 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
     Raises:
         InputError: no text, a context under 1, or a tokenizer that is not a byte-level BPE.
     """
-    if context < 1:
-        raise InputError(f"context: {context}: give 1 or more")
+    whole_number("context", context, 1)
     encoding = tokenizer.encode(text.text, add_special_tokens=False)
     ids = encoding.ids
     if not ids:
@@ -68,7 +71,7 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
         raise InputError(
             f"tokenizer: its tokens do not give text {text.name} back; give a byte-level BPE that changes no text"
         )
-    targets = torch.tensor(ids[:context])
+    targets = torch.tensor(ids[:context], device="cpu")
     categories = torch.full_like(targets, -1)
     ends = list(accumulate(map(len, parts)))
     for mark in text.marks:
@@ -80,7 +83,7 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
         title=text.title,
         kind=text.kind,
         source=text.source,
-        inputs=torch.cat((torch.tensor([BOS_ID]), targets[:-1])),
+        inputs=F.pad(targets[:-1], (1, 0), value=BOS_ID),
         targets=targets,
         pieces=tuple(part.decode("utf-8", "backslashreplace") for part in parts[:context]),
         categories=categories,
@@ -88,22 +91,19 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
     )
 
 
+@measures_model
 def token_losses(model: Transformer, text: TokenisedText) -> Tensor:
     """Per-token losses in nats, [T] float32 on the CPU; the model's input and targets are the text's.
 
     Raises:
         InputError: tokens that the model does not have, or more of them than its context.
     """
-    device = model.embed.weight.device
     _check_vocabulary(model, text)
-    with torch.no_grad():
-        hidden, _ = model.hidden(text.inputs[None].to(device))
-        losses = linear_cross_entropy(
-            hidden, model.unembed.weight, text.targets[None].to(device), bias=model.unembed.bias, reduction="none"
-        )
+    losses, _ = run_losses(model, text.inputs[None].to(model.device), text.targets[None].to(model.device))
     return losses[0].float().cpu()
 
 
+@measures_weights
 def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]:
     """Every head's attention and its direct-path logit attribution of the true next token.
 
@@ -116,10 +116,10 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
     Raises:
         InputError: tokens that the model does not have, or more of them than its context.
     """
-    config, device = model.config, model.embed.weight.device
+    config, device = model.config, model.device
     _check_vocabulary(model, text)
     length = len(text.inputs)
-    pattern = torch.empty(config.layers, config.heads, length, length)
+    pattern = torch.empty(config.layers, config.heads, length, length, dtype=torch.float32, device="cpu")
     logits = torch.empty_like(pattern)
 
     def recording(layer: int) -> Intervention:
@@ -131,19 +131,26 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
 
     layers = range(config.layers)
     last = site("resid_post", config.layers - 1)
-    with torch.no_grad():
-        _, sites = model.hidden(
-            text.inputs[None].to(device),
-            record=[last, *(site("v", layer) for layer in layers)],
-            interventions=[recording(layer) for layer in layers],
-        )
-        directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
-        for layer in layers:
-            # no name for what is computed: it would be held while the next layer's is
-            logits[layer] = direct_logits(
-                head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
-            )[0, ..., 0]
+    _, sites = model.hidden(
+        text.inputs[None].to(device),
+        record=[last, *(site("v", layer) for layer in layers)],
+        interventions=[recording(layer) for layer in layers],
+    )
+    directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
+    for layer in layers:
+        # no name for what is computed: it would be held while the next layer's is
+        logits[layer] = direct_logits(
+            head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
+        )[0, ..., 0]
     return pattern, logits
+
+
+_VIEW = ("layer", "head", "position", "source")
+TEXT_VARIABLES: dict[str, tuple[str, ...]] = {  # of `text_dataset`: name -> dims
+    **{"loss": ("snapshot", "position"), "pattern": _VIEW, "logits": _VIEW},
+    **{"snapshot": ("snapshot",), "tokens": ("snapshot",)},
+    **{name: ("position",) for name in ("position", "input", "target", "category")},
+}
 
 
 def text_dataset(
@@ -164,12 +171,15 @@ def text_dataset(
         "<bos>", and of the one that is predicted), `category` (of a label that is predicted there, else -1);
         attributes name, title, kind, source, left_out_tokens.
     """
-    dims = ("layer", "head", "position", "source")
     return xr.Dataset(
         {
-            "loss": (("snapshot", "position"), losses.numpy(), {"units": "nats"}),
-            "pattern": (dims, pattern.numpy(), {"long_name": "attention"}),
-            "logits": (dims, logits.numpy(), {"long_name": "direct effect on the target's logit over the mean logit"}),
+            "loss": (TEXT_VARIABLES["loss"], losses.numpy(), {"units": "nats"}),
+            "pattern": (TEXT_VARIABLES["pattern"], pattern.numpy(), {"long_name": "attention"}),
+            "logits": (
+                TEXT_VARIABLES["logits"],
+                logits.numpy(),
+                {"long_name": "direct effect on the target's logit over the mean logit"},
+            ),
         },
         coords={
             "snapshot": list(steps),
@@ -208,7 +218,7 @@ def template_attention(pattern: Tensor, categories: Tensor) -> tuple[Tensor, Ten
     length = len(categories)
     read = torch.full_like(categories, -1)  # the category of the label that is read at each source
     read[1:] = categories[:-1]  # a label is read one position after it was predicted
-    labels = (categories >= 0)[:, None] & (read >= 0)[None, :] & torch.ones(length, length, dtype=torch.bool).tril()
+    labels = (categories >= 0)[:, None] & (read >= 0)[None, :] & causal_mask(length, device=categories.device)
     same = labels & (categories[:, None] == read[None, :])
     other = labels & ~same
     counted = same.any(-1)

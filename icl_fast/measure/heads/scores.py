@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.base_pass import base_layers
 from icl_fast.measure.heads.attribution import head_outputs, logit_directions
+from icl_fast.measure.of_model import measures_model, measures_weights
+from icl_fast.measure.whole_pass import run_model
 from icl_fast.models import Intervention, Transformer, TransformerConfig, site
+from icl_fast.models.ids import as_ids
+from icl_fast.models.plain import why_not_plain
 from icl_fast.ops._attention import SCORES_AT_A_TIME
 
 PERIOD, REPEATS, EXAMPLES = 25, 4, 10
@@ -31,10 +37,12 @@ def repeated_random_tokens(
     Raises:
         InputError: a vocabulary too small to draw from.
     """
+    for name, count in (("period", period), ("repeats", repeats), ("examples", examples)):
+        whole_number(name, count, 1)
     low, high = _middle(vocab, 2)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(low, high, (examples, period), generator=generator)
-    return torch.cat((torch.full((examples, 1), bos), tokens.repeat(1, repeats)), dim=1)
+    whole_number("bos", bos, 0, vocab - 1)
+    tokens = torch.randint(low, high, (examples, period), generator=_random(seed), device="cpu")
+    return F.pad(tokens.repeat(1, repeats), (1, 0), value=bos)
 
 
 def distinct_random_tokens(vocab: int, *, length: int = PERIOD, examples: int = EXAMPLES, seed: int = 0) -> Tensor:
@@ -43,9 +51,12 @@ def distinct_random_tokens(vocab: int, *, length: int = PERIOD, examples: int = 
     Raises:
         InputError: a vocabulary too small to draw that many from.
     """
+    for name, count in (("length", length), ("examples", examples)):
+        whole_number(name, count, 1)
     low, high = _middle(vocab, length)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(high - low, generator=generator)[:length] + low for _ in range(examples)])
+    random = _random(seed)
+    each = [torch.randperm(high - low, generator=random, device="cpu")[:length] + low for _ in range(examples)]
+    return torch.stack(each)
 
 
 def copying(pattern: Tensor, raised: Tensor) -> Tensor:
@@ -76,6 +87,7 @@ def copying(pattern: Tensor, raised: Tensor) -> Tensor:
     return torch.where(everything == 0, -1.0, 4 * ratio - 1).mean(0)
 
 
+@measures_weights
 def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
     """Copying score of every head of a model, [layers,heads]: does it raise the logit of the token it attends to?
 
@@ -86,13 +98,14 @@ def copying_scores(model: Transformer, *, seed: int = 0) -> Tensor:
     are the sequences.
 
     Raises:
-        InputError: a context under 2, or a vocabulary too small.
+        InputError: a context under 2, or a vocabulary too small; a model with hooks or other changes, which its weights
+            say nothing of.
     """
     longest = _longest(model.config)
     length = PERIOD if longest is None else min(PERIOD, longest)
     if length < 2:
         raise InputError(f"context: {length} position is too few to tell the attended token from others")
-    tokens = distinct_random_tokens(model.config.vocab, length=length, seed=seed).to(model.embed.weight.device)
+    tokens = distinct_random_tokens(model.config.vocab, length=length, seed=seed).to(model.device)
     directions = logit_directions(model, tokens)  # [B,T,C]
 
     def score(layer: int, v: Tensor, pattern: Tensor) -> Tensor:
@@ -130,6 +143,7 @@ def prefix_matching(pattern: Tensor, *, period: int = PERIOD, repeats: int = REP
     return total.mean(0) / (period * (repeats - 1))
 
 
+@measures_model
 def prefix_matching_scores(model: Transformer, *, bos: int = 0, seed: int = 0) -> Tensor:
     """Prefix-matching score of every head of a model, [layers,heads], over 10 seeded sequences.
 
@@ -143,7 +157,7 @@ def prefix_matching_scores(model: Transformer, *, bos: int = 0, seed: int = 0) -
     period = PERIOD if longest is None else min(PERIOD, (longest - 1) // REPEATS)
     if period < 2:
         raise InputError(f"context: {config.context} positions are too few for {REPEATS} repeats of 2 tokens")
-    tokens = repeated_random_tokens(config.vocab, bos, period=period, seed=seed).to(model.embed.weight.device)
+    tokens = repeated_random_tokens(config.vocab, bos, period=period, seed=seed).to(model.device)
     return _by_layer(model, tokens, lambda _layer, _v, pattern: prefix_matching(pattern, period=period))
 
 
@@ -164,35 +178,42 @@ def previous_token(pattern: Tensor) -> Tensor:
     return pattern.diagonal(-1, dim1=2, dim2=3).double().mean((0, 2))
 
 
+@measures_model
 def previous_token_scores(model: Transformer, text: Tensor, *, examples: int = EXAMPLES, seed: int = 0) -> Tensor:
     """Previous-token score of every head of a model, [layers,heads], over seeded examples of real text.
 
     Args:
-        text: int64 [N,T] windows of text as the model was trained on, N of `examples` or more.
+        text: integers [N,T], windows of text as the model was trained on, N of `examples` or more.
         examples: how many of them, drawn without replacement, are run; one after the other, and of one layer's patterns
             a tile of rows at a time.
 
     Raises:
         InputError: too few windows or positions, or tokens that the model refuses.
     """
-    if text.ndim != 2 or text.shape[1] < 2:
+    text = as_ids("text", text, model.config.vocab, "N,T")
+    if text.shape[1] < 2:
         raise InputError(f"text must be [N,T] with 2 positions or more, got {list(text.shape)}")
-    if not 1 <= examples <= len(text):
+    if not 1 <= whole_number("examples", examples) <= len(text):
         raise InputError(f"examples: {examples} asked for, text has {len(text)}; give more text or ask for 1 or more")
-    chosen = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))[:examples]
-    windows = text[chosen.to(text.device)].to(model.embed.weight.device)
+    chosen = torch.randperm(len(text), generator=_random(seed), device="cpu")[:examples]
+    windows = text[chosen.to(text.device)].to(model.device)
+    if why_not_plain(model) is not None:  # run as it is, at the price of a layer's patterns in memory
+        return torch.stack([_by_layer(model, window[None], _previous_token) for window in windows]).mean(0)
     length = text.shape[1]
     later = torch.arange(1, length, device=windows.device)  # the positions that have one before them
     total = torch.zeros(model.config.layers, model.config.heads, dtype=torch.float64, device=windows.device)
-    with torch.no_grad():
-        for window in windows:
-            resid, position = model.embedded(window[None])
-            for base in base_layers(model, resid, position, None):
-                for rows in torch.split(later, max(1, SCORES_AT_A_TIME // (model.config.heads * length))):
-                    pattern = base.pattern_at(rows[None])  # [1,H,R,T]
-                    before = (rows - 1)[None, None, :, None].expand(1, model.config.heads, -1, 1)
-                    total[base.layer] += pattern.gather(3, before).double().sum((0, 2, 3))
+    for window in windows:
+        resid, position = model.embedded(window[None])
+        for base in base_layers(model, resid, position, None):
+            for rows in torch.split(later, max(1, SCORES_AT_A_TIME // (model.config.heads * length))):
+                pattern = base.pattern_at(rows[None])  # [1,H,R,T]
+                before = (rows - 1)[None, None, :, None].expand(1, model.config.heads, -1, 1)
+                total[base.layer] += pattern.gather(3, before).double().sum((0, 2, 3))
     return total / (examples * (length - 1))
+
+
+def _previous_token(layer: int, v: Tensor, pattern: Tensor) -> Tensor:
+    return previous_token(pattern)
 
 
 def _by_layer(model: Transformer, tokens: Tensor, score: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
@@ -213,8 +234,7 @@ def _by_layer(model: Transformer, tokens: Tensor, score: Callable[[int, Tensor, 
     for layer in range(model.config.layers):
         interventions.append(Intervention.apply(site("v", layer), keep_values))
         interventions.append(Intervention.apply(site("pattern", layer), score_pattern))
-    with torch.no_grad():
-        model.hidden(tokens, interventions=interventions)
+    run_model(model, tokens, interventions=interventions)
     return torch.stack(scores)
 
 
@@ -223,8 +243,13 @@ def _longest(config: TransformerConfig) -> int | None:
     return config.context if config.position in ("learned", "shortformer") else None
 
 
+def _random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(whole_number("seed", seed, 0, MOST_SEED))
+
+
 def _middle(vocab: int, least: int) -> tuple[int, int]:
     """Bounds of the middle 80% of the ids, at least so many."""
+    whole_number("vocab", vocab, 1)
     low, high = vocab // 10, vocab - vocab // 10
     if high - low < least:
         raise InputError(f"vocab: {vocab} tokens are too few to draw random ones from")

@@ -33,18 +33,36 @@ def write_page(
     *,
     exemplars: Mapping[str, Groups] | None = None,
 ) -> Path:
-    """Write the report page: one file that asks nothing of any network.
+    """Write the page that `page_text` gives, whole or not at all.
+
+    Raises:
+        InputError: as `page_text`, the disk full or the folder not writable.
+    """
+    page = page_text(study, table, rows, family, exemplars=exemplars)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # the name of a folder need not be UTF-8
+    return Path(path)
+
+
+def page_text(
+    study: Study,
+    table: dict[str, list[Panel]],
+    rows: Sequence[Row],
+    family: Sequence[tuple[str, list[Panel]]],
+    *,
+    exemplars: Mapping[str, Groups] | None = None,
+) -> str:
+    """The report page as HTML: one file that asks nothing of any network.
 
     Args:
         study: what is reported on.
         table: by model, one panel for each row of the Model Analysis Table.
         rows: what each row shows and how to read it.
         family: (heading, panels) of each group of further figures.
-        path: of the HTML file.
         exemplars: by run on exemplars, (heading, panels) of each group of its section.
 
     Raises:
-        InputError: a model or run without its panels, the disk full or the folder not writable.
+        InputError: a model or run without its panels, a number that JSON cannot hold.
     """
     blob = Blob()
     data = manifest(study, table, rows, family, exemplars or {}, blob)
@@ -59,10 +77,7 @@ def write_page(
         "script": script,
     }
     # in one pass: a name in the data that looks like a placeholder stays what it is
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")  # the name of a folder need not be UTF-8
-    return Path(path)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
 
 
 def read_script(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,6 +24,7 @@ from icl_fast.models import (
     no_clamps,
     stack_clamps,
 )
+from icl_fast.models.members import MemberLinear
 
 FEW_PAIRS = SequenceConfig(labels_per_class=2, zipf=1.0)
 MANY_PAIRS = SequenceConfig(pairs=4, burstiness=2, p_bursty=0.5, labels_per_class=2)
@@ -257,13 +257,14 @@ def test_rare_exemplars_are_embedded_where_they_are_used(monkeypatch: pytest.Mon
 
 def counted_rows(model: ExemplarTransformer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
-    forward: Callable[[Tensor], Tensor] = model.embed_exemplar.forward
+    forward = MemberLinear.forward
 
-    def counting(x: Tensor) -> Tensor:
-        rows.append(x.shape[:-1].numel())
-        return forward(x)
+    def counting(module: MemberLinear, x: Tensor) -> Tensor:
+        if module is model.embed_exemplar:
+            rows.append(x.shape[:-1].numel())
+        return forward(module, x)
 
-    monkeypatch.setattr(model.embed_exemplar, "forward", counting)
+    monkeypatch.setattr(MemberLinear, "forward", counting)
     return rows
 
 
@@ -274,14 +275,21 @@ def test_a_diverged_model_shows() -> None:
         model.unembed.weight[0, 0, 0] = torch.nan
     found = evaluate_strategies(model, exemplars.features.double(), sets[:1])
     assert found[sets[0].name].loss.isnan().all()
+    assert found[sets[0].name].accuracy.isnan().all()  # the largest of NaN is no answer
 
 
 def test_what_does_not_fit_is_refused() -> None:
     exemplars, sets = world(FEW_PAIRS)
     model = made_model(FEW_PAIRS, exemplars)
-    with pytest.raises(InputError, match="features"):
-        evaluate_strategies(model, exemplars.features[..., :3].double(), sets)
+    good = exemplars.features.double()
+    for features in (good[..., :3], good[0], good.float(), good.long(), good.numpy(), None):
+        with pytest.raises(InputError, match=r"^features: must be torch.float64 \[K,E,F=6\], got "):
+            evaluate_strategies(model, features, sets)  # type: ignore[arg-type]
+    for other in (None, "model", torch.nn.Linear(2, 2)):
+        with pytest.raises(InputError, match=r"^model: must be a ExemplarTransformer"):
+            evaluate_strategies(other, good, sets)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="evaluator train"):
         evaluate_strategies(model, exemplars.features.double(), world(MANY_PAIRS)[1])
-    with pytest.raises(InputError, match="chunk"):
-        evaluate_strategies(model, exemplars.features.double(), sets, chunk=0)
+    for chunk in (0, 1.5):
+        with pytest.raises(InputError, match=r"^chunk: must be"):
+            evaluate_strategies(model, good, sets, chunk=chunk)  # type: ignore[arg-type]

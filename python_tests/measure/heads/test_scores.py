@@ -283,7 +283,7 @@ def test_bad_input() -> None:
         previous_token_scores(model, torch.zeros(3, 8, dtype=torch.int64))
     with pytest.raises(InputError, match="0 asked for"):
         previous_token_scores(model, torch.zeros(3, 8, dtype=torch.int64), examples=0)
-    with pytest.raises(InputError, match="tokens holds 50"):
+    with pytest.raises(InputError, match="text holds 50"):
         previous_token_scores(model, torch.full((10, 8), 50))
 
 
