@@ -153,7 +153,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--graft", "last"], "must be STEP:PARTS"),
         (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
         (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
-        (["evaluate", "--ckpt", run, "--graft", "6:embed+embed"], "part embed: is named twice"),
+        (["evaluate", "--ckpt", run, "--graft", "6:embed+embed"], "embed asked for more than once"),
         (["evaluate", "--ckpt", run, "--graft", ":embed"], "must be STEP:PARTS"),
         (["evaluate", "--ckpt", run, "--clamp", "match", "--clamp", "match"], "--clamp: match is given twice"),
         (["evaluate", "--ckpt", run, "--clamp", ""], "--clamp: an empty value"),
