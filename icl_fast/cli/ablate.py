@@ -98,7 +98,7 @@ def ablate(
     if heads == "none":
         refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
-        refuse_with("--plan", {"--out": out, "--member": member})
+        refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     on_text = {
         "positions": positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from math import inf, isfinite
@@ -34,9 +35,8 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before cl
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value) or "\0" in str(value):
             self.fail(f"{value!r} is no path; give one", param, ctx)
-        try:
-            path = Path(value).expanduser()
-        except RuntimeError:
+        path = Path(os.path.expanduser(value))
+        if str(value).startswith("~") and str(path).startswith("~"):
             self.fail(f"{value}: there is no such user, or it has no home folder; write the path in full", param, ctx)
         try:
             if stat.S_IFMT(mode := path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
