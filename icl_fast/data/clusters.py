@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.data.exemplar_files import read_array
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 from icl_fast.models import load_snapshot
 
 _CHUNK = 4096  # points whose similarities to all centroids are held at once
@@ -49,18 +51,23 @@ def cluster_embeddings(
         InputError: embeddings of another shape, not finite or zero; too few tokens, or too few clusters that are large
             enough.
     """
+    classes, exemplars = whole_number("classes", classes, 2), whole_number("exemplars", exemplars, 1)
+    iterations, seed = whole_number("iterations", iterations, 1), whole_number("seed", seed, 0, MOST_SEED)
+    count = classes * 3 // 2 if clusters is None else whole_number("clusters", clusters)
     matrix, source = _matrix(embeddings)
     first, last = tokens or (0, len(matrix) - 1)
     if not 0 <= first <= last < len(matrix):
         raise InputError(f"tokens: {first} to {last} are not among the {len(matrix)} tokens 0 to {len(matrix) - 1}")
     if names and len(names) != len(matrix):
         raise InputError(f"names: must be {len(matrix)}, one a token, got {len(names)}")
-    if classes < 2 or exemplars < 1 or iterations < 1:
-        raise InputError(f"classes {classes}, exemplars {exemplars}, iterations {iterations}: must be 2, 1, 1 or more")
-    count = classes * 3 // 2 if clusters is None else clusters
     used = matrix[first : last + 1]
     if not classes <= count <= len(used):
         raise InputError(f"clusters: must be at least {classes} classes and at most {len(used)} tokens, got {count}")
+    if classes * (exemplars + 1) > len(used):
+        raise InputError(
+            f"classes {classes} of more than {exemplars} exemplars: there are {len(used)} tokens; lower one"
+        )
+    check_fits(8 * count * (_CHUNK + used.shape[1]), f"clusters: {count}")
     lengths = used.norm(dim=1, keepdim=True)
     if bool((lengths == 0).any()):
         token = first + int((lengths == 0).flatten().nonzero()[0])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, regular_file
@@ -63,7 +64,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     if "labels" in arrays:
         features, names = _by_label(path, features, arrays["labels"], exemplars)
     elif exemplars is not None:
-        if features.ndim < 3 or not 1 <= exemplars <= features.shape[1]:
+        if not 1 <= whole_number("exemplars", exemplars) <= features.shape[1]:
             raise InputError(f"exemplars: {exemplars} of each class are not in {path}, {name} {list(features.shape)}")
         features = features[:, :exemplars]
     image: tuple[int, int] | None = None
@@ -111,8 +112,8 @@ def stack_classes(where: object, groups: Sequence[tuple[str, int]], exemplars: i
     """
     if len(groups) < 2:
         raise InputError(f"{where}: holds {len(groups)} classes, needs 2 or more")
-    if exemplars is not None and exemplars < 1:
-        raise InputError(f"exemplars: must be 1 or more, got {exemplars}")
+    if exemplars is not None:
+        exemplars = whole_number("exemplars", exemplars, 1)
     least, most = min(groups, key=lambda group: group[1]), max(groups, key=lambda group: group[1])
     if exemplars is None and least[1] != most[1]:
         raise InputError(
@@ -140,7 +141,7 @@ def _by_label(
 
 
 def _arrays(path: Path) -> Arrays:
-    regular_file(path, "exemplars")
+    regular_file(path, "path")
     if path.suffix.lower() in (".h5", ".hdf5"):
         return _h5(path)
     if path.suffix.lower() != ".npz":

@@ -68,7 +68,7 @@ def test_no_home(variable: str, monkeypatch: pytest.MonkeyPatch, digest: Callabl
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    with pytest.raises(InputError, match="^cache: this user has no home folder to keep it in; set ICL_FAST_CACHE"):
+    with pytest.raises(InputError, match=r"^cache: this user has no home folder to keep it in; set ICL_FAST_CACHE"):
         digest()
 
 
