@@ -9,7 +9,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress, sweep_progress
+from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ def ablate(
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
+    if heads == "none":
+        refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
-        refuse_with("--plan", {"--out": out, "--member": member})
+        refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     on_text = {
         "positions": positions,
@@ -116,10 +118,7 @@ def ablate(
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
-    from icl_fast.measure.ablation import UNABLATED
 
-    if heads == UNABLATED:
-        refuse_with("--heads none", {"--mode": mode, "--replacement": replacement, "--preserve-heads": preserve_heads})
     if mode == "full":
         refuse_with("--mode full", {"--preserve-heads": preserve_heads})
     chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}
@@ -127,7 +126,7 @@ def ablate(
     if only_plan:
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
-    with advice_on_interrupt("the same command goes on from there"), sweep_progress(series.name) as update:
+    with sweep_progress(series.name) as update:
         store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))
     echo(f"results in {store}")
@@ -164,7 +163,7 @@ def _ablate_exemplars(
     if only_plan:
         print_exemplar_plan(measured, plan)
         return
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update:
         store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
     print_exemplar_ablations(open_results(store), member)
     echo(f"results in {store}")

@@ -35,6 +35,11 @@ class Interrupted(Failure):
     exit_code = 130
 
 
+def stopped(error: KeyboardInterrupt, advice: str = "the same command goes on from there") -> Interrupted:
+    """The end after Ctrl-C: where the work was, and what to do to go on with it."""
+    return Interrupted(f"{str(error) or 'stopped'}; {advice}")
+
+
 class Commands(click.Group):
     """A group whose commands report mistakes in one line that names the option as it was typed."""
 
@@ -65,7 +70,7 @@ def one_line() -> Iterator[None]:
     except click.ClickException:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted(str(error) or "interrupted") from error
+        raise stopped(error) from error
     except Exception as error:
         if (message := _foreseen(error)) is None:
             raise
@@ -103,12 +108,12 @@ def _usage(error: click.UsageError) -> str:
 
 def _as_typed(message: str, params: Sequence[click.Parameter]) -> str:
     """A message that begins with the name of a Python argument, with that of its option instead."""
-    first = re.match(r"\w+(?=:)", message)
-    for param in params:
-        name = _name(param)
-        if first and isinstance(param, click.Option) and first[0] in (param.name, name.strip("-").replace("-", "_")):
-            return name + message[first.end() :]
-    return message
+    options = [(_name(param), str(param.name)) for param in params if isinstance(param, click.Option)]
+    named = {f"{name.strip('-').replace('-', '_')}s": name for name, _ in options}  # of several, the option names one
+    named |= {argument: name for name, argument in options}
+    named |= {name.strip("-").replace("-", "_"): name for name, _ in options}
+    first, colon, rest = message.partition(":")
+    return f"{named.get(first, first)}{colon}{rest}"
 
 
 def _name(param: click.Parameter) -> str:

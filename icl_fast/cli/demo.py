@@ -10,7 +10,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
-from icl_fast.cli.progress import advice_on_interrupt, sweep_progress, training_progress
+from icl_fast.cli.progress import sweep_progress, training_progress
 from icl_fast.cli.tasks import repair_option
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     started = time.monotonic()
     results: list[DemoResult] = []
     for seed in range(seeds):
-        with advice_on_interrupt("the same command goes on from there"):
-            result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress, repair=repair)
+        result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress, repair=repair)
         print_demo(result)
         echo(f"figure: {result.figure[0]}")
         results.append(result)

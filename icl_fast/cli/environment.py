@@ -37,9 +37,8 @@ def settle() -> None:
 def own_process() -> None:
     """What only a process that does nothing else may change: SIGTERM ends it as Ctrl-C does, no warning is an error."""
     for number in (signal.SIGINT, signal.SIGTERM, _ALARM):
-        if (
-            number is not None and signal.getsignal(number) is not signal.SIG_IGN
-        ):  # as it is in the background of some shells
+        # ignored it is in the background of some shells
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")  # packages warn of what nobody can put right here

@@ -9,7 +9,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, snapshot_progress
+from icl_fast.cli.progress import counting, snapshot_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def evaluate(
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update:
         target = run(
             series,
             out=out,
@@ -111,7 +111,7 @@ def _evaluate_strategies(
 
     with counting("rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
-    with advice_on_interrupt("the same command goes on from there"), snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update:
         target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, repair=repair, on_snapshot=update)
     results = open_results(target)
     print_strategies(results)

@@ -8,8 +8,8 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
-from icl_fast.cli.progress import advice_on_interrupt, sweep_progress
-from icl_fast.cli.tasks import repair_option, require
+from icl_fast.cli.progress import sweep_progress
+from icl_fast.cli.tasks import check_out, repair_option, require
 
 
 @click.command()
@@ -44,19 +44,19 @@ def pca(
     from icl_fast.studies.pca import pca_of_runs
 
     for run in runs:
+        check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
-    with advice_on_interrupt("the same command goes on from there"):
-        found, figure = pca_of_runs(
-            runs,
-            out,
-            lambda name: sweep_progress(name, "losses of"),
-            components=components,
-            snapshots=snapshots,
-            examples=examples,
-            memory=memory,
-            device=device,
-            repair=repair,
-        )
+    found, figure = pca_of_runs(
+        runs,
+        out,
+        lambda name: sweep_progress(name, "losses of"),
+        components=components,
+        snapshots=snapshots,
+        examples=examples,
+        memory=memory,
+        device=device,
+        repair=repair,
+    )
     print_pca(found)
     echo(f"results in {out}")
     echo(f"figure: {figure[0]}")

@@ -19,15 +19,6 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 
 @contextmanager
-def advice_on_interrupt(advice: str) -> Iterator[None]:
-    """Adds to the message of Ctrl-C how to continue."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; {advice}") from None
-
-
-@contextmanager
 def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgress], None]]:
     """Shows loss, ICL score so far, tokens/s and time left of a training run."""
     with _bar(f"training {name}", steps) as show:

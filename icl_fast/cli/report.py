@@ -12,7 +12,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
-from icl_fast.cli.progress import advice_on_interrupt, counting
+from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
 
@@ -101,13 +101,12 @@ def report(
         repair=repair,
         **chosen,
     )
-    with advice_on_interrupt("the same command goes on from there"):
-        found = read_claims(claims) if claims is not None else []
-        reading = [*read_texts(distinct("--text", texts)), *default_texts()]
-        study = collect(runs, reading, options, counting, title=title, claims=found)
-        measured = time.monotonic()
-        with counting("drawing") as show:
-            page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
+    found = read_claims(claims) if claims is not None else []
+    reading = [*read_texts(distinct("--text", texts)), *default_texts()]
+    study = collect(runs, reading, options, counting, title=title, claims=found)
+    measured = time.monotonic()
+    with counting("drawing") as show:
+        page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     print_study(study)
     echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from icl_fast.cli.commands import Commands
+from icl_fast.cli.commands import Commands, stopped
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import (
     COUNT,
@@ -19,7 +19,7 @@ from icl_fast.cli.parameters import (
     parse_numbers,
     parse_sizes,
 )
-from icl_fast.cli.progress import advice_on_interrupt, counting
+from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import repair_option
 from icl_fast.errors import InputError
 
@@ -78,7 +78,7 @@ def phase_change(
 
     held = [parse_letters("--clamp", clamp) for clamp in clamps]
     distinct("--clamp", [letters or "none" for letters in held])
-    with advice_on_interrupt(_STOPPED):
+    try:
         found = phase_change_study(
             out,
             counting,
@@ -94,6 +94,8 @@ def phase_change(
             device=str(resolve_device(device)),
             repair=repair,
         )
+    except KeyboardInterrupt as error:
+        raise stopped(error, _STOPPED) from error
     print_phase_change(*found.results.values())
     _print_files(found.stores, found.figures)
 
@@ -160,7 +162,7 @@ def coopetition(
     base = Setting(dims=(sizes[0], sizes[1], sizes[2], sizes[3]), clamped=clamped)
     grid = {"mu": mu, "alpha": alpha, "lr": lr, "scale": scale}
     values = {name: parse_numbers(f"--{name}", text) for name, text in grid.items()}
-    with advice_on_interrupt(_STOPPED):
+    try:
         found = coopetition_study(
             out,
             counting,
@@ -174,6 +176,8 @@ def coopetition(
             device=str(resolve_device(device)),
             repair=repair,
         )
+    except KeyboardInterrupt as error:
+        raise stopped(error, _STOPPED) from error
     print_coopetition(found.results[""])
     _print_files(found.stores, found.figures)
 

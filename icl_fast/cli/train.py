@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icl_fast.cli.commands import stopped
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
-from icl_fast.cli.progress import advice_on_interrupt, counting, population_progress, training_progress
+from icl_fast.cli.progress import counting, population_progress, training_progress
 
 if TYPE_CHECKING:
     from icl_fast.runs import ExemplarRunConfig, TextRunConfig
-
-_ADVICE = "go on with --resume"
 
 
 @click.command()
@@ -37,10 +36,18 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
 
     Ctrl-C saves the state and stops; the same command with --resume continues, on CPU to the same bits.
     """
+    folder = out if out is not None else Path("runs") / config.stem
+    try:
+        _train(config, overrides, clamps, folder, resume)
+    except KeyboardInterrupt as error:
+        begun = (folder / "config.yaml").exists()
+        raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
+
+
+def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], folder: Path, resume: bool) -> None:
     from icl_fast.errors import InputError
     from icl_fast.runs import ExemplarRunConfig, load_config
 
-    folder = out if out is not None else Path("runs") / config.stem
     parsed = load_config(config, overrides)
     if distinct("--clamp", clamps):
         if not isinstance(parsed, ExemplarRunConfig):
@@ -55,7 +62,7 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
 def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
     from icl_fast.training import train as run
 
-    with advice_on_interrupt(_ADVICE), training_progress(folder.name, config.training.steps) as update:
+    with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
     echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
@@ -67,7 +74,6 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
     from icl_fast.training import train as run
 
     with (
-        advice_on_interrupt(_ADVICE),
         counting("rendering glyphs") as rendering,
         population_progress(folder.name, config.training.steps) as update,
     ):

@@ -49,6 +49,7 @@ def wiring(
 
     require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
     check_out(ckpt, out)
+    check_out(ckpt, figures, "--figures")
     step = chosen_snapshots(ckpt, snapshot, "last", "--snapshot")
     if step != "last" and not step.isdecimal():
         raise InputError(f"--snapshot: {step} is not one snapshot; give a step, or last")

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import shown, whole_number
+from icl_fast.arguments import listed, shown, whole_numbers
 from icl_fast.errors import InputError
 
 LAYER_SITES = [
@@ -143,7 +143,8 @@ class Intervention:
         """
         if not callable(function):
             raise InputError(f"intervention at {site!r}: function must be one, got {shown(function)}")
-        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, tuple(reads))
+        read = tuple(listed(f"intervention at {site!r}: reads", reads))
+        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, read)
 
     @property
     def everywhere(self) -> bool:
@@ -316,11 +317,7 @@ def _indices(
 def _whole_numbers(argument: str, values: Iterable[int] | None) -> _Indices:
     if values is None:
         return None
-    try:
-        items = list(values)
-    except TypeError:
-        raise InputError(f"{argument}: must be a list of whole numbers, got {shown(values)}") from None
-    indices = tuple(whole_number(argument, item) for item in items)
+    indices = tuple(whole_numbers(argument, values))
     if len(set(indices)) < len(indices):
         raise InputError(f"{argument} holds a number twice: {shown(indices)}; once is enough")
     return indices

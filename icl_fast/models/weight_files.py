@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error, parse_json, regular_file
+from icl_fast.files import atomic_write, parse_json, regular_file
 from icl_fast.memory import check_fits
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,7 +35,7 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
     for name, weight in weights.items():
         if weight.is_meta:
             raise InputError(f"snapshot {path}: {name} is on the meta device, which holds no numbers")
-    _check_numbers(path, weights, weights)
+    check_numbers(path, weights, weights)
     first: dict[tuple[Any, ...], str] = {}
     for name, weight in weights.items():
         first.setdefault(_place(weight), name)
@@ -46,7 +48,8 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
             # one entry: safetensors writes several in an order that changes from call to call
             save_file(kept, temporary, metadata={kind: json.dumps(header)})
         except SafetensorError as error:  # its wrapper of the I/O error hides the number
-            raise disk_error(path, OSError(28 if "os error 28" in str(error) else 5, str(error))) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def read_header(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -88,7 +91,7 @@ def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
                 raise InputError(f"snapshot {path}: {name} is {str(shape)[:_LONGEST_SHOWN]}, its config says {wanted}")
         check_fits(Path(path).stat().st_size, f"snapshot {path}")
         weights = {name: file.get_tensor(name) for name in written}
-    _check_numbers(path, weights, expected)
+    check_numbers(path, weights, expected)
     module.load_state_dict(weights | {name: weights[other] for name, other in ties.items()}, assign=True)
     for name, other in ties.items():
         parent, _, last = name.rpartition(".")
@@ -96,7 +99,12 @@ def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
     module.requires_grad_(True).eval()
 
 
-def _check_numbers(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_numbers(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not floating-point numbers of one type, or not finite.
+
+    Args:
+        expected: by the same names, what they are to be: those that are no floating-point numbers are counts.
+    """
     kind = next((weight.dtype for weight in weights.values() if weight.dtype in _FLOATS), torch.float32)
     for name, weight in weights.items():
         if weight.dtype != (kind if expected[name].is_floating_point() else expected[name].dtype):

@@ -3,6 +3,7 @@
 In place of torch.library.custom_op, which gives zeros in forward mode and fails under torch.func.grad.
 """
 
+# mypy: disable-error-code="no-untyped-call,attr-defined"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
 from icl_fast.ops._validate import autocast_is_on
@@ -65,15 +66,21 @@ def derivative_of_backward(plain: Body) -> tuple[Body, Body, Body]:
 
 
 def _differentiable(op: Any, save: Body, backward: Body, plain: Body) -> Body:
-    names = {"forward": _below_autograd(op), "setup_context": save, "backward": backward}
-    # of one level: torch's dispatcher calls this once for every transform the call stands in
-    function: Any = type(op.name(), (_SingleLevelFunction,), {name: staticmethod(f) for name, f in names.items()})
+    compute = _below_autograd(op)
+
+    def forward(*inputs: Any) -> Any:
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):  # of the transforms around this one
+            return compute(*inputs)
+
+    methods = {"forward": forward, "setup_context": save, "backward": backward}
+    # of one level: torch's dispatcher calls this once for every transform around the call
+    function: Any = type(op.name(), (_SingleLevelFunction,), {name: staticmethod(f) for name, f in methods.items()})
 
     def autograd(*inputs: Any) -> Any:
         if _has_tangent(inputs):
             return _without_autocast(plain)(*inputs)
         if not _asks_gradient(inputs):
-            return function.forward(*inputs)
+            return compute(*inputs)
         with enable_single_level_autograd_function():
             return function.apply(*inputs)
 
@@ -107,7 +114,9 @@ def _asks_gradient(inputs: Sequence[Any]) -> bool:
 
 def _has_tangent(inputs: Sequence[Any]) -> bool:
     """Whether a forward-mode derivative is carried by any of them."""
-    return any(isinstance(value, Tensor) and unpack_dual(value).tangent is not None for value in inputs)
+    floating = (value for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
+    # by its level, of which torch has one: where a compiled function is traced, unpack_dual does not find it
+    return any(unpack_dual(value, level=0).tangent is not None for value in floating)
 
 
 def _without_autocast(body: Body) -> Body:

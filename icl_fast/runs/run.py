@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error, parse_json, read_json, regular_file, sha256, sweep
+from icl_fast.files import (
+    atomic_write,
+    disk_error,
+    is_temporary,
+    locked,
+    parse_json,
+    read_json,
+    regular_file,
+    sha256,
+    sweep,
+)
 from icl_fast.models import ExemplarTransformer, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
@@ -21,6 +33,9 @@ from icl_fast.runs.text_config import TextRunConfig
 _SNAPSHOT_NAME = re.compile(r"step_([0-9]{8})\.safetensors")
 _SHA256 = re.compile("[0-9a-f]{64}")
 CONFIG, TOKENIZER, LOG, STATE, MANIFEST = "config.yaml", "tokenizer.json", "log.jsonl", "optimizer.pt", "manifest.json"
+_LOCK = ".lock-training"
+# what else a run has written before its first state
+_EARLY = (CONFIG, TOKENIZER, LOG, "snapshots/step_00000000.safetensors")
 
 
 class Run:
@@ -111,19 +126,30 @@ class Run:
             )
         return path
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Keeps other processes from training here meanwhile.
+
+        Raises:
+            InputError: another process does, or the folder cannot be written.
+        """
+        return locked(self.path / _LOCK, f"run folder {self.path}")
+
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Check that a run with this config can start here or, with `resume`, continue.
 
+        A run that was killed before its first state was saved is no hindrance to another, nor to its own start.
+
         Raises:
-            InputError: the folder is not empty; with `resume`: it holds no run, or one with another config.
+            InputError: the folder holds something else; with `resume`: it holds no run, or one with another config.
         """
-        if not resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise InputError(f"run folder {self.path}: exists and is not empty; use --resume or another --out")
-        elif not self.exists:
-            raise InputError(f"--resume: {self.path} holds no run to resume; leave --resume out to begin one")
-        elif differing := differing_keys(self.config, config):
-            raise InputError(f"--resume: {self.path} was begun with other values of {', '.join(differing)}")
+        if resume and self.exists:
+            if differing := differing_keys(self.config, config):
+                raise InputError(f"--resume: {self.path} was begun with other values of {', '.join(differing)}")
+        elif resume:
+            if not self._is_half_begun() or set(os.listdir(self.path)) <= {_LOCK}:
+                raise InputError(f"--resume: {self.path} holds no run to resume; leave --resume out to begin one")
+        elif self.path.exists() and not self._is_half_begun():
+            raise InputError(f"run folder {self.path}: exists and is not empty; use --resume or another --out")
 
     def begin(self, config: RunConfig, *, resume: bool, tokenizer_json: str | None = None) -> dict[str, Any] | None:
         """Start a run here, or continue the one that is here.
@@ -135,28 +161,47 @@ class Run:
             The state saved last, or None where the run starts from scratch.
 
         Raises:
-            InputError: as `check`; the folder cannot be written; the saved state is damaged, or belongs to another
-                corpus.
+            InputError: as `check`; the folder cannot be written; the saved state is damaged or gone, or belongs to
+                another corpus.
         """
         self.check(config, resume=resume)
-        if not resume:
-            # config.yaml comes last, so that a folder that has one is a run that can be resumed
-            files = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
-            files[CONFIG] = config.to_yaml()
-            for name, text in files.items():
-                with atomic_write(self.path / name) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
-            self.note(*files)
-            return None
-        if tokenizer_json is not None and self.tokenizer_json() != tokenizer_json:
-            corpus = self.text_config.data.corpus
-            raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
-        unlisted = [
-            name for name in (CONFIG, TOKENIZER) if (self.path / name).is_file() and name not in self.manifest()
-        ]
-        if unlisted:  # a kill came between them and their lines
-            self.note(*unlisted)
-        return self.load_state()
+        # config.yaml comes last, so that a folder that has one is a run that can be resumed
+        files = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
+        files[CONFIG] = config.to_yaml()
+        if resume and self.exists:
+            if tokenizer_json is not None and self.tokenizer_json() != tokenizer_json:
+                corpus = self.text_config.data.corpus
+                raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
+            state = self.load_state()
+            if state is None:
+                if self.snapshot_steps()[1:]:
+                    raise InputError(f"--resume: {self.path} has snapshots, but {STATE} is gone; start it anew")
+                self.note(*files)
+            return state
+        for name in _EARLY:
+            (self.path / name).unlink(missing_ok=True)
+        # the manifest comes first: by it they are known as ours, whenever the process is killed
+        self._write_manifest({name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()})
+        for name, text in files.items():
+            with atomic_write(self.path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return None
+
+    def _is_half_begun(self) -> bool:
+        """Whether the folder holds nothing, or nothing but what a run has written that has no state yet."""
+        if not self.path.is_dir():
+            return False
+        paths = [*self.path.glob("*"), *self.path.glob("snapshots/*")]
+        names = {path.relative_to(self.path).as_posix() for path in paths if not is_temporary(path.name)}
+        names -= {_LOCK, "snapshots"}
+        if not names:
+            return True
+        try:
+            noted = self.manifest()
+        except InputError:
+            return False
+        unlike = [name for name in names & {CONFIG, TOKENIZER} if noted.get(name) != sha256(self.path / name)]
+        return names <= {MANIFEST, *_EARLY} and CONFIG in noted and not unlike
 
     def snapshot_path(self, step: int) -> Path:
         """The file of the snapshot after `step` steps."""
@@ -243,12 +288,22 @@ class Run:
         return None
 
     def append_log(self, record: dict[str, Any]) -> None:
-        """Add a line to log.jsonl."""
+        """Add a line to log.jsonl, or none of it.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        path = self.path / LOG
         try:
-            with open(self.path / LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            end = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError:
+                os.truncate(path, end)
+                raise
         except OSError as error:
-            raise disk_error(self.path / LOG, error) from error
+            raise disk_error(path, error) from error
 
     def read_log(self) -> list[dict[str, Any]]:
         """All complete lines of log.jsonl; a last line that a killed run left incomplete is skipped.
@@ -316,7 +371,7 @@ class Run:
 
     def _write_manifest(self, entries: dict[str, str]) -> None:
         with atomic_write(self.path / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()

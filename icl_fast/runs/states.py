@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save({**state, _DIGEST: _digest(state)}, file)
+            torch.save(_interned({**state, _DIGEST: _digest(state)}), file)
         except RuntimeError as error:  # torch wraps what the file raised, such as a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
@@ -96,6 +97,15 @@ def _demand(holds: bool, source: str, problem: str) -> None:
 
 def _kind(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _interned(value: Any) -> Any:
+    """The same for pickle, which writes text that is one object once: equal states give equal bytes."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if type(value) is dict:
+        return {_interned(key): _interned(one) for key, one in value.items()}
+    return type(value)(map(_interned, value)) if type(value) in (list, tuple) else value
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -57,7 +57,8 @@ def train(
 
     Args:
         config: what to train.
-        out: the run folder; it must not exist, or be empty, unless `resume`.
+        out: the run folder; it must not exist, or be empty, unless `resume`; a run in it that was killed before its
+            first state was saved begins anew.
         resume: continue from the last saved state of `out`, whose config must be the same.
         interventions: on exemplars: what is forced besides the clamps, in training and evaluation: zeros and functions
             of the value, with the members folded into the examples. They need the plain engine, and are not kept in
@@ -71,8 +72,9 @@ def train(
 
     Raises:
         InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them;
-            interventions that the model does not have, or for a run on text; `out` is not empty or holds another run;
-            the disk is full; the loss is not finite. The folder then holds the state of the last save.
+            interventions that the model does not have, or for a run on text; `out` holds something else, or
+            another process is training there; the disk is full; the loss is not finite. The folder then holds the state
+            of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
     if isinstance(config, TextRunConfig):
@@ -80,27 +82,28 @@ def train(
         if interventions:
             raise InputError("interventions: are for training on exemplars; this config trains on text")
     run = Run(out)
-    run.check(config, resume=resume)  # before anything that takes long
-    trainer: Trainer
-    if isinstance(config, TextRunConfig):
-        trainer = TextTrainer(config, on_progress)
-    else:
-        trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
-    state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
-    if state is not None:
-        trainer.load_state(state, str(run.state_path))
-    run.cut_log(-1 if state is None else trainer.step)
-    recorded = None if state is None else trainer.step
-    with interruptible() as interrupted:
-        while True:
-            if trainer.step != recorded:
-                trainer.record(run)
-                recorded = trainer.step
-            if interrupted.is_set():
-                run.save_state(trainer.state())
-                raise KeyboardInterrupt(f"stopped after step {trainer.step} of {trainer.steps}, its state is saved")
-            if trainer.step == trainer.steps:
-                break
-            trainer.advance(interrupted.is_set)
-    run.finish()
+    with run.writing():
+        run.check(config, resume=resume)  # before anything that takes long
+        trainer: Trainer
+        if isinstance(config, TextRunConfig):
+            trainer = TextTrainer(config, on_progress)
+        else:
+            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
+        state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
+        if state is not None:
+            trainer.load_state(state, str(run.state_path))
+        run.cut_log(-1 if state is None else trainer.step)
+        recorded = None if state is None else trainer.step
+        with interruptible() as interrupted:
+            while True:
+                if trainer.step != recorded:
+                    trainer.record(run)
+                    recorded = trainer.step
+                if interrupted.is_set():
+                    run.save_state(trainer.state())
+                    raise KeyboardInterrupt(f"stopped after step {trainer.step} of {trainer.steps}, its state is saved")
+                if trainer.step == trainer.steps:
+                    break
+                trainer.advance(interrupted.is_set)
+        run.finish()
     return run

@@ -49,7 +49,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
             2,
             "error: runs/x: the disk is full; free some space or write elsewhere, then run it again",
         ),
-        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (KeyboardInterrupt(), 130, "error: stopped; the same command goes on from there"),
     ],
     ids=["input", "two lines", "disk full", "interrupt"],
 )

@@ -274,6 +274,7 @@ EXEMPLAR_CHANGES: dict[str, Callable[[Any], Any]] = {
     "hook on the model": lambda m: m.register_forward_hook(sharpen),
     "hook on the encoder": lambda m: m.embed_exemplar.register_forward_hook(sharpen),
     "norm": lambda m: setattr(m, "final_norm", nn.Identity()),
+    "adapter": lambda m: setattr(m, "unembed", nn.Sequential(m.unembed, nn.Tanh())),
     "activation": lambda m: m.blocks[1].mlp.__setitem__(1, nn.ReLU()),
     "forward": lambda m: None,
 }
@@ -293,6 +294,7 @@ def test_exemplar_models_are_called_or_refused(name: str, evaluator: EvaluationS
     measured = MeasuredModel(model, FEATURES, evaluator)
     plain = measured.means().loss
     EXEMPLAR_CHANGES[name](model)
+    assert torch.equal(MeasuredModel(model, FEATURES, evaluator).means().loss, measured.means().loss)
     shown = evaluator.sequences
     exemplars = FEATURES[shown.classes, shown.exemplars].expand(2, -1, -1, -1)
     labels, target = shown.labels.expand(2, -1, -1), shown.target.expand(2, -1)
