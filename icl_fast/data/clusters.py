@@ -11,9 +11,10 @@ from torch import Tensor
 from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.data.exemplar_files import read_array
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
-from icl_fast.models import load_snapshot
+from icl_fast.models import Transformer, load_snapshot
 
 _CHUNK = 4096  # points whose similarities to all centroids are held at once
 _SPLIT = 1 / 1024  # how far, relatively, the two halves of a split cluster move apart
@@ -142,16 +143,24 @@ def _outermost(assigned: Tensor, similarity: Tensor, cluster: int, count: int) -
 
 
 def _matrix(embeddings: Tensor | str | Path) -> tuple[Tensor, str]:
+    source = "token embeddings"
     if isinstance(embeddings, Tensor):
-        matrix, source = embeddings, "token embeddings"
-    elif Path(embeddings).suffix == ".safetensors":
-        matrix, source = load_snapshot(embeddings).model.embed.weight, f"token embeddings of {Path(embeddings).name}"
+        matrix = embeddings
     else:
-        matrix = torch.from_numpy(read_array(embeddings, "embeddings"))
-        source = f"token embeddings of {Path(embeddings).name}"
+        source += f" of {printable(Path(Path(embeddings).name))}"
+        matrix = _of_file(embeddings)
     matrix = matrix.detach().cpu().float()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise InputError(f"embeddings: must be [V,F], got {list(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise InputError(f"embeddings: token {int((~torch.isfinite(matrix)).any(1).nonzero()[0])} is not finite")
     return matrix, source
+
+
+def _of_file(path: str | Path) -> Tensor:
+    if Path(path).suffix != ".safetensors":
+        return torch.from_numpy(read_array(path, "embeddings"))
+    model = load_snapshot(path).model
+    if not isinstance(model, Transformer):
+        raise InputError(f"snapshot {path}: is of a model on exemplars, which has no token embeddings")
+    return model.embed.weight

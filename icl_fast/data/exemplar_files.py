@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from icl_fast.arguments import whole_number
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, regular_file
 from icl_fast.memory import check_fits
@@ -78,6 +79,8 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     base = arrays.get("base", np.arange(len(features)))
     if base.dtype.kind not in "iu":
         raise InputError(f"{path}: base must be integers, is {base.dtype}")
+    is_said = "source" in arrays and arrays["source"].ndim == 0
+    source = _text(arrays["source"][()]) if is_said else printable(Path(path.name))
     if "names" in arrays:
         names = tuple(map(_text, arrays["names"].ravel()))
     try:
@@ -86,7 +89,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
             torch.from_numpy(base.astype(np.int64)),
             names,
             image,
-            _text(arrays["source"][()]) if "source" in arrays and arrays["source"].ndim == 0 else path.name,
+            source,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
