@@ -73,7 +73,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("train {config} --set data.corpus=/nowhere", "/nowhere"),
         ("train {config} --out {run}", "exists and is not empty; use --resume or another --out"),
         ("train {config} --out {empty} --resume", "holds no run to resume"),
-        ("train {nothing}.yaml", "cannot be read"),
+        ("train {nothing}.yaml", "does not exist"),
         ("ablate --ckpt {nothing}", "does not exist"),
         ("ablate --ckpt {run} --heads 0.-1", "'0.-1' is not understood"),
         ("ablate --ckpt {run} --heads 2.0", "'2.0' is not in this model; it has layers 0 to 1 and heads 0 to 1"),
@@ -84,7 +84,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("ablate --ckpt {run} --examples 100000", "examples: must be from 1 to"),
         ("ablate --ckpt {run} --icl-window 4", "icl_window: must be odd"),
         ("ablate --ckpt {run} --device tpu", "device"),
-        ("demo --configs {empty}", "one_layer.yaml: cannot be read"),
+        ("demo --configs {empty}", "one_layer.yaml does not exist"),
         ("corpus /nowhere", "/nowhere"),
     ]
 
