@@ -93,6 +93,12 @@ class EvaluationConfig(Config):
     sequences: int = Field(1000, ge=1, le=MOST, description="sequences of each evaluator")
     names: list[str] = Field([], description="evaluators; none named: all that are defined")
 
+    @model_validator(mode="after")
+    def _different(self) -> EvaluationConfig:
+        if doubled := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise ValueError(f"names: {doubled[0]!r} is given twice")
+        return self
+
 
 class MemberConfig(Config):
     """One member of a population: its name, and the values, by dotted key, that replace those of the config."""
