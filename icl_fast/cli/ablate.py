@@ -92,6 +92,7 @@ def ablate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
+    from icl_fast.cli.left_out import say_missing
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -109,6 +110,7 @@ def ablate(
         "engine": engine,
         "dtype": dtype,
     }
+    say_missing(series)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})

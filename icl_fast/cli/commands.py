@@ -112,6 +112,8 @@ def _as_typed(message: str, params: Sequence[click.Parameter]) -> str:
     named = {f"{name.strip('-').replace('-', '_')}s": name for name, _ in options}  # of several, the option names one
     named |= {argument: name for name, argument in options}
     named |= {name.strip("-").replace("-", "_"): name for name, _ in options}
+    if any(param.name == "runs" for param in params):
+        named["ckpt"] = "RUN"  # of which these commands take several
     first, colon, rest = message.partition(":")
     return f"{named.get(first, first)}{colon}{rest}"
 

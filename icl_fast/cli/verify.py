@@ -32,6 +32,9 @@ def verify(paths: tuple[Path, ...], where: Path | None) -> None:
     from icl_fast.files import atomic_write, to_json
     from icl_fast.studies.verify import verify as look
 
+    for path in paths:
+        if where is not None and where != _STDOUT and where.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--json: {where} is in {path}, which is only looked at; write it elsewhere")
     found = look(paths)
     bad = [finding for finding in found if not finding.ok]
     if where is not None:

@@ -20,7 +20,7 @@ from icl_fast.errors import InputError
 @click.option("--sequences", type=INTEGER, default=1000, show_default=True, help="How many of them.")
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--out", type=PathType("file"), help="Write all arrays, of all members, to this .npz file.")
+@click.option("--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file.")
 @click.option(
     "--figures",
     type=FOLDER_TO_WRITE,

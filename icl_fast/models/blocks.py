@@ -339,6 +339,8 @@ class Blocks(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
     def __getitem__(self, index: int) -> Block:  # type: ignore[override]
+        if isinstance(index, slice):  # not a model's blocks any more
+            return nn.ModuleList(list(self)[index])
         return super().__getitem__(index)  # type: ignore[return-value]
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:

@@ -147,6 +147,9 @@ def make_clamps(
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen
+    for pair in listed("temperature", temperature):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise InputError(f"temperature: must be a list of ((layer, head), value), got {shown(pair)} in it")
     for heads in (only_heads or (), without_heads, [where for where, _ in temperature]):
         check_heads(shape, heads)
     for layer in {layer for layer, _ in only_heads or ()}:

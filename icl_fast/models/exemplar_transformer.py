@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
-from icl_fast.arguments import listed, shown, whole_numbers
+from icl_fast.arguments import shown, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
@@ -48,7 +48,8 @@ class ExemplarTransformer(nn.Module):
             InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
                 where the features are no image, or more weights than this machine can hold.
         """
-        seeds = listed("seeds", seeds)
+        if not isinstance(seeds, Sized):
+            raise InputError(f"seeds: must be a list, one for each member, got {shown(seeds)}")
         check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
@@ -157,8 +158,8 @@ class ExemplarTransformer(nn.Module):
         config = self.config
         members, width = len(exemplars), config.width
         rows = torch.arange(members, device=labels.device)[:, None, None]
-        shown = self.embed_label.weight[rows, labels]
-        pairs = torch.stack((exemplars[:, :, :-1], shown), dim=3).flatten(2, 3)
+        labelled = self.embed_label.weight[rows, labels]
+        pairs = torch.stack((exemplars[:, :, :-1], labelled), dim=3).flatten(2, 3)
         stream = torch.cat((pairs, exemplars[:, :, -1:]), dim=2)
         if self.position is not None:
             return stream + self.position[:, None]

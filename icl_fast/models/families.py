@@ -162,13 +162,22 @@ def our_names(config: TransformerConfig) -> list[str]:
 # --- what fields say --------------------------------------------------------------------------------------------------
 
 
-def _rotary(fields: Fields, *, base: float = 10_000.0, fraction: float = 1.0) -> dict[str, Any]:
-    """Rotary positions, as newer configs (`rope_parameters`) and older ones (`rope_theta`, `rope_scaling`) say them."""
+def _rotary(fields: Fields, *, base: float = 10_000.0, fraction: float | None = None) -> dict[str, Any]:
+    """Rotary positions, as newer configs (`rope_parameters`) and older ones (`rope_theta`, `rope_scaling`) say them.
+
+    Args:
+        fraction: of a head that is rotated where the config does not say; None: always all of it.
+    """
     newer = fields("rope_parameters", default=None)
-    scaling = dict(newer if newer is not None else fields("rope_scaling", default=None) or {})
+    scaling = newer if newer is not None else fields("rope_scaling", default=None) or {}
+    if not isinstance(scaling, dict):
+        raise fields.not_understood("rope_parameters", scaling)
     older = {"rope_theta": fields("rope_theta", "rotary_emb_base", default=base)}
-    older["partial_rotary_factor"] = fields("partial_rotary_factor", "rotary_pct", default=fraction)
+    older["partial_rotary_factor"] = fields("partial_rotary_factor", "rotary_pct", default=fraction or 1.0)
     values = older | scaling
+    if fraction is None and values["partial_rotary_factor"] not in (None, 1.0):  # their own code does not read it
+        raise fields.not_understood("partial_rotary_factor", values["partial_rotary_factor"])
+    values["partial_rotary_factor"] = values["partial_rotary_factor"] or fraction or 1.0
     return {
         "position": "rotary",
         "rotary_base": float(values.pop("rope_theta")),

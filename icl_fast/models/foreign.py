@@ -45,6 +45,8 @@ def load_foreign(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> T
         InputError: as `foreign_config`; weights that are missing, not used, damaged, not finite or of another shape
             than the config says; more than fits the memory.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype: must be that of floating-point numbers, such as torch.float32, got {dtype!r}")
     folder = Path(folder)
     fields, family = _read_config(folder)
     config = family.config(fields)
@@ -53,6 +55,9 @@ def load_foreign(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> T
     count = sum(parameter.numel() for parameter in model.parameters())
     check_fits(count * dtype.itemsize, f"model {folder}: {count:,} weights")
     weights = family.weights(config, _Weights(folder), f"model {folder}")
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise InputError(f"model {folder}: {name} is {weight.dtype}; quantised weights are not understood")
     weights = {name: weight.to(dtype) for name, weight in weights.items()}
     for name, expected in model.state_dict().items():
         if weights[name].shape != expected.shape:
@@ -69,9 +74,21 @@ def _read_config(folder: Path) -> tuple[Fields, Family]:
     path = folder / CONFIG
     values = read_json(path, "model")
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"model: {path}: model_type {kind!r} is not known; known are {', '.join(FAMILIES)}")
     return Fields(values, f"model {path}"), FAMILIES[kind]
+
+
+def _files(folder: Path, name: str, suffix: str) -> list[Path]:
+    """The files with a model's weights: one, or those of an index; whatever else lies beside them is something else."""
+    index = folder / f"{name}{suffix}.index.json"
+    if not index.is_file():
+        return [path] if (path := folder / f"{name}{suffix}").is_file() else []
+    values = read_json(index, "model")
+    files = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise InputError(f"model: {index}: is no index of weights; put back a copy")
+    return [folder / Path(file).name for file in sorted(set(files.values()))]
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -81,20 +98,20 @@ class _Weights(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         self._files: dict[str, Any] = {}
-        paths = sorted(folder.glob("*.safetensors"))
+        paths = _files(folder, "model", ".safetensors")
         try:
             for path in paths:
                 file: Any = safe_open(regular_file(path, "model"), framework="pt")
                 self._files.update((name, file) for name in file.keys())  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise InputError(f"model {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
-        for path in () if paths else sorted(folder.glob("pytorch_model*.bin")):
+        for path in () if paths else _files(folder, "pytorch_model", ".bin"):
             try:
                 self._files.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
             except Exception as error:  # torch raises whatever is wrong with the archive
                 raise InputError(f"model {path}: cannot be read ({str(error).splitlines()[0]})") from None
         if not self._files:
-            raise InputError(f"model {folder}: holds no weights (*.safetensors or pytorch_model*.bin)")
+            raise InputError(f"model {folder}: holds no weights (model.safetensors, pytorch_model.bin, or their index)")
 
     def __getitem__(self, name: str) -> Tensor:
         holder = self._files[name]

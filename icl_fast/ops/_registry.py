@@ -63,7 +63,7 @@ class Kernels:
             TypeError: it does not take the dtype of `tensor`.
             RuntimeError: it is not built.
         """
-        if impl == "auto":
+        if isinstance(impl, str) and impl == "auto":
             return next(name for name in AUTO_ORDER if name in self.kernels and self.kernels[name].takes(tensor))
         kernel = self[impl]
         if not kernel.takes(tensor):

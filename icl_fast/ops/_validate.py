@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from numbers import Integral, Real
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = torch.finfo(torch.float32).max
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -75,18 +75,18 @@ def as_index(op: str, name: str, tensor: Tensor) -> Tensor:
     return tensor.long()
 
 
-def as_number(op: str, name: str, value: Any, *, above: float = -math.inf) -> float:
+def as_number(op: str, name: str, value: Any, *, positive: bool = False) -> float:
     """`value` as a float.
 
     Raises:
         TypeError: not a number. A tensor is none either: its gradient would be lost.
-        ValueError: not finite, or not above `above`.
+        ValueError: not finite in float32, in which kernels take it, or not positive.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not _is(Real, value):
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    if not above < value < math.inf:
-        wanted = "finite" if above == -math.inf else f"finite and above {above:g}"
-        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+    if not abs(value) <= LARGEST or (positive and value <= 0):
+        wanted = "positive and finite" if positive else "finite"
+        raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
     return float(value)
 
 
@@ -97,10 +97,10 @@ def as_integer(op: str, name: str, value: Any) -> int:
         TypeError: not an integer.
         ValueError: more than an int64 holds.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not _is(Integral, value):
         raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{op}: {name} must fit in 64 bits, got {value}")
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
     return int(value)
 
 
@@ -114,8 +114,18 @@ def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
 
 
+def _is(kind: type, value: Any) -> bool:
+    """Whether it is a number of that kind. True is not taken for 1."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _shown(value: Any) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+    """A value on part of a line: only what is short is written out."""
+    if isinstance(value, int) and value.bit_length() > 64:  # Python does not write out one of 5,000 digits
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, str | bytes | Real | complex):
+        return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
+    return type(value).__name__
 
 
 def check_index_range(op: str, name: str, tensor: Tensor, size: int, ignore_index: int | None = None) -> None:
@@ -156,13 +166,13 @@ def window_per_head(
             raise ValueError(f"{op}: window must be on the device of v, {device}, got {window.device}")
         return as_index(op, "window", window)
     sizes = [window] * heads if isinstance(window, Integral) else window
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
-        raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {window!r}")
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
+        raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {_shown(window)}")
     reach = [0 if size is None else as_integer(op, "window", size) for size in sizes]
     if len(reach) != heads:
         raise ValueError(f"{op}: window must have one size per head, H={heads}, got {len(reach)}")
-    if any(size < 0 for size in reach):
-        raise ValueError(f"{op}: window must not be negative (0 or None: dense), got {window!r}")
+    if min(reach, default=0) < 0:
+        raise ValueError(f"{op}: window must not be negative (0 or None: dense), got {min(reach)}")
     return torch.tensor(reach, dtype=torch.int64, device=device) if any(reach) else None
 
 

@@ -41,13 +41,14 @@ def cross_entropy_difference(
 
     The delta form of an ablation that only changes values (Olsson et al. 2022, "Per-token losses (attention head
     ablations)"): `removed` is what the ablation takes from the output of the final norm. The logits of the whole model
-    are computed once for all variants. Autocast does not touch this op.
+    are computed once for all variants. Autocast does not touch this op, but that inputs of several dtypes are taken in
+    the widest.
 
     Args:
         hidden: [N,C], the output of the final norm; float32, bfloat16, float16, float64.
         removed: [A,N,C], what each variant takes from it.
         weight: [V,C], the unembedding.
-        targets: int64 [N], in 0..V-1.
+        targets: integers [N], in 0..V-1.
         bias: [V], of the unembedding.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -58,7 +59,8 @@ def cross_entropy_difference(
         ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
             undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
     sizes = check_shapes(

@@ -55,10 +55,10 @@ def frozen_attention(
         v: [A,B,H,T,Dv].
         scale: factor on the scores, usually 1 / sqrt(D). Not used with `pattern`.
         window: local attention: with a window of w, query i sees keys i-w+1..i. None: all heads are dense; an int: for
-            all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence) is dense. Give a
-            tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
+            all heads; a sequence or a tensor of integers [H]: per head, where 0 (or None in a sequence) is dense. Give
+            a tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
             not looked at; below 0 is dense too.
-        rows: int64 [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
+        rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -67,9 +67,11 @@ def frozen_attention(
 
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
-            a negative window; a row out of range (looked at on CPU only: on a GPU it is undefined); an unknown impl.
+            a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
+            undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     if pattern is None:
         if q is None or k is None:

@@ -37,6 +37,8 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
     The approximation t S(t), S a sigmoid: `du S(u - du) + u (S(u) - S(u - du))`, where the last difference is a
     product of two sigmoids and an expm1 in whose argument du is a factor.
 
+    Autocast does not touch this op, but that inputs of several dtypes are taken in the widest.
+
     The delta form of an ablation, at an MLP. Equivalent to, but for rounding:
 
         F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
@@ -53,7 +55,8 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
     Raises:
         ValueError: shapes or devices that disagree; an unknown approximation or impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     check_shapes(OP, u=(u, "N M"), removed=(removed, "A N M"))
     u, removed = autocast_promote(u, removed)

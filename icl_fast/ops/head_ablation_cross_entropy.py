@@ -52,17 +52,18 @@ def head_ablation_cross_entropy(
 
     The reference is this definition, in float32 (float64 for float64 inputs); kernels use the low-rank form of the
     last attention layer. To ablate a set of heads concatenate z and w_o along D; for mean ablation pass z
-    minus its mean. Autocast does not touch this op: differences of losses do not survive a rounding of `resid`.
+    minus its mean. Autocast does not touch this op, but that inputs of several dtypes are taken in the widest:
+    differences of losses do not survive a rounding of `resid`.
 
     Args:
         resid: [N,C], the residual stream before the final norm, nothing ablated; float32, bfloat16, float16, float64.
         z: [H,N,D], each head's weighted sum of values.
         w_o: [H,D,C], each head's output matrix.
         weight: [V,C], the unembedding.
-        targets: int64 [N], in 0..V-1.
+        targets: integers [N], in 0..V-1.
         norm_weight: [C], gain of the final norm; None: 1.
         norm_bias: [C]; None: 0.
-        eps: added to the variance in the final norm.
+        eps: added to the variance in the final norm; above 0.
         bias: [V], of the unembedding.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -70,10 +71,11 @@ def head_ablation_cross_entropy(
         base [N] and losses [H,N], float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
-            undefined); an unknown impl.
+        ValueError: shapes or devices that disagree; an eps that is not positive and finite; a target out of range
+            (looked at on CPU only: on a GPU it is undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {"norm_weight": (norm_weight, "C"), "norm_bias": (norm_bias, "C"), "bias": (bias, "V")}
     sizes = check_shapes(
@@ -87,6 +89,8 @@ def head_ablation_cross_entropy(
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
+    if sizes["C"] == 0:
+        raise ValueError(f"{OP}: resid must have at least one column: there is nothing to normalise")
     resid, z, w_o, weight, norm_weight, norm_bias, bias = autocast_promote(
         resid, z, w_o, weight, norm_weight, norm_bias, bias
     )
@@ -95,7 +99,7 @@ def head_ablation_cross_entropy(
     )
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "resid", resid)
-    eps = as_number(OP, "eps", eps, above=0)
+    eps = as_number(OP, "eps", eps, positive=True)
     base, losses = _forward_op(
         resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias, KERNELS.choose(impl, resid)
     )

@@ -29,28 +29,30 @@ def layer_norm_difference(
 
         F.layer_norm(x, [C], weight, None, eps) - F.layer_norm(x - removed, [C], weight, None, eps)
 
-    Autocast does not touch this op: all sums are float32 (float64 for float64 inputs) in any case.
+    Autocast does not touch this op, but that inputs of several dtypes are taken in the widest: all sums are float32
+    (float64 for float64 inputs) in any case.
 
     Args:
         x: [N,C]; float32, bfloat16, float16, float64.
         removed: [A,N,C], what each variant takes from it.
         weight: [C], the gain; None: 1.
-        eps: added to the variances.
+        eps: added to the variances; above 0.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
         [A,N,C], in the dtype of x. A row that holds a value that is not finite is NaN.
 
     Raises:
-        ValueError: shapes or devices that disagree; an unknown impl.
+        ValueError: shapes or devices that disagree; an eps that is not positive and finite; an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {} if weight is None else {"weight": (weight, "C")}
     check_shapes(OP, x=(x, "N C"), removed=(removed, "A N C"), **optional)
     x, removed, weight = autocast_promote(x, removed, weight)
     check_floating(OP, x=x, removed=removed, weight=weight)
-    eps = as_number(OP, "eps", eps, above=0)
+    eps = as_number(OP, "eps", eps, positive=True)
     result: Tensor = _forward_op(x, removed, weight, eps, KERNELS.choose(impl, x))
     return result
 

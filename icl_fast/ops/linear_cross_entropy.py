@@ -76,14 +76,14 @@ def linear_cross_entropy(
         logits = F.linear(hidden.float(), weight.float(), bias.float())
         F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
 
-    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean". Under `torch.autocast`
-    the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data
-    Collection".
+    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean"; forward mode and
+    second derivatives go through plain torch, which does hold the logits. Under `torch.autocast` the floating inputs
+    are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.
         weight: [V,C].
-        targets: int64 [...,T], in 0..V-1 or `ignore_index`.
+        targets: integers [...,T], in 0..V-1 or `ignore_index`.
         bias: [V].
         ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
         reduction: "none": the losses [...,T]; "mean": the mean over positions not ignored (nan if there are none, as
@@ -122,11 +122,10 @@ def linear_cross_entropy(
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
 
-    if reduction == "position":
-        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    losses: Tensor = _forward_op(
-        hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
-    )[0].view(targets.shape)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "position"):
+        losses: Tensor = _forward_op(
+            hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
+        )[0].view(targets.shape)
     if reduction == "none":
         return losses
     kept = targets != ignore_index

@@ -41,11 +41,12 @@ class PositionLoss:
         return (scatter / (self.count - 1).clamp(min=0) / self.count).sqrt()
 
     def add(self, losses: Tensor, kept: Tensor) -> None:
-        """Add losses [...,T] where kept [...,T] is True. The same losses give the same bits.
+        """Add losses [...,T] where kept [...,T] is True, without a gradient. The same losses give the same bits.
 
         Raises:
             ValueError: another number of positions, another device, or a `kept` of another shape.
             TypeError: not a tensor of real numbers and one of bool.
+            RuntimeError: inside a transform of torch.func, or to what was made in torch.inference_mode from outside.
         """
         for name, tensor in (("losses", losses), ("kept", kept)):
             if not isinstance(tensor, Tensor):
@@ -62,10 +63,17 @@ class PositionLoss:
             raise TypeError(f"{OP}: kept must be bool, got {kept.dtype}")
         if kept.shape != losses.shape:
             raise ValueError(f"{OP}: kept must be {list(losses.shape)} as losses, got {list(kept.shape)}")
-        wide = losses.detach().to(torch.float64).masked_fill(~kept, 0)[None].flatten(0, -2)
-        self.sum += wide.sum(0)
-        self.sum_of_squares += wide.square().sum(0)
-        self.count += kept[None].flatten(0, -2).sum(0)
+        with torch.no_grad():
+            wide = losses.to(torch.float64).masked_fill(~kept, 0)[None].flatten(0, -2)
+            try:
+                self.sum += wide.sum(0)
+                self.sum_of_squares += wide.square().sum(0)
+                self.count += kept[None].flatten(0, -2).sum(0)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"{OP}: losses cannot be added inside a transform of torch.func (vmap, grad, ...), nor outside "
+                    "torch.inference_mode to a PositionLoss made in it; add them outside, or to another one"
+                ) from error
 
     def merge(self, other: PositionLoss) -> PositionLoss:
         """Add what `other` holds (it may be on another device) and return self.
@@ -94,8 +102,8 @@ class PositionLoss:
         Raises:
             ValueError: a tensor is missing, or they are not [T] and of the dtypes of a `state_dict`.
         """
-        if not isinstance(state.get("sum"), Tensor) or state["sum"].ndim != 1:
-            raise ValueError(f"{OP}: state has no 'sum' [T], got {list(state)}")
+        if not isinstance(state, dict) or not isinstance(state.get("sum"), Tensor) or state["sum"].ndim != 1:
+            raise ValueError(f"{OP}: state has no 'sum' [T]; give what state_dict() returned")
         loss = cls(len(state["sum"]), device=state["sum"].device)
         for name, own in loss.state_dict().items():
             given = state.get(name)

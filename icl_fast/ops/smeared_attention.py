@@ -44,9 +44,10 @@ def smeared_attention(
         smeared = torch.cat([k[:, :, :1], torch.lerp(k[:, :, :-1], k[:, :, 1:], alpha.sigmoid()[:, None, None])], 2)
         F.scaled_dot_product_attention(q, smeared, v, is_causal=True, scale=scale)
 
-    Computed in float32 (float64 for float64 inputs). Forward and backward: gradients of q, k, v and alpha. In the
-    forward a value that a row does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of
-    values outside the tiles of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
+    Computed in float32 (float64 for float64 inputs). Forward and backward: gradients of q, k, v and alpha; forward
+    mode and second derivatives go through plain torch, which holds all the scores. In the forward a value that a row
+    does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of values outside the tiles
+    of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
 
     Args:
         q: [B,H,T,D], as attention sees it (after any rotation).
@@ -55,16 +56,16 @@ def smeared_attention(
         alpha: [H], before the sigmoid; float32 or the dtype of q.
         scale: factor on the scores, usually 1 / sqrt(D).
         window: local attention: with a window of w, query i sees keys i-w+1..i, after the smear. None: all heads are
-            dense; an int: for all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence)
-            is dense. Give a tensor on the device of `q` in a loop on a GPU: the others are copied there at each call.
-            Its values are not looked at; below 0 is dense too.
+            dense; an int: for all heads; a sequence or a tensor of integers [H]: per head, where 0 (or None in a
+            sequence) is dense. Give a tensor on the device of `q` in a loop on a GPU: the others are copied there at
+            each call. Its values are not looked at; below 0 is dense too.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
         [B,H,T,D] in the dtype of q.
 
     Raises:
-        ValueError: shapes or devices that disagree; a negative window; an unknown impl.
+        ValueError: shapes or devices that disagree; a negative window; a scale that is not finite; an unknown impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: `impl` is not built.
     """

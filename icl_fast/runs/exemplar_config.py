@@ -6,13 +6,12 @@ import re
 from collections import Counter
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from icl_fast.data.exemplar_source import ExemplarSource
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
 from icl_fast.models.exemplar_config import SEEDS
+from icl_fast.runs.config_files import to_yaml
 from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
 from icl_fast.schema import Config, Field, model_validator
 
@@ -143,7 +142,7 @@ class ExemplarRunConfig(Config):
 
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def _head(text: str) -> tuple[int, int]:

@@ -64,6 +64,14 @@ class RunSeries(Series):
         listed = {int(match[1]) for name in self.run.manifest() if (match := _LISTED.match(name))}
         return {step: "missing" for step in sorted(listed.difference(self.run.snapshot_steps()))}
 
+    def chosen(self, snapshots: str) -> Series:
+        if snapshots == "last" and (gone := [step for step in self.missing() if step > self.steps[-1]]):
+            raise InputError(
+                f"snapshots: last is that of step {gone[-1]}, which manifest.json of {self.path} lists and is missing; "
+                f"put it back, or give {self.steps[-1]}"
+            )
+        return super().chosen(snapshots)
+
     def why_not(self, step: int) -> str | None:
         path = self.run.snapshot_path(step)
         if not path.is_file():
@@ -134,7 +142,9 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
         regular_file(path, "ckpt")  # which says what it is, or that there is nothing
     series = RunSeries(run)
     if not series.steps:
-        raise InputError(f"ckpt: {path} has no snapshots yet")
+        raise InputError(
+            f"ckpt: {path} has {'none of its snapshots any more' if series.missing() else 'no snapshots yet'}"
+        )
     return series.chosen(snapshots)
 
 

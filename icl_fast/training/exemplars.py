@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -204,7 +205,7 @@ def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tens
         if config.snapshot is None:
             continue
         try:
-            donor = load_snapshot(config.snapshot).model
+            donor = load_snapshot(os.path.expanduser(config.snapshot)).model
             if not isinstance(donor, ExemplarTransformer):
                 raise InputError(f"snapshot {config.snapshot}: is of a model on text")
             graft(model, donor, config.parts, member=number, donor_member=config.member)

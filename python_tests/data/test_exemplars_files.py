@@ -231,7 +231,7 @@ def test_full_disk_in_the_cache(omniglot: Path, small_disk: Path, monkeypatch: p
     monkeypatch.setenv("ICL_FAST_CACHE", str(small_disk))
     with pytest.raises(InputError, match="the disk is full"):
         read_images(omniglot, size=128)
-    assert not list((small_disk / "images").iterdir())
+    assert not list(small_disk.iterdir())
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
@@ -244,5 +244,8 @@ def test_contact_sheet(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sheet[1:6, 44 + 25 : 44 + 31], ink[2, 3])
     with pytest.raises(InputError, match=r"written as \.png"):
         write_contact_sheet(tmp_path / "s.jpg", full())
-    with pytest.raises(InputError, match="must be 1 or more"):
+    with pytest.raises(InputError, match="rows: must be 1 or more"):
         write_contact_sheet(tmp_path / "s.png", full(), rows=0)
+    for name in ("panels", "scale"):
+        with pytest.raises(InputError, match=r"panels \d+, scale \d+: needs .* of memory"):
+            write_contact_sheet(tmp_path / "s.png", full(), **{name: 10**12})

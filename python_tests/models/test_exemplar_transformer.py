@@ -400,6 +400,8 @@ def test_bad_arguments(model: ExemplarTransformer, draw_sequences: Draw) -> None
         ([0], [9], "outputs .*2 to 8"),
         ([0], [1], "outputs"),
         ([0, -1], None, "seeds .*0 to 65535"),
+        (3, None, "seeds: must be a list, one for each member, got 3"),
+        ([0, 1], 3, "outputs: must be a list, got 3"),
         ([0.5], None, "seeds: must be a whole number, got 0.5"),
         ([0], [2.5], "outputs: must be a whole number, got 2.5"),
         ([65536], None, "seeds"),

@@ -134,6 +134,9 @@ def copy_with(llama: Path, folder: Path, fields: dict[str, Any] | None = None, *
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, r"rope_parameters.rope_type' is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "default", "mystery": 1}}, r"rope_parameters.mystery' is 1"),
         ({"model_type": "mamba"}, r"model_type 'mamba' is not known; known are gpt2"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"'partial_rotary_factor' is 0.5, which is not"),
+        ({"rope_parameters": "foo"}, r"field 'rope_parameters' is 'foo'"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not known"),
         ({"model_type": "gone"}, r"model_type None is not known"),
         ({"hidden_size": "gone"}, r"field 'hidden_size' is missing"),
         ({"vocab_size": 62}, r"embed.weight is \[61, 16\], its config says \[62, 16\]"),
@@ -157,6 +160,7 @@ def test_fields_that_decide_nothing_are_passed_over(llama: Path, tmp_path: Path)
         ({"model.norm.weight": None}, "weight 'model.norm.weight' is missing"),
         ({"model.layers.0.adapter.weight": torch.ones(2)}, "weight 'model.layers.0.adapter.weight' is not used"),
         ({"model.norm.weight": torch.full((16,), torch.nan)}, "final_norm.weight holds NaN or infinity"),
+        ({"model.norm.weight": torch.ones(16, dtype=torch.int8)}, "final_norm.weight is torch.int8; quantised"),
     ],
 )
 def test_every_weight_is_used_once(llama: Path, tmp_path: Path, weights: dict[str, Any], message: str) -> None:
@@ -170,10 +174,19 @@ def test_weights_of_other_kinds_of_files(llama: Path, tmp_path: Path) -> None:
     expected = load_foreign(llama)(tokens)
     names = sorted(weights)
     copy_with(llama, tmp_path).joinpath("model.safetensors").unlink()
+    index: dict[str, str] = {}
     for part, some in enumerate((names[:5], names[5:])):
-        save_file({name: weights[name] for name in some}, tmp_path / f"model-{part + 1:05d}-of-00002.safetensors")
+        file = f"model-{part + 1:05d}-of-00002.safetensors"
+        save_file({name: weights[name] for name in some}, tmp_path / file)
+        index |= dict.fromkeys(some, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    save_file({name: 2 * weight for name, weight in weights.items()}, tmp_path / "z.safetensors")  # something else
     assert torch.equal(load_foreign(tmp_path)(tokens), expected)
-    for path in tmp_path.glob("*.safetensors"):
+    for damaged in ("[]", "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"is no index of weights"):
+            load_foreign(tmp_path)
+    for path in tmp_path.glob("model*safetensors*"):
         path.unlink()
     with pytest.raises(InputError, match=r"holds no weights"):
         load_foreign(tmp_path)

@@ -454,3 +454,27 @@ def test_rows_that_see_nothing_are_zeros(build: Build, hide: Callable[[Tensor], 
     torch.testing.assert_close(sites["0.pattern"][~blind], rows[~blind])
     assert logits.isfinite().all()
     assert all(g is None or g.isfinite().all() for g in gradients(model, logits).values())
+
+
+@pytest.mark.parametrize("where", [{}, {"positions": [2]}, {"examples": [0]}])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_function_may_not_change_what_others_hold(model: Transformer, where: dict[str, Any], inference: bool) -> None:
+    """In place it would change what is outside the selection, and what was recorded before."""
+    intervention = Intervention.apply("1.resid_pre", lambda value: value.mul_(2), **where)
+    expected = model(TOKENS, interventions=[Intervention.apply("1.resid_pre", lambda value: value * 2, **where)])
+    if inference:  # there nothing counts changes, and it is given a copy
+        with torch.inference_mode():
+            logits, sites = model(TOKENS, record=["0.resid_post"], interventions=[intervention])
+            assert torch.equal(sites["0.resid_post"], model(TOKENS, record=["0.resid_post"])[1]["0.resid_post"])
+        torch.testing.assert_close(logits, expected)
+        return
+    with torch.no_grad(), pytest.raises(InputError, match=r"'1.resid_pre': its function changes what it is given"):
+        model(TOKENS, interventions=[intervention])
+
+
+def test_a_tensor_on_another_device(model: Transformer) -> None:
+    intervention = Intervention.set("0.z", torch.zeros(B, H, T, D, device="meta"))
+    with pytest.raises(InputError, match=r"'0.z': the tensor is on meta, the site on cpu"):
+        model(TOKENS, interventions=[intervention])
+    doubled = Intervention.apply("0.z", lambda value: value.double())
+    assert torch.equal(model(TOKENS, interventions=[doubled]), model(TOKENS))

@@ -71,6 +71,8 @@ def test_stack_and_slice() -> None:
         ({"names": ["match"], "induction_heads": [0, 0]}, r"head 2\.0: is named more than once"),
         ({"names": ["match"], "induction_heads": [1.0]}, r"head \(2, 1\.0\): must be a whole number, got 1\.0"),
         ({"without_heads": [(0, 1), (0, 1)]}, r"head 0\.1: is named more than once"),
+        ({"without_heads": 5}, "heads: must be a list, got 5"),
+        ({"temperature": [3]}, "temperature: must be a list of .* got 3 in it"),
         ({"without_heads": [1]}, r"head 1: must be \(layer, head\)"),
         ({"temperature": [((0, 1), 0.0)]}, r"temperature of 0\.1: must be 1e-20 or more, got 0\.0"),
         ({"temperature": [((0, 1), 1e-300)]}, r"temperature of 0\.1"),

@@ -235,7 +235,10 @@ def _transplant(measured: MeasuredRun, graft: str) -> tuple[Transplant, str]:
     if not step or not joined:
         raise InputError(f"graft {graft!r}: must be STEP:PARTS, such as last:layer-2+unembed")
     whole = measured.series.whole()
-    steps = whole.chosen(step).steps
+    try:
+        steps = whole.chosen(step).steps
+    except InputError as error:
+        raise InputError(f"graft {graft!r}: {str(error).removeprefix('snapshots: ')}") from None
     if len(steps) != 1:
         raise InputError(f"graft {graft!r}: name one step, or last")
     names = different_names(f"graft {graft!r}", joined.split("+"))
