@@ -121,8 +121,8 @@ def test_sources(tiny_run: Path, tmp_path: Path) -> None:
         ({"classes": 1}, "classes 1"),
         ({"clusters": 1}, "clusters: must be at least 2 classes"),
         ({"clusters": 91}, "at most 90 tokens, got 91"),
-        ({"embeddings": Path("nothing.npz")}, "no such file"),
-        ({"embeddings": Path("nothing.safetensors")}, "no such file"),
+        ({"embeddings": Path("nothing.npz")}, "does not exist"),
+        ({"embeddings": Path("nothing.safetensors")}, "does not exist"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:
