@@ -121,7 +121,7 @@ def test_sources(tiny_run: Path, tmp_path: Path) -> None:
         ({"classes": 1}, "classes 1"),
         ({"clusters": 1}, "clusters: must be at least 2 classes"),
         ({"clusters": 91}, "at most 90 tokens, got 91"),
-        ({"embeddings": Path("nothing.npz")}, "does not exist"),
+        ({"embeddings": Path("nothing.npz")}, "no such file"),
         ({"embeddings": Path("nothing.safetensors")}, "does not exist"),
     ],
 )

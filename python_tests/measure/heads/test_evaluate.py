@@ -101,6 +101,7 @@ def test_equals_the_scores_of_each_snapshot(run: Path, seed: int) -> None:
 def test_fewer_than_ten_held_out_windows(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 4"))
+    Run(run).note("config.yaml")  # the change is meant
     results, folder = open_results(evaluate(run, snapshots="last")), Run(run)
     text = load_text(folder.text_config.data).evaluation().inputs
     assert len(text) == 4
