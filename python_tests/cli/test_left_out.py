@@ -51,8 +51,8 @@ def test_the_last_one_is_not_another(run: Run) -> None:
         result = call(*command)
         assert result.exit_code == 2
         of_text = command[0] == "wiring" and run.config.task == "text"
-        said = (
-            "wiring: is for runs on exemplars" if of_text else "snapshots: last is that of step 12, which manifest.json"
-        )
+        option = "--snapshot" if command[0] == "wiring" else "--snapshots"
+        last = f"{option}: last is that of step 12, which manifest.json"
+        said = "wiring: is for runs on exemplars" if of_text else last
         assert said in result.stderr
         assert result.stderr.count("\n") == 1

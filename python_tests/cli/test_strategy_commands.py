@@ -101,7 +101,7 @@ def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
 
 
 def test_wiring(run: Path, tmp_path: Path) -> None:
-    result = call("wiring", "--ckpt", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map")
+    result = call("wiring", "--ckpt", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map.npz")
     assert result.exit_code == 0, result.output
     assert "free, step 12, 60 sequences of icl" in result.stdout
     assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
@@ -161,7 +161,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["wiring", "--ckpt", run, "--snapshot", "all"], "--snapshot: all is not one snapshot"),
         (["wiring", "--ckpt", run, "--snapshot", "7"], "--snapshot: none at step 7; there are 0, 6, 12"),
         (["wiring", "--ckpt", Run(run).snapshot_path(6), "--snapshot", "6"], "--snapshot: changes nothing with"),
-        (["wiring", "--ckpt", run, "--out", run / "config.yaml" / "x"], "which is a file; choose another place"),
+        (["wiring", "--ckpt", run, "--out", run / "config.yaml" / "x.npz"], "which is a file; choose another place"),
         (["wiring", "--ckpt", run, "--figures", run / "snapshots"], "--figures: "),
         (["wiring", "--ckpt", run, "--evaluator", "nonsense"], "nonsense"),
         (["wiring", "--ckpt", run, "--snapshot", "0,6"], "0,6 is not one snapshot; give a step, or last"),
