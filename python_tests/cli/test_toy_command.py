@@ -145,7 +145,7 @@ COOPETITION_MISTAKES = {
         ("phase-change --device tpu", "device tpu"),
         ("coopetition --dims 4,5,6", "dims: four are needed"),
         ("coopetition --mu -1 --steps 10", "mu: must be 0 or more"),
-        ("coopetition --seed 40 --seeds 2 --steps 10", "--seed: must be one of those whose curves are kept, 0, 1; got 40"),
+        ("coopetition --seed 40 --seeds 2 --steps 10", "--seed: must be one of those whose curves are kept, 0, 1"),
         ("coopetition --memory lots", "memory"),
         *((f"phase-change {option}", message) for option, message in PHASE_CHANGE_MISTAKES.items()),
         *((f"coopetition {option}", message) for option, message in COOPETITION_MISTAKES.items()),
