@@ -233,6 +233,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         evaluate(tmp_path / "nowhere")
     (run / "tokenizer.json").write_text((run / "tokenizer.json").read_text() + " ")
+    Run(run).note("tokenizer.json")
     with pytest.raises(InputError, match="is not the one of"):
         evaluate(run)
     assert not (run / "results").exists()
