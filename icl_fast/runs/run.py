@@ -173,10 +173,10 @@ class Run:
                 corpus = self.text_config.data.corpus
                 raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
             state = self.load_state()
-            if state is None:
-                if self.snapshot_steps()[1:]:
-                    raise InputError(f"--resume: {self.path} has snapshots, but {STATE} is gone; start it anew")
-                self.note(*files)
+            if state is None and self.snapshot_steps()[1:]:
+                raise InputError(f"--resume: {self.path} has snapshots, but {STATE} is gone; start it anew")
+            if unlisted := files.keys() - self.manifest().keys():  # of a run that an earlier version began
+                self.note(*unlisted)
             return state
         for name in _EARLY:
             (self.path / name).unlink(missing_ok=True)

@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_run(home: Path, name: str, change: Change, what: s
 def test_a_snapshot_that_no_training_wrote(home: Path) -> None:
     run = Run(home / "text")
     shutil.copy(run.snapshot_path(4), run.snapshot_path(5))
-    assert wrong(home) == {str(run.snapshot_path(5)): "is not in manifest.json"}
+    assert wrong(home) == {str(run.snapshot_path(5)): "is not in manifest.json, so that another run wrote it"}
 
 
 def test_what_killed_processes_left(home: Path) -> None:
