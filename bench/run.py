@@ -28,6 +28,7 @@ from harness_options import Options, add_options, option_flags, parsed_options, 
 from report import environment, failed, finish, print_bench, print_summary, write_json
 
 from icl_fast.errors import InputError
+from icl_fast.files import check_place
 
 
 def select(names: Sequence[str]) -> list[str]:
@@ -58,10 +59,12 @@ def run(
         show: called with each bench that is done and its targets.
 
     Raises:
-        InputError: a name is not a bench, or the device is not there.
+        InputError: a name is not a bench, the device is not there, or the file cannot be written.
     """
     chosen = select(names)
     require_device(options)
+    if where and where != "-":
+        check_place(where)
     report = finish({**environment(asdict(options)), "benches": []})
     for name in chosen:
         bench = run_process(name, BENCH / f"bench_{name}.py", options, timeout)

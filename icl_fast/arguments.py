@@ -47,6 +47,39 @@ def finite_number(argument: str, value: Any, least: float = -inf, most: float = 
     return number
 
 
+def whole_numbers(argument: str, values: Any, least: int | None = None, most: int | None = None) -> list[int]:
+    """Several of `whole_number`.
+
+    Raises:
+        InputError: no list, or one with something else.
+    """
+    return [whole_number(argument, value, least, most) for value in listed(argument, values)]
+
+
+def finite_numbers(argument: str, values: Any, least: float = -inf, most: float = inf) -> list[float]:
+    """Several of `finite_number`, one or more.
+
+    Raises:
+        InputError: no list, an empty one, or one with something else.
+    """
+    numbers = [finite_number(argument, value, least, most) for value in listed(argument, values)]
+    if not numbers:
+        raise InputError(f"{argument}: name one or more")
+    return numbers
+
+
+def listed(argument: str, values: Any) -> list[Any]:
+    """The items of a list, or of anything else that has items.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{argument}: must be a list, got {shown(values)}") from None
+
+
 def different_names(argument: str, values: str | Iterable[str]) -> list[str]:
     """The items of a comma-separated text, or of a list, which may have none: not empty, none twice.
 

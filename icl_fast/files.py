@@ -53,7 +53,7 @@ def regular_file(path: str | Path, argument: str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"{argument}: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(mode):
-        raise InputError(f"{argument}: {path} is a {_kind(mode)}; give a file")
+        raise InputError(f"{argument}: {path} is a {kind(mode)}; give a file")
     return path
 
 
@@ -110,10 +110,10 @@ def check_place(path: str | Path, *, folder: bool = False) -> None:
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
-        raise InputError(f"{path} is a {_kind(path.stat().st_mode)}; give a {'folder' if folder else 'file'}")
+        raise InputError(f"{path} is a {kind(path.stat().st_mode)}; give a {'folder' if folder else 'file'}")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise InputError(f"{path} is below {above}, which is a {_kind(above.stat().st_mode)}; choose another place")
+        raise InputError(f"{path} is below {above}, which is a {kind(above.stat().st_mode)}; choose another place")
     written = path if path.is_dir() else above
     if not os.access(written, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written, {written} does not allow it; choose another place")
@@ -189,7 +189,7 @@ def is_temporary(name: str) -> bool:
     return _LEFTOVER.fullmatch(name) is not None
 
 
-def is_leftover(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
     """Whether a killed process left it half-written: what `sweep` removes or puts back."""
     return _dead(path) is not None
 
@@ -236,6 +236,12 @@ def disk_error(path: str | Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
 
 
+def kind(mode: int) -> str:
+    """What a file's mode says it is: a file, folder, pipe, socket or device."""
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
 def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -269,11 +275,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is there twice")
         values[name] = value
     return values
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def _owner() -> str:

@@ -92,11 +92,14 @@ def ablate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
+    from icl_fast.cli.left_out import say_missing
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
+    if heads == "none":
+        refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
-        refuse_with("--plan", {"--out": out, "--member": member})
+        refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
     on_text = {
         "positions": positions,
@@ -107,6 +110,7 @@ def ablate(
         "engine": engine,
         "dtype": dtype,
     }
+    say_missing(series)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
@@ -116,10 +120,7 @@ def ablate(
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
-    from icl_fast.measure.ablation import UNABLATED
 
-    if heads == UNABLATED:
-        refuse_with("--heads none", {"--mode": mode, "--replacement": replacement, "--preserve-heads": preserve_heads})
     if mode == "full":
         refuse_with("--mode full", {"--preserve-heads": preserve_heads})
     chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}

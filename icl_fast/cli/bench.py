@@ -54,6 +54,7 @@ def bench(
     only: str,
     where: Path | None,
 ) -> None:
+    distinct("names", names)
     if quick:
         flags = {"--compile": with_compile or None, "--memory": memory or None}
         refuse_with("--quick", {**flags, "--seconds": seconds})
@@ -70,7 +71,9 @@ def bench(
     )
     target = None if where is None else str(where)
     show = None if target == "-" else benches.print_bench
-    report = benches.run(distinct("names", names), options, target, timeout, show)
+    report = benches.run(names, options, target, timeout, show)
+    if only and not any(bench.get("cases") or bench.get("left_out") for bench in report["benches"]):
+        raise InputError(f"--only: no case has {only!r} in its name; leave it out to see what there is")
     if show:
         benches.print_summary(report["targets"])
     if any(map(benches.failed, report["benches"])):

@@ -108,12 +108,14 @@ def _usage(error: click.UsageError) -> str:
 
 def _as_typed(message: str, params: Sequence[click.Parameter]) -> str:
     """A message that begins with the name of a Python argument, with that of its option instead."""
-    first = re.match(r"\w+(?=:)", message)
-    for param in params:
-        name = _name(param)
-        if first and isinstance(param, click.Option) and first[0] in (param.name, name.strip("-").replace("-", "_")):
-            return name + message[first.end() :]
-    return message
+    options = [(_name(param), str(param.name)) for param in params if isinstance(param, click.Option)]
+    named = {f"{name.strip('-').replace('-', '_')}s": name for name, _ in options}  # of several, the option names one
+    named |= {argument: name for name, argument in options}
+    named |= {name.strip("-").replace("-", "_"): name for name, _ in options}
+    if any(param.name == "runs" for param in params):
+        named["ckpt"] = "RUN"  # of which these commands take several
+    first, colon, rest = message.partition(":")
+    return f"{named.get(first, first)}{colon}{rest}"
 
 
 def _name(param: click.Parameter) -> str:

@@ -12,6 +12,9 @@ from types import FrameType
 
 from icl_fast.errors import InputError
 
+_RETRY = 0.02  # seconds
+_ALARM: int | None = getattr(signal, "SIGALRM", None)  # not on Windows
+_received: list[int] = []  # signals that are to end the process
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
@@ -33,7 +36,10 @@ def settle() -> None:
 
 def own_process() -> None:
     """What only a process that does nothing else may change: SIGTERM ends it as Ctrl-C does, no warning is an error."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM, _ALARM):
+        # ignored it is in the background of some shells
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")  # packages warn of what nobody can put right here
 
@@ -55,5 +61,20 @@ def flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("terminated")
+def _end(signum: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not into an import: that would leave its lock taken, or a module half there."""
+    retried = signum == _ALARM
+    if not retried:
+        _received.append(signum)
+    if _ALARM is not None and (retried or len(_received) == 1) and _importing(frame):
+        signal.setitimer(signal.ITIMER_REAL, _RETRY)
+        return
+    raise KeyboardInterrupt("terminated" if _received[0] == signal.SIGTERM else "")
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False

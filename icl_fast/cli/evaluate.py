@@ -71,6 +71,8 @@ def evaluate(
         left_out: dict[int, str] = {}
         if skip_damaged:
             series, left_out = series.readable()
+        else:
+            left_out = series.missing()
         for step, why in left_out.items():
             echo(f"snapshot {step} is left out: {why}", err=True)
         _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)

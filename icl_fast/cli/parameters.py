@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from icl_fast.errors import InputError
-from icl_fast.files import check_place
+from icl_fast.files import check_place, kind
 
 _MOST = 2**63 - 1  # of a whole number: what numpy and torch can count with
 
@@ -33,12 +35,12 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before cl
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value) or "\0" in str(value):
             self.fail(f"{value!r} is no path; give one", param, ctx)
-        try:
-            path = Path(value).expanduser()
-        except RuntimeError:
+        path = Path(os.path.expanduser(value))
+        if str(value).startswith("~") and str(path).startswith("~"):
             self.fail(f"{value}: there is no such user, or it has no home folder; write the path in full", param, ctx)
         try:
-            path.stat()
+            if stat.S_IFMT(mode := path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                self.fail(f"{path} is a {kind(mode)}; give a file or a folder", param, ctx)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, UnicodeEncodeError) as error:

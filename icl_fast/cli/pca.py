@@ -9,7 +9,7 @@ import click
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import sweep_progress
-from icl_fast.cli.tasks import repair_option, require
+from icl_fast.cli.tasks import check_out, repair_option, require
 
 
 @click.command()
@@ -40,9 +40,14 @@ def pca(
 
     Losses are kept in RUN/results/losses.zarr and not measured twice; if it is stopped, the same command continues.
     """
+    from icl_fast.cli.left_out import say_missing
     from icl_fast.cli.tables import print_pca
+    from icl_fast.runs import open_series
     from icl_fast.studies.pca import pca_of_runs
 
+    for run in runs:
+        check_out(run, out)
+        say_missing(open_series(run, snapshots))
     for run in runs:
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
     found, figure = pca_of_runs(

@@ -56,17 +56,17 @@ def chosen_snapshots(ckpt: Path, snapshots: str | None, default: str, option: st
     return default if snapshots is None else snapshots
 
 
-def check_out(ckpt: Path, out: Path | None) -> None:
+def check_out(ckpt: Path, out: Path | None, option: str = "--out") -> None:
     """Refuse to write results over a run, or among its snapshots.
 
     Raises:
-        InputError: `--out` is such a place.
+        InputError: `out` is such a place.
     """
     from icl_fast.runs.run_series import run_of
 
     home = run_of(ckpt).path.resolve()
     if out is not None and (out.resolve() == home or out.resolve().is_relative_to(home / "snapshots")):
-        raise InputError(f"--out: {out} holds the run itself; choose another place, or leave it out")
+        raise InputError(f"{option}: {out} holds the run itself; choose another place")
 
 
 def require(task: str, ckpt: Path, command: str, instead: str) -> None:

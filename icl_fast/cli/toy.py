@@ -117,8 +117,7 @@ def phase_change(
 @click.option(
     "--diagram",
     "diagram_seeds",
-    type=STEP,
-    default=0,
+    type=COUNT,
     metavar="SEEDS",
     help="Phase diagrams over mu and alpha and over dim(d)/dim(a), with so many seeds a point.",
 )
@@ -138,7 +137,7 @@ def coopetition(
     lr: str,
     scale: str,
     seed: int | None,
-    diagram_seeds: int,
+    diagram_seeds: int | None,
     memory: str,
     device: str,
     repair: bool,
@@ -171,7 +170,7 @@ def coopetition(
             steps=steps,
             every=every,
             seed=seed,
-            diagram_seeds=diagram_seeds,
+            diagram_seeds=diagram_seeds or 0,
             memory=parse_memory(memory),
             device=str(resolve_device(device)),
             repair=repair,

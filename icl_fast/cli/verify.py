@@ -6,15 +6,23 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.console import echo
+from icl_fast.cli.parameters import PATH, PathType
 from icl_fast.errors import InputError
+
+_STDOUT = Path("-")
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
 @click.option(
-    "--json", "where", metavar="FILE|-", help="Write what was found; - is standard output, without the table."
+    "--json",
+    "where",
+    type=PathType("file"),
+    metavar="FILE|-",
+    help="Write what was found; - is standard output, without the table.",
 )
-def verify(paths: tuple[Path, ...], where: str | None) -> None:
+def verify(paths: tuple[Path, ...], where: Path | None) -> None:
     """Check that nothing is damaged: run folders, results, report folders, snapshots, or folders of these.
 
     Every file that has a checksum is compared with it, and read; what killed processes left is named. Exit code 0: all
@@ -24,20 +32,23 @@ def verify(paths: tuple[Path, ...], where: str | None) -> None:
     from icl_fast.files import atomic_write, to_json
     from icl_fast.studies.verify import verify as look
 
+    for path in paths:
+        if where is not None and where != _STDOUT and where.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--json: {where} is in {path}, which is only looked at; write it elsewhere")
     found = look(paths)
     bad = [finding for finding in found if not finding.ok]
     if where is not None:
         rows = [{"file": str(finding.path), "what": finding.what, "ok": finding.ok} for finding in found]
         text = to_json({"ok": not bad, "files": rows}, indent=1)
-        if where == "-":
-            click.echo(text)
+        if where == _STDOUT:
+            echo(text)
         else:
             with atomic_write(where) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
-    if where != "-":
+    if where != _STDOUT:
         width = max(len(str(finding.path)) for finding in found)
         for finding in found:
-            click.echo(f"{'' if finding.ok else '! '}{finding.path!s:<{width}}  {finding.what}")
+            echo(f"{'' if finding.ok else '! '}{finding.path!s:<{width}}  {finding.what}")
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise InputError(f"verify: {bad[0].path} {bad[0].what}{more}")

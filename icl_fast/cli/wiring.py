@@ -20,7 +20,7 @@ from icl_fast.errors import InputError
 @click.option("--sequences", type=INTEGER, default=1000, show_default=True, help="How many of them.")
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--out", type=PathType("file"), help="Write all arrays, of all members, to this .npz file.")
+@click.option("--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file.")
 @click.option(
     "--figures",
     type=FOLDER_TO_WRITE,
@@ -49,6 +49,7 @@ def wiring(
 
     require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
     check_out(ckpt, out)
+    check_out(ckpt, figures, "--figures")
     step = chosen_snapshots(ckpt, snapshot, "last", "--snapshot")
     if step != "last" and not step.isdecimal():
         raise InputError(f"--snapshot: {step} is not one snapshot; give a step, or last")

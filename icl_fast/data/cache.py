@@ -1,8 +1,8 @@
 """Where tokenised text is kept between runs, and how an entry is known to be whole.
 
-An entry is a folder, renamed into place once complete, with the sha256 of each of its files. A reader takes no lock: it
-uses an entry whose hashes agree and otherwise builds it. Builders of one entry wait for each other (flock, which the
-kernel drops when a process dies, however it dies).
+An entry is a folder, renamed into place once complete, with its name and the sha256 of each of its files. A reader
+takes no lock: it uses an entry whose hashes agree and otherwise builds it. Builders of one entry wait for each other
+(flock, which the kernel drops when a process dies, however it dies).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icl_fast.data.input_files import read_file
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, locked, sha256
+from icl_fast.files import atomic_write, locked, regular_file, sha256
 
 _MANIFEST = "manifest.json"
 
@@ -52,11 +53,13 @@ def cached(entry: Path, build: Callable[[Path], None]) -> Path:
         return entry
     with locked(lock, what, wait=True):
         if not _is_whole(entry):
+            if not entry.is_dir():
+                entry.unlink(missing_ok=True)  # a file in its place, or a link to nowhere
             with atomic_write(entry) as temporary:
                 temporary.mkdir()
                 build(temporary)
                 hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-                (temporary / _MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+                (temporary / _MANIFEST).write_text(json.dumps({entry.name: hashes}, indent=1), encoding="utf-8")
     return entry
 
 
@@ -73,7 +76,10 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 def _is_whole(entry: Path) -> bool:
     try:
-        hashes = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(hashes) and all(sha256(entry / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+        # by the entry's name: the files of another one would be whole too
+        hashes = json.loads(read_file(entry / _MANIFEST, "cache"))[entry.name]
+        return {path.name for path in entry.iterdir()} == {_MANIFEST, *hashes} and all(
+            sha256(regular_file(entry / name, "cache")) == digest for name, digest in hashes.items()
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return False  # an InputError is a ValueError

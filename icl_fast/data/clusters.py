@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.data.exemplar_files import read_array
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
-from icl_fast.models import load_snapshot
+from icl_fast.memory import check_fits
+from icl_fast.models import Transformer, load_snapshot
 
 _CHUNK = 4096  # points whose similarities to all centroids are held at once
 _SPLIT = 1 / 1024  # how far, relatively, the two halves of a split cluster move apart
@@ -49,18 +52,23 @@ def cluster_embeddings(
         InputError: embeddings of another shape, not finite or zero; too few tokens, or too few clusters that are large
             enough.
     """
+    classes, exemplars = whole_number("classes", classes, 2), whole_number("exemplars", exemplars, 1)
+    iterations, seed = whole_number("iterations", iterations, 1), whole_number("seed", seed, 0, MOST_SEED)
+    count = classes * 3 // 2 if clusters is None else whole_number("clusters", clusters)
     matrix, source = _matrix(embeddings)
     first, last = tokens or (0, len(matrix) - 1)
     if not 0 <= first <= last < len(matrix):
         raise InputError(f"tokens: {first} to {last} are not among the {len(matrix)} tokens 0 to {len(matrix) - 1}")
     if names and len(names) != len(matrix):
         raise InputError(f"names: must be {len(matrix)}, one a token, got {len(names)}")
-    if classes < 2 or exemplars < 1 or iterations < 1:
-        raise InputError(f"classes {classes}, exemplars {exemplars}, iterations {iterations}: must be 2, 1, 1 or more")
-    count = classes * 3 // 2 if clusters is None else clusters
     used = matrix[first : last + 1]
     if not classes <= count <= len(used):
         raise InputError(f"clusters: must be at least {classes} classes and at most {len(used)} tokens, got {count}")
+    if classes * (exemplars + 1) > len(used):
+        raise InputError(
+            f"classes {classes} of more than {exemplars} exemplars: there are {len(used)} tokens; lower one"
+        )
+    check_fits(8 * count * (_CHUNK + used.shape[1]), f"clusters: {count}")
     lengths = used.norm(dim=1, keepdim=True)
     if bool((lengths == 0).any()):
         token = first + int((lengths == 0).flatten().nonzero()[0])
@@ -135,16 +143,24 @@ def _outermost(assigned: Tensor, similarity: Tensor, cluster: int, count: int) -
 
 
 def _matrix(embeddings: Tensor | str | Path) -> tuple[Tensor, str]:
+    source = "token embeddings"
     if isinstance(embeddings, Tensor):
-        matrix, source = embeddings, "token embeddings"
-    elif Path(embeddings).suffix == ".safetensors":
-        matrix, source = load_snapshot(embeddings).model.embed.weight, f"token embeddings of {Path(embeddings).name}"
+        matrix = embeddings
     else:
-        matrix = torch.from_numpy(read_array(embeddings, "embeddings"))
-        source = f"token embeddings of {Path(embeddings).name}"
+        source += f" of {printable(Path(Path(embeddings).name))}"
+        matrix = _of_file(embeddings)
     matrix = matrix.detach().cpu().float()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise InputError(f"embeddings: must be [V,F], got {list(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise InputError(f"embeddings: token {int((~torch.isfinite(matrix)).any(1).nonzero()[0])} is not finite")
     return matrix, source
+
+
+def _of_file(path: str | Path) -> Tensor:
+    if Path(path).suffix != ".safetensors":
+        return torch.from_numpy(read_array(path, "embeddings"))
+    model = load_snapshot(path).model
+    if not isinstance(model, Transformer):
+        raise InputError(f"snapshot {path}: is of a model on exemplars, which has no token embeddings")
+    return model.embed.weight

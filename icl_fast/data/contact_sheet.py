@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
+from icl_fast.memory import check_fits
 
 
 def write_contact_sheet(
@@ -23,18 +25,20 @@ def write_contact_sheet(
         scale: screen pixels of one pixel.
 
     Raises:
-        InputError: exemplars that are no images, another suffix, a size below 1, a file that cannot be written.
+        InputError: exemplars that are no images, another suffix, a size below 1 or beyond memory, a file that cannot be
+            written.
     """
     path, pixels = Path(path), exemplars.pixels
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: the contact sheet is written as .png; give it that suffix")
-    if min(rows, panels, columns, scale) < 1:
-        raise InputError(f"rows {rows}, panels {panels}, columns {columns}, scale {scale}: must be 1 or more")
+    rows, panels = whole_number("rows", rows, 1), whole_number("panels", panels, 1)
+    columns, scale = whole_number("columns", columns, 1), whole_number("scale", scale, 1)
     shown = min(rows * panels, len(pixels))
     classes = np.linspace(0, len(pixels) - 1, shown).round().astype(int)
     per_panel = -(-shown // panels)
     height, width = pixels.shape[2] * scale + 2, pixels.shape[3] * scale + 2
     count = min(columns, pixels.shape[1])
+    check_fits(2 * per_panel * height * panels * (count * width + 12), f"panels {panels}, scale {scale}")
     sheet = np.full((per_panel * height, panels * (count * width + 12) - 12), 200, np.uint8)
     for place, number in enumerate(classes):
         top, left = place % per_panel * height, place // per_panel * (count * width + 12)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED, whole_number
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 _CHUNK = 4096  # exemplars in one call
 
@@ -41,10 +43,13 @@ def encode(
         width: F', for the named encoders; a callable decides its own.
 
     Raises:
-        InputError: an unknown encoder, a width that PCA cannot give, exemplars that are all the same, or a callable
-            that fails or returns another shape or values that are not finite.
+        InputError: an unknown encoder, a width that PCA cannot give or this machine cannot hold, exemplars that are all
+            the same, or a callable that fails or returns another shape or values that are not finite.
     """
     flat = exemplars.features.flatten(0, 1)  # [N,F]
+    if not callable(encoder):
+        width, seed = whole_number("width", width, 1), whole_number("seed", seed, 0, MOST_SEED)
+        check_fits(4 * width * (flat.shape[1] + 2 * len(flat)), f"width {width} of {len(flat)} exemplars")
     mean = flat.mean(0)
     if encoder == "random-convolutions":
         encoded = _through(_RandomConvolutions(exemplars, width, seed), exemplars)
@@ -53,8 +58,6 @@ def encode(
         encoded = _through(encoder, exemplars)
         name = str(getattr(encoder, "original_name", "") or getattr(encoder, "__name__", type(encoder).__name__))
     else:
-        if width < 1:
-            raise InputError(f"width: must be 1 or more, got {width}")
         if encoder == "random-projection":
             random = torch.Generator().manual_seed(seed)
             directions = torch.randn(flat.shape[1], width, generator=random).to(flat) / flat.shape[1] ** 0.5
@@ -103,8 +106,6 @@ class _RandomConvolutions:
     """Images `[n,height,width]` to `[n,width]`: an untrained convolutional network."""
 
     def __init__(self, exemplars: Exemplars, width: int, seed: int) -> None:
-        if width < 1:
-            raise InputError(f"width: must be 1 or more, got {width}")
         side = max(exemplars.pixels.shape[-2:])
         layers = max(1, math.ceil(math.log2(side / 4)))
         channels = [1, *(min(width, 32 * 2**layer) for layer in range(layers - 1)), width]

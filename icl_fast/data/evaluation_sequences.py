@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import CIWL, FLIP, ICL, IWL, KINDS, Recipe, Sequences, SequenceSampler, training_recipe
 from icl_fast.data.splits import ExemplarTable, Split, split
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 COMMON_CLASSES = 10  # Singh 2025, 2.3.5: "the 10 classes seen most often in training"
 
@@ -151,14 +153,19 @@ def evaluation_sequences(
     """The first `count` sequences of an evaluator, of one run or of P runs (Singh 2025, 2.2.3, 4.2.1, 5.2.3).
 
     Raises:
-        InputError: no such evaluator, or one that is not defined for a config; the message says why.
+        InputError: no such evaluator, or one that is not defined for a config (the message says why), or more sequences
+            than this machine can hold.
     """
+    count = whole_number("count", count, 1)
     if name not in EVALUATORS:
         raise InputError(f"evaluator {name}: must be one of {', '.join(EVALUATORS)}")
     alone = isinstance(configs, SequenceConfig)
     members = [configs] if isinstance(configs, SequenceConfig) else list(configs)
     recipes = [_recipe(name, config, split(config, exemplars)) for config in members]
     sampler = SequenceSampler(recipes[0] if alone else recipes, device)
+    most = max(config.labels_per_class for config in members)
+    if sampler.device.type == "cpu":
+        check_fits(24 * len(members) * count * most, f"evaluator {name}: {count} sequences, labels_per_class {most}")
     sequences = sampler.draw(0, count)
     correct = _correct(sequences, recipes, device)
     answered = (sequences.labels[..., None] == correct[..., None, :]).any(-1).any(-1)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, regular_file
 from icl_fast.memory import check_fits
@@ -63,7 +65,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     if "labels" in arrays:
         features, names = _by_label(path, features, arrays["labels"], exemplars)
     elif exemplars is not None:
-        if features.ndim < 3 or not 1 <= exemplars <= features.shape[1]:
+        if not 1 <= whole_number("exemplars", exemplars) <= features.shape[1]:
             raise InputError(f"exemplars: {exemplars} of each class are not in {path}, {name} {list(features.shape)}")
         features = features[:, :exemplars]
     image: tuple[int, int] | None = None
@@ -77,6 +79,8 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
     base = arrays.get("base", np.arange(len(features)))
     if base.dtype.kind not in "iu":
         raise InputError(f"{path}: base must be integers, is {base.dtype}")
+    is_said = "source" in arrays and arrays["source"].ndim == 0
+    source = _text(arrays["source"][()]) if is_said else printable(Path(path.name))
     if "names" in arrays:
         names = tuple(map(_text, arrays["names"].ravel()))
     try:
@@ -85,7 +89,7 @@ def read_exemplars(path: str | Path, *, exemplars: int | None = None) -> Exempla
             torch.from_numpy(base.astype(np.int64)),
             names,
             image,
-            _text(arrays["source"][()]) if "source" in arrays and arrays["source"].ndim == 0 else path.name,
+            source,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -111,8 +115,8 @@ def stack_classes(where: object, groups: Sequence[tuple[str, int]], exemplars: i
     """
     if len(groups) < 2:
         raise InputError(f"{where}: holds {len(groups)} classes, needs 2 or more")
-    if exemplars is not None and exemplars < 1:
-        raise InputError(f"exemplars: must be 1 or more, got {exemplars}")
+    if exemplars is not None:
+        exemplars = whole_number("exemplars", exemplars, 1)
     least, most = min(groups, key=lambda group: group[1]), max(groups, key=lambda group: group[1])
     if exemplars is None and least[1] != most[1]:
         raise InputError(
@@ -140,7 +144,7 @@ def _by_label(
 
 
 def _arrays(path: Path) -> Arrays:
-    regular_file(path, "exemplars")
+    regular_file(path, "path")
     if path.suffix.lower() in (".h5", ".hdf5"):
         return _h5(path)
     if path.suffix.lower() != ".npz":

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED
 from icl_fast.data.clusters import cluster_embeddings
-from icl_fast.data.encoders import ENCODERS, encode
+from icl_fast.data.encoders import ENCODERS, Encoder, encode
 from icl_fast.data.exemplar_files import read_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.glyphs import render_glyphs
 from icl_fast.data.image_folder import read_images
+from icl_fast.data.input_files import read_file
 from icl_fast.data.transforms import transformed
 from icl_fast.errors import InputError
 from icl_fast.schema import Config, Field, model_validator
@@ -32,13 +37,13 @@ class ExemplarSource(Config):
     exemplars: int = Field(20, ge=1, description="exemplars of each class")
     size: int = Field(28, ge=1, le=256, description="pixels of a side of glyphs and images")
     transforms: bool = Field(False, description="every character as 8 classes: 4 rotations, mirrored or not")
-    within: float = Field(0.5, ge=0, description="gaussian: deviation within a class")
+    within: float = Field(0.5, ge=0, le=1e6, description="gaussian: deviation within a class")
     encoder: str = Field(
         "random-projection",
         description="random-projection, pca, random-convolutions, none, or a TorchScript file: images to vectors",
     )
     width: int = Field(512, ge=1, description="features that a named encoder gives")
-    seed: int = Field(0, ge=0, description="of Gaussian classes, clusters and the random projection")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="of Gaussian classes, clusters and the random projection")
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarSource:
@@ -58,22 +63,34 @@ def load_exemplars(source: ExemplarSource, progress: Callable[[int, int, str], N
     Raises:
         InputError: as the functions that read or make them.
     """
-    exemplars = _raw(source, progress)
-    if source.transforms:
-        exemplars = transformed(exemplars)
-    if source.encoder == "none":
-        return exemplars
-    for name in ENCODERS:
-        if source.encoder == name:
-            return encode(exemplars, name, width=source.width, seed=source.seed)
+    network = _network(source.encoder)  # before anything that takes long
     try:
-        network = torch.jit.load(source.encoder, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        exemplars = _raw(source, progress)
+        if source.transforms:
+            exemplars = transformed(exemplars)
+        if network is not None:
+            return encode(exemplars, network, width=source.width, seed=source.seed)
+    except InputError as error:
+        raise InputError(f"exemplars: {error}") from None
+    return exemplars
+
+
+def _network(encoder: str) -> Encoder | None:
+    """What makes vectors of the exemplars; None: nothing."""
+    if encoder == "none":
+        return None
+    for name in ENCODERS:
+        if encoder == name:
+            return name
+    try:
+        script = io.BytesIO(read_file(os.path.expanduser(encoder), "exemplars.encoder"))
+        network: Callable[[Tensor], Tensor] = torch.jit.load(script, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).removeprefix("exemplars.encoder: ").splitlines()[0]
         raise InputError(
-            f"exemplars.encoder {source.encoder}: must be {', '.join(ENCODERS)}, none or a TorchScript file ({reason})"
+            f"exemplars.encoder {encoder}: must be {', '.join(ENCODERS)}, none or a TorchScript file ({reason})"
         ) from None
-    return encode(exemplars, network)
+    return network
 
 
 def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | None) -> Exemplars:
@@ -81,7 +98,7 @@ def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | Non
         return render_glyphs(source.classes, source.exemplars, source.size, progress=progress)
     if source.kind == "gaussian":
         return gaussian_classes(source.classes, source.exemplars, source.width, noise=source.within, seed=source.seed)
-    path = Path(source.path or "")
+    path = Path(os.path.expanduser(source.path or ""))
     if source.kind == "images":
         return read_images(path, exemplars=source.exemplars, size=source.size)
     if source.kind == "vectors":

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import MOST_SEED, finite_number, whole_number
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ def gaussian_classes(
         noise: standard deviation within a class, the one between classes being 1.
 
     Raises:
-        InputError: a size below 1 (below 2 classes), or a negative noise.
+        InputError: a size below 1 (below 2 classes) or more than this machine can hold, a noise that is negative or
+            over a million, no seed.
     """
-    if classes < 2 or exemplars < 1 or width < 1:
-        raise InputError(f"classes {classes}, exemplars {exemplars}, width {width}: must be 2, 1 and 1 or more")
-    if not 0 <= noise < float("inf"):
-        raise InputError(f"noise: must be 0 or more, got {noise}")
+    classes, exemplars = whole_number("classes", classes, 2), whole_number("exemplars", exemplars, 1)
+    width, seed = whole_number("width", width, 1), whole_number("seed", seed, 0, MOST_SEED)
+    noise = finite_number("noise", noise, 0, 1e6)
+    check_fits(12 * classes * exemplars * width, f"classes {classes}, exemplars {exemplars}, width {width}")
     random = torch.Generator().manual_seed(seed)
     means = torch.randn(classes, 1, width, generator=random)
     own = torch.randn(classes, exemplars, width, generator=random)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.data.fonts import Font, Typeface, find_fonts, install_advice, read_typefaces
@@ -77,10 +78,8 @@ def render_glyphs(
         InputError: a size out of range, fonts that give too few characters (it says how many, and what to install), or
             a cache that cannot be written.
     """
-    if classes < 2 or typefaces < 1:
-        raise InputError(f"classes {classes}, typefaces {typefaces}: must be 2 or more, and 1 or more")
-    if not 8 <= size <= 256:
-        raise InputError(f"size: must be 8 to 256 pixels, got {size}")
+    classes, typefaces = whole_number("classes", classes, 2), whole_number("typefaces", typefaces, 1)
+    size = whole_number("size", size, 8, 256)
     found = find_fonts(fonts)
 
     def build(folder: Path) -> None:

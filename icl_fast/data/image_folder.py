@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.exemplar_files import stack_classes
 from icl_fast.data.exemplars import Exemplars
@@ -43,8 +44,7 @@ def read_images(folder: str | Path, *, exemplars: int | None = None, size: int =
     """
     folder = Path(folder)
     check_folder(folder, "images")
-    if size < 1:
-        raise InputError(f"size: must be 1 pixel or more, got {size}")
+    size = whole_number("size", size, 1)
     classes = _classes(folder)
     names = tuple(classes)
     count = stack_classes(folder, [(name, len(files)) for name, files in classes.items()], exemplars)
@@ -78,7 +78,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 def _pixels(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that do not matter, unlike
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("error", "Corrupt EXIF data")
             with Image.open(io.BytesIO(read_file(file, "images")), formats=_FORMATS) as image:
                 _check_range(image)
                 grey = _on_paper(_of_8_bits(ImageOps.exif_transpose(image)))

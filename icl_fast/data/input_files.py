@@ -43,8 +43,8 @@ def check_folder(folder: str | Path, argument: str) -> None:
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be written in any file; bytes of it that are not UTF-8 become U+FFFD."""
-    return os.fsencode(path.as_posix()).decode(errors="replace")
+    """A path as text that can be written in any file; bytes of it that are not UTF-8 are written as `\\xff`."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def files_below(

@@ -25,7 +25,10 @@ class SequenceConfig(Config):
         default=1.0, ge=0, le=1, description="share of bursty sequences among those with fixed labels"
     )
     burstiness: int = Field(
-        default=1, ge=1, description="times that the query's class, and a second class, appear in a bursty context"
+        default=1,
+        ge=1,
+        le=256,
+        description="times that the query's class, and a second class, appear in a bursty context",
     )
     p_icl: float = Field(default=0.0, ge=0, le=1, description="share of bursty sequences with labels drawn anew")
     p_iwl: float = Field(default=0.0, ge=0, le=1, description="share of sequences without the query's class in context")
@@ -36,8 +39,12 @@ class SequenceConfig(Config):
     exemplars: int | None = Field(
         default=None, ge=1, description="E: exemplars of a class trained on; all that are not held out"
     )
-    noise: float = Field(default=0.0, ge=0, description="standard deviation of Gaussian noise on every exemplar")
-    labels_per_class: int = Field(default=1, ge=1, description="labels of a class, one of them drawn per sequence")
+    noise: float = Field(
+        default=0.0, ge=0, le=1e6, description="standard deviation of Gaussian noise on every exemplar"
+    )
+    labels_per_class: int = Field(
+        default=1, ge=1, le=2**20, description="labels of a class, one of them drawn per sequence"
+    )
     label_pool: int = Field(default=2, ge=2, le=2**20, description="L: labels that p_icl sequences draw from")
     zipf: float = Field(default=0.0, ge=0, le=10, description="exponent: class of rank x has frequency x^-zipf")
     matched: bool = Field(default=False, description="context exemplars of the query's class are the query's exemplar")

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.counter_random import below, below_finely, normal, random_words
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.splits import ExemplarTable, Integers, Split, split
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 KINDS = ("bursty", "iid", "icl", "iwl", "ciwl", "flip")
 BURSTY, IID, ICL, IWL, CIWL, FLIP = range(len(KINDS))
@@ -198,7 +200,7 @@ class SequenceSampler:
         """Sequences `start` to `start + count - 1` (0-based) of every member; the fields are those of `Sequences`.
 
         Raises:
-            InputError: a negative start or count.
+            InputError: a negative start or count, or more than this machine can hold.
         """
         words = self._words(start, count)
         kind = (words[_KIND] >= self._kind_limits).sum(-1, keepdim=True)  # [P,B,1]
@@ -219,23 +221,25 @@ class SequenceSampler:
         """What to add to the features of sequences `start` to `start + count - 1`: `[*,n+1,features]` float32.
 
         Raises:
-            InputError: a negative start or count.
+            InputError: as `draw`.
         """
         wanted = (self.pairs + 1) * features
         lanes = torch.arange(-(-wanted // 4), device=self.device)
-        words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream + 1)
+        words = random_words(self._seed, self._index(start, count, len(lanes)), lanes, 2 * self._stream + 1)
         drawn = normal(words)[..., :wanted].reshape(*words.shape[:2], self.pairs + 1, features) * self._noise
         return drawn if self.members is not None else drawn[0]
 
-    def _index(self, start: int, count: int) -> torch.Tensor:
-        if start < 0 or count < 0:
-            raise InputError(f"start {start}, count {count}: neither may be negative")
+    def _index(self, start: int, count: int, lanes: int) -> torch.Tensor:
+        start, count = whole_number("start", start, 0, 2**62), whole_number("count", count, 0, 2**62)
+        if self.device.type == "cpu":
+            words = 32 * lanes * len(self._seed)  # bytes
+            check_fits(3 * count * words, f"count: {count} sequences of {self.pairs} pairs")
         return torch.arange(start, start + count, device=self.device)
 
     def _words(self, start: int, count: int) -> dict[int, torch.Tensor]:
         """By purpose, `[P,B,words]`. Purposes that no member has a use for are left out; no other word shifts."""
         lanes = torch.cat([self._lanes[purpose] for purpose in self._lanes])
-        words = random_words(self._seed, self._index(start, count), lanes, 2 * self._stream)
+        words = random_words(self._seed, self._index(start, count, len(lanes)), lanes, 2 * self._stream)
         parts = torch.split(words, [4 * len(lane) for lane in self._lanes.values()], dim=-1)
         return {
             purpose: part[..., : self._word_counts[purpose]] for purpose, part in zip(self._lanes, parts, strict=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.input_files import printable, read_file
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file
@@ -219,8 +220,7 @@ def parallel_text(
     languages = tuple(languages)
     if len(languages) < 2 or len(set(languages)) < len(languages):
         raise InputError(f"languages: {', '.join(languages) or 'none'}: give two or more that differ, such as en, fr")
-    if sentences < 1:
-        raise InputError(f"sentences: {sentences}: give 1 or more")
+    sentences = whole_number("sentences", sentences, 1)
     random = Random(seed)
     found, source = _VERSES[:sentences], _VERSES_SOURCE
     catalogues = _catalogues(languages, folders)
@@ -248,10 +248,9 @@ def template_text(lines: int = 30, seed: int = 0) -> Text:
     `(colour) (animal): 2`, `(colour) (fruit): 3`.
 
     Raises:
-        InputError: fewer than one line.
+        InputError: fewer than one line, or more than a text may have.
     """
-    if lines < 1:
-        raise InputError(f"lines: {lines}: give 1 or more")
+    lines = whole_number("lines", lines, 1, LARGEST_TEXT // 32)
     random = Random(seed)
     text, marks = "", []
     for _ in range(lines):
@@ -321,7 +320,7 @@ def _translated(folder: Path, name: str, languages: Sequence[str]) -> list[dict[
 
 
 def _messages(file: Path) -> dict[str, str]:
-    with file.open("rb") as stream:
+    with regular_file(file, "catalogue").open("rb") as stream:
         # the catalogue has no public name, and gettext no other way to list what is in it; keys of plurals are tuples
         catalogue: dict[object, str] = vars(gettext.GNUTranslations(stream))["_catalog"]
     return {key: message for key, message in catalogue.items() if isinstance(key, str)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from icl_fast.data.input_files import read_file
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
+from icl_fast.memory import check_fits
 
 BOS = "<|bos|>"
 BOS_ID = 0
 SMALLEST_VOCAB = 256 + 1
 TOKENIZER_FILE = "tokenizer.json"
 Tokens = NDArray[np.unsignedinteger[Any]]  # a stream of ids, as small as the vocabulary allows
+# the time of training grows with the square of a word's length; the first is sooner searched for than the second
+_LONG = re.compile(r"\S{1024}|\s{1024}")
+_LONG_WORD = re.compile(r"([^\W\d_]{1024}|\d{1024}|(?:[^\w\s]|_){1024}|\s{1024})")
 _BATCH_CHARACTERS = 2**22  # an Encoding takes far more memory than its ids, so a corpus is encoded in parts
 
 
-def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+def train_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
     """A byte-level BPE of exactly `vocab` tokens: `<|bos|>` (id 0), the 256 bytes, then merges.
 
     Raises:
@@ -29,9 +37,11 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     """
     if vocab < SMALLEST_VOCAB:
         raise InputError(f"data.vocab {vocab} is too small: every byte and the special token need {SMALLEST_VOCAB}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    size = sum(len(text.encode()) for text in texts)
+    if vocab > SMALLEST_VOCAB + size:  # `tokenizers` ends the process if it cannot allocate so many
+        raise InputError(f"data.vocab {vocab}: the corpus is too small, it has {size:,} bytes; set a smaller one")
+    check_fits(100 * vocab, f"data.vocab {vocab}")
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         min_frequency=2,
@@ -39,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in _short_words(text)), trainer)
     reached = tokenizer.get_vocab_size()
     if reached < vocab:
         raise InputError(
@@ -53,17 +63,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a `tokenizer.json`, or the one in a run folder.
 
     Raises:
-        InputError: the file is missing or is not a tokenizer.
+        InputError: the file is missing, is not a tokenizer, or not one that `train_tokenizer` made.
     """
     path = Path(path)
-    file = path / TOKENIZER_FILE if path.is_dir() else path
+    file = path / TOKENIZER_FILE if os.path.isdir(path) else path
+    text = read_file(file, "tokenizer")
     try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a run folder or a tokenizer.json") from error
+        return _plain(_parsed(text))
     except Exception as error:  # `tokenizers` raises a bare Exception on a malformed file
-        raise InputError(f"{file}: is not a tokenizer ({error}); copy it again from its run folder") from error
-    return _plain(tokenizer)
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"tokenizer: {file} is none of ours ({reason}); copy it again from its run folder") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> Path:
@@ -88,10 +97,49 @@ def encode_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokens:
     return np.concatenate(parts)
 
 
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _parsed(text: bytes) -> Tokenizer:
+    """A tokenizer of `train_tokenizer` from its JSON; whatever is raised says that it is none.
+
+    Made anew from its tokens and merges: on some files `Tokenizer.from_str` prints a panic and raises what is no
+    Exception.
+    """
+    values = json.loads(text)
+    model = values.pop("model")
+    vocab: dict[str, int] = model["vocab"]
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.pop("merges")]
+    parts = {
+        BOS,
+        *pre_tokenizers.ByteLevel.alphabet(),
+        *(part for merge in merges for part in (*merge, "".join(merge))),
+    }
+    if parts != vocab.keys() or vocab[BOS] != BOS_ID or sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError(f"its tokens are not {BOS}, the bytes and what is merged from them")
+    tokenizer = _byte_level(models.BPE(vocab, merges))
+    tokenizer.add_special_tokens([BOS])
+    ours = json.loads(tokenizer.to_str())
+    if other := [key for key in values if ours.get(key) != values[key]]:
+        raise ValueError(f"its {other[0]} is another")
+    if other := [key for key in model if ours["model"].get(key) != model[key]]:
+        raise ValueError(f"its model's {other[0]} is another")
+    return tokenizer
+
+
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
     # a text that spells out "<|bos|>" must give its characters, not the separator (not kept in tokenizer.json)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _short_words(text: str) -> list[str]:
+    """The text, cut where a word, a number or a space in it is very long, such as a line of DNA."""
+    return _LONG_WORD.split(text) if _LONG.search(text) else [text]
 
 
 def _batches(texts: Sequence[str]) -> Iterable[list[str]]:

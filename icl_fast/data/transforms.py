@@ -7,6 +7,7 @@ from torch import Tensor
 
 from icl_fast.data.exemplars import Exemplars
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 TRANSFORMS = ("0°", "90°", "180°", "270°", "mirrored, 0°", "mirrored, 90°", "mirrored, 180°", "mirrored, 270°")
 
@@ -22,12 +23,13 @@ def transformed(exemplars: Exemplars) -> Exemplars:
     Class `8 * k + t` of the result is class k under `TRANSFORMS[t]`, exemplar by exemplar, with the `base` of k.
 
     Raises:
-        InputError: the exemplars are no square images.
+        InputError: the exemplars are no square images, or eight times as many are more than this machine can hold.
     """
     images = exemplars.pixels
     if images.shape[-1] != images.shape[-2]:
         raise InputError(f"image: {exemplars.image} is not square, so it cannot be turned by 90°; crop or pad it")
     classes, count, width = exemplars.features.shape
+    check_fits(8 * exemplars.features.nbytes, f"transforms of {classes} classes")
     features = exemplars.features.new_empty(classes, 8, count, width)
     for number in range(8):
         features[:, number] = transform(images, number).flatten(2)

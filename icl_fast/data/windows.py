@@ -23,6 +23,7 @@ from icl_fast.data.config import DataConfig
 from icl_fast.data.corpora import read_corpus
 from icl_fast.data.tokenizer import BOS_ID, Tokens, encode_stream, load_tokenizer, save_tokenizer, train_tokenizer
 from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
 
 # one random stream per purpose, so that drawing more of one never shifts another
 _DOCUMENTS, _TRAINING, _EVALUATION, _POSITIONS = range(4)
@@ -86,11 +87,16 @@ class TextData:
         """Refuse a run that would see a token twice, unless the config allows it.
 
         Raises:
-            InputError: `steps * batch_size` windows are more than there are; the message shows the sum.
+            InputError: `steps * batch_size` windows are more than there are (the message shows the sum), or a batch is
+                more than memory holds.
         """
-        if self.config.repeat or steps * batch_size <= self.train_windows:
+        if steps * batch_size <= self.train_windows:
             return
         context = self.config.context
+        if self.config.repeat:
+            if batch_size > self.train_windows:  # a smaller one is no more than the text is
+                check_fits(24 * batch_size * context, f"training.batch {batch_size} x data.context {context}")
+            return
         most = self.train_windows // batch_size
         advice = f"at most {most:,} steps" if most else f"a batch of at most {self.train_windows:,}"
         raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.models import Transformer
-from icl_fast.models.blocks import Attention, Block
+from icl_fast.models.blocks import Attention, Block, GatedMLP
 from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
 from icl_fast.ops._attention import causal_scores
@@ -65,34 +65,51 @@ class BaseLayer:
     def pattern_at(self, rows: Tensor) -> Tensor:
         """Attention patterns of 0-based positions [n,R]: [n,H,R,T]."""
         q, k, _ = self.qkv
-        queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-        window = None
-        if self.attention.windows is not None:
-            window = torch.tensor([w or 0 for w in self.attention.windows], device=q.device)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        scores = causal_scores(queries.to(wide), k.to(wide), rows, self.attention.scale, window)
-        return scores.softmax(-1).to(q.dtype)
+        return pattern_of(self.attention, q, k, rows)
+
+    @cached_property
+    def attended(self) -> Tensor:
+        """What attention writes before any norm after it, [n,R,C]."""
+        attended: Tensor = self.attention.out(merged(self.z))
+        return attended
 
     @cached_property
     def mid(self) -> Tensor:
         """The residual stream after attention, [n,R,C]."""
-        mid: Tensor = self.take(self.resid) + self.attention.out(merged(self.z))
+        mid: Tensor = self.take(self.resid) + self.block.after1(self.attended)
         return mid
 
     @cached_property
-    def hidden(self) -> Tensor:
-        """Pre-activations of the MLP, [n,R,M]."""
-        hidden: Tensor = self.block.mlp_parts[0](self.block.norm2(self.mid))
-        return hidden
+    def mlp_reads(self) -> Tensor:
+        """The residual stream that the MLP reads, [n,R,C]."""
+        return self.block.mlp_reads(self.take(self.resid), self.mid)
+
+    @cached_property
+    def hidden(self) -> tuple[Tensor, ...]:
+        """What the MLP projects up, each [n,R,M]: what it activates and, gated, what that is multiplied by."""
+        mlp, normed = self.block.mlp, self.block.mlp_norm(self.mlp_reads)
+        return (mlp.gate(normed), mlp.up(normed)) if isinstance(mlp, GatedMLP) else (self.block.up(normed),)
+
+    @cached_property
+    def mlp_written(self) -> Tensor:
+        """What the MLP writes before any norm after it, [n,R,C]."""
+        hidden, down = self.block.activation(self.hidden[0]), self.block.down
+        written: Tensor = down(hidden * self.hidden[1] if len(self.hidden) == 2 else hidden)
+        return written
 
     @cached_property
     def post(self) -> Tensor:
         """The residual stream after the layer, [n,R,C]."""
         if self.block.mlp is None:
             return self.mid
-        _, activation, down = self.block.mlp_parts
-        post: Tensor = self.mid + down(activation(self.hidden))
+        post: Tensor = self.mid + self.block.after2(self.mlp_written)
         return post
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Of one array as wide as the MLP, [n,R,M]."""
+        rows = self.resid.shape[1] if self.rows is None else self.rows.shape[1]
+        return len(self.resid) * rows * self.block.config.hidden_width * self.resid.element_size()
 
     def take(self, stream: Tensor) -> Tensor:
         """The rows of a stream [..., n,T,C]: [..., n,R,C]."""
@@ -113,15 +130,34 @@ def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: T
 
 def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
     """Values [A,n,H,T,D] of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D]."""
-    return frozen_attention(q, k, values, scale=attention.scale, window=attention.windows, rows=rows)
+    if attention.plain_scores:
+        return frozen_attention(q, k, values, scale=attention.scale, window=attention.windows, rows=rows)
+    return pattern_of(attention, q, k, rows) @ values
 
 
-def slices(streams: Tensor, each: Tensor) -> tuple[Tensor, ...]:
-    """The streams [A,n,R,C] of ablations, as few at a time as it takes for what is computed of them, of the size of
-    `each`, to stay in a CPU's caches (a step on fresh memory takes a quarter longer)."""
+def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor | None) -> Tensor:
+    """The pattern [n,H,R,T] of q and k [n,H,T,D] at 0-based positions [n,R]; None: at all."""
+    if rows is None:
+        rows = torch.arange(q.shape[2], device=q.device).expand(len(q), -1)
+    queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+    window = None
+    if attention.windows is not None:
+        window = torch.tensor([w or 0 for w in attention.windows], device=q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if attention.plain_scores:
+        scores = causal_scores(queries.to(wide), k.to(wide), rows, attention.scale, window)
+    else:
+        unseen = causal_scores(queries.to(wide), k.to(wide), rows, 0.0, window)  # 0, or -inf where nothing is seen
+        scores = attention.scores(queries.to(wide), k.to(wide), rows) + unseen
+    return scores.softmax(-1).to(q.dtype)
+
+
+def slices(streams: Tensor, each: int) -> tuple[Tensor, ...]:
+    """The streams [A,n,R,C] of ablations, as few at a time as it takes for what is computed of them, of `each` bytes,
+    to stay in a CPU's caches (a step on fresh memory takes a quarter longer)."""
     if streams.device.type != "cpu":
         return (streams,)
-    return torch.split(streams, max(1, CACHE_BYTES // max(1, each.nbytes)))
+    return torch.split(streams, max(1, CACHE_BYTES // max(1, each)))
 
 
 def merged(z: Tensor) -> Tensor:

@@ -146,8 +146,8 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
     """Names of all files in a store, in order.
 
     Raises:
-        DamagedResults: it holds folders in folders, files that cannot be read for their size or, without `links`,
-            something else than files and folders.
+        DamagedResults: it holds folders in folders or, without `links`, something else than files and folders, or files
+            too large to be read.
         InputError: it may not be read.
     """
     found, free = [], available()
@@ -161,7 +161,9 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
                     if prefix:
                         raise DamagedResults(store, {name: "is a folder"}, "remove it")
                     look(folder / entry.name, f"{name}/")
-                elif links or entry.is_file(follow_symlinks=False):
+                elif links:
+                    found.append(name)
+                elif entry.is_file(follow_symlinks=False):
                     if (size := entry.stat(follow_symlinks=False).st_size) > (limits.get(entry.name) or free):
                         raise DamagedResults(store, {name: f"has {in_units(size)}"})
                     found.append(name)
@@ -178,8 +180,13 @@ def _files(store: Path, *, links: bool = False) -> list[str]:
 
 def _says(store: Path, text: str) -> bool:
     """Whether a text stands in what is left of a store's attributes."""
-    left = [store / name for name in (_METADATA, _ATTRIBUTES)]
-    return any(text.encode() in path.read_bytes() for path in left if path.is_file() and not path.is_symlink())
+    return any(
+        path.is_file()
+        and not path.is_symlink()
+        and path.stat().st_size <= _MOST_METADATA
+        and text.encode() in path.read_bytes()
+        for path in (store / _METADATA, store / _ATTRIBUTES)
+    )
 
 
 def _differences(store: Path, files: Collection[str], hashes: Mapping[str, str]) -> dict[str, str]:
@@ -225,9 +232,11 @@ def _array_bytes(array: Mapping[str, Any]) -> int:
     shape, chunks = array["shape"], array["chunks"]
     if not all(isinstance(sizes, list) and all(type(size) is int for size in sizes) for sizes in (shape, chunks)):
         raise ValueError("shape or chunks are not whole numbers")
-    if len(shape) != len(chunks) or min(shape, default=0) < 0 or min(chunks, default=1) < 1:
+    pairs = list(zip(shape, chunks, strict=False))
+    if len(shape) != len(chunks) or not all(0 <= min(size, 1) <= chunk for size, chunk in pairs):
         raise ValueError(f"shape {shape} in chunks {chunks}")
-    if (count := math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))) > _MOST_CHUNKS:
+    count = math.prod(-(-size // max(chunk, 1)) for size, chunk in pairs)
+    if count > _MOST_CHUNKS:
         raise ValueError(f"{count} chunks")
     dtype, filters, compressor = array["dtype"], array["filters"] or [], array["compressor"]
     if not isinstance(dtype, str) or (dtype != _TEXT and not _NUMBERS.fullmatch(dtype)):

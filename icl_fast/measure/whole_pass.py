@@ -12,7 +12,6 @@ from torch import Tensor
 from icl_fast.errors import InputError
 from icl_fast.models import Intervention, Transformer
 from icl_fast.models.plain import why_not_plain
-from icl_fast.ops import linear_cross_entropy
 
 
 def run_model(
@@ -56,8 +55,7 @@ def run_losses(
 
     if why_not_plain(model) is None:  # then logits need not be held
         hidden, sites = model.hidden(inputs, record=record, interventions=interventions)
-        losses = linear_cross_entropy(chosen(hidden), model.unembed.weight, targets, bias=model.unembed.bias)
-        return losses, sites
+        return model.token_losses(chosen(hidden), targets), sites
     logits, sites = _called(model, inputs, record, interventions)
     wide = chosen(logits).to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape), sites

@@ -18,7 +18,7 @@ from icl_fast.models.changes import why_changed
 from icl_fast.models.config import ModelShape
 from icl_fast.models.interventions import Taps, site
 from icl_fast.models.members import MemberLinear, MemberNorm
-from icl_fast.models.positions import Positions, causal_mask, rotate, softmax_or_zeros
+from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
 
 
@@ -29,20 +29,78 @@ def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = 
     return MemberLinear(members, inputs, outputs, bias=bias)
 
 
-def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm:
+def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm:
     """A norm of the residual stream, or one for each of the members."""
-    if members is None:
-        return nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
-    return MemberNorm(members, config.width, config.norm_eps)
+    if members is not None:
+        return MemberNorm(members, config.width, config.norm_eps)
+    return _norm(config, config.width)
 
 
-def make_mlp(config: ModelShape, members: int | None = None) -> nn.Sequential:
-    """A projection up, an activation and a projection down."""
-    hidden = config.mlp_ratio * config.width
+def _norm(config: ModelShape, width: int) -> nn.LayerNorm | nn.RMSNorm:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+
+
+def layer_norm(norm: nn.Module) -> nn.LayerNorm:
+    """A norm of which it is known that it is a LayerNorm."""
+    assert isinstance(norm, nn.LayerNorm)
+    return norm
+
+
+def gain(norm: nn.Module) -> Tensor | None:
+    """The gain of a norm, `[C]`; None: it has none, or there is no norm."""
+    weight: Tensor | None = getattr(norm, "weight", None)
+    return weight
+
+
+class SoLU(nn.Module):
+    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units")."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[...,M]` to the same."""
+        normed: Tensor = self.norm(x * x.softmax(-1))
+        return normed
+
+
+class GatedMLP(nn.Module):
+    """act(x W_gate) * (x W_up), projected down (Shazeer 2020: SwiGLU with SiLU, GeGLU with GeLU)."""
+
+    def __init__(self, config: ModelShape) -> None:
+        super().__init__()
+        width, hidden, bias = config.width, config.hidden_width, config.mlp_bias
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+        self.activation = make_activation(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[...,C]` to the same."""
+        written: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        return written
+
+
+def make_activation(config: ModelShape) -> nn.Module:
+    """What the MLP does with its hidden layer."""
+    if config.activation == "solu":
+        return SoLU(config.hidden_width, config.norm_eps)
+    if config.activation in ("silu", "relu"):
+        return nn.SiLU() if config.activation == "silu" else nn.ReLU()
+    return nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+
+
+def make_mlp(config: ModelShape, members: int | None = None) -> nn.Sequential | GatedMLP:
+    """A projection up (two where gated), an activation and a projection down."""
+    if config.gated:
+        return GatedMLP(config)
+    hidden, bias = config.hidden_width, config.mlp_bias
     return nn.Sequential(
-        make_linear(config.width, hidden, bias=True, members=members),
-        nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none"),
-        make_linear(hidden, config.width, bias=True, members=members),
+        make_linear(config.width, hidden, bias=bias, members=members),
+        make_activation(config),
+        make_linear(hidden, config.width, bias=bias, members=members),
     )
 
 
@@ -53,13 +111,21 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer, self.members = config, layer, members
         width, inner, bias = config.width, config.heads * config.d_head, config.attention_bias
+        shared = config.kv * config.d_head
         self.q = make_linear(width, inner, bias=bias, members=members)
-        self.k = make_linear(width, inner, bias=bias, members=members)
-        self.v = make_linear(width, inner, bias=bias, members=members)
-        self.out = make_linear(inner, width, bias=bias, members=members)
+        self.k = make_linear(width, shared, bias=bias, members=members)
+        self.v = make_linear(width, shared, bias=bias, members=members)
+        self.out = make_linear(inner, width, bias=bias if config.out_bias is None else config.out_bias, members=members)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm != "none":
+            of_all = config.qk_norm == "all"
+            self.q_norm = nn.RMSNorm(inner if of_all else config.d_head, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(shared if of_all else config.d_head, eps=config.norm_eps)
         # sigmoid(0) = 1/2: every head starts half-way between the token and its predecessor
         self.alpha = nn.Parameter(torch.zeros(config.heads)) if config.key == "smeared" else None
         self.windows = config.windows[layer] if config.windows is not None else None
+        self.local = self.windows is not None and None not in self.windows
+        self.slopes = alibi_slopes(config.heads) if config.position == "alibi" else None
 
     def forward(self, normed: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The normed residual stream `[B,T,C]` to attn_out `[B,T,C]`."""
@@ -67,7 +133,7 @@ class Attention(nn.Module):
         read = self._read(normed, positions)
         q = taps(site("q", layer), self.queries(read, positions))
         if self.alpha is not None and not taps.wants(*(site(name, layer) for name in ("k", "scores", "pattern"))):
-            k = self._rotate(self._split(self.k(read)), positions)  # the op smears them
+            k = self._rotate(self._keys(read), positions)  # the op smears them
             v = taps(site("v", layer), self.values(normed))
             z = smeared_attention(q, k, v, self.alpha, scale=self.scale, window=self.windows)
         else:
@@ -87,21 +153,48 @@ class Attention(nn.Module):
         return self.queries(read, positions), self.keys(read, positions), self.values(normed)
 
     def queries(self, read: Tensor, positions: Positions) -> Tensor:
-        """Queries `[B,H,T,D]` of what they read `[B,T,C]`, after rotation."""
-        return self._rotate(self._split(self.q(read)), positions)
+        """Queries `[B,H,T,D]` of what they read `[B,T,C]`, after norm and rotation."""
+        return self._rotate(self._normed(self._clip(self.q(read)), self.q_norm), positions)
 
     def keys(self, read: Tensor, positions: Positions) -> Tensor:
-        """Keys `[B,H,T,D]` of what they read `[B,T,C]`, after rotation and smear."""
-        return self._smear(self._rotate(self._split(self.k(read)), positions))
+        """Keys `[B,H,T,D]` of what they read `[B,T,C]`, after norm, rotation and smear."""
+        return self._smear(self.of_each_head(self._rotate(self._keys(read), positions)))
 
     def values(self, normed: Tensor) -> Tensor:
         """Values `[B,H,T,D]`."""
-        return self._split(self.v(normed))
+        return self.of_each_head(self._split(self._clip(self.v(normed))))
+
+    def of_each_head(self, x: Tensor) -> Tensor:
+        """Keys or values `[...,KV,T,D]` of groups of heads, given to each of their heads: `[...,H,T,D]`."""
+        group = self.config.heads // self.config.kv
+        return x if group == 1 else x.repeat_interleave(group, dim=-3)
 
     @property
     def scale(self) -> float:
-        """The factor on the scores, 1 / sqrt(D)."""
-        return float(self.config.d_head**-0.5)
+        """The factor on the scores, 1 / sqrt(D) unless the config has another."""
+        config = self.config
+        scale = float(config.d_head**-0.5) if config.score_scale is None else config.score_scale
+        return scale / (self.layer + 1) if config.score_scale_by_layer else scale
+
+    @property
+    def plain_scores(self) -> bool:
+        """Whether scores are products of queries and keys, scaled, and nothing else."""
+        return self.config.score_cap is None and self.slopes is None
+
+    def scores(self, q: Tensor, k: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Scores `[...,H,R,T]` before the mask, of queries `[...,H,R,D]` and keys `[...,H,T,D]`.
+
+        Args:
+            rows: 0-based positions `[...,R]` of the queries; None: all T.
+        """
+        scores = (q @ k.mT) * self.scale
+        if (cap := self.config.score_cap) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        if self.slopes is not None:
+            keys = torch.arange(k.shape[-2], device=q.device)
+            back = keys - (keys if rows is None else rows)[..., None]  # [...,R,T]
+            scores = scores + torch.tensor(self.slopes, device=q.device)[:, None, None] * back[..., None, :, :]
+        return scores
 
     @property
     def w_o(self) -> Tensor:
@@ -114,13 +207,24 @@ class Attention(nn.Module):
         """What queries and keys read."""
         return normed if positions.added is None else normed + positions.added
 
+    def _keys(self, read: Tensor) -> Tensor:
+        return self._normed(self._clip(self.k(read)), self.k_norm)
+
+    def _clip(self, x: Tensor) -> Tensor:
+        return x if (most := self.config.qkv_clip) is None else x.clamp(-most, most)
+
+    def _normed(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+        if norm is None:
+            return self._split(x)
+        return self._split(norm(x)) if self.config.qk_norm == "all" else norm(self._split(x))
+
     def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], self.config.heads, self.config.d_head).transpose(1, 2)  # [B,H,T,D]
+        heads = x.shape[-1] // self.config.d_head
+        return x.reshape(*x.shape[:-1], heads, self.config.d_head).transpose(1, 2)  # [B,H,T,D], of groups [B,KV,T,D]
 
     def _rotate(self, x: Tensor, positions: Positions) -> Tensor:
-        if positions.rotary is None:
-            return x
-        return rotate(x, *positions.rotary, interleaved=self.config.rotary_interleaved)
+        rotary = positions.local_rotary if self.local else positions.rotary
+        return x if rotary is None else rotate(x, *rotary, interleaved=self.config.rotary_interleaved)
 
     def _smear(self, k: Tensor) -> Tensor:
         """Smeared keys (Olsson et al. 2022, Argument 2): s k_j + (1-s) k_(j-1), s = sigmoid(alpha_h); k_0 as it is."""
@@ -132,15 +236,15 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
         scores_site, pattern_site = site("scores", self.layer), site("pattern", self.layer)
-        length, scale = q.shape[-2], self.scale
+        length = q.shape[-2]
         # contexts of members are a few tokens: written out it is as fast, and then no tap changes a bit
-        if self.members is None and not taps.wants(scores_site, pattern_site):
+        if self.members is None and self.plain_scores and not taps.wants(scores_site, pattern_site):
             mask = self._mask(length, q.device) if self.windows is not None else None
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
         if taps.replaces(pattern_site) and not taps.wants(scores_site):
             pattern = q.new_zeros(()).expand(*q.shape[:-1], length)  # stands in for what is replaced unseen
         else:
-            scores = taps(scores_site, (q @ k.mT) * scale)
+            scores = taps(scores_site, self.scores(q, k))
             seen = scores.masked_fill(~self._mask(length, q.device), -math.inf)
             pattern = softmax_or_zeros(seen) if taps.changes(scores_site) else torch.softmax(seen, dim=-1)
         return taps(pattern_site, pattern) @ v
@@ -160,37 +264,69 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, and an MLP where the config has them; each reads the normed residual stream."""
+    """One layer: attention, and an MLP where the config has them, each with norms before or after it, or both."""
 
     def __init__(self, config: ModelShape, layer: int, members: int | None = None) -> None:
         super().__init__()
-        self.layer = layer
-        self.norm1 = make_norm(config, members)
+        self.config, self.layer = config, layer
+        before, after = config.norm_place != "after", config.norm_place != "before"
+        self.norm1 = make_norm(config, members) if before else nn.Identity()
         self.attention = Attention(config, layer, members)
-        self.mlp: nn.Sequential | None = None
+        self.after1 = make_norm(config, members) if after else nn.Identity()
+        self.mlp: nn.Sequential | GatedMLP | None = None
         if config.mlp:
-            self.norm2 = make_norm(config, members)
+            if not config.shared_norm:
+                self.norm2 = make_norm(config, members) if before else nn.Identity()
             self.mlp = make_mlp(config, members)
+            self.after2 = make_norm(config, members) if after else nn.Identity()
 
     @property
-    def mlp_parts(self) -> tuple[nn.Linear, nn.GELU, nn.Linear]:
-        """The MLP's projection up, its activation, its projection down."""
+    def mlp_norm(self) -> nn.Module:
+        """The norm through which the MLP reads the stream."""
+        return self.norm1 if self.config.shared_norm else self.norm2
+
+    @property
+    def up(self) -> nn.Linear:
+        """The MLP's projection up."""
         assert self.mlp is not None
-        up, activation, down = self.mlp
+        up = self.mlp.up if isinstance(self.mlp, GatedMLP) else self.mlp[0]
         assert isinstance(up, nn.Linear)
-        assert isinstance(activation, nn.GELU)
+        return up
+
+    @property
+    def activation(self) -> nn.Module:
+        """What the MLP does with its hidden layer."""
+        assert self.mlp is not None
+        return self.mlp.activation if isinstance(self.mlp, GatedMLP) else self.mlp[1]
+
+    @property
+    def down(self) -> nn.Linear:
+        """The MLP's projection down."""
+        assert self.mlp is not None
+        down = self.mlp.down if isinstance(self.mlp, GatedMLP) else self.mlp[2]
         assert isinstance(down, nn.Linear)
-        return up, activation, down
+        return down
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the layer to that after it."""
         layer = self.layer
         resid = taps(site("resid_pre", layer), resid)
-        attn_out = taps(site("attn_out", layer), self.attention(self.norm1(resid), positions, taps))
-        resid = taps(site("resid_mid", layer), resid + attn_out)
-        if self.mlp is not None:
-            resid = resid + taps(site("mlp_out", layer), self.mlp(self.norm2(resid)))
-        return taps(site("resid_post", layer), resid)
+        written = self.after1(self.attention(self.norm1(resid), positions, taps))
+        mid = taps(site("resid_mid", layer), resid + taps(site("attn_out", layer), written))
+        if self.mlp is None:
+            return taps(site("resid_post", layer), mid)
+        written = self.mlp_out(self.mlp_reads(resid, mid))
+        return taps(site("resid_post", layer), mid + taps(site("mlp_out", layer), written))
+
+    def mlp_reads(self, resid: Tensor, mid: Tensor) -> Tensor:
+        """Which stream the MLP reads: that before attention where they are parallel, else that after it."""
+        return resid if self.config.parallel else mid
+
+    def mlp_out(self, stream: Tensor) -> Tensor:
+        """What the MLP writes for the stream that it reads, `[...,C]`."""
+        assert self.mlp is not None
+        written: Tensor = self.after2(self.mlp(self.mlp_norm(stream)))
+        return written
 
 
 class Blocks(nn.ModuleList):
@@ -203,6 +339,8 @@ class Blocks(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
     def __getitem__(self, index: int) -> Block:  # type: ignore[override]
+        if isinstance(index, slice):  # not a model's blocks any more
+            return nn.ModuleList(list(self)[index])
         return super().__getitem__(index)  # type: ignore[return-value]
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 # of a class what does not take part in computing
-_HARMLESS = frozenset(["reset_parameters", "extra_repr"])
+_HARMLESS = frozenset(["reset_parameters", "extra_repr", "device", "dtype"])
 _SPECIAL = frozenset(["__call__", "__getattr__", "__getitem__", "__iter__"])
 
 
@@ -48,7 +48,9 @@ def why_changed(module: nn.Module, kind: type[nn.Module], name: str, *, hooks: b
         return f"{name} has a forward hook"
     module = original(module)
     if not isinstance(module, kind):
-        return f"{name} is a {type(module).__name__}, no {kind.__name__}"
+        found = type(module)
+        theirs = found.__name__ if found.__name__ != kind.__name__ else f"{found.__module__}.{found.__name__}"
+        return f"{name} is a {theirs}, no {kind.__name__}"
     own = _methods(kind) & {*vars(module), *(name for cls in _mro_above(type(module), kind) for name in vars(cls))}
     if own:
         return f"{name} has a method {min(own)} of its own"

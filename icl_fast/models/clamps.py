@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import different_names, finite_number, shown, whole_number
+from icl_fast.arguments import different_names, finite_number, listed, shown, whole_number
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Block, Blocks
 from icl_fast.models.exemplar_config import ExemplarShape
@@ -135,10 +135,10 @@ def make_clamps(
             raise InputError(f"clamp {name}: replaces the layer before another one, but the model has only one")
     chosen = {part for name in asked for part in name.split("+")}
     if "pt-attend" in chosen:
-        check_heads(shape, [(0, head) for head in previous_token_heads])
+        check_heads(shape, [(0, head) for head in listed("previous_token_heads", previous_token_heads)])
         clamps.previous_token[0, list(previous_token_heads)] = True
     if chosen & {"match", "copy"}:
-        check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
+        check_heads(shape, [(shape.layers - 1, head) for head in listed("induction_heads", induction_heads)])
     if "match" in chosen:
         clamps.match[0, list(induction_heads)] = True
     if "copy" in chosen:
@@ -147,6 +147,9 @@ def make_clamps(
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen
+    for pair in listed("temperature", temperature):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise InputError(f"temperature: must be a list of ((layer, head), value), got {shown(pair)} in it")
     for heads in (only_heads or (), without_heads, [where for where, _ in temperature]):
         check_heads(shape, heads)
     for layer in {layer for layer, _ in only_heads or ()}:
@@ -168,7 +171,7 @@ def stack_clamps(members: Sequence[Clamps]) -> Clamps:
 def check_heads(shape: ExemplarShape, heads: Iterable[Head]) -> None:
     """Raise InputError unless these are (layer, head), different ones, and a model of such a shape has them."""
     named = set()
-    for where in heads:
+    for where in listed("heads", heads):
         if np.shape(where) != (2,):
             raise InputError(f"head {shown(where)}: must be (layer, head)")
         layer, head = (whole_number(f"head {shown(where)}", number) for number in where)
@@ -297,7 +300,8 @@ def copied_logits(scores: Tensor, labels: Tensor, head: Tensor, outputs: int) ->
     chosen = head.clamp_min(0)[:, None, None].expand(-1, 1, at_labels.shape[-1])
     attention = at_labels.gather(1, chosen)  # [N,1,n]
     same = labels[:, :, None] == labels[:, None, :]
-    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1)
+    # a label that the head cannot attend to, by scores of -inf, is as if it were not there
+    total = attention.masked_fill(~same, -torch.inf).logsumexp(-1).clamp_min(NO_LABEL)
     # a repeated label is written once, by its first position; the others write where nothing is read
     where = labels.masked_fill(same.tril(-1).any(-1), outputs)
     blank = scores.new_full((len(labels), outputs + 1), NO_LABEL)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
+from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import (
     NO_LABEL,
     Clamps,
@@ -236,8 +237,8 @@ class ExemplarInference:
         weight = block.attention.out.weight * heads.to(z).repeat_interleave(self.config.d_head, 1)[:, None]
         resid = _product(weight, z.flatten(1, 2)).add_(resid[:, :, -z.shape[3] :])
         if block.mlp is not None:
-            up, _, down = block.mlp_parts
-            resid = _linear(down, F.gelu(_linear(up, _normed(block.norm2, resid)))).add_(resid)
+            hidden = F.gelu(_linear(block.up, _normed(block.norm2, resid)))
+            resid = _linear(block.down, hidden).add_(resid)
         if layer or "first_layer" not in self.clamps.forced:
             return resid, resid
         replaced = self.clamps.first_layer.view(-1, 1, 1, 1)
@@ -280,7 +281,8 @@ def _product(weight: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(weight, x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
 
 
-def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _normed(module: nn.Module, x: Tensor) -> Tensor:
+    norm = layer_norm(module)
     centred = x - x.mean(1, keepdim=True)
     scale = (centred.square().mean(1, keepdim=True) + norm.eps).rsqrt()
     return centred.mul_(scale).mul_(norm.weight[..., None, None]).add_(norm.bias[..., None, None])

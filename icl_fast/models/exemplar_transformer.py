@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
-from icl_fast.arguments import shown, whole_number
+from icl_fast.arguments import shown, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.clamps import NO_LABEL, Clamps, clamp_interventions
@@ -48,11 +48,13 @@ class ExemplarTransformer(nn.Module):
             InputError: no seed, one out of range, outputs that are not 2 to V, one a member, the encoder "resnet"
                 where the features are no image, or more weights than this machine can hold.
         """
+        if not isinstance(seeds, Sized):
+            raise InputError(f"seeds: must be a list, one for each member, got {shown(seeds)}")
         check_weights_fit(lambda one: ExemplarTransformer(one, seeds=[0]), config, len(seeds))
         super().__init__()
         self.config, self.members = config, len(seeds)
         given = [config.outputs] * len(seeds) if outputs is None else outputs
-        members, known = self.members, [whole_number("outputs", count) for count in given]
+        members, known = self.members, whole_numbers("outputs", given)
         if not members or len(known) != members or not all(2 <= count <= config.outputs for count in known):
             raise InputError(f"outputs {shown(known)}: must be 2 to {config.outputs} for each of {members} members")
         self.register_buffer("outputs", torch.tensor(known))
@@ -76,7 +78,7 @@ class ExemplarTransformer(nn.Module):
         Raises:
             InputError: not a seed of 0 to 65,535 for every member.
         """
-        seeds = [whole_number("seeds", seed) for seed in seeds]
+        seeds = whole_numbers("seeds", seeds)
         if len(seeds) != self.members or not all(0 <= seed < _SEEDS for seed in seeds):
             raise InputError(f"seeds {shown(seeds)}: must be 0 to {_SEEDS - 1} for each of {self.members} members")
         for member, seed in enumerate(seeds):
@@ -156,8 +158,8 @@ class ExemplarTransformer(nn.Module):
         config = self.config
         members, width = len(exemplars), config.width
         rows = torch.arange(members, device=labels.device)[:, None, None]
-        shown = self.embed_label.weight[rows, labels]
-        pairs = torch.stack((exemplars[:, :, :-1], shown), dim=3).flatten(2, 3)
+        labelled = self.embed_label.weight[rows, labels]
+        pairs = torch.stack((exemplars[:, :, :-1], labelled), dim=3).flatten(2, 3)
         stream = torch.cat((pairs, exemplars[:, :, -1:]), dim=2)
         if self.position is not None:
             return stream + self.position[:, None]

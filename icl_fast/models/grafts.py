@@ -18,7 +18,7 @@ def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[st
         parts: `embed` (exemplars, labels, positions), `layer-1`, `layer-2`, ..., `unembed` (the final norm too).
 
     Raises:
-        InputError: a part that the model does not have.
+        InputError: a part that the model does not have, or that is named twice.
     """
     prefixes: dict[str, tuple[str, ...]] = {"embed": ("embed_", "position"), "unembed": ("final_norm.", "unembed.")}
     prefixes |= {f"layer-{layer + 1}": (f"blocks.{layer}.",) for layer in range(model.config.layers)}

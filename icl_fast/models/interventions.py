@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import shown, whole_number
+from icl_fast.arguments import listed, shown, whole_numbers
 from icl_fast.errors import InputError
 
 LAYER_SITES = [
@@ -143,7 +143,8 @@ class Intervention:
         """
         if not callable(function):
             raise InputError(f"intervention at {site!r}: function must be one, got {shown(function)}")
-        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, tuple(reads))
+        read = tuple(listed(f"intervention at {site!r}: reads", reads))
+        return cls(site, "apply", None, function, *_indices(site, heads, positions, examples), mask, read)
 
     @property
     def everywhere(self) -> bool:
@@ -167,13 +168,30 @@ class Intervention:
             new = self.value.to(value.dtype) if isinstance(self.value, Tensor) else self.value
         else:
             assert self.function is not None
-            new = self.function(value, *read)
+            new = self._applied(value, read)
         if not isinstance(new, Tensor):
             raise InputError(f"intervention at {self.site!r}: must put a tensor there, got {shown(new)}")
         if new.shape != value.shape:
             raise InputError(
                 f"intervention at {self.site!r}: the tensor has shape {list(new.shape)}, "
                 f"the site {list(value.shape)}; give exactly that shape"
+            )
+        if new.device != value.device:
+            raise InputError(
+                f"intervention at {self.site!r}: the tensor is on {new.device}, the site on {value.device}"
+            )
+        return new.to(value.dtype)
+
+    def _applied(self, value: Tensor, read: tuple[Tensor, ...]) -> Tensor:
+        assert self.function is not None
+        if value.is_inference():  # which do not count their changes
+            return self.function(value.clone(), *(earlier.clone() for earlier in read))
+        before = [tensor._version for tensor in (value, *read)]
+        new = self.function(value, *read)
+        if before != [tensor._version for tensor in (value, *read)]:
+            raise InputError(
+                f"intervention at {self.site!r}: its function changes what it is given, which others hold too; let it "
+                "return a new tensor"
             )
         return new
 
@@ -316,11 +334,7 @@ def _indices(
 def _whole_numbers(argument: str, values: Iterable[int] | None) -> _Indices:
     if values is None:
         return None
-    try:
-        items = list(values)
-    except TypeError:
-        raise InputError(f"{argument}: must be a list of whole numbers, got {shown(values)}") from None
-    indices = tuple(whole_number(argument, item) for item in items)
+    indices = tuple(whole_numbers(argument, values))
     if len(set(indices)) < len(indices):
         raise InputError(f"{argument} holds a number twice: {shown(indices)}; once is enough")
     return indices

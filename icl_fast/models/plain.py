@@ -53,6 +53,15 @@ def model_of(kind: type[Kind], model: Any) -> Kind:
         raise InputError("model: its wrapper has a forward hook, which would be left out; set it on the model inside")
     if not isinstance(inner, kind):
         raise InputError(f"model: must be a {kind.__name__}, such as load_snapshot(path).model, got {shown(model)}")
+    first = next(inner.parameters())
+    for name, weight in inner.named_parameters():
+        if weight.is_meta or weight.layout != torch.strided:
+            raise InputError(f"model: {name} is {weight.device}, {weight.layout}; weights must be dense, with numbers")
+        if (weight.dtype, weight.device) != (first.dtype, first.device):
+            raise InputError(
+                f"model: {name} is {weight.dtype} on {weight.device}, others are {first.dtype} on {first.device}; "
+                "convert the whole model"
+            )
     return inner
 
 

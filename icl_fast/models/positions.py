@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from icl_fast.models.config import ModelShape, RotaryScaling
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,12 @@ class Positions:
         added: `[T,C]`, added to what queries and keys read, after the norm ("shortformer", Press et al. 2021).
         rotary: cosines and sines `[T,R/2]` of the rotation of queries and keys (Su et al. 2021), R of whose D
             dimensions are rotated.
+        local_rotary: those of layers with windows.
     """
 
     added: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    local_rotary: tuple[Tensor, Tensor] | None = None
 
 
 def causal_mask(
@@ -53,6 +58,56 @@ def position_angles(
     """The angle of position t in plane i, t / base^(2i/width): `[T,width/2]`, computed in `precision`."""
     frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=precision) / width)
     return torch.outer(torch.arange(length, device=device, dtype=precision), frequencies).to(dtype)
+
+
+def rotary_positions(length: int, config: ModelShape, *, device: torch.device | None = None) -> Positions:
+    """The rotations of a model's queries and keys at the first `length` positions."""
+    base, local = config.rotary_base, config.rotary_local_base
+    rotary = _rotation(length, config.rotary_width, base, config.rotary_scaling, device)
+    return Positions(
+        rotary=rotary,
+        local_rotary=rotary if local is None else _rotation(length, config.rotary_width, local, None, device),
+    )
+
+
+def _rotation(
+    length: int, width: int, base: float, scaling: RotaryScaling | None, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    # written as everybody writes it, for the angles of late positions keep the rounding errors of frequencies
+    frequencies = 1.0 / base ** (torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    factor = 1.0
+    if scaling is not None:
+        frequencies, factor = _stretched(frequencies, width, base, scaling), scaling.length
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _stretched(frequencies: Tensor, width: int, base: float, scaling: RotaryScaling) -> Tensor:
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    if scaling.kind == "llama3":
+        turns = scaling.original_context * frequencies / (2 * math.pi)
+        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    else:
+
+        def index(turns: float) -> float:  # of the frequency that makes so many in the original context
+            return width * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        first, last = index(scaling.high), index(scaling.low)
+        if scaling.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, width - 1)
+        count = torch.arange(len(frequencies), device=frequencies.device, dtype=torch.float32)
+        kept = 1 - ((count - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return slow * (1 - kept) + frequencies * kept
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """By how much the score of head h falls with each position back (Press et al. 2022, ALiBi)."""
+    whole = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (h + 1) / whole) for h in range(whole)]
+    return slopes + [2 ** (-4 * (2 * h + 1) / whole) for h in range(heads - whole)]
 
 
 def sinusoids(

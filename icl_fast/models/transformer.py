@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.errors import InputError
@@ -13,8 +14,11 @@ from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.ids import as_ids
 from icl_fast.models.interventions import Intervention, make_taps
-from icl_fast.models.positions import Positions, position_angles, sinusoids
+from icl_fast.models.positions import Positions, rotary_positions, sinusoids
 from icl_fast.models.sizes import check_weights_fit
+from icl_fast.ops import linear_cross_entropy
+
+_LOGIT_ROWS = 256  # whose logits are held at a time
 
 
 class Transformer(nn.Module):
@@ -38,6 +42,8 @@ class Transformer(nn.Module):
         self.blocks = Blocks(config)
         self.final_norm = make_norm(config)
         self.unembed = nn.Linear(config.width, config.vocab, bias=config.unembed_bias)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
         self.reset_parameters()
 
     @property
@@ -94,7 +100,7 @@ class Transformer(nn.Module):
         names = (*(record or ()), *(name for intervention in last for name in intervention.reads))
         inner = [name for name in names if name != "logits"]
         hidden, sites = self.hidden(tokens, record=inner, interventions=earlier)
-        logits: Tensor = self.unembed(hidden)
+        logits = self.capped(self.unembed(hidden))
         for intervention in last:
             logits = intervention(logits, *(sites[name] for name in intervention.reads))
         if record is None:
@@ -116,14 +122,36 @@ class Transformer(nn.Module):
         hidden = taps("final_norm", self.final_norm(resid))
         return hidden, taps.done()
 
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Losses in nats of the final norm's output [...,C] and the tokens to predict [...], in the shape of those."""
+        weight, bias = self.unembed.weight, self.unembed.bias
+        if self.config.logit_cap is None:
+            losses: Tensor = linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="none")
+            return losses
+        rows = hidden.flatten(0, -2)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        found = [
+            F.cross_entropy(self.capped(self.unembed(some)).to(wide), wanted, reduction="none")
+            for some, wanted in zip(
+                torch.split(rows, _LOGIT_ROWS), torch.split(targets.flatten(), _LOGIT_ROWS), strict=True
+            )
+        ]
+        return torch.cat(found).view(targets.shape)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits under the config's cap, if it has one."""
+        return logits if (cap := self.config.logit_cap) is None else cap * torch.tanh(logits / cap)
+
     def embedded(self, tokens: Tensor) -> tuple[Tensor, Positions]:
         """The residual stream at the site `embed` [B,T,C], and what attention is told of positions besides."""
         tokens = self._checked(tokens)
+        config = self.config
         resid = tokens if tokens.is_floating_point() else self.embed(tokens)
-        config, length, device = self.config, resid.shape[1], resid.device
+        if config.embed_scale != 1.0 and not tokens.is_floating_point():
+            resid = resid * config.embed_scale
+        length, device = resid.shape[1], resid.device
         if config.position == "rotary":
-            angles = position_angles(length, config.rotary_width, config.rotary_base, device=device)
-            return resid, Positions(rotary=(angles.cos(), angles.sin()))
+            return resid, rotary_positions(length, config, device=device)
         if config.position == "sinusoidal":
             return resid + sinusoids(length, config.width, device=device).to(resid.dtype), Positions()
         if self.position is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
     for name, weight in weights.items():
         if weight.is_meta:
             raise InputError(f"snapshot {path}: {name} is on the meta device, which holds no numbers")
-    _check_numbers(path, weights, weights)
+    check_numbers(path, weights, weights)
     first: dict[tuple[Any, ...], str] = {}
     for name, weight in weights.items():
         first.setdefault(_place(weight), name)
@@ -90,7 +91,7 @@ def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
                 raise InputError(f"snapshot {path}: {name} is {str(shape)[:_LONGEST_SHOWN]}, its config says {wanted}")
         check_fits(Path(path).stat().st_size, f"snapshot {path}")
         weights = {name: file.get_tensor(name) for name in written}
-    _check_numbers(path, weights, expected)
+    check_numbers(path, weights, expected)
     module.load_state_dict(weights | {name: weights[other] for name, other in ties.items()}, assign=True)
     for name, other in ties.items():
         parent, _, last = name.rpartition(".")
@@ -98,7 +99,12 @@ def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
     module.requires_grad_(True).eval()
 
 
-def _check_numbers(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_numbers(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not floating-point numbers of one type, or not finite.
+
+    Args:
+        expected: by the same names, what they are to be: those that are no floating-point numbers are counts.
+    """
     kind = next((weight.dtype for weight in weights.values() if weight.dtype in _FLOATS), torch.float32)
     for name, weight in weights.items():
         if weight.dtype != (kind if expected[name].is_floating_point() else expected[name].dtype):
@@ -135,7 +141,9 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
     regular_file(path, "snapshot")
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        with open(path, "rb") as opened:
+            is_utf8 = str(path).encode(errors="ignore") == os.fsencode(path)  # safetensors takes no other path
+            with safe_open(path if is_utf8 else f"/dev/fd/{opened.fileno()}", framework="pt") as file:
+                yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None

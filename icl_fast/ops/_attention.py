@@ -21,12 +21,16 @@ def causal_scores(
     window: Tensor | None,  # [H]
 ) -> Tensor:
     """Scores [B,H,R,T]: scale * q . k, -inf at keys after the row or before its window."""
-    distance = rows[:, None, :, None] - torch.arange(k.shape[2], device=k.device)
-    unseen = distance < 0
-    if window is not None:
-        size = window[:, None, None]
-        unseen = unseen | ((size > 0) & (distance >= size))
-    return ((q * scale) @ k.mT).masked_fill_(unseen, float("-inf"))
+    return ((q * scale) @ k.mT).masked_fill_(unseen_keys(rows, k.shape[2], window), float("-inf"))
+
+
+def unseen_keys(rows: Tensor, length: int, window: Tensor | None) -> Tensor:
+    """Whether a key comes after the row or before its window: [B or 1,H or 1,R,T], of rows [B or 1,R], window [H]."""
+    distance = rows[:, None, :, None] - torch.arange(length, device=rows.device)
+    if window is None:
+        return distance < 0
+    size = window[:, None, None]
+    return (distance < 0) | ((size > 0) & (distance >= size))
 
 
 def weigh(weights: Tensor, values: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def _emulate(launch: Callable[..., None], arguments: dict[str, Any], tensors: Ma
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        room = torch.empty(tensor.nbytes + 2 * gap + 256, dtype=torch.uint8)
+        room = torch.empty(tensor.nbytes + 2 * gap + 256, dtype=torch.uint8, device="cpu")
         begin = gap + (tensor.data_ptr() - room.data_ptr()) % 256  # aligned as the tensor is
         copies[name] = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
     _emulator.set_buffers([(copy.data_ptr(), copy.nbytes, name) for name, copy in copies.items()])

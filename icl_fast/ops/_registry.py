@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
-from icl_fast.ops._validate import autocast_is_on
+from icl_fast.ops._validate import check_one_of
 
 PUBLIC_IMPLS = ("auto", "reference", "cpu", "cuda")
 AUTO_ORDER = ("cuda", "cpu", "reference")  # best first; what is not listed (the emulator) is never chosen unasked
@@ -64,7 +63,7 @@ class Kernels:
             TypeError: it does not take the dtype of `tensor`.
             RuntimeError: it is not built.
         """
-        if impl == "auto":
+        if isinstance(impl, str) and impl == "auto":
             return next(name for name in AUTO_ORDER if name in self.kernels and self.kernels[name].takes(tensor))
         kernel = self[impl]
         if not kernel.takes(tensor):
@@ -77,10 +76,9 @@ class Kernels:
         return impl
 
     def __getitem__(self, impl: str) -> Kernel:
-        if impl in self.kernels:
+        if isinstance(impl, str) and impl in self.kernels:
             return self.kernels[impl]
-        if impl not in PUBLIC_IMPLS:
-            raise ValueError(f"{self.op}: impl must be one of {', '.join(PUBLIC_IMPLS)}, got {impl!r}")
+        check_one_of(self.op, "impl", impl, PUBLIC_IMPLS)
         why = _backend.why_no_cuda(self.op) if impl == "cuda" else ""
         raise RuntimeError(
             f"{self.op}: impl={impl!r} is not built here (built: {', '.join(self.kernels)}); "
@@ -92,8 +90,3 @@ class Kernels:
         if backward is None:
             raise RuntimeError(f"{self.op}: impl={impl!r} has no backward; use impl='reference'")
         return backward
-
-
-def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
-    """Context for an op's body. Autocast reaches inside a custom op: a float32 product there would become bfloat16."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocast_is_on(tensor) else nullcontext()

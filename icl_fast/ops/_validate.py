@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = torch.finfo(torch.float32).max
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
     """Check each `name=(tensor, "B H T D")`: the same letter is the same size everywhere. Returns the sizes.
 
     Raises:
-        TypeError: not a tensor.
+        TypeError: not a tensor, or a sparse or nested one.
         ValueError: wrong number of dimensions, or sizes that disagree.
     """
     sizes: dict[str, int] = {}
@@ -22,6 +26,7 @@ def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
         letters = dims.split()
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor [{','.join(letters)}], got {type(tensor).__name__}")
+        check_dense(op, name, tensor)
         if tensor.ndim != len(letters) or any(
             sizes.setdefault(letter, size) != size for letter, size in zip(letters, tensor.shape, strict=True)
         ):
@@ -29,6 +34,12 @@ def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
             expected = f"[{','.join(letters)}]" + (f" with {known}" if known else "")
             raise ValueError(f"{op}: {name} must be {expected}, got {list(tensor.shape)}")
     return sizes
+
+
+def check_dense(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one; see torch.Tensor.to_dense")
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
@@ -53,9 +64,68 @@ def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tenso
         raise ValueError(f"{op}: {name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
 
 
-def check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{op}: {name} must be int64, got {tensor.dtype}")
+def as_index(op: str, name: str, tensor: Tensor) -> Tensor:
+    """`tensor` as int64.
+
+    Raises:
+        TypeError: not of integers.
+    """
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be of integers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def as_number(op: str, name: str, value: Any, *, positive: bool = False) -> float:
+    """`value` as a float.
+
+    Raises:
+        TypeError: not a number. A tensor is none either: its gradient would be lost.
+        ValueError: not finite in float32, in which kernels take it, or not positive.
+    """
+    if not _is(Real, value):
+        raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
+    if not abs(value) <= LARGEST or (positive and value <= 0):
+        wanted = "positive and finite" if positive else "finite"
+        raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
+    return float(value)
+
+
+def as_integer(op: str, name: str, value: Any) -> int:
+    """`value` as an int.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: more than an int64 holds.
+    """
+    if not _is(Integral, value):
+        raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
+    return int(value)
+
+
+def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check that `value` is one of `choices`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether it is a number of that kind. True is not taken for 1."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value on part of a line: only what is short is written out."""
+    if isinstance(value, int) and value.bit_length() > 64:  # Python does not write out one of 5,000 digits
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, str | bytes | Real | complex):
+        return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
+    return type(value).__name__
 
 
 def check_index_range(op: str, name: str, tensor: Tensor, size: int, ignore_index: int | None = None) -> None:
@@ -77,53 +147,54 @@ def check_index_range(op: str, name: str, tensor: Tensor, size: int, ignore_inde
         raise ValueError(f"{op}: {name} must be in 0..{size - 1}{ignored}, got {int(tensor[wrong][0])}")
 
 
-def check_no_gradient(op: str, *tensors: Tensor | None) -> None:
-    """Refuse inputs that would record a gradient, for the ops that are forward only.
-
-    Raises:
-        RuntimeError: grad mode is on and an input requires grad.
-    """
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        raise RuntimeError(
-            f"{op}: forward only, it has no gradient; call it under torch.no_grad() or detach the inputs"
-        )
-
-
 def window_per_head(
     op: str, window: int | Sequence[int | None] | Tensor | None, heads: int, device: torch.device
 ) -> Tensor | None:
     """`window` of the attention ops as int64 [H] (0: dense), or None when all heads are dense.
 
     Raises:
-        TypeError: not an int, a sequence of ints and Nones, or an int64 tensor.
+        TypeError: not an int, a sequence of ints and Nones, or a tensor of integers.
         ValueError: a negative size, not one size per head, or a tensor on another device.
     """
     if window is None:
         return None
     if isinstance(window, Tensor):
-        check_index_dtype(op, "window", window)
+        check_shapes(op, window=(window, "H"))
         if window.shape != (heads,):
             raise ValueError(f"{op}: window must be [H] with H={heads}, got {list(window.shape)}")
         if window.device != device:
             raise ValueError(f"{op}: window must be on the device of v, {device}, got {window.device}")
-        return window
-    sizes = [window] * heads if isinstance(window, int) else window
-    if not isinstance(sizes, Sequence) or not all(size is None or isinstance(size, int) for size in sizes):
-        raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {window!r}")
-    if len(sizes) != heads:
-        raise ValueError(f"{op}: window must have one size per head, H={heads}, got {len(sizes)}")
-    reach = [size or 0 for size in sizes]
-    if any(size < 0 for size in reach):
-        raise ValueError(f"{op}: window must not be negative (0 or None: dense), got {window!r}")
+        return as_index(op, "window", window)
+    sizes = [window] * heads if isinstance(window, Integral) else window
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
+        raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {_shown(window)}")
+    reach = [0 if size is None else as_integer(op, "window", size) for size in sizes]
+    if len(reach) != heads:
+        raise ValueError(f"{op}: window must have one size per head, H={heads}, got {len(reach)}")
+    if min(reach, default=0) < 0:
+        raise ValueError(f"{op}: window must not be negative (0 or None: dense), got {min(reach)}")
     return torch.tensor(reach, dtype=torch.int64, device=device) if any(reach) else None
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as torch's own matmul would take them under `torch.autocast`: unchanged when it is off."""
-    if not autocast_is_on(tensors[0]):
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not autocast_is_on(present[0]) or any(tensor.dtype == torch.float64 for tensor in present):
         return tensors
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return tuple(t if t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors)
+    return _cast(tensors, torch.get_autocast_dtype(present[0].device.type))
+
+
+def autocast_promote(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the widest of their dtypes where `torch.autocast` is on: a model there has several of them."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not autocast_is_on(present[0]):
+        return tensors
+    dtypes = {tensor.dtype for tensor in present if tensor.dtype in FLOATING}
+    return _cast(tensors, reduce(torch.promote_types, dtypes)) if len(dtypes) > 1 else tensors
+
+
+def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    return tuple(t if t is None or t.dtype not in FLOATING else t.to(dtype) for t in tensors)
 
 
 def autocast_is_on(tensor: Tensor) -> bool:

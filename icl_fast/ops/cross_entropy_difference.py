@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from icl_fast.ops import _backend
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._library import register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_index,
+    autocast_promote,
     check_device,
     check_floating,
-    check_index_dtype,
     check_index_range,
-    check_no_gradient,
     check_shapes,
 )
 from icl_fast.ops.linear_cross_entropy import row_blocks
@@ -40,13 +41,14 @@ def cross_entropy_difference(
 
     The delta form of an ablation that only changes values (Olsson et al. 2022, "Per-token losses (attention head
     ablations)"): `removed` is what the ablation takes from the output of the final norm. The logits of the whole model
-    are computed once for all variants. Autocast does not touch this op.
+    are computed once for all variants. Autocast does not touch this op, but that inputs of several dtypes are taken in
+    the widest.
 
     Args:
         hidden: [N,C], the output of the final norm; float32, bfloat16, float16, float64.
         removed: [A,N,C], what each variant takes from it.
         weight: [V,C], the unembedding.
-        targets: int64 [N], in 0..V-1.
+        targets: integers [N], in 0..V-1.
         bias: [V], of the unembedding.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -57,7 +59,8 @@ def cross_entropy_difference(
         ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
             undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
     sizes = check_shapes(
@@ -70,10 +73,10 @@ def cross_entropy_difference(
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
+    hidden, removed, weight, bias = autocast_promote(hidden, removed, weight, bias)
     check_floating(OP, hidden=hidden, removed=removed, weight=weight, bias=bias)
-    check_index_dtype(OP, "targets", targets)
+    targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
-    check_no_gradient(OP, hidden, removed, weight, bias)
     base, difference = _forward_op(hidden, removed, weight, targets, bias, KERNELS.choose(impl, hidden))
     return base, difference
 
@@ -124,22 +127,22 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::cross_entropy_difference",
-    mutates_args=(),
-    schema="(Tensor hidden, Tensor removed, Tensor weight, Tensor targets, Tensor? bias, str impl)"
-    " -> (Tensor base, Tensor difference)",
-)
-def _forward_op(
+def _forward(
     hidden: Tensor, removed: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, impl: str
 ) -> tuple[Tensor, Tensor]:
     check_index_range(OP, "targets", targets, weight.shape[0])
-    with autocast_off(hidden):
-        result: tuple[Tensor, Tensor] = KERNELS[impl].forward(hidden, removed, weight, targets, bias)
+    result: tuple[Tensor, Tensor] = KERNELS[impl].forward(hidden, removed, weight, targets, bias)
     return result
 
 
-@_forward_op.register_fake
-def _(hidden: Tensor, removed: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _empty(hidden: Tensor, removed: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     wide = accumulate_dtype(hidden.dtype)
     return hidden.new_empty(hidden.shape[0], dtype=wide), hidden.new_empty(removed.shape[:2], dtype=wide)
+
+
+_forward_op = register(
+    "cross_entropy_difference(Tensor hidden, Tensor removed, Tensor weight, Tensor targets, Tensor? bias, str impl)"
+    " -> (Tensor base, Tensor difference)",
+    _forward,
+    _empty,
+)

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 from icl_fast.ops._attention import batch_blocks, causal_scores, weigh
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._library import register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_index,
+    as_number,
     autocast,
     check_device,
     check_floating,
-    check_index_dtype,
     check_index_range,
-    check_no_gradient,
     check_shapes,
     window_per_head,
 )
@@ -54,10 +55,10 @@ def frozen_attention(
         v: [A,B,H,T,Dv].
         scale: factor on the scores, usually 1 / sqrt(D). Not used with `pattern`.
         window: local attention: with a window of w, query i sees keys i-w+1..i. None: all heads are dense; an int: for
-            all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence) is dense. Give a
-            tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
+            all heads; a sequence or a tensor of integers [H]: per head, where 0 (or None in a sequence) is dense. Give
+            a tensor on the device of `v` in a loop on a GPU: the others are copied there at each call. Its values are
             not looked at; below 0 is dense too.
-        rows: int64 [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
+        rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -66,9 +67,11 @@ def frozen_attention(
 
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
-            a negative window; a row out of range (looked at on CPU only: on a GPU it is undefined); an unknown impl.
+            a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
+            undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     if pattern is None:
         if q is None or k is None:
@@ -81,13 +84,13 @@ def frozen_attention(
         sizes = check_shapes(OP, v=(v, "A B H T Dv"), pattern=(pattern, "B H T T"))
         v, pattern = autocast(v, pattern)
     check_floating(OP, v=v, q=q, k=k, pattern=pattern)
-    check_no_gradient(OP, q, k, v, pattern)
     if rows is not None:
         check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
-        check_index_dtype(OP, "rows", rows)
+        rows = as_index(OP, "rows", rows)
         check_device(OP, "rows", rows, "v", v)
     window = window_per_head(OP, window, sizes["H"], v.device)
-    out: Tensor = _forward_op(q, k, v, float(scale), window, rows, pattern, KERNELS.choose(impl, v))
+    scale = as_number(OP, "scale", scale)
+    out: Tensor = _forward_op(q, k, v, scale, window, rows, pattern, KERNELS.choose(impl, v))
     return out
 
 
@@ -159,13 +162,7 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::frozen_attention",
-    mutates_args=(),
-    schema="(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern, str impl)"
-    " -> Tensor",
-)
-def _forward_op(
+def _forward(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor,
@@ -177,21 +174,26 @@ def _forward_op(
 ) -> Tensor:
     if rows is not None:
         check_index_range(OP, "rows", rows, v.shape[3])
-    with autocast_off(v):
-        out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
+    out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
     return out
 
 
-@_forward_op.register_fake
-def _(
+def _empty(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor,
     scale: float,
     window: Tensor | None,
     rows: Tensor | None,
-    pattern: Tensor | None,
-    impl: str,
+    *rest: object,
 ) -> Tensor:
     length = v.shape[3] if rows is None else rows.shape[1]
     return v.new_empty(*v.shape[:3], length, v.shape[4])
+
+
+_forward_op = register(
+    "frozen_attention(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
+    " str impl) -> Tensor",
+    _forward,
+    _empty,
+)

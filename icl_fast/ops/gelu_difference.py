@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
+from icl_fast.ops._library import register
 from icl_fast.ops._registry import Kernel, Kernels
-from icl_fast.ops._validate import accumulate_dtype, check_floating, check_no_gradient, check_shapes
+from icl_fast.ops._validate import (
+    accumulate_dtype,
+    autocast_promote,
+    check_floating,
+    check_one_of,
+    check_shapes,
+)
 
 OP = "gelu_difference"
 APPROXIMATIONS = ("none", "tanh")
@@ -30,6 +37,8 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
     The approximation t S(t), S a sigmoid: `du S(u - du) + u (S(u) - S(u - du))`, where the last difference is a
     product of two sigmoids and an expm1 in whose argument du is a factor.
 
+    Autocast does not touch this op, but that inputs of several dtypes are taken in the widest.
+
     The delta form of an ablation, at an MLP. Equivalent to, but for rounding:
 
         F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
@@ -46,13 +55,13 @@ def gelu_difference(u: Tensor, removed: Tensor, *, approximate: str = "none", im
     Raises:
         ValueError: shapes or devices that disagree; an unknown approximation or impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     check_shapes(OP, u=(u, "N M"), removed=(removed, "A N M"))
+    u, removed = autocast_promote(u, removed)
     check_floating(OP, u=u, removed=removed)
-    if approximate not in APPROXIMATIONS:
-        raise ValueError(f"{OP}: approximate must be one of {', '.join(APPROXIMATIONS)}, got {approximate!r}")
-    check_no_gradient(OP, u, removed)
+    check_one_of(OP, "approximate", approximate, APPROXIMATIONS)
     result: Tensor = _forward_op(u, removed, approximate, KERNELS.choose(impl, u))
     return result
 
@@ -120,16 +129,15 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::gelu_difference",
-    mutates_args=(),
-    schema="(Tensor u, Tensor removed, str approximate, str impl) -> Tensor",
-)
-def _forward_op(u: Tensor, removed: Tensor, approximate: str, impl: str) -> Tensor:
+def _forward(u: Tensor, removed: Tensor, approximate: str, impl: str) -> Tensor:
     result: Tensor = KERNELS[impl].forward(u, removed, approximate)
     return result
 
 
-@_forward_op.register_fake
-def _(u: Tensor, removed: Tensor, *rest: object) -> Tensor:
+def _empty(u: Tensor, removed: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(removed, memory_format=torch.contiguous_format)
+
+
+_forward_op = register(
+    "gelu_difference(Tensor u, Tensor removed, str approximate, str impl) -> Tensor", _forward, _empty
+)

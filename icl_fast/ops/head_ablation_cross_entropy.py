@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._library import register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_index,
+    as_number,
+    autocast_promote,
     check_device,
     check_floating,
-    check_index_dtype,
     check_index_range,
-    check_no_gradient,
     check_shapes,
 )
 from icl_fast.ops.linear_cross_entropy import reference_forward as token_losses
@@ -48,17 +52,18 @@ def head_ablation_cross_entropy(
 
     The reference is this definition, in float32 (float64 for float64 inputs); kernels use the low-rank form of the
     last attention layer. To ablate a set of heads concatenate z and w_o along D; for mean ablation pass z
-    minus its mean. Autocast does not touch this op: differences of losses do not survive a rounding of `resid`.
+    minus its mean. Autocast does not touch this op, but that inputs of several dtypes are taken in the widest:
+    differences of losses do not survive a rounding of `resid`.
 
     Args:
         resid: [N,C], the residual stream before the final norm, nothing ablated; float32, bfloat16, float16, float64.
         z: [H,N,D], each head's weighted sum of values.
         w_o: [H,D,C], each head's output matrix.
         weight: [V,C], the unembedding.
-        targets: int64 [N], in 0..V-1.
+        targets: integers [N], in 0..V-1.
         norm_weight: [C], gain of the final norm; None: 1.
         norm_bias: [C]; None: 0.
-        eps: added to the variance in the final norm.
+        eps: added to the variance in the final norm; above 0.
         bias: [V], of the unembedding.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
@@ -66,10 +71,11 @@ def head_ablation_cross_entropy(
         base [N] and losses [H,N], float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
-            undefined); an unknown impl.
+        ValueError: shapes or devices that disagree; an eps that is not positive and finite; a target out of range
+            (looked at on CPU only: on a GPU it is undefined); an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {"norm_weight": (norm_weight, "C"), "norm_bias": (norm_bias, "C"), "bias": (bias, "V")}
     sizes = check_shapes(
@@ -83,14 +89,19 @@ def head_ablation_cross_entropy(
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
+    if sizes["C"] == 0:
+        raise ValueError(f"{OP}: resid must have at least one column: there is nothing to normalise")
+    resid, z, w_o, weight, norm_weight, norm_bias, bias = autocast_promote(
+        resid, z, w_o, weight, norm_weight, norm_bias, bias
+    )
     check_floating(
         OP, resid=resid, z=z, w_o=w_o, weight=weight, norm_weight=norm_weight, norm_bias=norm_bias, bias=bias
     )
-    check_index_dtype(OP, "targets", targets)
+    targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "resid", resid)
-    check_no_gradient(OP, resid, z, w_o, weight, norm_weight, norm_bias, bias)
+    eps = as_number(OP, "eps", eps, positive=True)
     base, losses = _forward_op(
-        resid, z, w_o, weight, targets, norm_weight, norm_bias, float(eps), bias, KERNELS.choose(impl, resid)
+        resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias, KERNELS.choose(impl, resid)
     )
     return base, losses
 
@@ -149,33 +160,23 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::head_ablation_cross_entropy",
-    mutates_args=(),
-    schema="(Tensor resid, Tensor z, Tensor w_o, Tensor weight, Tensor targets, Tensor? norm_weight, Tensor? norm_bias,"
-    " float eps, Tensor? bias, str impl) -> (Tensor base, Tensor losses)",
-)
-def _forward_op(
-    resid: Tensor,
-    z: Tensor,
-    w_o: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    bias: Tensor | None,
-    impl: str,
+def _forward(
+    resid: Tensor, z: Tensor, w_o: Tensor, weight: Tensor, targets: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    *others, impl = rest
     check_index_range(OP, "targets", targets, weight.shape[0])
-    with autocast_off(resid):
-        result: tuple[Tensor, Tensor] = KERNELS[impl].forward(
-            resid, z, w_o, weight, targets, norm_weight, norm_bias, eps, bias
-        )
+    result: tuple[Tensor, Tensor] = KERNELS[impl].forward(resid, z, w_o, weight, targets, *others)
     return result
 
 
-@_forward_op.register_fake
-def _(resid: Tensor, z: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _empty(resid: Tensor, z: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     wide = accumulate_dtype(resid.dtype)
     return resid.new_empty(resid.shape[0], dtype=wide), resid.new_empty(z.shape[:2], dtype=wide)
+
+
+_forward_op = register(
+    "head_ablation_cross_entropy(Tensor resid, Tensor z, Tensor w_o, Tensor weight, Tensor targets,"
+    " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor? bias, str impl) -> (Tensor base, Tensor losses)",
+    _forward,
+    _empty,
+)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
+from icl_fast.ops._library import register
 from icl_fast.ops._registry import Kernel, Kernels
-from icl_fast.ops._validate import accumulate_dtype, check_floating, check_no_gradient, check_shapes
+from icl_fast.ops._validate import accumulate_dtype, as_number, autocast_promote, check_floating, check_shapes
 
 OP = "layer_norm_difference"
 
@@ -28,28 +29,31 @@ def layer_norm_difference(
 
         F.layer_norm(x, [C], weight, None, eps) - F.layer_norm(x - removed, [C], weight, None, eps)
 
-    Autocast does not touch this op: all sums are float32 (float64 for float64 inputs) in any case.
+    Autocast does not touch this op, but that inputs of several dtypes are taken in the widest: all sums are float32
+    (float64 for float64 inputs) in any case.
 
     Args:
         x: [N,C]; float32, bfloat16, float16, float64.
         removed: [A,N,C], what each variant takes from it.
         weight: [C], the gain; None: 1.
-        eps: added to the variances.
+        eps: added to the variances; above 0.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
         [A,N,C], in the dtype of x. A row that holds a value that is not finite is NaN.
 
     Raises:
-        ValueError: shapes or devices that disagree; an unknown impl.
+        ValueError: shapes or devices that disagree; an eps that is not positive and finite; an unknown impl.
         TypeError: dtypes that disagree or are not taken.
-        RuntimeError: a gradient is asked (an input requires grad in grad mode); `impl` is not built.
+        RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
+            `impl` is not built.
     """
     optional = {} if weight is None else {"weight": (weight, "C")}
     check_shapes(OP, x=(x, "N C"), removed=(removed, "A N C"), **optional)
+    x, removed, weight = autocast_promote(x, removed, weight)
     check_floating(OP, x=x, removed=removed, weight=weight)
-    check_no_gradient(OP, x, removed, weight)
-    result: Tensor = _forward_op(x, removed, weight, float(eps), KERNELS.choose(impl, x))
+    eps = as_number(OP, "eps", eps, positive=True)
+    result: Tensor = _forward_op(x, removed, weight, eps, KERNELS.choose(impl, x))
     return result
 
 
@@ -109,16 +113,15 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-@torch.library.custom_op(
-    "icl_fast::layer_norm_difference",
-    mutates_args=(),
-    schema="(Tensor x, Tensor removed, Tensor? weight, float eps, str impl) -> Tensor",
-)
-def _forward_op(x: Tensor, removed: Tensor, weight: Tensor | None, eps: float, impl: str) -> Tensor:
+def _forward(x: Tensor, removed: Tensor, weight: Tensor | None, eps: float, impl: str) -> Tensor:
     result: Tensor = KERNELS[impl].forward(x, removed, weight, eps)
     return result
 
 
-@_forward_op.register_fake
-def _(x: Tensor, removed: Tensor, *rest: object) -> Tensor:
+def _empty(x: Tensor, removed: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(removed, memory_format=torch.contiguous_format)
+
+
+_forward_op = register(
+    "layer_norm_difference(Tensor x, Tensor removed, Tensor? weight, float eps, str impl) -> Tensor", _forward, _empty
+)

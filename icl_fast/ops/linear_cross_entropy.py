@@ -9,14 +9,18 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from icl_fast.ops import _backend
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._library import derivative_of_backward, register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_index,
+    as_integer,
     autocast,
+    check_dense,
     check_device,
     check_floating,
-    check_index_dtype,
     check_index_range,
+    check_one_of,
     check_shapes,
 )
 from icl_fast.ops.position_loss import PositionLoss
@@ -72,14 +76,14 @@ def linear_cross_entropy(
         logits = F.linear(hidden.float(), weight.float(), bias.float())
         F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
 
-    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean". Under `torch.autocast`
-    the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data
-    Collection".
+    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean"; forward mode and
+    second derivatives go through plain torch, which does hold the logits. Under `torch.autocast` the floating inputs
+    are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.
         weight: [V,C].
-        targets: int64 [...,T], in 0..V-1 or `ignore_index`.
+        targets: integers [...,T], in 0..V-1 or `ignore_index`.
         bias: [V].
         ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
         reduction: "none": the losses [...,T]; "mean": the mean over positions not ignored (nan if there are none, as
@@ -96,30 +100,32 @@ def linear_cross_entropy(
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: `impl` is not built.
     """
-    if reduction not in ("none", "mean", "position"):
-        raise ValueError(f"{OP}: reduction must be 'none', 'mean' or 'position', got {reduction!r}")
+    check_one_of(OP, "reduction", reduction, ("none", "mean", "position"))
     if position_loss is not None and reduction != "position":
         raise ValueError(f"{OP}: position_loss goes with reduction='position', got reduction={reduction!r}")
+    if not isinstance(position_loss, PositionLoss | None):
+        raise TypeError(f"{OP}: position_loss must be a PositionLoss, got {type(position_loss).__name__}")
+    ignore_index = as_integer(OP, "ignore_index", ignore_index)
     sizes = check_shapes(OP, weight=(weight, "V C"), **({} if bias is None else {"bias": (bias, "V")}))
     if not isinstance(hidden, Tensor) or not isinstance(targets, Tensor):
         raise TypeError(f"{OP}: hidden and targets must be tensors [...,T,C] and [...,T]")
+    check_dense(OP, "hidden", hidden)
+    check_dense(OP, "targets", targets)
     if hidden.ndim < 2 or hidden.shape[-1] != sizes["C"]:
         raise ValueError(f"{OP}: hidden must be [...,T,C] with C={sizes['C']} as in weight, got {list(hidden.shape)}")
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(f"{OP}: targets must be {list(hidden.shape[:-1])} as in hidden, got {list(targets.shape)}")
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
-    hidden, weight = autocast(hidden, weight)
-    bias = None if bias is None else autocast(bias)[0]
+    hidden, weight, bias = autocast(hidden, weight, bias)
     check_floating(OP, hidden=hidden, weight=weight, bias=bias)
-    check_index_dtype(OP, "targets", targets)
+    targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
 
-    if reduction == "position":
-        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    losses: Tensor = _forward_op(
-        hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
-    )[0].view(targets.shape)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "position"):
+        losses: Tensor = _forward_op(
+            hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
+        )[0].view(targets.shape)
     if reduction == "none":
         return losses
     kept = targets != ignore_index
@@ -264,44 +270,23 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward, reference_backward))
 KERNELS.add_compiled(compiled_forward, compiled_backward)
 
 
-@torch.library.custom_op(
-    "icl_fast::linear_cross_entropy",
-    mutates_args=(),
-    schema="(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, str impl)"
-    " -> (Tensor losses, Tensor peak, Tensor log_sum)",
-)
-def _forward_op(
+def plain_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
-    with autocast_off(hidden):
-        result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(hidden, weight, targets, bias, ignore_index)
-    return result
+    """`reference_forward` in one piece, for torch to differentiate."""
+    _, _, logits, index, ignored = _plain_logits(hidden, weight, targets, bias, ignore_index)
+    peak = logits.amax(1).detach()
+    losses = -logits.log_softmax(1).gather(1, index).squeeze(1)
+    return losses.masked_fill(ignored, 0), peak, (logits - peak[:, None]).exp().sum(1).log()
 
 
-@_forward_op.register_fake
-def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = accumulate_dtype(hidden.dtype)
-    losses, peak, log_sum = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3))
-    return losses, peak, log_sum
-
-
-@torch.library.custom_op(
-    "icl_fast::linear_cross_entropy_backward",
-    mutates_args=(),
-    schema="(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor losses,"
-    " Tensor peak, Tensor log_sum, int ignore_index, bool need_hidden, bool need_weight, bool need_bias, str impl)"
-    " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
-)
-def _backward_op(
-    grad_losses: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    losses: Tensor,
+def plain_backward(
+    grad_losses: Tensor,  # [N]
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+    losses: Tensor,  # not read, nor the next two: a derivative goes through the inputs
     peak: Tensor,
     log_sum: Tensor,
     ignore_index: int,
@@ -310,16 +295,48 @@ def _backward_op(
     need_bias: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved = (hidden, weight, targets, bias, losses, peak, log_sum)
-    with autocast_off(hidden):
-        gradients: tuple[Tensor, Tensor, Tensor] = KERNELS.backward(impl)(
-            grad_losses, *saved, ignore_index, need_hidden, need_weight, need_bias
-        )
+    """`reference_backward` in one piece, for torch to differentiate."""
+    clean, columns, logits, index, ignored = _plain_logits(hidden, weight, targets, bias, ignore_index)
+    at_target = torch.arange(len(weight), device=weight.device) == index
+    grad_logits = (logits.softmax(1) - at_target.to(logits.dtype)) * grad_losses.masked_fill(ignored, 0)[:, None]
+    return (
+        (grad_logits @ columns).to(hidden.dtype) if need_hidden else hidden.new_empty(0),
+        (grad_logits.mT @ clean).to(weight.dtype) if need_weight else weight.new_empty(0),
+        grad_logits.sum(0).to(weight.dtype) if need_bias else weight.new_empty(0),
+    )
+
+
+def _plain_logits(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int
+) -> tuple[Tensor, ...]:
+    """Hidden states and weight in the dtype of the computation, logits [N,V], index [N,1] and what is ignored [N]."""
+    ignored = targets == ignore_index
+    clean = _clean_rows(hidden, ignored)
+    columns, offset = weight.to(clean.dtype), None if bias is None else bias.to(clean.dtype)
+    return clean, columns, linear(clean, columns, offset), targets.masked_fill(ignored, 0)[:, None], ignored
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
+    result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(hidden, weight, targets, bias, ignore_index)
+    return result
+
+
+def _empty(hidden: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    wide = accumulate_dtype(hidden.dtype)
+    losses, peak, log_sum = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3))
+    return losses, peak, log_sum
+
+
+def _backward(grad_losses: Tensor, hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *others, impl = rest
+    gradients: tuple[Tensor, Tensor, Tensor] = KERNELS.backward(impl)(grad_losses, hidden, *others)
     return gradients
 
 
-@_backward_op.register_fake
-def _(grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(grad_losses: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_hidden, need_weight, need_bias = rest[-4:-1]
     return (
         hidden.new_empty(hidden.shape if need_hidden else 0),
@@ -341,4 +358,18 @@ def _differentiate(ctx: Any, grad_losses: Tensor, *unused: Tensor) -> tuple[Tens
     return grad_hidden, grad_weight, None, grad_bias, None, None
 
 
-_forward_op.register_autograd(_differentiate, setup_context=_save)
+_backward_op = register(
+    "linear_cross_entropy_backward(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias,"
+    " Tensor losses, Tensor peak, Tensor log_sum, int ignore_index, bool need_hidden, bool need_weight,"
+    " bool need_bias, str impl) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    _backward,
+    _empty_gradients,
+    derivative_of_backward(plain_backward),
+)
+_forward_op = register(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, int ignore_index, str impl)"
+    " -> (Tensor losses, Tensor peak, Tensor log_sum)",
+    _forward,
+    _empty,
+    (_save, _differentiate, plain_forward),
+)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
-from icl_fast.ops._attention import batch_blocks, causal_scores, weigh
-from icl_fast.ops._registry import Kernel, Kernels, autocast_off
+from icl_fast.ops._attention import batch_blocks, causal_scores, unseen_keys, weigh
+from icl_fast.ops._library import derivative_of_backward, register
+from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
+    as_number,
     autocast,
+    autocast_is_on,
     check_device,
     check_floating,
     check_shapes,
@@ -41,9 +44,10 @@ def smeared_attention(
         smeared = torch.cat([k[:, :, :1], torch.lerp(k[:, :, :-1], k[:, :, 1:], alpha.sigmoid()[:, None, None])], 2)
         F.scaled_dot_product_attention(q, smeared, v, is_causal=True, scale=scale)
 
-    Computed in float32 (float64 for float64 inputs). Forward and backward: gradients of q, k, v and alpha. In the
-    forward a value that a row does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of
-    values outside the tiles of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
+    Computed in float32 (float64 for float64 inputs). Forward and backward: gradients of q, k, v and alpha; forward
+    mode and second derivatives go through plain torch, which holds all the scores. In the forward a value that a row
+    does not see counts for nothing, be it nan or infinite; impl="cuda" promises that only of values outside the tiles
+    of keys that a row's tile sees. Under `torch.autocast` q, k and v are cast as for a matmul.
 
     Args:
         q: [B,H,T,D], as attention sees it (after any rotation).
@@ -52,27 +56,30 @@ def smeared_attention(
         alpha: [H], before the sigmoid; float32 or the dtype of q.
         scale: factor on the scores, usually 1 / sqrt(D).
         window: local attention: with a window of w, query i sees keys i-w+1..i, after the smear. None: all heads are
-            dense; an int: for all heads; a sequence or an int64 tensor [H]: per head, where 0 (or None in a sequence)
-            is dense. Give a tensor on the device of `q` in a loop on a GPU: the others are copied there at each call.
-            Its values are not looked at; below 0 is dense too.
+            dense; an int: for all heads; a sequence or a tensor of integers [H]: per head, where 0 (or None in a
+            sequence) is dense. Give a tensor on the device of `q` in a loop on a GPU: the others are copied there at
+            each call. Its values are not looked at; below 0 is dense too.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
         [B,H,T,D] in the dtype of q.
 
     Raises:
-        ValueError: shapes or devices that disagree; a negative window; an unknown impl.
+        ValueError: shapes or devices that disagree; a negative window; a scale that is not finite; an unknown impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: `impl` is not built.
     """
     sizes = check_shapes(OP, q=(q, "B H T D"), k=(k, "B H T D"), v=(v, "B H T D"), alpha=(alpha, "H"))
     q, k, v = autocast(q, k, v)
     check_floating(OP, q=q, k=k, v=v)
+    if autocast_is_on(q) and alpha.dtype in (torch.bfloat16, torch.float16):
+        alpha = alpha.float()
     if alpha.dtype not in (torch.float32, q.dtype):
         raise TypeError(f"{OP}: alpha must be float32 or have the dtype of q, {q.dtype}, got {alpha.dtype}")
     check_device(OP, "alpha", alpha, "q", q)
     window = window_per_head(OP, window, sizes["H"], q.device)
-    out: Tensor = _forward_op(q, k, v, alpha, float(scale), window, KERNELS.choose(impl, q))[0]
+    scale = as_number(OP, "scale", scale)
+    out: Tensor = _forward_op(q, k, v, alpha, scale, window, KERNELS.choose(impl, q))[0]
     return out
 
 
@@ -200,35 +207,75 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward, reference_backward))
 KERNELS.add_compiled(compiled_forward, compiled_backward)
 
 
-@torch.library.custom_op(
-    "icl_fast::smeared_attention",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor alpha, float scale, Tensor? window, str impl)"
-    " -> (Tensor out, Tensor peak, Tensor log_sum)",
-)
-def _forward_op(
+def plain_forward(
     q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, scale: float, window: Tensor | None, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with autocast_off(q):
-        result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(q, k, v, alpha, scale, window)
+    """`reference_forward` in one piece, for torch to differentiate."""
+    queries, keys, values, gate = _widened(q, k, v, alpha)
+    scores = _scores(queries, smear(keys, gate), scale, window)
+    peak = scores.amax(-1).detach() if scores.shape[-1] else scores.sum(-1)
+    total = (scores - peak[..., None]).exp().sum(-1)
+    return (scores.softmax(-1) @ values).to(q.dtype), peak, total.log()
+
+
+def plain_backward(
+    grad_out: Tensor,  # [B,H,T,D]
+    q: Tensor,  # [B,H,T,D]
+    k: Tensor,  # [B,H,T,D]
+    v: Tensor,  # [B,H,T,D]
+    alpha: Tensor,  # [H]
+    window: Tensor | None,  # [H]
+    out: Tensor,  # not read, nor the next two: a derivative goes through the inputs
+    peak: Tensor,
+    log_sum: Tensor,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference_backward` in one piece, for torch to differentiate."""
+    queries, keys, values, gate = _widened(q, k, v, alpha)
+    smeared, grad = smear(keys, gate), grad_out.to(values.dtype)
+    weights = _scores(queries, smeared, scale, window).softmax(-1)
+    grad_weights = grad @ values.mT
+    grad_scores = scale * weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+    grad_smeared = grad_scores.mT @ queries
+    first, rest = grad_smeared[:, :, :1], grad_smeared[:, :, 1:]
+    onto_next = torch.nn.functional.pad((1 - gate) * rest, (0, 0, 0, 1))
+    grad_k = torch.cat([first, gate * rest], dim=2) + onto_next[:, :, : keys.shape[2]]
+    grad_gate = (rest * (keys[:, :, 1:] - keys[:, :, :-1])).sum((0, 2, 3))
+    gate = gate.flatten()
+    return (
+        (grad_scores @ smeared).to(q.dtype),
+        grad_k.to(q.dtype),
+        (weights.mT @ grad).to(q.dtype),
+        (grad_gate * gate * (1 - gate)).to(alpha.dtype),
+    )
+
+
+def _widened(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> tuple[Tensor, ...]:
+    """All in the dtype of the computation, alpha as the gate [H,1,1]."""
+    wide = accumulate_dtype(q.dtype)
+    return q.to(wide), k.to(wide), v.to(wide), alpha.to(wide).sigmoid()[:, None, None]
+
+
+def _scores(queries: Tensor, smeared: Tensor, scale: float, window: Tensor | None) -> Tensor:
+    length = queries.shape[2]
+    unseen = unseen_keys(torch.arange(length, device=queries.device)[None], length, window)
+    return (scale * queries @ smeared.mT).masked_fill(unseen, float("-inf"))
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, scale: float, window: Tensor | None, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = KERNELS[impl].forward(q, k, v, alpha, scale, window)
     return result
 
 
-@_forward_op.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, scale: float, window: Tensor | None, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(q: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     peak, log_sum = (q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype)) for _ in range(2))
     return q.new_empty(q.shape), peak, log_sum
 
 
-@torch.library.custom_op(
-    "icl_fast::smeared_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor? window, Tensor out, Tensor peak,"
-    " Tensor log_sum, float scale, str impl) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_alpha)",
-)
-def _backward_op(
+def _backward(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -241,15 +288,13 @@ def _backward_op(
     scale: float,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with autocast_off(q):
-        gradients: tuple[Tensor, Tensor, Tensor, Tensor] = KERNELS.backward(impl)(
-            grad_out, q, k, v, alpha, out, peak, log_sum, scale, window
-        )
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = KERNELS.backward(impl)(
+        grad_out, q, k, v, alpha, out, peak, log_sum, scale, window
+    )
     return gradients
 
 
-@_backward_op.register_fake
-def _(
+def _empty_gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, *rest: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), alpha.new_empty(alpha.shape)
@@ -267,4 +312,18 @@ def _differentiate(ctx: Any, grad_out: Tensor, *unused: Tensor) -> tuple[Tensor 
     return (*wanted, None, None, None)
 
 
-_forward_op.register_autograd(_differentiate, setup_context=_save)
+_backward_op = register(
+    "smeared_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor? window,"
+    " Tensor out, Tensor peak, Tensor log_sum, float scale, str impl)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_alpha)",
+    _backward,
+    _empty_gradients,
+    derivative_of_backward(plain_backward),
+)
+_forward_op = register(
+    "smeared_attention(Tensor q, Tensor k, Tensor v, Tensor alpha, float scale, Tensor? window, str impl)"
+    " -> (Tensor out, Tensor peak, Tensor log_sum)",
+    _forward,
+    _empty,
+    (_save, _differentiate, plain_forward),
+)

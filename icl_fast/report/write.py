@@ -48,7 +48,7 @@ def write_report(
             groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
             figures = write_static(study, table, groups, folder / "figures", on_figure)
         with atomic_write(page) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8
         hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in (page, *figures)}
         with atomic_write(folder / CHECKSUMS) as temporary:
             temporary.write_text(to_json(hashes, indent=1), encoding="utf-8")

@@ -15,6 +15,7 @@ from icl_fast.files import regular_file
 _LARGEST = 4 * 2**20  # bytes of a file
 _MOST_VALUES, _DEEPEST = 100_000, 50  # each alias counts as all that it stands for
 _LONGEST_NUMBER = 40  # digits
+_LONGEST_SHOWN = 80  # characters of an override in a message
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -37,6 +38,11 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return values
 
 
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain data as YAML that `read_yaml` reads as the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
 def _parse(content: bytes, complaint: str) -> Any:
     try:
         return yaml.load(content.decode("utf-8-sig"), Loader=_Loader)
@@ -52,14 +58,15 @@ def _parse(content: bytes, complaint: str) -> Any:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    parts = key.split(".")
+    parts, shown = key.split("."), " ".join(override.split())
+    shown = f"--set {shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + '...'}"
     if not equals or not all(parts) or len(parts) > _DEEPEST:
-        raise InputError(f"--set {override}: write it as section.key=value, such as training.lr=1e-3")
-    value = _parse(text.encode("utf-8", "surrogateescape"), f"--set {override}: the value is not YAML")
+        raise InputError(f"{shown}: write it as section.key=value, such as training.lr=1e-3")
+    value = _parse(text.encode("utf-8", "surrogateescape"), f"{shown}: the value is not YAML")
     for part in parts[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            raise InputError(f"--set {override}: {part!r} is a value, not a section")
+            raise InputError(f"{shown}: {part!r} is a value, not a section")
     values[parts[-1]] = value
 
 
@@ -124,14 +131,21 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)\Z"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z"
-        r"|[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
-    ),
-    list("-+0123456789."),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that is more than text to `_Loader`, or to another reader."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        _INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)\Z"), list("-+0123456789")
+    )
+    _class.add_implicit_resolver(
+        _FLOAT,
+        re.compile(
+            r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z"
+            r"|[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z"
+        ),
+        list("-+0123456789."),
+    )

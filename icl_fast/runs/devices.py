@@ -9,12 +9,13 @@ import torch
 from icl_fast.errors import InputError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """The device of that name; "auto" is CUDA where torch sees a GPU.
 
     Raises:
         InputError: not the name of a supported device, or a CUDA device that this machine does not have.
     """
+    name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):

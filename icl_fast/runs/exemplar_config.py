@@ -6,13 +6,12 @@ import re
 from collections import Counter
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from icl_fast.data.exemplar_source import ExemplarSource
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.models import ClampName, Clamps, ExemplarShape, make_clamps
 from icl_fast.models.exemplar_config import SEEDS
+from icl_fast.runs.config_files import to_yaml
 from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
 from icl_fast.schema import Config, Field, model_validator
 
@@ -94,6 +93,12 @@ class EvaluationConfig(Config):
     sequences: int = Field(1000, ge=1, le=MOST, description="sequences of each evaluator")
     names: list[str] = Field([], description="evaluators; none named: all that are defined")
 
+    @model_validator(mode="after")
+    def _different(self) -> EvaluationConfig:
+        if doubled := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise ValueError(f"names: {doubled[0]!r} is given twice")
+        return self
+
 
 class MemberConfig(Config):
     """One member of a population: its name, and the values, by dotted key, that replace those of the config."""
@@ -119,6 +124,11 @@ class ExemplarRunConfig(Config):
         1, description="how many, with seeds one after the other; or a list of what they differ in"
     )
 
+    @property
+    def member_count(self) -> int:
+        """P, how many members there are."""
+        return self.members if isinstance(self.members, int) else len(self.members)
+
     @model_validator(mode="after")
     def _has_members(self) -> ExemplarRunConfig:
         if isinstance(self.members, int):
@@ -138,7 +148,7 @@ class ExemplarRunConfig(Config):
 
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def _head(text: str) -> tuple[int, int]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
 
 
+def run_name(path: Path) -> str:
+    """What a run is called: as its folder, or the link that leads to it, is called by whoever gave the path."""
+    return printable(Path(path.name if path.name not in ("", "..") else path.resolve().name))
+
+
 def run_names(runs: Sequence[str | Path]) -> dict[str, Path]:
-    """Run folders by unique names: the folder's own, or the whole path where two folders have the same name.
+    """Run folders by unique names: `run_name`, or the whole path where two of them are the same.
 
     Raises:
         InputError: a run listed twice, or a file.
@@ -19,7 +26,7 @@ def run_names(runs: Sequence[str | Path]) -> dict[str, Path]:
     for place, path in zip(places, paths, strict=True):
         if places.count(place) > 1:
             raise InputError(f"runs: {path} is given twice")
-        if path.is_file():
+        if os.path.isfile(path):
             raise InputError(f"runs: {path} is a file; give run folders, and --snapshots for some of their snapshots")
-    short = [place.name for place in places]
-    return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
+    short = [run_name(path) for path in paths]
+    return {name if short.count(name) == 1 else printable(path): path for name, path in zip(short, paths, strict=True)}

@@ -5,29 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
-import sys
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from icl_fast.errors import InputError
-from icl_fast.files import atomic_write, disk_error, is_temporary, locked, regular_file, sha256, sweep
+from icl_fast.files import (
+    atomic_write,
+    disk_error,
+    is_temporary,
+    locked,
+    parse_json,
+    read_json,
+    regular_file,
+    sha256,
+    sweep,
+)
 from icl_fast.models import ExemplarTransformer, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
 from icl_fast.runs.population import Population
+from icl_fast.runs.states import State, read_state, write_state
 from icl_fast.runs.text_config import TextRunConfig
 
-_SNAPSHOT_NAME = re.compile(r"^step_(\d{8})\.safetensors$")
-TOKENIZER = "tokenizer.json"
-_MANIFEST, _LOCK = "manifest.json", ".lock-training"
+_SNAPSHOT_NAME = re.compile(r"step_([0-9]{8})\.safetensors")
+_SHA256 = re.compile("[0-9a-f]{64}")
+CONFIG, TOKENIZER, LOG, STATE, MANIFEST = "config.yaml", "tokenizer.json", "log.jsonl", "optimizer.pt", "manifest.json"
+_LOCK = ".lock-training"
 # what else a run has written before its first state
-_EARLY = ("config.yaml", TOKENIZER, "log.jsonl", "snapshots/step_00000000.safetensors")
+_EARLY = (CONFIG, TOKENIZER, LOG, "snapshots/step_00000000.safetensors")
 
 
 class Run:
@@ -46,18 +54,20 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run, finished or not."""
-        return (self.path / "config.yaml").is_file()
+        return os.path.lexists(self.path / CONFIG)
 
     @cached_property
     def config(self) -> RunConfig:
         """The run's config.
 
         Raises:
-            InputError: no run here, or its config is damaged.
+            InputError: no run here, or its config is damaged or was changed.
         """
         if not self.exists:
-            raise InputError(f"run folder {self.path}: holds no run (no config.yaml)")
-        return load_config(self.path / "config.yaml")
+            allowed = not self.path.is_dir() or os.access(self.path, os.R_OK | os.X_OK)
+            why = "holds no run (no config.yaml)" if allowed else "cannot be read, its permissions do not allow it"
+            raise InputError(f"run folder {self.path}: {why}")
+        return load_config(self.intact(CONFIG))
 
     @property
     def text_config(self) -> TextRunConfig:
@@ -85,6 +95,36 @@ class Run:
     def tokenizer_path(self) -> Path:
         """The tokenizer.json of a run on text."""
         return self.path / TOKENIZER
+
+    @property
+    def state_path(self) -> Path:
+        """What a resumed run goes on from."""
+        return self.path / STATE
+
+    def tokenizer_json(self) -> str:
+        """What tokenizer.json of a run on text holds.
+
+        Raises:
+            InputError: it is missing, damaged or was changed.
+        """
+        try:
+            return self.intact(TOKENIZER).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{self.tokenizer_path}: is not UTF-8, and so no tokenizer of this run") from None
+
+    def intact(self, name: str) -> Path:
+        """The path of a file of the run that is as manifest.json says, if that lists it.
+
+        Raises:
+            InputError: it is missing or cannot be read; its SHA-256 is another; manifest.json is damaged.
+        """
+        path = regular_file(self.path / name, "run folder")
+        if self.manifest().get(name, digest := sha256(path)) != digest:
+            raise InputError(
+                f"{path}: is not as the run wrote it (its SHA-256 is not the one in manifest.json); put back a "
+                "copy, or take its line out of manifest.json if the change is meant"
+            )
+        return path
 
     def writing(self) -> AbstractContextManager[None]:
         """Keeps other processes from training here meanwhile.
@@ -127,16 +167,15 @@ class Run:
         self.check(config, resume=resume)
         # config.yaml comes last, so that a folder that has one is a run that can be resumed
         files = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
-        files["config.yaml"] = config.to_yaml()
+        files[CONFIG] = config.to_yaml()
         if resume and self.exists:
-            kept = None if tokenizer_json is None else regular_file(self.tokenizer_path, "--resume").read_text("utf-8")
-            if kept != tokenizer_json:
+            if tokenizer_json is not None and self.tokenizer_json() != tokenizer_json:
                 corpus = self.text_config.data.corpus
                 raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
             state = self.load_state()
             if state is None:
                 if self.snapshot_steps()[1:]:
-                    raise InputError(f"--resume: {self.path} has snapshots, but optimizer.pt is gone; start it anew")
+                    raise InputError(f"--resume: {self.path} has snapshots, but {STATE} is gone; start it anew")
                 self.note(*files)
             return state
         for name in _EARLY:
@@ -161,59 +200,92 @@ class Run:
             noted = self.manifest()
         except InputError:
             return False
-        unlike = [name for name in names & {"config.yaml", TOKENIZER} if noted.get(name) != sha256(self.path / name)]
-        return names <= {_MANIFEST, *_EARLY} and "config.yaml" in noted and not unlike
+        unlike = [name for name in names & {CONFIG, TOKENIZER} if noted.get(name) != sha256(self.path / name)]
+        return names <= {MANIFEST, *_EARLY} and CONFIG in noted and not unlike
 
     def snapshot_path(self, step: int) -> Path:
         """The file of the snapshot after `step` steps."""
         return self.path / "snapshots" / f"step_{step:08d}.safetensors"
 
     def snapshot_steps(self) -> list[int]:
-        """The steps that have a snapshot, in order."""
+        """The steps that have a snapshot, in order.
+
+        Raises:
+            InputError: the folder may not be read.
+        """
         folder = self.path / "snapshots"
-        names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-        return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.match(name)))
+        try:
+            names = os.listdir(folder) if folder.is_dir() else []
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+        return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.fullmatch(name)))
 
     def save_snapshot(self, model: Transformer | ExemplarTransformer, *, step: int, seen: int) -> None:
         """Write a snapshot and record its hash."""
         path = self.snapshot_path(step)
         save_snapshot(path, model, step=step, seen=seen)
-        self.note(str(path.relative_to(self.path)))
+        self.note(self._name(path))
 
     def load_snapshot(self, step: int) -> Snapshot[Any]:
         """Read a snapshot.
 
         Raises:
-            InputError: no snapshot at that step, a damaged one (its hash is compared), or weights that are not finite.
+            InputError: no snapshot at that step, a damaged one (its hash is compared), one of another run or step, or
+                weights that are not finite.
         """
-        path = self.snapshot_path(step)
-        noted = self.manifest().get(str(path.relative_to(self.path)))
-        if path.is_file() and noted is not None and noted != sha256(path):
+        path, manifest = self.snapshot_path(step), self.manifest()
+        regular_file(path, "snapshot")
+        if manifest.get(self._name(path), digest := sha256(path)) != digest:
             raise InputError(f"snapshot {path}: its SHA-256 is not the one in manifest.json; the file is damaged")
-        return load_snapshot(path)
+        snapshot = load_snapshot(path)
+        self.check_own(snapshot, step)
+        return snapshot
 
-    def save_state(self, state: dict[str, Any]) -> None:
+    def check_own(self, snapshot: Snapshot[Any], step: int) -> None:
+        """Refuse a snapshot that is not the one that this run takes after `step` steps.
+
+        Raises:
+            InputError: its step, what it has seen or its shape is not what config.yaml says; or manifest.json lists
+                later ones and not it.
+        """
+        path, config = self.snapshot_path(step), self.config
+        name, listed = self._name(path), self.manifest()
+        # the newest may be unlisted: a kill can come between a snapshot and its line
+        if name not in listed and any(other > name for other in listed if other.startswith("snapshots/")):
+            raise InputError(f"snapshot {path}: is not in manifest.json, so that another run wrote it; take it away")
+        seen, expected = step * config.training.batch, config.model.model_dump()
+        found = snapshot.model.config.model_dump() | {"step": snapshot.step, "seen": snapshot.seen}
+        if isinstance(config, TextRunConfig):
+            seen *= config.data.context
+            expected |= {"vocab": config.data.vocab, "context": config.data.context}
+        else:
+            found["members"] = snapshot.model.members
+            expected |= {"pairs": config.sequences.pairs, "members": config.member_count}
+        for key, value in (expected | {"step": step, "seen": seen}).items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"snapshot {path}: its {key} is {found.get(key)!r:.80} and that of {self.path / CONFIG} "
+                    f"{value!r:.80}; one of the two is another run's"
+                )
+
+    def save_state(self, state: State) -> None:
         """Write what a resumed run needs, weights included, in place of the state saved before."""
-        with atomic_write(self.path / "optimizer.pt") as temporary, open(temporary, "wb") as file:
-            try:
-                torch.save(_interned(state), file)
-            except RuntimeError as error:  # torch wraps what the file raised, such as a full disk
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        self.forget(STATE)  # of a finished run; first: a kill must not leave a state that looks damaged
+        write_state(self.state_path, state)
 
-    def load_state(self) -> dict[str, Any] | None:
+    def load_state(self) -> State | None:
         """The state written last, or None if the run was stopped before its first.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged; or it is gone, and the run was finished.
         """
-        path = self.path / "optimizer.pt"
-        if not path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); start the run anew") from None
-        return state
+        if os.path.lexists(self.state_path):
+            return read_state(self.intact(STATE))
+        if STATE in self.manifest():
+            raise InputError(
+                f"{self.state_path}: is gone, and manifest.json lists it; put it back, or start the run anew"
+            )
+        return None
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add a line to log.jsonl, or none of it.
@@ -221,7 +293,7 @@ class Run:
         Raises:
             InputError: the disk is full, or the folder cannot be written.
         """
-        path = self.path / "log.jsonl"
+        path = self.path / LOG
         try:
             end = path.stat().st_size if path.exists() else 0
             try:
@@ -234,51 +306,72 @@ class Run:
             raise disk_error(path, error) from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All complete lines of log.jsonl; a last line that a killed run left incomplete is skipped."""
-        path = self.path / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        """All complete lines of log.jsonl; a last line that a killed run left incomplete is skipped.
+
+        Raises:
+            InputError: a line that the run did not write, by its number; a log that is not as manifest.json says.
+        """
+        path = self.path / LOG
+        if not os.path.lexists(path):
+            return []
+        lines = regular_file(path, "run folder").read_bytes().split(b"\n")[:-1]
+        records = [parse_json(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
+        for number, record in enumerate(records, 1):
+            if not isinstance(record, dict) or type(step := record.get("step")) is not int or not 0 <= step < 2**63:
+                raise InputError(
+                    f"{path}: line {number}: is no record of a step; take the line out, or put back a copy"
+                )
+        self.intact(LOG)
+        return records
 
     def cut_log(self, step: int) -> None:
         """Drop the log's lines after `step`, and temporary files of a killed run: a resumed run writes them anew."""
-        kept = [record for record in self.read_log() if record["step"] <= step]
-        with atomic_write(self.path / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        kept = "".join(json.dumps(record) + "\n" for record in self.read_log() if record["step"] <= step)
+        path = self.path / LOG
+        if not path.is_file() or path.read_text(encoding="utf-8") != kept:
+            self.forget(LOG)  # first: a kill must not leave a log that looks damaged
+            with atomic_write(path) as temporary:
+                temporary.write_text(kept, encoding="utf-8")
         for folder in (self.path, self.path / "snapshots"):
             sweep(folder)
 
     def finish(self) -> None:
         """Record the hashes of the files that stop changing when the run ends."""
-        self.note("log.jsonl", "optimizer.pt")
+        self.note(LOG, STATE)
 
     def manifest(self) -> dict[str, str]:
         """File name to SHA-256 (hex).
 
         Raises:
-            InputError: manifest.json is damaged.
+            InputError: manifest.json is damaged, or may not be read.
         """
-        path = self.path / _MANIFEST
-        if not path.is_file():
+        path = self.path / MANIFEST
+        if not os.path.lexists(path):
             return {}
-        try:
-            entries: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: damaged ({error})") from None
+        entries = read_json(path, "run folder")
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: damaged (it is no JSON object); put back a copy")
+        for name, digest in entries.items():
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                raise InputError(f"{path}: damaged ({name:.80} has no SHA-256); put back a copy")
         return entries
 
     def note(self, *names: str) -> None:
         """Record the hashes of files, by their names in the folder, in the manifest."""
-        self._write_manifest(self.manifest() | {name: sha256(self.path / name) for name in names})
+        self._write_manifest(
+            self.manifest() | {name: sha256(regular_file(self.path / name, "run folder")) for name in names}
+        )
+
+    def forget(self, *names: str) -> None:
+        """Take files that will change out of the manifest."""
+        manifest = self.manifest()
+        kept = {name: digest for name, digest in manifest.items() if name not in names}
+        if kept != manifest:
+            self._write_manifest(kept)
 
     def _write_manifest(self, entries: dict[str, str]) -> None:
-        with atomic_write(self.path / _MANIFEST) as temporary:
+        with atomic_write(self.path / MANIFEST) as temporary:
             temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
-
-def _interned(value: Any) -> Any:
-    """The same state for pickle, which writes text that is one object once: equal states give equal bytes."""
-    if isinstance(value, str):
-        return sys.intern(value)
-    if type(value) is dict:
-        return {_interned(key): _interned(one) for key, one in value.items()}
-    return type(value)(map(_interned, value)) if type(value) in (list, tuple) else value
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from icl_fast.arguments import whole_number
 from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
-from icl_fast.files import sha256
+from icl_fast.files import regular_file, sha256
 from icl_fast.models import Snapshot, load_snapshot
+from icl_fast.runs.names import run_name
 from icl_fast.runs.population import Population
-from icl_fast.runs.run import Run
+from icl_fast.runs.run import TOKENIZER, Run
 from icl_fast.runs.series import Series
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class RunSeries(Series):
             InputError: the folder holds no run, or its config is damaged.
         """
         self.run, self.task = run, run.config.task
-        self.name, self.path = run.path.name, run.path
+        self.name, self.path = run_name(run.path), run.path
         self.steps = run.snapshot_steps() if steps is None else sorted(steps)
 
     def at(self, steps: Sequence[int]) -> RunSeries:
@@ -48,7 +50,7 @@ class RunSeries(Series):
         return self.run.load_snapshot(step)
 
     def weights_hash(self, step: int) -> str:
-        return sha256(self.run.snapshot_path(step))
+        return sha256(regular_file(self.run.snapshot_path(step), "snapshot"))
 
     def missing(self) -> dict[int, str]:
         """Snapshots that manifest.json lists and whose files are gone: step -> "missing". Empty for a selection of a
@@ -62,6 +64,14 @@ class RunSeries(Series):
         listed = {int(match[1]) for name in self.run.manifest() if (match := _LISTED.match(name))}
         return {step: "missing" for step in sorted(listed.difference(self.run.snapshot_steps()))}
 
+    def chosen(self, snapshots: str) -> Series:
+        if snapshots == "last" and (gone := [step for step in self.missing() if step > self.steps[-1]]):
+            raise InputError(
+                f"snapshots: last is that of step {gone[-1]}, which manifest.json of {self.path} lists and is missing; "
+                f"put it back, or give {self.steps[-1]}"
+            )
+        return super().chosen(snapshots)
+
     def why_not(self, step: int) -> str | None:
         path = self.run.snapshot_path(step)
         if not path.is_file():
@@ -71,7 +81,7 @@ class RunSeries(Series):
         if self.run.manifest().get(str(path.relative_to(self.path)), digest := sha256(path)) != digest:
             return "damaged: its SHA-256 is not the one in manifest.json"
         try:
-            load_snapshot(path)
+            self.run.check_own(load_snapshot(path), step)
         except InputError as error:
             reason = str(error).removeprefix(f"snapshot {path}: ").partition(";")[0]
             return f"weights not finite: {reason}" if "holds NaN or infinity" in reason else reason
@@ -79,7 +89,7 @@ class RunSeries(Series):
 
     def evaluation_set(self, examples: int | None = None) -> EvaluationSet:
         text = load_text(self.run.text_config.data)
-        if text.tokenizer.to_str() != self.run.tokenizer_path.read_text(encoding="utf-8"):
+        if text.tokenizer.to_str() != self.run.tokenizer_json():
             raise InputError(f"ckpt: the corpus {self.corpus} on this machine is not the one of {self.path}")
         whole = text.evaluation()
         count = len(whole.inputs)
@@ -89,7 +99,7 @@ class RunSeries(Series):
         return EvaluationSet(whole.inputs[chosen], whole.targets[chosen], whole.random_position[chosen], whole.digest)
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.run.intact(TOKENIZER))
 
     @property
     def corpus(self) -> str:
@@ -118,27 +128,46 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
             raise InputError(f"ckpt: {ckpt.path} has no snapshot that can be used")
         return ckpt.chosen(snapshots)
     path, run = Path(ckpt), run_of(ckpt)
-    if path.is_file():
+    if os.path.isfile(path):
         if snapshots not in ("all", "last"):
             raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
-        steps = [step for step in run.snapshot_steps() if run.snapshot_path(step).name == path.name]
-        if not run.exists or not steps:
+        place = _place_in_run(path)
+        steps = [step for step in run.snapshot_steps() if place == run.snapshot_path(step)]
+        if not steps:
             raise InputError(
                 f"ckpt: {path} is not in RUN/snapshots/ of a run folder, whose corpus and tokenizer it needs"
             )
         return RunSeries(run, steps)
-    if not path.is_dir():
-        raise InputError(f"ckpt: {path} does not exist")
+    if not os.path.isdir(path):
+        regular_file(path, "ckpt")  # which says what it is, or that there is nothing
     series = RunSeries(run)
     if not series.steps:
-        raise InputError(f"ckpt: {path} has no snapshots yet")
+        raise InputError(
+            f"ckpt: {path} has {'none of its snapshots any more' if series.missing() else 'no snapshots yet'}"
+        )
     return series.chosen(snapshots)
 
 
 def run_of(ckpt: str | Path) -> Run:
     """The run that a run folder, or a snapshot file in its `snapshots/`, belongs to; it need not exist."""
     path = Path(ckpt)
-    return Run(path.resolve().parent.parent if path.is_file() else path)
+    place = _place_in_run(path) if os.path.isfile(path) else None
+    return Run(path if place is None else place.parent.parent)
+
+
+def _place_in_run(snapshot: Path) -> Path | None:
+    """RUN/snapshots/FILE of a snapshot file, as it is given or where links lead to it.
+
+    Not where the links end: FILE may be one to where a store keeps its contents, under another name.
+    """
+    place = snapshot.absolute()
+    while True:
+        for path in (place, place.parent.resolve() / place.name):
+            if path.parent.name == "snapshots" and Run(path.parent.parent).exists:
+                return path
+        if not place.is_symlink():
+            return None
+        place = place.parent / place.readlink()
 
 
 def _cut_off(path: Path) -> bool:

@@ -147,6 +147,8 @@ def chosen_steps(steps: Sequence[int], snapshots: str) -> list[int]:
     Raises:
         InputError: not of that form, a step without a snapshot, or one that is given twice.
     """
+    if not isinstance(snapshots, str):
+        raise InputError(f"snapshots: must be text, such as all, last or 0,50,100; got {snapshots!r}")
     if snapshots == "all":
         return list(steps)
     if snapshots == "last":

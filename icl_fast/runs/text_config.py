@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import yaml
-
 from icl_fast.data import CORPUS_NAMES, DataConfig
 from icl_fast.models import ModelShape
+from icl_fast.runs.config_files import to_yaml
 from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
 from icl_fast.schema import Config, Field, model_validator
 
@@ -68,4 +67,4 @@ class TextRunConfig(Config):
 
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return to_yaml(self.model_dump(mode="json"))

@@ -16,7 +16,7 @@ from icl_fast.measure import AblationOptions, OtherResults, open_results, save_r
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
-from icl_fast.runs.names import run_names
+from icl_fast.runs import open_series, run_names
 
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
 
@@ -60,8 +60,12 @@ def pca_of_runs(
         check_replaceable(
             out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
         )
+        named = run_names(runs)
+        points = sum(len(open_series(run, snapshots).steps) for run in named.values())
+        if components >= points:  # before losses are measured, which takes long
+            raise InputError(f"components: {components} need more snapshots than that, there are {points}")
         losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
-        for name, run in run_names(runs).items():
+        for name, run in named.items():
             with show_sweep(name) as on_part:
                 try:
                     store = sweep(

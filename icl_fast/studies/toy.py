@@ -139,7 +139,8 @@ def coopetition_study(
                 )
 
         if seed is not None and seed not in seeds[:_SHOWN]:
-            raise InputError(f"seed: must be one of the first {_SHOWN}, whose curves are kept; got {seed}")
+            kept = ", ".join(map(str, seeds[:_SHOWN]))
+            raise InputError(f"seed: must be one of those whose curves are kept, {kept}; got {seed}")
         data = simulated("seeds", settings, seeds, _SHOWN)
         large = [_large_seed(data.isel(setting=at)) if seed is None else seed for at in range(len(settings))]
         data = add_flow(data, settings).assign(large_seed=("setting", large))

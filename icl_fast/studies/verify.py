@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_fast.errors import InputError
-from icl_fast.files import is_leftover, read_json, regular_file, sha256
+from icl_fast.files import is_abandoned, read_json, regular_file, sha256
 from icl_fast.measure.store import PARTIAL, Workspace, open_results
 from icl_fast.measure.store_files import DamagedResults, check_files, has_claim, is_store
 from icl_fast.models import load_snapshot
@@ -72,7 +72,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield Finding(folder, f"cannot be read ({error.strerror})", ok=False)
         return
     for entry in entries:
-        if is_leftover(entry):
+        if is_abandoned(entry):
             yield Finding(entry, _LEFT, ok=False)
         elif entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
             yield from _folder(entry)
@@ -83,7 +83,7 @@ def _beside(path: Path) -> Iterator[Finding]:
     name = path.resolve().name
     parent = (path / "..").resolve() if path.name in ("", "..") else path.parent
     for entry in sorted(parent.iterdir()) if os.access(parent, os.R_OK) else ():
-        if is_leftover(entry) and entry.name.endswith(f"-{name}"):
+        if is_abandoned(entry) and entry.name.endswith(f"-{name}"):
             yield Finding(entry, _LEFT, ok=False)
         elif entry.name == name + PARTIAL and is_store(path):
             yield from _parts(entry)
@@ -158,7 +158,7 @@ def _parts(folder: Path) -> Iterator[Finding]:
                 yield Finding(path, "is not as it was written; the same command measures it again", ok=False)
         yield Finding(folder, f"{sum(parts.values())} parts of unfinished results; the same command goes on")
     for entry in sorted(folder.iterdir()):
-        if is_leftover(entry):
+        if is_abandoned(entry):
             yield Finding(entry, _LEFT, ok=False)
 
 

@@ -147,7 +147,7 @@ def _check(
     if min(dims) < 1:
         raise InputError(f"dims: must be 1 or more, got {list(dims)}")
     # what is drawn, and as much again for its lengths and products
-    check_fits(2 * 16 * max(dims) * len(names) * len(seeds), f"dims {list(dims)} and {len(seeds)} seeds")
+    check_fits(2 * 16 * max(dims) * len(names) * len(seeds), f"dims: {list(dims)} and {len(seeds)} seeds")
     if not len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
         raise InputError("seeds: one or more are needed, from 0 to 2^63 - 1")
     if unknown := sorted(set(clamped) - set(names)):

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from icl_fast.analysis.arrays import Floats
+from icl_fast.arguments import finite_number, finite_numbers
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
 from icl_fast.toy.models import Array, Model, to_like
@@ -180,6 +181,11 @@ def gradient_flow(model: Model, runs: Runs, times: Floats, *, rtol: float = 1e-9
     """
     if len(runs.start) != 2:
         raise InputError("runs: gradient_flow needs them in the plane; draw them with plane=True")
+    times = np.array(finite_numbers("times", times, 0.0))
+    if times[0] != 0 or (np.diff(times) <= 0).any():
+        raise InputError("times: must rise from 0")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        finite_number(name, tolerance, 0.0)
     found = np.empty((len(times), 2, *runs.rate.shape))
     for run in range(len(runs)):
         at = slice(run, run + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from icl_fast.models.grafts import graft, part_parameters
 from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
+from icl_fast.runs.states import check_count, check_state
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
 from icl_fast.training.schedules import learning_rate
 from icl_fast.training.sizes import check_exemplar_run_fits
@@ -61,11 +63,10 @@ class ExemplarTrainer:
         self.config, self.on_progress = config, on_progress
         self.interventions = tuple(interventions)
         device = resolve_device(config.training.device)
-        members = config.members if isinstance(config.members, int) else len(config.members)
-        check_exemplar_run_fits(config, members, 1, device)
+        check_exemplar_run_fits(config, 1, device)
         self.population = Population(config)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
-        check_exemplar_run_fits(config, members, exemplars.features.shape[-1], device)
+        check_exemplar_run_fits(config, exemplars.features.shape[-1], device)
         self.model = self.population.model(exemplars).to(device)
         trainable = _graft(self.model, self.population)
         self.clamps = self.population.clamps().to(device)
@@ -178,15 +179,18 @@ class ExemplarTrainer:
             for one in self.interventions
         ]
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from a saved state; `source` is what messages call it.
 
         Raises:
-            InputError: the interventions are not those of the saved run, as far as their sites, actions, heads,
-                positions and what they read tell.
+            InputError: it is not one of this run; or the interventions are not those of the saved run, as far as
+                their sites, actions, heads, positions and what they read tell.
         """
         if state.get("interventions", []) != self._forced():
             raise InputError("interventions: are not those of the saved run; resume it with the same ones")
+        check_state(state, self.state(), source)
+        check_count(state["step"], 0, self.steps, f"{source}: step")
+        check_count(state["since"], 0, state["step"], f"{source}: since")
         self.model.load_state_dict(state["model"])
         self.step, self.since = state["step"], state["since"]
         self.losses = state["losses"]
@@ -201,7 +205,7 @@ def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tens
         if config.snapshot is None:
             continue
         try:
-            donor = load_snapshot(config.snapshot).model
+            donor = load_snapshot(os.path.expanduser(config.snapshot)).model
             if not isinstance(donor, ExemplarTransformer):
                 raise InputError(f"snapshot {config.snapshot}: is of a model on text")
             graft(model, donor, config.parts, member=number, donor_member=config.member)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from icl_fast.errors import InputError
 from icl_fast.models import Intervention
@@ -12,6 +15,23 @@ from icl_fast.runs import Run, RunConfig, TextRunConfig
 from icl_fast.training.exemplars import ExemplarTrainer
 from icl_fast.training.interrupt import interruptible
 from icl_fast.training.text import TextTrainer
+
+
+@contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """Torch's settings as they are at its start, whatever surrounds the call, and its random numbers as they were."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as settings:
+        settings.enter_context(torch.random.fork_rng())
+        settings.enter_context(torch.inference_mode(False))
+        settings.enter_context(torch.enable_grad())
+        settings.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                settings.enter_context(torch.autocast(device, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        settings.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 class Trainer(Protocol):
@@ -36,8 +56,8 @@ class Trainer(Protocol):
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from a saved state; `source` is what messages call it."""
 
 
 def train(
@@ -82,7 +102,7 @@ def train(
         if interventions:
             raise InputError("interventions: are for training on exemplars; this config trains on text")
     run = Run(out)
-    with run.writing():
+    with as_in_a_new_process(), run.writing():
         run.check(config, resume=resume)  # before anything that takes long
         trainer: Trainer
         if isinstance(config, TextRunConfig):
@@ -91,7 +111,7 @@ def train(
             trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
         state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
         if state is not None:
-            trainer.load_state(state)
+            trainer.load_state(state, str(run.state_path))
         run.cut_log(-1 if state is None else trainer.step)
         recorded = None if state is None else trainer.step
         with interruptible() as interrupted:

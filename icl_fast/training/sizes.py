@@ -33,9 +33,9 @@ def check_text_run_fits(config: TextRunConfig, shape: TransformerConfig, device:
         check_fits(weights + number * tokens * _kept(config.model), f"training.batch {config.training.batch}, {keys}")
 
 
-def check_exemplar_run_fits(config: ExemplarRunConfig, members: int, features: int, device: torch.device) -> None:
+def check_exemplar_run_fits(config: ExemplarRunConfig, features: int, device: torch.device) -> None:
     """The same of a run on exemplars, with `features` numbers an exemplar."""
-    training, pairs, model = config.training, config.sequences.pairs, config.model
+    training, pairs, model, members = config.training, config.sequences.pairs, config.model, config.member_count
     shape = ExemplarConfig(**{**model.model_dump(), "encoder": "linear"}, features=features, outputs=2, pairs=pairs)
     copies = 1 if device.type == "cuda" else _COPIES
     keys = f"{dimensions(model, 'model.')}, {members} members"

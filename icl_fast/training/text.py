@@ -19,6 +19,7 @@ from icl_fast.models import Transformer, parse_transformer_config
 from icl_fast.ops import linear_cross_entropy
 from icl_fast.runs import Run, TextRunConfig, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
+from icl_fast.runs.states import check_count, check_state
 from icl_fast.training.schedules import learning_rate, weight_decay
 from icl_fast.training.sizes import check_text_run_fits
 
@@ -164,10 +165,23 @@ class TextTrainer:
             "position_weight": self.position_weight,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from a saved state; `source` is what messages call it.
+
+        Raises:
+            InputError: it is not one of this run.
+        """
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moment = {"step": torch.tensor(0.0)}  # AdamW has none before its first step
+        moments = [moment | dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter) for parameter in parameters]
+        groups = self.optimizer.state_dict()["param_groups"]  # the config says all that is in them
+        like = {"state": dict(enumerate(moments)) if state.get("step") else {}, "param_groups": groups}
+        check_state(state, self.state() | {"optimizer": like}, source)
+        check_count(state["step"], 0, self.steps, f"{source}: step")
+        for number, moment in state["optimizer"]["state"].items():
+            check_count(int(moment["step"]), state["step"], state["step"], f"{source}: optimizer: {number}: step")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.position_loss, self.position_weight = state["position_loss"], state["position_weight"]
         self.step = state["step"]
         self.recent[0] = (time.monotonic(), self.tokens)

@@ -40,9 +40,9 @@ def test_a_score_at_its_threshold_does_not_pass() -> None:
     assert head_types(PREVIOUS, PREFIX, COPYING, at).types.tolist() == [["other", "other"], ["other", "other"]]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_thresholds_are_finite(value: float) -> None:
-    with pytest.raises(InputError, match="copying: a threshold must be a finite number"):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5])
+def test_thresholds_are_within_the_scores(value: float) -> None:
+    with pytest.raises(InputError, match="copying: must be from -1 to 1"):
         Thresholds(copying=value)
 
 

@@ -91,6 +91,7 @@ MODULES = [
     if "(Config):" in file.read_text(encoding="utf-8")
 ]
 NEEDED: dict[str, dict[str, Any]] = {
+    "RotaryScaling": {"kind": "linear", "factor": 2.0},
     "TransformerConfig": {"vocab": 7, "context": 5},
     "ExemplarConfig": {"features": 4, "outputs": 3, "pairs": 2},
     "MemberConfig": {"name": "one"},

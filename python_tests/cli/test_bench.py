@@ -36,6 +36,33 @@ def test_a_bad_name() -> None:
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--json folder", "--json: folder is a folder; give a file"),
+        ("--json folder/x.json/y.json", "--json: folder/x.json/y.json is below "),
+        ("--json /dev/null", "--json: /dev/null is a device"),
+        ("--quick --seconds 3", "--seconds: changes nothing with --quick"),
+        ("--quick --compile --memory", "--compile, --memory: changes nothing with --quick"),
+        ("--seconds nan", "--seconds: must be a finite number"),
+        ("--timeout 1e300", "--timeout: must be at most 1e+09"),
+        ("--threads 1000000000", "--threads: must be at most 4096"),
+        ("toy toy", "names: toy is given twice"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_first_bench(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.json").write_text("{}")
+    monkeypatch.setattr(command, "_benches", lambda: SimpleNamespace(Options=SimpleNamespace, print_bench=None))
+    result = call(*options.split())
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {message}")
+    assert result.output.count("\n") == 1
+
+
 def test_an_installed_copy_has_no_benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(icl_fast, "__file__", str(tmp_path / "icl_fast" / "__init__.py"))
     monkeypatch.setattr(sys, "path", list(sys.path))

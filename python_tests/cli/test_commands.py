@@ -73,7 +73,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("train {config} --set data.corpus=/nowhere", "/nowhere"),
         ("train {config} --out {run}", "exists and is not empty; use --resume or another --out"),
         ("train {config} --out {empty} --resume", "holds no run to resume"),
-        ("train {nothing}.yaml", "cannot be read"),
+        ("train {nothing}.yaml", "config: {nothing}.yaml does not exist"),
         ("ablate --ckpt {nothing}", "does not exist"),
         ("ablate --ckpt {run} --heads 0.-1", "'0.-1' is not understood"),
         ("ablate --ckpt {run} --heads 2.0", "'2.0' is not in this model; it has layers 0 to 1 and heads 0 to 1"),
@@ -84,21 +84,55 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("ablate --ckpt {run} --examples 100000", "examples: must be from 1 to"),
         ("ablate --ckpt {run} --icl-window 4", "--icl-window: must be odd"),
         ("ablate --ckpt {run} --device tpu", "device"),
-        ("demo --configs {empty}", "one_layer.yaml: cannot be read"),
+        ("ablate --ckpt {run} --device cuda:99999999999999999999", "device cuda:99999999999999999999: must be"),
+        ("ablate --ckpt {run} --plan --out {nothing}", "--out: changes nothing with --plan; leave one of them out"),
+        ("ablate --ckpt {run} --heads none --replacement mean", "--replacement: changes nothing with --heads none"),
+        ("ablate --ckpt {run} --mode full --preserve-heads 0.0", "--preserve-heads: changes nothing with --mode full"),
+        ("ablate --ckpt {run} --positions 5 --icl-window 3", "--icl-window: changes nothing at positions 5"),
+        ("ablate --ckpt {run} --positions " + "9" * 5000, "--positions: '999"),
+        ("ablate --ckpt {run} --memory " + "9" * 5000, "--memory: '999"),
+        ("ablate --ckpt {run} --snapshots 6,6", "--snapshots: 6 is given twice"),
+        ("ablate --ckpt {run} --snapshots 6,", "--snapshots: '6,' is neither all"),
+        ("ablate --ckpt {run} --snapshots " + "9" * 5000, "--snapshots: '999"),
+        (
+            "ablate --ckpt {snapshot} --snapshots all",
+            "--snapshots: changes nothing with {snapshot}, which is one snapshot",
+        ),
+        ("evaluate --ckpt {snapshot} --snapshots last", "--snapshots: changes nothing with"),
+        ("evaluate --ckpt {run} --out {run}", "--out: {run} holds the run itself; choose another place"),
+        ("evaluate --ckpt {snapshot} --out {run}", "--out: {run} holds the run itself"),
+        ("evaluate --ckpt {run} --out {run}/snapshots/x", "holds the run itself"),
+        ("evaluate --ckpt {run} --out {config}", "--out: {config} is a file; give a folder"),
+        ("evaluate --ckpt {run} --out {config}/x", "--out: {config}/x is below {config}, which is a file"),
+        ("pca {run} --out {run}/snapshots/x.zarr", "holds the run itself"),
+        ("pca {run} --out x.zarr --components 3", "--components: 3 need more snapshots than that, there are 3"),
+        ("report {run} --out {run}", "--out: {run} holds the run itself"),
+        ("report {run} --out {nothing} --prefix-matching nan", "--prefix-matching: must be a finite number, got nan"),
+        ("report {run} --out {nothing} --previous-token 2", "--previous-token: must be from 0 to 1"),
+        ("report {run} --out {nothing} --copying -1.1", "--copying: must be from -1 to 1"),
+        ("report {run} --out {nothing} --modes full,full,pattern-preserving", "--modes: full is given twice"),
+        ("report {run} --out {nothing} --modes pattern-preserving,", "--modes: an empty value"),
+        ("report {run} --out {nothing} --text {config} --text {config}", "--text: {config} is given twice"),
+        ("report {run} --out {nothing} --interval run=0:6 --interval run=6:12", "--interval: run is given twice"),
+        ("report {run} --out {nothing} --interval run=0:" + "9" * 5000, "is not RUN=START:END"),
+        ("report {run} --out {config}", "--out: {config} is a file; give a folder"),
+        ("train {config} --clamp match", "--clamp: {config} trains on text"),
+        ("demo --configs {empty}", "one_layer.yaml does not exist"),
         ("corpus /nowhere", "/nowhere"),
     ]
 
 
-@pytest.mark.parametrize(("command", "message"), bad_inputs(), ids=[command for command, _ in bad_inputs()])
+@pytest.mark.parametrize(("command", "message"), bad_inputs(), ids=[command[:60] for command, _ in bad_inputs()])
 def test_bad_input(command: str, message: str, config: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     places = {"config": config, "run": run, "nothing": tmp_path / "nothing", "empty": tmp_path / "empty"}
+    places["snapshot"] = Run(run).snapshot_path(6)
     before = sorted(tmp_path.rglob("*"))
     result = call(*command.format(**places).split())
     assert result.exit_code == 2, result.output
     assert result.output.count("\n") == 1
     assert result.output.startswith("error: ")
-    assert message in result.output
+    assert message.format(**places) in result.output
     assert sorted(tmp_path.rglob("*")) == before
 
 

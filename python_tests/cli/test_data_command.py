@@ -44,9 +44,9 @@ def test_glyphs(fonts: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--typefaces", "5", "--fonts", "FONTS"], "apt-get install --no-install-recommends culmus"),
-        (["--classes", "1"], "error: classes 1, typefaces 20: must be 2 or more"),
-        (["--size", "3"], "error: --size: must be 8 to 256 pixels, got 3"),
-        (["--fonts", "no-such-folder"], "error: --fonts: no-such-folder is no folder"),
+        (["--classes", "1"], "error: --classes: must be 2 or more, got 1"),
+        (["--size", "3"], "error: --size: must be 8 or more, got 3"),
+        (["--fonts", "no-such-folder"], "error: --fonts: no-such-folder does not exist; give a folder"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, fonts: str) -> None:

@@ -155,6 +155,7 @@ def test_other_losses_and_other_examples(run: Path, other: Path, tmp_path: Path)
     )
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 39"))
+    Run(other).note("config.yaml")  # the change is meant
     result = call("pca", run, other, "--out", out)
     assert result.exit_code == 2
     assert "runs: the number of examples of other is not that of run (39, 40)" in result.stderr
@@ -168,7 +169,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     for command, message in (
         (["evaluate", "--ckpt", tmp_path / "nothing"], "does not exist"),
         (["evaluate", "--ckpt", run, "--snapshots", "7"], "snapshots: none at step 7; there are 0, 6, 12"),
-        (["evaluate", "--ckpt", run, "--seed", "-1"], "seed: must be from 0 to"),
+        (["evaluate", "--ckpt", run, "--seed", "-1"], "--seed: must be 0 or more, got -1"),
         (["evaluate", "--ckpt", run, "--device", "tpu"], "device"),
         (["pca", run, "--out", tmp_path / "out"], "must be NAME.zarr"),
         (["pca", run, run, "--out", tmp_path / "out.zarr"], f"runs: {run} is given twice"),

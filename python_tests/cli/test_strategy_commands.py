@@ -101,7 +101,7 @@ def test_grafts_of_a_snapshot_into_all(run: Path) -> None:
 
 
 def test_wiring(run: Path, tmp_path: Path) -> None:
-    result = call("wiring", "--ckpt", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map")
+    result = call("wiring", "--ckpt", run, "--sequences", 60, "--evaluator", "icl", "--out", tmp_path / "map.npz")
     assert result.exit_code == 0, result.output
     assert "free, step 12, 60 sequences of icl" in result.stdout
     assert result.stdout.splitlines()[-1] == f"arrays in {tmp_path / 'map.npz'}"
@@ -139,6 +139,7 @@ def test_wiring_of_a_run_as_data(run: Path) -> None:
 
 
 def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
         (["evaluate", "--ckpt", tiny_run, "--clamp", "match"], "--clamp: for runs on exemplars"),
         (["evaluate", "--ckpt", tiny_run, "--sequences", "5"], "--sequences: for runs on exemplars"),
@@ -152,6 +153,16 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--graft", "last"], "must be STEP:PARTS"),
         (["evaluate", "--ckpt", run, "--graft", "all:embed"], "name one step, or last"),
         (["evaluate", "--ckpt", run, "--graft", "6:layer-9"], "layer-9"),
+        (["evaluate", "--ckpt", run, "--graft", "6:embed+embed"], "embed asked for more than once"),
+        (["evaluate", "--ckpt", run, "--graft", ":embed"], "must be STEP:PARTS"),
+        (["evaluate", "--ckpt", run, "--clamp", "match", "--clamp", "match"], "--clamp: match is given twice"),
+        (["evaluate", "--ckpt", run, "--clamp", ""], "--clamp: an empty value"),
+        (["evaluate", "--ckpt", run, "--sequences", 10**18], "--sequences: 1000000000000000000: needs"),
+        (["wiring", "--ckpt", run, "--snapshot", "all"], "--snapshot: all is not one snapshot"),
+        (["wiring", "--ckpt", run, "--snapshot", "7"], "--snapshot: none at step 7; there are 0, 6, 12"),
+        (["wiring", "--ckpt", Run(run).snapshot_path(6), "--snapshot", "6"], "--snapshot: changes nothing with"),
+        (["wiring", "--ckpt", run, "--out", run / "config.yaml" / "x.npz"], "which is a file; choose another place"),
+        (["wiring", "--ckpt", run, "--figures", run / "snapshots"], "--figures: "),
         (["wiring", "--ckpt", run, "--evaluator", "nonsense"], "nonsense"),
         (["wiring", "--ckpt", run, "--snapshot", "0,6"], "0,6 is not one snapshot; give a step, or last"),
         (["evaluate", "--ckpt", Run(run).snapshot_path(6), "--snapshots", "0"], "which is one snapshot"),
@@ -161,6 +172,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         ),
     ):
         result = call(*arguments)
+        assert sorted(tmp_path.rglob("*")) == before, arguments
         assert result.exit_code == 2, (arguments, result.output)
         assert message in result.stderr, (arguments, result.stderr)
         assert len(result.stderr.strip().splitlines()) == 1 or "measuring" in result.stderr
@@ -168,7 +180,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
 
 def test_a_run_without_snapshots_is_refused(run: Path) -> None:
     shutil.rmtree(run / "snapshots")
-    with pytest.raises(InputError, match="has no snapshots yet"):
+    with pytest.raises(InputError, match="has none of its snapshots any more"):
         open_measured(run)
 
 
@@ -224,6 +236,7 @@ def test_another_donor_is_another_measurement(run: Path) -> None:
 
     before = open_results(graft())["loss"].values
     Run(run).snapshot_path(12).unlink()
+    Run(run).forget("snapshots/step_00000012.safetensors")
     with pytest.raises(OtherResults, match="other donor"):
         graft()
     shutil.rmtree(run / "grafted")

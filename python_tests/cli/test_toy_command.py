@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,38 @@ def test_phase_diagrams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert line["dim_d"].values.tolist() == [2, 8]
 
 
+PHASE_CHANGE_MISTAKES = {
+    "--dims 20.5,20,20": "--dims: '20.5,20,20' must be whole numbers",
+    "--dims 1000000000000000,1,1": "--dims: [1000000000000000, 1, 1] and 12 seeds: needs 1.0",
+    "--dims " + ",".join("2" * 17): "--dims: must be 1 to 16, got 17",
+    "--seeds 1000000000000": "and 1000000000000 seeds: needs",
+    "--first-seed 9223372036854775807": "--seeds: one or more are needed, from 0 to 2^63 - 1",
+    "--steps 1000000000000000": "--steps: must be from 1 to 1000000000, got 1000000000000000",
+    "--steps 1000000000": "--steps: 1000000000, recorded every 1: needs",
+    "--steps 10 --every 11": "--every: must be from 1 to 10, the steps; got 11",
+    "--lr nan": "--lr: must be a finite number, got nan",
+    "--scale inf": "--scale: must be a finite number, got inf",
+    "--scale 1e300": "--scale: vectors at 1e+300 are too long to compute with",
+    "--plateau-seeds 1000000000000": "--plateau-seeds: 1000000000000: needs",
+    "--plateau-steps 1000000000000": "--plateau-steps: must be from 2 to 1000000000",
+    "--clamp aa": "--clamp: a is given twice",
+    "--clamp bc --clamp cb": "--clamp: bc is given twice",
+    "--clamp none --clamp none": "--clamp: none is given twice",
+}
+COOPETITION_MISTAKES = {
+    "--mu 0.1,0.10": "--mu: 0.1 is given twice",
+    "--mu ,": "--mu: ',' must be numbers",
+    "--alpha nan": "--alpha: 'nan' must be finite numbers",
+    "--alpha 1,-2": "--alpha: must be 0 or more, got -2.0",
+    "--scale 1,1e200": "--scale: vectors at 1e+200 are too long",
+    "--clamp abcd": "--clamp: abcd must leave a vector to learn",
+    "--clamp aa": "--clamp: a is given twice",
+    "--diagram 1000000000000": "--diagram: 1000000000000 in each of 49 settings: needs",
+    "--seeds 1000000000000": "--seeds: 1000000000000 in each of 1 settings: needs",
+    "--memory " + "9" * 5000: "--memory: '999",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -112,8 +145,10 @@ def test_phase_diagrams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("phase-change --device tpu", "device tpu"),
         ("coopetition --dims 4,5,6", "dims: four are needed"),
         ("coopetition --mu -1 --steps 10", "mu: must be 0 or more"),
-        ("coopetition --seed 40 --seeds 2 --steps 10", "seed: must be one of the first 12"),
+        ("coopetition --seed 40 --seeds 2 --steps 10", "--seed: must be one of those whose curves are kept, 0, 1"),
         ("coopetition --memory lots", "memory"),
+        *((f"phase-change {option}", message) for option, message in PHASE_CHANGE_MISTAKES.items()),
+        *((f"coopetition {option}", message) for option, message in COOPETITION_MISTAKES.items()),
     ],
 )
 def test_a_mistake_is_one_line(arguments: str, message: str, tmp_path: Path) -> None:
@@ -132,6 +167,14 @@ def test_something_else_is_not_replaced(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "out: " in result.stderr
     assert "squared_cosine" in open_results(out)
+    beside = tmp_path / "x_plateau.zarr"
+    shutil.rmtree(beside)
+    beside.mkdir()
+    (beside / "notes.txt").write_text("mine")
+    result = call(PHASE_CHANGE, "--out", out, "--repair")
+    assert result.exit_code == 2
+    assert f"results {beside}: cannot be read, it is no zarr store" in result.stderr
+    assert (beside / "notes.txt").exists()
 
 
 def test_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

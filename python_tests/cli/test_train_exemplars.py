@@ -70,7 +70,7 @@ def test_bad_input(config: Path, tmp_path: Path) -> None:
         ((config, "--clamp", "mtach"), "interventions.clamps.0: "),
         ((config, "--clamp", "copy", "--set", "interventions.induction_heads=[9]"), "head 1.9: the model has"),
         ((config, "--set", "training.steps=0"), "training.steps: "),
-        ((tmp_path / "no.yaml",), "cannot be read"),
+        ((tmp_path / "no.yaml",), "no.yaml does not exist"),
     ):
         code, output = train(*arguments, "--out", tmp_path / "run")
         assert code == 2

@@ -57,6 +57,21 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path.home() / ".cache/icl_fast"
 
 
+@pytest.mark.parametrize("variable", ["", "XDG_CACHE_HOME", "ICL_FAST_CACHE"])
+def test_no_home(variable: str, monkeypatch: pytest.MonkeyPatch, digest: Callable[[], str]) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "ICL_FAST_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "~no-such-user/cache")
+
+    def unknown(_: object) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(InputError, match=r"^cache: this user has no home folder to keep it in; set ICL_FAST_CACHE"):
+        digest()
+
+
 def test_second_load_builds_nothing(folder: Path, digest: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     builds = count_builds(monkeypatch)
     assert digest() == digest()
@@ -104,12 +119,41 @@ def test_damaged_entries_are_rebuilt(
     assert (entry_of(folder) / name).read_bytes() == content
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", "3", '{"train.npy": 1}', '["train.npy"]'])
+@pytest.mark.parametrize(
+    "manifest", ["[]", "{}", "3", '{"train.npy": 1}', '["train.npy"]', '{"ENTRY": {}}', '{"ENTRY": 3}', "[" * 10**5]
+)
 def test_manifests_that_say_nothing(manifest: str, folder: Path, digest: Callable[[], str]) -> None:
     whole = digest()
-    (entry_of(folder) / "manifest.json").write_text(manifest)
+    entry = entry_of(folder)
+    (entry / "manifest.json").write_text(manifest.replace("ENTRY", entry.name))
     assert digest() == whole
     assert (entry_of(folder) / "manifest.json").read_text() != manifest
+
+
+@pytest.mark.parametrize("kind", ["another entry", "file", "link to nowhere", "link", "pipe inside", "more inside"])
+def test_what_is_no_entry_is_rebuilt(
+    kind: str, folder: Path, digest: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = count_builds(monkeypatch)
+    whole = digest()
+    entry = entry_of(folder)
+    if kind == "pipe inside":
+        (entry / "train.npy").unlink()
+        os.mkfifo(entry / "train.npy")
+    elif kind == "more inside":
+        (entry / "more").write_text("")
+    elif kind == "another entry":
+        manifest = (entry / "manifest.json").read_text()
+        (entry / "manifest.json").write_text(manifest.replace(entry.name, "0" * 32))
+    else:
+        entry.rename(folder.parent / "moved")
+        if kind == "file":
+            entry.write_text("in the way")
+        else:
+            entry.symlink_to(folder.parent / ("moved" if kind == "link" else "nowhere"))
+    assert digest() == whole
+    assert len(builds) == (1 if kind == "link" else 2)
+    entry_of(folder)
 
 
 LOAD = (

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,16 @@ def test_prints_what_is_there(corpus_folder: Path) -> None:
         "training": f"{text.train_windows:,} windows of 24 tokens ({text.train_tokens:,} tokens)",
         "evaluation": f"{text.evaluation_windows:,} examples of {text.evaluation_windows:,} held-out windows",
     }
+
+
+def test_odd_names_and_what_is_left_out(corpus_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(corpus_folder, tmp_path / os.fsdecode(b"[red] \xff [/blue]"))
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "binary.md").write_bytes(b"\0")
+    command = [sys.executable, "-m", "icl_fast", "corpus", folder, "--vocab", "280", "--context", "24"]
+    result = subprocess.run(command, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"41; 1 binary, left out; 1 with bytes that are not UTF-8" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -118,11 +118,11 @@ def test_sources(tiny_run: Path, tmp_path: Path) -> None:
         ({"tokens": (5, 90)}, "tokens: 5 to 90 are not among the 90 tokens"),
         ({"tokens": (9, 5)}, "tokens: 9 to 5"),
         ({"names": ["a"]}, "names: must be 90"),
-        ({"classes": 1}, "classes 1"),
+        ({"classes": 1}, "classes: must be 2 or more, got 1"),
         ({"clusters": 1}, "clusters: must be at least 2 classes"),
         ({"clusters": 91}, "at most 90 tokens, got 91"),
-        ({"embeddings": Path("nothing.npz")}, "no such file"),
-        ({"embeddings": Path("nothing.safetensors")}, "no such file"),
+        ({"embeddings": Path("nothing.npz")}, "does not exist"),
+        ({"embeddings": Path("nothing.safetensors")}, "does not exist"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

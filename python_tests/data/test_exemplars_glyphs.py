@@ -201,7 +201,7 @@ def test_typefaces_of_unlike_families_come_first() -> None:
 
 @pytest.mark.parametrize("arguments", [(1, 3), (5, 0), (5, 1, 7), (5, 1, 257)])
 def test_bad_arguments(arguments: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"must be (2 or more|8 to 256)"):
+    with pytest.raises(InputError, match=r"must be (2 or more|1 or more|8 or more|at most 256)"):
         render_glyphs(*arguments)
 
 
@@ -227,4 +227,4 @@ def test_full_disk(fonts: list[Path], small_disk: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("ICL_FAST_CACHE", str(small_disk))
     with pytest.raises(InputError, match="the disk is full"):
         render_glyphs(60, 3, 56, fonts=fonts)
-    assert not list((small_disk / "glyphs").iterdir())
+    assert not list(small_disk.iterdir())

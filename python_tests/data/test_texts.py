@@ -81,8 +81,9 @@ def test_templates_and_words_are_drawn_evenly() -> None:
     assert all(abs(count - 2000) < 5 * 39 for count in counts.values())  # 39: the binomial's standard deviation
     firsts = Counter(line.split()[0] for line in text.text.splitlines())
     assert all(abs(count - 500) < 5 * 22 for count in firsts.values())
-    with pytest.raises(InputError, match="lines: 0: give 1"):
-        template_text(0)
+    for lines in (0, 10**9, 2.5):
+        with pytest.raises(InputError, match=r"^lines: must be (1 or more|at most 32768|a whole number)"):
+            template_text(lines)  # type: ignore[arg-type]
 
 
 GOOD = {
@@ -162,7 +163,7 @@ def test_parallel_text_bad_input(locales: Path) -> None:
             parallel_text(languages)
     with pytest.raises(InputError, match="found no sentence that is in all of en, it; install"):
         parallel_text(("en", "it"), folders=[locales])
-    with pytest.raises(InputError, match="sentences: 0"):
+    with pytest.raises(InputError, match=r"^sentences: must be 1 or more"):
         parallel_text(sentences=0)
 
 
@@ -183,7 +184,7 @@ def test_read_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"cannot be read \(No such file"),
+        (None, "does not exist"),
         (b"", "is empty; give"),
         (b" \n", "is empty; give"),
         (b"a\0b", "holds a zero byte"),
@@ -195,11 +196,5 @@ def test_read_texts_bad_input(content: bytes | None, message: str, tmp_path: Pat
     path = tmp_path / "text"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=f"text .*text: {message}"):
+    with pytest.raises(InputError, match=f"^text:? .*text:? {message}"):
         read_texts([path])
-
-
-def test_read_texts_odd_paths(tmp_path: Path) -> None:
-    for path in (tmp_path, "a\0b"):
-        with pytest.raises(InputError, match="cannot be read"):
-            read_texts([path])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from icl_fast.data.tokenizer import (
     BOS,
     BOS_ID,
     SMALLEST_VOCAB,
+    _short_words,
     encode_stream,
     load_tokenizer,
     save_tokenizer,
@@ -85,15 +90,83 @@ def test_vocabulary_too_small_for_the_bytes(vocab: int) -> None:
 
 def test_corpus_too_small_for_the_vocabulary() -> None:
     with pytest.raises(InputError, match=r"it gives 26\d tokens; set data.vocab to at most"):
-        train_tokenizer(["abcabcabcabc"], 1000)
+        train_tokenizer(["abcabcabcabc"], 267)
 
 
-def test_bad_tokenizer_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        load_tokenizer(tmp_path / "missing.json")
-    with pytest.raises(InputError, match="cannot be read"):
-        load_tokenizer(tmp_path)
-    for content in (b"", b"{}", b'{"version": "1.0"}', b"\xff\xfe"):
-        (tmp_path / "tokenizer.json").write_bytes(content)
-        with pytest.raises(InputError, match="is not a tokenizer"):
-            load_tokenizer(tmp_path)
+@pytest.mark.parametrize("vocab", [1000, 10**9, 10**12, 10**15, 10**400])
+def test_more_tokens_than_bytes(vocab: int) -> None:
+    with pytest.raises(InputError, match=rf"^data\.vocab {vocab}: the corpus is too small, it has 12 bytes"):
+        train_tokenizer(["abcabcabcabc"], vocab)
+
+
+@pytest.mark.parametrize("text", ["a", "0", ".", " ", "é", "acgt"])
+def test_very_long_words(text: str) -> None:
+    """The time of training grows with the square of a word's length: uncut, this takes minutes."""
+    long = text * (2**19 // len(text))
+    tokenizer = train_tokenizer([long, long[1:]], 262)
+    assert tokenizer.decode(encode_stream(tokenizer, [long]).tolist()) == long
+
+
+def test_long_words_are_cut_to_train_on_and_nothing_else_is() -> None:
+    texts = [*TEXTS, "\n".join("a b1 _.! " * 200 for _ in range(3))]
+    assert [_short_words(text) for text in texts] == [[text] for text in texts]
+    for word in ("x" * 3000, "1" * 1024, " " * 5000, "é." * 9 + "-" * 1500):
+        parts = _short_words(f"before {word} after")
+        assert "".join(parts) == f"before {word} after"
+        assert max(map(len, parts)) < 1100
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    return save_tokenizer(train_tokenizer(TEXTS * 9, 262), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"null", b"[]", b"3", b'{"version": "1.0"}', b"\xff\xfe", b"[" * 10**5, b'{"model": 1}']
+)
+def test_bad_tokenizer_files(content: bytes, ours: Path) -> None:
+    ours.write_bytes(content)
+    for path in (ours, ours.parent):
+        with pytest.raises(
+            InputError, match=rf"^tokenizer: {ours} is none of ours .*copy it again from its run folder$"
+        ):
+            load_tokenizer(path)
+    ours.unlink()
+    with pytest.raises(InputError, match=rf"^tokenizer: {ours} does not exist$"):
+        load_tokenizer(ours.parent)
+
+
+def nodes(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inside = values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()
+    for key in inside:
+        yield (*path, key)
+        yield from nodes(values[key], (*path, key))
+
+
+@given(st.data())
+def test_edited_tokenizer_files(data: st.DataObject) -> None:
+    """Among them are files on which `tokenizers` panics, which no `except Exception` catches."""
+    values = json.loads(train_tokenizer(TEXTS * 9, 262).to_str())
+    *path, last = data.draw(st.sampled_from(list(nodes(values))))
+    place = values
+    for key in path:
+        place = place[key]
+    before, new = place[last], data.draw(st.sampled_from([None, [], {}, "", 0, -1, 10**15, True, BOS, "x" * 50, 1.5]))
+    place[last] = new
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_text(json.dumps(values))
+        if new == before:
+            load_tokenizer(file)
+        else:
+            with pytest.raises(InputError, match="is none of ours"):
+                load_tokenizer(file)
+
+
+def test_merges_as_other_versions_write_them(ours: Path) -> None:
+    values = json.loads(ours.read_text())
+    values["model"]["merges"] = [" ".join(merge) for merge in values["model"]["merges"]]
+    del values["model"]["byte_fallback"]
+    expected = load_tokenizer(ours).to_str()
+    ours.write_text(json.dumps(values))
+    assert load_tokenizer(ours).to_str() == expected

@@ -217,8 +217,17 @@ def test_too_small_corpora(tmp_path: Path) -> None:
     load_text(config(tmp_path, vocab=257, context=10))
     with pytest.raises(InputError, match=r"documents hold (721|1,361) tokens, fewer than .* data\.context 2000"):
         load_text(config(tmp_path, vocab=257, context=2000))
-    with pytest.raises(InputError, match="too small, it gives"):
-        load_text(config(tmp_path, vocab=5000))
+    for vocab in (5000, 10**15):
+        with pytest.raises(InputError, match="too small, it has 720 bytes"):
+            load_text(config(tmp_path, vocab=vocab))
+
+
+@pytest.mark.parametrize("batch", [10**9, 10**12, 10**15, 10**30])
+def test_batches_beyond_memory(corpus_folder: Path, batch: int) -> None:
+    text = load_text(config(corpus_folder, repeat=True))
+    for take in (lambda: text.check_budget(3, batch), lambda: text.batch(0, batch)):
+        with pytest.raises(InputError, match=rf"^training\.batch {batch} x data\.context \d+: needs .* of memory"):
+            take()
 
 
 @pytest.mark.parametrize(

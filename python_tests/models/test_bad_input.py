@@ -140,6 +140,37 @@ def test_bad_tokens(model: Transformer, tokens: Tensor, message: str) -> None:
             call(tokens)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Intervention.zero("0.z", heads=[1, 1]),
+            r"^intervention at '0.z': heads holds a number twice: \(1, 1\)",
+        ),
+        (lambda: Intervention.apply("0.z", 5), r"^intervention at '0.z': function must be one, got 5"),
+        (lambda: Intervention.apply("0.z", torch.sin, reads=None), r"^intervention at '0.z': reads: must be a list"),
+        (
+            lambda: Intervention.apply("0.z", lambda _: None),
+            r"^intervention at '0.z': must put a tensor there, got None",
+        ),
+        (lambda: Intervention.set("0.z", 0.0), r"^intervention at '0.z': must put a tensor there, got 0.0"),
+        (lambda: Intervention.zero("0.z", mask=[True]), r"^intervention at '0.z': mask must be bool .*, got \[True\]"),
+        (lambda: Intervention.zero(3), r"^interventions: no site 3"),
+        (lambda: "0.z", r"^interventions: must be a list of Intervention"),
+    ],
+)
+def test_no_interventions(model: Transformer, make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model(TOKENS, interventions=[make()])
+
+
+@pytest.mark.parametrize("argument", ["record", "interventions"])
+@pytest.mark.parametrize("value", [5, "0.z", [5], Intervention.zero("0.z")])
+def test_lists_are_lists(model: Transformer, argument: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{argument}: must be a list of "):
+        model(TOKENS, **{argument: value})
+
+
 def test_messages_are_one_line(model: Transformer) -> None:
     for bad in (Intervention.zero("nowhere"), Intervention.zero("0.z", heads=[9]), Intervention.set("0.z", TOKENS)):
         with pytest.raises(InputError) as caught:

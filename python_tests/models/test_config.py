@@ -38,9 +38,9 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"mlp": 1}, "model.mlp: input should be a valid boolean, got 1"),
         ({"mlp": "true"}, "model.mlp: input should be a valid boolean, got 'true'"),
         ({"norm_eps": "1e-5"}, "model.norm_eps: input should be a valid number, got '1e-5'"),
-        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary' or 'none', got 'Rotary'"),  # noqa: E501
+        ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary', 'alibi' or 'none', got 'Rotary'"),  # noqa: E501
         ({"key": None}, "model.key: input should be 'plain' or 'smeared', got None"),
-        ({"activation": "relu"}, "model.activation: input should be 'gelu' or 'gelu_tanh', got 'relu'"),
+        ({"activation": "tanh"}, "model.activation: input should be 'gelu', 'gelu_tanh', 'silu', 'relu' or 'solu', got 'tanh'"),  # noqa: E501
         # ranges
         ({"layers": 0}, "model.layers: input should be greater than or equal to 1, got 0"),
         ({"heads": -3}, "model.heads: input should be greater than or equal to 1, got -3"),

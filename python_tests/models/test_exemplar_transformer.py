@@ -14,7 +14,15 @@ from scipy import stats
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.models import LAYER_SITES, ExemplarConfig, ExemplarTransformer, Intervention, no_clamps
+from icl_fast.models import (
+    LAYER_SITES,
+    ExemplarConfig,
+    ExemplarTransformer,
+    Intervention,
+    make_clamps,
+    no_clamps,
+    stack_clamps,
+)
 
 Build = Callable[..., ExemplarTransformer]
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -322,6 +330,26 @@ def test_no_clamps_is_the_default(model: ExemplarTransformer, draw_sequences: Dr
     assert torch.equal(model(exemplars, labels, target, clamps=no_clamps(model.config, 2))[0], expected)
 
 
+@pytest.mark.parametrize("names", [[], ["no-previous-token"], ["match"], ["copy"], ["layer-1", "pt-attend"]])
+@pytest.mark.parametrize("keys", [[0], [1, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rows_that_see_nothing(
+    model: ExemplarTransformer, draw_sequences: Draw, names: list[Any], keys: list[int], layer: int
+) -> None:
+    """Scores of -inf for all that a row could see: zeros, not NaN, under every clamp, and finite gradients."""
+    exemplars, labels, target = draw_sequences(model)
+    heads = {"previous_token_heads": [0], "induction_heads": [1]}
+    clamps = stack_clamps([make_clamps(model.config, names, **heads)] * 2)
+    hide = Intervention.apply(f"{layer}.scores", lambda s: s.index_fill(-1, torch.tensor(keys), -torch.inf))
+    logits, sites = model(exemplars, labels, target, clamps=clamps, record=["1.z"], interventions=[hide])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+    model.zero_grad()
+    loss.backward()
+    assert loss.isfinite()
+    assert sites["1.z"].isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +400,8 @@ def test_bad_arguments(model: ExemplarTransformer, draw_sequences: Draw) -> None
         ([0], [9], "outputs .*2 to 8"),
         ([0], [1], "outputs"),
         ([0, -1], None, "seeds .*0 to 65535"),
+        (3, None, "seeds: must be a list, one for each member, got 3"),
+        ([0, 1], 3, "outputs: must be a list, got 3"),
         ([0.5], None, "seeds: must be a whole number, got 0.5"),
         ([0], [2.5], "outputs: must be a whole number, got 2.5"),
         ([65536], None, "seeds"),

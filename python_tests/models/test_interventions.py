@@ -428,3 +428,53 @@ def test_nan_scores_above_the_diagonal_are_masked(model: Transformer) -> None:
     logits = model(TOKENS, interventions=[Intervention.apply("0.scores", lambda x: x + poison)])
     torch.testing.assert_close(logits, model(TOKENS), rtol=0, atol=1e-12)
     assert all(g is not None and g.isfinite().all() for g in gradients(model, logits).values())
+
+
+BLIND: dict[str, Callable[[Tensor], Tensor]] = {  # what hides from some rows, or all, everything that they could see
+    "the first key": lambda scores: scores.index_fill(-1, torch.tensor([0]), -torch.inf),
+    "a row": lambda scores: scores.index_fill(-2, torch.tensor([3]), -torch.inf),
+    "all": lambda scores: torch.full_like(scores, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("shape", [{}, {"key": "plain", "windows": [[1, 2, None], [None, 1, 3]]}], ids=["", "windows"])
+@pytest.mark.parametrize("hide", BLIND.values(), ids=BLIND)
+def test_rows_that_see_nothing_are_zeros(build: Build, hide: Callable[[Tensor], Tensor], shape: dict[str, Any]) -> None:
+    """In patterns and results, and no gradient is NaN; rows that see something are as ever."""
+    model = build(**{**FULL, **shape}, dtype=torch.float64)
+    names = [f"0.{name}" for name in ("scores", "pattern", "z", "head_out")]
+    logits, sites = model(TOKENS, record=names, interventions=[Intervention.apply("0.scores", hide)])
+    seen = model.blocks[0].attention._mask(T, TOKENS.device) & sites["0.scores"].isfinite()
+    blind = ~seen.any(-1)
+    assert blind.any()
+    assert not sites["0.pattern"][blind].any()
+    assert not sites["0.z"][blind].any()
+    assert not sites["0.head_out"][blind].any()
+    rows = sites["0.scores"].masked_fill(~seen, -torch.inf).softmax(-1)
+    torch.testing.assert_close(sites["0.pattern"][~blind], rows[~blind])
+    assert logits.isfinite().all()
+    assert all(g is None or g.isfinite().all() for g in gradients(model, logits).values())
+
+
+@pytest.mark.parametrize("where", [{}, {"positions": [2]}, {"examples": [0]}])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_function_may_not_change_what_others_hold(model: Transformer, where: dict[str, Any], inference: bool) -> None:
+    """In place it would change what is outside the selection, and what was recorded before."""
+    intervention = Intervention.apply("1.resid_pre", lambda value: value.mul_(2), **where)
+    expected = model(TOKENS, interventions=[Intervention.apply("1.resid_pre", lambda value: value * 2, **where)])
+    if inference:  # there nothing counts changes, and it is given a copy
+        with torch.inference_mode():
+            logits, sites = model(TOKENS, record=["0.resid_post"], interventions=[intervention])
+            assert torch.equal(sites["0.resid_post"], model(TOKENS, record=["0.resid_post"])[1]["0.resid_post"])
+        torch.testing.assert_close(logits, expected)
+        return
+    with torch.no_grad(), pytest.raises(InputError, match=r"'1.resid_pre': its function changes what it is given"):
+        model(TOKENS, interventions=[intervention])
+
+
+def test_a_tensor_on_another_device(model: Transformer) -> None:
+    intervention = Intervention.set("0.z", torch.zeros(B, H, T, D, device="meta"))
+    with pytest.raises(InputError, match=r"'0.z': the tensor is on meta, the site on cpu"):
+        model(TOKENS, interventions=[intervention])
+    doubled = Intervention.apply("0.z", lambda value: value.double())
+    assert torch.equal(model(TOKENS, interventions=[doubled]), model(TOKENS))

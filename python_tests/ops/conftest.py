@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,41 @@ def within() -> Callable[..., None]:
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
     return check
+
+
+@pytest.fixture
+def arguments() -> Callable[..., dict[str, Any]]:
+    """A small call of an op: its arguments by name, with all the optional tensors."""
+
+    def make(op: str, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+        a, n, c, v, targets = 3, 4, 6, 7, torch.randint(7, (4,))
+        window, scale = torch.tensor([0, 2, 3]), 0.4
+        q, k = randn(2, 3, 5, 4), randn(2, 3, 5, 4)
+        norm = {"norm_weight": randn(c), "norm_bias": randn(c), "eps": 1e-3}
+        unembedding = {"weight": randn(v, c), "targets": targets, "bias": randn(v)}
+        return {
+            "cross_entropy_difference": {"hidden": randn(n, c), "removed": randn(a, n, c) / 4, **unembedding},
+            "frozen_attention": {
+                **{"q": q, "k": k, "v": randn(a, 2, 3, 5, 2), "window": window, "scale": scale},
+                "rows": torch.randint(5, (2, 3)),
+            },
+            "gelu_difference": {"u": randn(n, c), "removed": randn(a, n, c)},
+            "head_ablation_cross_entropy": {
+                **{"resid": randn(n, c), "z": randn(a, n, 2), "w_o": randn(a, 2, c)},
+                **unembedding,
+                **norm,
+            },
+            "layer_norm_difference": {"x": randn(n, c), "removed": randn(a, n, c), "weight": randn(c), "eps": 1e-3},
+            "linear_cross_entropy": {"hidden": randn(n, c), **unembedding},
+            "smeared_attention": {
+                **{"q": q, "k": k, "v": randn(2, 3, 5, 4), "alpha": randn(3), "window": window, "scale": scale}
+            },
+        }[op]
+
+    return make
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": torch.zeros(5, 7)}, ValueError, r"weight must be \[V,C\] with V=5, C=8, got \[5, 7\]"),
     ({"weight": torch.zeros(0, 8)}, ValueError, "weight must have at least one row"),
     ({"targets": torch.zeros(3).long()}, ValueError, r"targets must be \[N\] with N=4, got \[3\]"),
-    ({"targets": torch.zeros(4)}, TypeError, "targets must be int64, got torch.float32"),
+    ({"targets": torch.zeros(4)}, TypeError, "targets must be of integers, got torch.float32"),
     ({"targets": torch.full((4,), 5)}, ValueError, "targets must be in 0..4, got 5"),
     ({"targets": torch.full((4,), -100)}, ValueError, "targets must be in 0..4, got -100"),
     ({"targets": torch.zeros(4).long().to("meta")}, ValueError, "targets must be on the device of hidden, cpu, got me"),

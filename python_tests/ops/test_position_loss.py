@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +68,82 @@ def test_state_dict_round_trip_is_a_copy() -> None:
     assert copy.count.tolist() == [7] * 5
 
 
-def test_wrong_length() -> None:
-    with pytest.raises(ValueError, match=r"position_loss has 3 positions on cpu, the losses are \[2, 4\] on cpu"):
-        PositionLoss(3).add(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int32, torch.bool])
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
+def test_losses_of_any_leading_shape_and_dtype(leading: tuple[int, ...], dtype: torch.dtype) -> None:
+    losses = torch.randint(2, (*leading, 4)).to(dtype)
+    kept = torch.rand(*leading, 4) < 0.7
+    total = PositionLoss(4)
+    total.add(losses, kept)
+    losses, kept = losses.double().view(-1, 4), kept.view(-1, 4)
+    assert torch.equal(total.count, kept.sum(0))
+    assert torch.equal(total.sum, (losses * kept).sum(0))
+
+
+def test_losses_that_are_not_finite_show() -> None:
+    total = filled(torch.tensor([[1.0, float("nan"), float("inf")]]))
+    assert total.count.tolist() == [1, 1, 1]
+    torch.testing.assert_close(total.mean, torch.tensor([1, float("nan"), float("inf")]).double(), equal_nan=True)
+
+
+LOSSES, KEPT = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool)
+BAD: list[tuple[Any, Any, type[Exception], str]] = [
+    (LOSSES, KEPT[:1], ValueError, r"kept must be \[3, 4\] as losses, got \[1, 4\]"),
+    (LOSSES, KEPT[0], ValueError, r"kept must be \[3, 4\] as losses, got \[4\]"),
+    (LOSSES[:1], KEPT, ValueError, r"kept must be \[1, 4\] as losses, got \[3, 4\]"),
+    (LOSSES, KEPT.view(4, 3), ValueError, r"kept must be \[...,T\] with T=4 on cpu, got \[4, 3\]"),
+    (LOSSES[:, :3], KEPT, ValueError, r"losses must be \[...,T\] with T=4 on cpu, got \[3, 3\]"),
+    (LOSSES[0, 0], KEPT, ValueError, r"losses must be \[...,T\] with T=4 on cpu, got \[\]"),
+    (LOSSES.to("meta"), KEPT, ValueError, r"losses must be \[...,T\] with T=4 on cpu, got \[3, 4\] on meta"),
+    (LOSSES, KEPT.to("meta"), ValueError, r"kept must be \[...,T\] with T=4 on cpu, got \[3, 4\] on meta"),
+    (LOSSES, LOSSES, TypeError, "kept must be bool, got torch.float32"),
+    (LOSSES, KEPT.long(), TypeError, "kept must be bool, got torch.int64"),
+    (LOSSES.cfloat(), KEPT, TypeError, "losses must be of real numbers, got torch.complex64"),
+    (LOSSES.to_sparse(), KEPT, TypeError, "losses must be a dense tensor, got a sparse_coo one"),
+    (LOSSES.tolist(), KEPT, TypeError, r"losses must be a tensor \[...,T\], got list"),
+    (LOSSES, KEPT.tolist(), TypeError, r"kept must be a tensor \[...,T\], got list"),
+]
+
+
+@pytest.mark.parametrize(("losses", "kept", "error", "message"), BAD)
+def test_bad_losses_are_refused_and_change_nothing(losses: Any, kept: Any, error: Any, message: str) -> None:
+    total = PositionLoss(4)
+    with pytest.raises(error, match=f"position_loss: {message}"):
+        total.add(losses, kept)
+    assert total.count.sum() == 0
+
+
+def test_bad_accumulators() -> None:
+    for positions in (2.0, "3", None, True, torch.tensor(3)):
+        with pytest.raises(TypeError, match="position_loss: positions must be an integer, got"):
+            PositionLoss(positions)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="position_loss: positions must not be negative, got -1"):
+        PositionLoss(-1)
+    assert PositionLoss(np.int32(3)).sum.shape == (3,)
+    with pytest.raises(TypeError, match="position_loss: other must be a PositionLoss, got dict"):
+        PositionLoss(3).merge({})  # type: ignore[arg-type]
+    good = PositionLoss(3).state_dict()
+    for state in ([], {}, {"sum": good["sum"]}, {**good, "count": torch.zeros(3)}, {**good, "count": torch.zeros(4)}):
+        with pytest.raises(ValueError, match="position_loss: state has no '"):
+            PositionLoss.from_state_dict(state)  # type: ignore[arg-type]
+
+
+def test_inside_a_transform_a_derivative_is_right_or_refused() -> None:
+    losses, direction = torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    outside = PositionLoss(4)
+
+    def error(losses: torch.Tensor, total: PositionLoss | None = None) -> torch.Tensor:
+        total = total or PositionLoss(4)
+        total.add(losses, KEPT)
+        return total.standard_error
+
+    plain = torch.func.jvp(lambda x: x.std(0) / 3**0.5, (losses,), (direction,))
+    torch.testing.assert_close(torch.func.jvp(error, (losses,), (direction,)), plain)
+    for refused in (
+        lambda: torch.vmap(error)(losses[None]),
+        lambda: torch.func.jvp(lambda x: error(x, outside), (losses,), (direction,)),
+        lambda: torch.func.grad(lambda x: error(x, outside).sum())(losses),
+    ):
+        with pytest.raises(RuntimeError, match="position_loss: losses cannot be added inside a transform"):
+            refused()
+    assert outside.count.sum() == 0

@@ -25,6 +25,11 @@ def test_nothing_is_written_of_a_page_that_cannot_be(made_study: MakeStudy, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_title_that_is_not_utf8(made_study: MakeStudy, tmp_path: Path) -> None:
+    page = write_report(replace(made_study((1,)), title="\udcff</title>[/]"), tmp_path, static=False)
+    assert "<title>?&lt;/title&gt;[/]</title>" in page.read_text(encoding="utf-8")
+
+
 def test_checksums_of_the_page_and_of_its_figures(
     made_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ def test_somebody_elses_weights(folder: Run) -> None:
 
 def test_a_damaged_manifest(folder: Run) -> None:
     (folder.path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest.json: damaged"):
+    with pytest.raises(InputError, match=r"manifest.json: is not JSON"):
         readable(folder, [0])
 
 

@@ -47,7 +47,7 @@ def test_written_out_it_reads_back_the_same(tmp_path: Path) -> None:
         ("training: {betas: [0.9, 1.0]}", [], "betas must lie in"),
         ("training: {device: tpu}", [], "training.device"),
         ("model: {heads: 5, width: 128}", [], "model: heads=5 does not divide width=128"),
-        ("model: {position: alibi}", [], "model.position: input should be 'learned'"),
+        ("model: {position: spiral}", [], "model.position: input should be 'learned'"),
         ("snapshots: {factor: 1.0}", [], "snapshots.factor"),
         ("- a list", [], "must be sections of keys and values, got list"),
         ("training: {", [], "not YAML"),

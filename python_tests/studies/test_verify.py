@@ -264,3 +264,12 @@ def test_repair_of_a_report(home: Path, store: str) -> None:
     collect(runs, [], replace(OPTIONS, repair=True), silent)
     assert open_results(home / store).identical(before)
     assert others == {path: path.stat().st_mtime_ns for path in others}
+
+
+def test_what_is_looked_at_is_not_written_over(home: Path) -> None:
+    run = home / "text"
+    before = (run / "config.yaml").read_bytes()
+    result = CliRunner().invoke(cli, ["verify", str(run), "--json", str(run / "config.yaml")])
+    assert result.exit_code == 2
+    assert f"--json: {run / 'config.yaml'} is in {run}, which is only looked at" in result.stderr
+    assert (run / "config.yaml").read_bytes() == before

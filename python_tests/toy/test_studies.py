@@ -149,5 +149,7 @@ def test_bad_input() -> None:
         simulate_clamps((4, 4, 4), [""], [0, 1], lr=1e4, flow=False)
     with pytest.raises(InputError, match="vectors: must be 1 to"):
         plateaus((0,), (1.0,), [0])
+    with pytest.raises(InputError, match=r"lr: 1 of 2 runs diverged at lr 3, scale 0\.1, 9; lower it"):
+        plateaus((3,), (0.1, 9.0), [0], steps=50, lr=3.0)
     with pytest.raises(InputError, match=r"relative: must be \[7, 2, runs\]"):
         summarise(STEPS, np.ones((7, 3, 1)))

@@ -202,10 +202,10 @@ def test_damaged_files(tiny_values: Values, tmp_path: Path) -> None:
         folder.load_snapshot(6)
     state = folder.path / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"optimizer\.pt: damaged"):
+    with pytest.raises(InputError, match=r"optimizer\.pt: is not as the run wrote it"):
         train(parse_config(tiny_values), folder.path, resume=True)
     (folder.path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json: damaged"):
+    with pytest.raises(InputError, match=r"manifest\.json: is not JSON"):
         folder.load_snapshot(0)
 
 
@@ -218,3 +218,19 @@ def test_options_train_about_the_same(
     # bfloat16 has 8 bits: losses of about 6 nats agree to about 6/256
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < (2e-2 if "precision" in training else 1e-4)
     assert losses[0] != losses[1] or "compile" in training
+
+
+def test_ambient_settings_change_nothing(tiny_run: Path, tiny_values: Values, tmp_path: Path) -> None:
+    """Neither in the run nor, by the run, in the program around it."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            train(parse_config(tiny_values), tmp_path / "run")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.rand(2), expected)
+    assert weights(tmp_path / "run") == weights(tiny_run)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icl_fast import InputError
+from icl_fast.runs import parse_config
 from icl_fast.runs.snapshot_schedule import SnapshotSchedule, snapshot_steps
 from icl_fast.runs.text_config import OptimizerConfig
 from icl_fast.training.schedules import learning_rate, weight_decay
@@ -51,3 +55,29 @@ def test_snapshots_reach_from_first_to_last(steps: int, schedule: str, every: in
     assert chosen[0] == 0
     assert chosen[-1] == steps
     assert chosen == sorted(set(chosen))
+
+
+@pytest.mark.parametrize(
+    ("steps", "schedule", "expected"),
+    [
+        (99_999_999, {"every": 1}, "1e+08"),
+        (10**6 + 10, {"every": 10}, "1e+05"),
+        (99_999_999, {"schedule": "exponential", "every": 1, "factor": 1 + 2**-52}, "8.3e+16"),
+        (12, {"schedule": "exponential", "every": 2, "factor": 1.0000001}, "1.79e+07"),
+    ],
+)
+def test_snapshots_without_end(steps: int, schedule: dict[str, Any], expected: str) -> None:
+    said = (
+        rf"^snapshots.every .*: {re.escape(expected)} snapshots in training.steps {steps}, and at most 100,000 can be"
+    )
+    with pytest.raises(ValueError, match=said):
+        snapshot_steps(steps, SnapshotSchedule(**schedule))
+    for task in ({}, {"sequences": {}}):
+        with pytest.raises(InputError, match=r"^config: snapshots\.every .*; take fewer$"):
+            parse_config({**task, "training": {"steps": steps}, "snapshots": schedule})
+
+
+def test_few_snapshots_of_any_run() -> None:
+    assert snapshot_steps(99_999_999, SnapshotSchedule(schedule="exponential", factor=1e308)) == [0, 50, 99_999_999]
+    assert snapshot_steps(12, SnapshotSchedule(every=2**31 - 1)) == [0, 12]
+    assert len(snapshot_steps(10**6, SnapshotSchedule(every=10))) == 100_001

@@ -43,7 +43,7 @@ class PassSize:
     @property
     def hidden(self) -> int:
         """The MLP's width; 0 without one."""
-        return self.config.mlp_ratio * self.config.width if self.config.mlp else 0
+        return self.config.hidden_width
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Costs:
             t = self.rows
         else:
             summed = 2.0 * t * c * inner + self._attention_flops(t)
-        mlp = 4.0 * t * config.mlp_ratio * c * c if config.mlp else 0.0
+        mlp = t * self._mlp_flops
         return (summed + 2.0 * t * inner * c if self.values_change else 0.0) + mlp
 
     def _rerun_layer_flops(self) -> float:
         """One example and ablation: a layer run again at all positions."""
         c, inner, t = self.config.width, self.inner, self.context
-        mlp = 4.0 * t * self.config.mlp_ratio * c * c if self.config.mlp else 0.0
+        mlp = t * self._mlp_flops
         return 8.0 * t * c * inner + 2 * self._attention_flops(t) + mlp
 
     def _base_flops(self) -> float:
@@ -119,9 +119,14 @@ class Costs:
         if not self.few:
             return config.layers * whole
         t, r, c, inner = self.context, self.rows, self.config.width, self.inner
-        mlp = 4.0 * r * config.mlp_ratio * c * c if config.mlp else 0.0
+        mlp = r * self._mlp_flops
         last = 4.0 * t * c * inner + 4.0 * r * c * inner + 2 * self._attention_flops(r) + mlp
         return (config.layers - 1) * whole + last
+
+    @property
+    def _mlp_flops(self) -> float:
+        """One position: the MLP's two projections, or three where it is gated."""
+        return (6.0 if self.config.gated else 4.0) * self.config.hidden_width * self.config.width
 
     def _attention_flops(self, queries: int) -> float:
         """One example: the scores, or the weighted sums, of all heads."""
@@ -156,7 +161,7 @@ class Costs:
                 rank = sum(len(ablation.heads_of(layer)) for ablation in starting) * config.d_head
                 flops = n * (through * each + 2.0 * self.context * rank * c)
                 if config.mlp:
-                    flops += n * len(starting) * 4.0 * self.context * config.mlp_ratio * c * c
+                    flops += n * len(starting) * self.context * self._mlp_flops
                 if through or starting:
                     traffic = (8 * through + 2 * len(starting)) * stream
                     found.append(Stage(f"layer {layer}, {method}", through + len(starting), flops, traffic))

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from icl_fast.measure.ablation.differences import mlp_hidden_difference, norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
-from icl_fast.ops import gelu_difference, layer_norm_difference
 
 
 class Delta:
@@ -36,19 +36,22 @@ class Delta:
         moved = attention_change(self.removed[: self.alive], base, alive, self.mode, self.removal) if alive else None
         if base.rows is not None:
             self.removed = base.take(self.removed)
+        # of what a parallel MLP reads, ablations that start here change nothing
+        before = self.removed[: self.alive].clone() if base.block.config.parallel else None
         if moved is not None:
-            add_product(self.removed[: self.alive], moved, base.attention.out)
+            _add_written(self.removed[: self.alive], moved, base.attention.out, base.block.after1, base.attended)
         while self.alive < len(self.ablations) and self.ablations[self.alive].first_layer == base.layer:
-            self.removed[self.alive] = self.removal.of_stream(base, self.ablations[self.alive].heads_of(base.layer))
+            taken = self.removal.of_stream(base, self.ablations[self.alive].heads_of(base.layer))
+            self.removed[self.alive] = norm_difference(base.attended, taken[None], base.block.after1)[0]
             self.alive += 1
-        if base.block.mlp is not None and self.alive:
-            up, activation, down = base.block.mlp_parts
-            hidden = base.hidden.flatten(0, 1)  # [n*R,M]
-            for removed in slices(self.removed[: self.alive], base.hidden):
-                normed = norm_difference(base.mid, removed, base.block.norm2)
-                change = normed.flatten(1, 2) @ up.weight.T
-                change = gelu_difference(hidden, change, approximate=activation.approximate)
-                add_product(removed, change, down)
+        if base.block.mlp is None or not self.alive:
+            return
+        reads = self.removed[: self.alive] if before is None else before
+        for removed, read in zip(
+            slices(self.removed[: len(reads)], base.hidden_bytes), slices(reads, base.hidden_bytes), strict=True
+        ):
+            change = mlp_hidden_difference(base, read)
+            _add_written(removed, change, base.block.down, base.block.after2, base.mlp_written)
 
 
 def attention_change(
@@ -71,7 +74,9 @@ def attention_change(
         z = v.new_zeros(len(ablations), *base.z.shape)
     else:
         normed = norm_difference(base.resid, removed, base.block.norm1)
-        weight = base.attention.v.weight.view(v.shape[1], v.shape[3], -1)  # [H,D,C]
+        attention = base.attention
+        weight = attention.v.weight.view(1, -1, v.shape[3], normed.shape[-1])  # [1,KV,D,C]
+        weight = attention.of_each_head(weight.transpose(0, 2)).transpose(0, 2)[0]  # [H,D,C]
         if base.rows is not None and base.rows.shape[1] < v.shape[3]:  # fewer rows than values are wide: sum first
             sums = base.pattern.flatten(1, 2) @ normed  # [A,n,H*R,C]
             z = sums.view(*normed.shape[:2], *base.pattern.shape[1:3], -1) @ weight.mT
@@ -86,13 +91,18 @@ def attention_change(
     return merged(z)
 
 
-def norm_difference(stream: Tensor, removed: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """LN(x) - LN(x - d) for a stream [n,R,C] and what A ablations took from it [A,n,R,C]: [A,n,R,C]."""
-    flat = layer_norm_difference(stream.flatten(0, 1), removed.flatten(1, 2), norm.weight, eps=norm.eps)
-    difference: Tensor = flat.view(removed.shape)
-    return difference
-
-
 def add_product(removed: Tensor, change: Tensor, linear: nn.Linear) -> None:
     """removed [A,n,R,C] += change [...,K] W^T, without the bias: it is in both runs."""
     removed.view(-1, removed.shape[-1]).addmm_(change.reshape(-1, change.shape[-1]), linear.weight.T)
+
+
+def _add_written(removed: Tensor, change: Tensor, linear: nn.Linear, after: nn.Module, written: Tensor) -> None:
+    """removed [A,n,R,C] += what `change` [...,K] changes behind a projection and the norm after it, if there is one.
+
+    Args:
+        written: what the whole model has between the two, [n,R,C].
+    """
+    if isinstance(after, nn.Identity):
+        add_product(removed, change, linear)
+    else:
+        removed += norm_difference(written, (change @ linear.weight.T).view(removed.shape), after)

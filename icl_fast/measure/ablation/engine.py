@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icl_fast.measure.ablation.delta import Delta, norm_difference
+from icl_fast.measure.ablation.delta import Delta
+from icl_fast.measure.ablation.differences import norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
@@ -19,7 +20,8 @@ from icl_fast.measure.ablation.schedule import Schedule
 from icl_fast.measure.ablation.source_sums import SourceSums
 from icl_fast.measure.base_pass import base_layers
 from icl_fast.models import Transformer
-from icl_fast.ops import cross_entropy_difference, head_ablation_cross_entropy, linear_cross_entropy
+from icl_fast.models.blocks import layer_norm
+from icl_fast.ops import cross_entropy_difference, head_ablation_cross_entropy
 
 
 def ablation_effects(
@@ -113,7 +115,7 @@ class _Chunk:
                 losses, effects = cross_entropy_difference(hidden, removed, weight, self.targets, bias=bias)
                 self._keep(losses, chosen[name], effects)
         if low_rank:
-            norm, heads = self.model.final_norm, [self.ablations[index].heads[0][1] for index in low_rank]
+            norm, heads = layer_norm(self.model.final_norm), [self.ablations[index].heads[0][1] for index in low_rank]
             losses, ablated = head_ablation_cross_entropy(
                 base.post.flatten(0, 1),
                 self.removal.of_heads(base, tuple(heads)).transpose(0, 1).flatten(1, 2),
@@ -127,12 +129,12 @@ class _Chunk:
             )
             self._keep(losses, low_rank, ablated - losses)
         if rerun is not None or self.losses is None:
-            losses = linear_cross_entropy(hidden[None], weight, self.targets[None], bias=bias)[0]
+            losses = self.model.token_losses(hidden, self.targets)
             self._keep(losses, [], losses)
         if rerun is not None:
             normed = self.model.final_norm(rerun.resid).flatten(1, 2)
             targets = self.targets.expand(len(normed), -1)
-            self._keep(losses, chosen["rerun"], linear_cross_entropy(normed, weight, targets, bias=bias) - losses)
+            self._keep(losses, chosen["rerun"], self.model.token_losses(normed, targets) - losses)
 
     def _keep(self, losses: Tensor, indices: list[int], effects: Tensor) -> None:
         self.losses = losses if self.losses is None else self.losses

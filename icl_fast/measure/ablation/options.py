@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import NoneType
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -61,6 +62,8 @@ class AblationOptions:
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(keywords) - set(names)):
             raise InputError(f"{unknown[0]}: there is no such option; those of an ablation are {', '.join(names)}")
+        if not isinstance(options, (cls, NoneType)):
+            raise InputError(f"options: must be AblationOptions, got {type(options).__name__}; or give keywords")
         return replace(options or cls(), **keywords)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from icl_fast.measure.ablation.differences import norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
@@ -32,18 +33,26 @@ class Rerun:
 
     def layer(self, base: BaseLayer) -> None:
         """Go through a layer; after the last one, `resid` holds its rows only."""
+        block = base.block
         moved = self._attention(base) if self.alive else None
         if base.rows is not None:
             self.resid = base.take(self.resid)
+        before, old = self.resid[: self.alive].clone() if block.config.parallel else None, self.alive
         if moved is not None:
             self.resid[: self.alive] += moved
         while self.alive < len(self.ablations) and self.ablations[self.alive].first_layer == base.layer:
-            heads = self.ablations[self.alive].heads_of(base.layer)
-            self.resid[self.alive] = base.mid - self.removal.of_stream(base, heads)
+            taken = self.removal.of_stream(base, self.ablations[self.alive].heads_of(base.layer))
+            change = norm_difference(base.attended, taken[None], block.after1)[0]
+            self.resid[self.alive] = base.mid - change
             self.alive += 1
-        if base.block.mlp is not None and self.alive:
-            for resid in slices(self.resid[: self.alive], base.hidden):
-                resid += base.block.mlp(base.block.norm2(resid))
+        if block.mlp is None or not self.alive:
+            return
+        if before is not None:
+            self.resid[old : self.alive] += block.after2(base.mlp_written)  # it reads nothing of what they remove
+        streams = self.resid[: self.alive if before is None else old]
+        reads = streams if before is None else before
+        for resid, read in zip(slices(streams, base.hidden_bytes), slices(reads, base.hidden_bytes), strict=True):
+            resid += block.mlp_out(read)
 
     def _attention(self, base: BaseLayer) -> Tensor:
         """What attention writes in each run that is alive, [A,n,R,C]."""
@@ -62,5 +71,5 @@ class Rerun:
         for index, ablation in enumerate(self.ablations[: self.alive]):
             if heads_removed := ablation.heads_of(base.layer):
                 z[index][:, list(heads_removed)] = self.removal.replacement(base.layer, heads_removed)
-        written: Tensor = attention.out(merged(z))
+        written: Tensor = base.block.after1(attention.out(merged(z)))
         return written

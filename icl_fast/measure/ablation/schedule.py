@@ -130,12 +130,15 @@ def _method(ablation: Ablation, mode: AblationMode, size: PassSize, costs: Costs
     """The cheapest method that is exact for one ablation."""
     config = size.config
     last = config.layers - 1
-    if not config.mlp and not ablation.embed and all(layer == last for layer, _ in ablation.heads):
-        return "low rank" if len(ablation.heads) == 1 else _full_rank_method(mode, config)
+    # what the formulas of these two say: LayerNorms before attention and nothing else that is not linear
+    layer_norms = config.norm == "layer" and config.norm_place == "before" and not config.mlp
+    if not ablation.embed and all(layer == last for layer, _ in ablation.heads) and not config.mlp:
+        low_rank = len(ablation.heads) == 1 and layer_norms and config.logit_cap is None
+        return "low rank" if low_rank else _full_rank_method(mode, config)
     # without the embedding little of a stream is left, and x - d would be a difference of nearly equal numbers
-    if ablation.embed or not mode.freezes_patterns(config):
+    if ablation.embed or not _carries(mode, config):
         return "rerun"
-    two_layers = config.layers == 2 and not config.mlp
+    two_layers = config.layers == 2 and layer_norms and config.kv == config.heads
     if two_layers and size.few and mode.preserved_values == "none":
         rank = len(ablation.heads_of(0)) * config.d_head
         if costs.source_sum_flops(rank) < costs.delta_layer_flops(1):
@@ -145,4 +148,11 @@ def _method(ablation: Ablation, mode: AblationMode, size: PassSize, costs: Costs
 
 def _full_rank_method(mode: AblationMode, config: TransformerConfig) -> Method:
     """Of heads of the last layer at full rank: they only start there, so that every way does the same."""
-    return "delta" if mode.freezes_patterns(config) else "rerun"
+    return "delta" if _carries(mode, config) else "rerun"
+
+
+def _carries(mode: AblationMode, config: TransformerConfig) -> bool:
+    """Whether what an ablation removes can be carried through the layers: patterns are frozen, and every nonlinearity
+    on the way has a difference that is exact (clipped values, SoLU and capped logits have none)."""
+    linear = config.qkv_clip is None and config.logit_cap is None and config.activation != "solu"
+    return linear and mode.freezes_patterns(config)

@@ -28,6 +28,7 @@ from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, merged
+from icl_fast.models.blocks import layer_norm
 
 LEAST_VARIANCE = 0.05  # var' / var under which the direct way is taken: rounding grows by its inverse
 
@@ -69,7 +70,7 @@ class _Norms:
     """What all ablations share in the last layer."""
 
     def __init__(self, base: BaseLayer) -> None:
-        norm, attention = base.block.norm1, base.attention
+        norm, attention = layer_norm(base.block.norm1), base.attention
         wide = torch.promote_types(base.resid.dtype, torch.float32)
         stream = base.resid.to(wide)
         self.base = base

@@ -62,7 +62,7 @@ def part_sums(
     """
     if plan.engine == "fast" and (reason := why_not_plain(model)):
         raise InputError(
-            f"engine: {reason}, which the fast engine would leave out; take engine definition, which runs it as it is"
+            f"engine: {reason}, which the fast one would leave out; take engine definition, which runs all of it"
         )
     parts = plan.parts
     indices = range(len(parts)) if indices is None else indices
@@ -126,7 +126,7 @@ def _not_finite(model: Transformer, plan: SweepPlan, losses: Tensor) -> InputErr
     """The error of losses [A+1,n,R], some of which are NaN or infinite."""
     for name, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
-            return InputError(f"model: {name} holds NaN or infinity, so that nothing can be measured of it")
+            return InputError(f"model: {name} holds NaN or infinity in {plan.dtype}; nothing can be measured of it")
     bad = int((~losses.isfinite()).flatten(1).any(1).nonzero()[0])
     what = "the whole model" if bad == 0 else f"the model without {plan.ablations[bad - 1].name}"
     return InputError(f"dtype: in {plan.dtype} losses of {what} are NaN or infinite; take a wider one, such as float64")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
 from icl_fast.runs import Run
+from icl_fast.runs.run import LOG
+
+Values = dict[tuple[str, str], np.ndarray]
 
 
 def training_curves(run: Run) -> xr.Dataset:
@@ -17,27 +22,62 @@ def training_curves(run: Run) -> xr.Dataset:
     `StrategyMetrics`.
 
     Raises:
-        InputError: nothing is logged yet, or the run is on text.
+        InputError: nothing is logged yet, the run is on text, or a line of the log is not what it logs.
     """
     records = run.read_log()
-    losses = [record for record in records if "loss" in record]
-    evaluations = [record for record in records if "evaluators" in record]
-    if not losses and not evaluations:
+    if not records:
         raise InputError(f"run folder {run.path}: nothing is logged yet; train it first")
     members = run.population.names
+    losses: list[tuple[int, Values]] = []
+    evaluations: list[tuple[int, Values]] = []
+    for number, record in enumerate(records, 1):
+        try:
+            lines = losses if "loss" in record else evaluations
+            lines.append((_sequences(record), _values(record, len(members))))
+            if _layout(lines[-1][1]) != _layout(lines[0][1]):
+                raise ValueError("other evaluators, metrics or heads than before")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = f"{run.path / LOG}: line {number}"
+            raise InputError(f"{where}: is not what this run logs ({error!s:.200}); put back a copy") from None
     data = xr.Dataset(coords={"member": members})
-    logged = np.array([record["loss"] for record in losses], np.float64).reshape(len(losses), len(members))
-    data["training_loss"] = ("logged", "member"), logged
-    data["logged_sequences"] = "logged", np.array([record["sequences"] for record in losses], np.int64)
+    logged = [values["loss", ""] for _, values in losses]
+    data["training_loss"] = ("logged", "member"), np.reshape(logged, (len(losses), len(members)))
+    data["logged_sequences"] = "logged", np.array([seen for seen, _ in losses], np.int64)
     data["training_loss"].attrs["units"] = "nats"
     if evaluations:
-        data["sequences"] = "evaluation", np.array([record["sequences"] for record in evaluations], np.int64)
-        names = list(evaluations[0]["evaluators"])
+        data["sequences"] = "evaluation", np.array([seen for seen, _ in evaluations], np.int64)
+        names, metrics = (list(dict.fromkeys(part)) for part in zip(*evaluations[0][1], strict=True))
         data = data.assign_coords(evaluator=names)
-        for metric in evaluations[0]["evaluators"][names[0]]:
-            values = np.array(
-                [[record["evaluators"][name][metric] for name in names] for record in evaluations], np.float64
-            )
+        for metric in metrics:
+            values = np.array([[values[name, metric] for name in names] for _, values in evaluations])
             per_head = ("layer", "head") if values.ndim == 5 else ()
             data[metric] = ("evaluation", "evaluator", "member", *per_head), values
     return data
+
+
+def _sequences(record: dict[str, Any]) -> int:
+    seen = record["sequences"]
+    if type(seen) is not int or not 0 <= seen < 2**63:
+        raise ValueError(f"sequences {seen!r:.80}")
+    return seen
+
+
+def _values(record: dict[str, Any], members: int) -> Values:
+    """What a line holds by evaluator and metric, `[member]` or `[member, layer, head]`; the loss by "loss" and ""."""
+    parts = {"loss": {"": record["loss"]}} if "loss" in record else record["evaluators"]
+    values = {
+        (name, metric): np.array(value, np.float64)
+        for name, of_one in parts.items()
+        for metric, value in of_one.items()
+    }
+    if not values or not all(len(value) == members and value.ndim in (1, 3) for value in values.values()):
+        raise ValueError(f"not {members} members")
+    if len({metric for _, metric in values}) * len(parts) != len(values) or (
+        "loss" in record and values["loss", ""].ndim > 1
+    ):
+        raise ValueError("other metrics of one evaluator than of another")
+    return values
+
+
+def _layout(values: Values) -> dict[tuple[str, str], tuple[int, ...]]:
+    return {name: value.shape for name, value in values.items()}

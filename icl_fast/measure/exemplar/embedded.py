@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import whole_number
+from icl_fast.arguments import shown, whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import as_stated
@@ -60,8 +60,12 @@ class EmbeddedEvaluators:
         """
         model = model_of(ExemplarTransformer, model)
         config = model.config
-        if features.ndim != 3 or features.shape[-1] != config.features:
-            raise InputError(f"features: must be [K,E,F={config.features}], got {list(features.shape)}")
+        dtype = next(model.parameters()).dtype
+        wanted = f"features: must be {dtype} [K,E,F={config.features}]"
+        if not isinstance(features, Tensor):
+            raise InputError(f"{wanted}, got {shown(features)}")
+        if features.ndim != 3 or features.shape[-1] != config.features or features.dtype != dtype:
+            raise InputError(f"{wanted}, got {features.dtype} {list(features.shape)}")
         for one in evaluators:
             shape = one.sequences.labels.shape
             if shape[-1] != config.pairs or (len(shape) == 3 and shape[0] != model.members):

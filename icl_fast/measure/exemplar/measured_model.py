@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from icl_fast.arguments import whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import (
@@ -59,8 +61,12 @@ def without_heads(shape: ExemplarShape, heads: Iterable[Head]) -> Tensor:
 
 
 def only_head(shape: ExemplarShape, layer: int, head: int) -> Tensor:
-    """`[L,H]`, 0 at all other heads of this head's layer, 1 elsewhere; a negative layer counts from the last."""
-    layer %= shape.layers
+    """`[L,H]`, 0 at all other heads of this head's layer, 1 elsewhere; a negative layer counts from the last.
+
+    Raises:
+        InputError: a layer that such a model does not have.
+    """
+    layer = whole_number("layer", layer, -shape.layers, shape.layers - 1) % shape.layers
     return without_heads(shape, [(layer, other) for other in range(shape.heads) if other != head])
 
 
@@ -95,7 +101,12 @@ class MeasuredModel:
         self.model = model_of(ExemplarTransformer, model)
         self.features, self.evaluator, self.clamps = features, evaluator, clamps
         self._embedded = EmbeddedEvaluators(model, features, [evaluator], chunk) if embedded is None else embedded
-        self._inference = ExemplarInference(self.model, clamps)
+        if clamps is not None:
+            self.model.check_clamps(clamps)
+
+    @cached_property
+    def _inference(self) -> ExemplarInference:
+        return ExemplarInference(self.model, self.clamps)
 
     @classmethod
     def on_each(

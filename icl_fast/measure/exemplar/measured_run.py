@@ -22,7 +22,9 @@ from icl_fast.measure.exemplar.progress import STRATEGY_VARIABLES, Transplant, s
 from icl_fast.measure.exemplar.wiring import WIRING_MAP, previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
+from icl_fast.memory import check_fits
 from icl_fast.models import ClampName, Clamps, ExemplarTransformer, Snapshot, stack_clamps
+from icl_fast.models.grafts import part_parameters
 from icl_fast.runs import Series, open_series, resolve_device
 
 AS_TRAINED = "as trained"
@@ -104,6 +106,8 @@ def open_measured(
     chosen = different_names("evaluators", evaluators)
     series, where = open_series(ckpt, snapshots), resolve_device(device)
     population = series.population
+    tokens = 2 * population.config.sequences.pairs + 1
+    check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")  # three numbers for each
     exemplars = series.exemplars(on_exemplars)
     sets = population.evaluators(exemplars, chosen, sequences, where)
     return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
@@ -227,12 +231,17 @@ def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
 
 def _transplant(measured: MeasuredRun, graft: str) -> tuple[Transplant, str]:
     """What a graft is asked for as, and the hash of the weights that it takes."""
-    step, _, parts = graft.partition(":")
-    if not parts:
+    step, _, joined = graft.partition(":")
+    if not step or not joined:
         raise InputError(f"graft {graft!r}: must be STEP:PARTS, such as last:layer-2+unembed")
     whole = measured.series.whole()
-    steps = whole.chosen(step).steps
+    try:
+        steps = whole.chosen(step).steps
+    except InputError as error:
+        raise InputError(f"graft {graft!r}: {str(error).removeprefix('snapshots: ')}") from None
     if len(steps) != 1:
         raise InputError(f"graft {graft!r}: name one step, or last")
-    names = different_names(f"graft {graft!r}", parts.split("+"))
-    return Transplant(measured.snapshot(steps[0]).model, tuple(names)), whole.weights_hash(steps[0])
+    names = different_names(f"graft {graft!r}", joined.split("+"))
+    donor = measured.snapshot(steps[0]).model
+    part_parameters(donor, names)  # before anything is kept of the measurement
+    return Transplant(donor, tuple(names)), whole.weights_hash(steps[0])

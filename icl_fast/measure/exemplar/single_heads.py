@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import finite_number, whole_number
+from icl_fast.arguments import finite_numbers, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk
@@ -101,8 +101,8 @@ def residual_heads(heads: SingleHeads, reference: int | Sequence[int] | None = N
     if reference is None:
         chosen = heads.accuracy.argmax(-1)
     else:
-        given = list(reference) if isinstance(reference, Iterable) else [reference] * members
-        references = [whole_number("reference", head) for head in given]
+        given = reference if isinstance(reference, Iterable) else [reference] * members
+        references = whole_numbers("reference", given)
         if len(references) != members or not all(0 <= head < count for head in references):
             raise InputError(
                 f"reference {reference}: must be a head 0 to {count - 1}, one for each of {members} members"
@@ -122,9 +122,7 @@ def attention_weight_curve(measured: MeasuredModel, weights: Sequence[float]) ->
     Raises:
         InputError: no weight, or one outside 0 to 1.
     """
-    weights = [finite_number("weights", weight, 0, 1) for weight in weights]
-    if not weights:
-        raise InputError("weights: name one or more")
+    weights = finite_numbers("weights", weights, 0, 1)
     config = measured.model.config
     passes = [
         SecondPass(only_head(config, -1, head), query_pattern=_ClampedWeight(weight))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import finite_number
-from icl_fast.errors import InputError
+from icl_fast.arguments import finite_numbers
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head
@@ -56,9 +55,7 @@ def temperature_curves(measured: MeasuredModel, temperatures: Sequence[float]) -
     Raises:
         InputError: no temperature, or one that is not positive.
     """
-    temperatures = [finite_number("temperatures", value, *TEMPERATURES) for value in temperatures]
-    if not temperatures:
-        raise InputError("temperatures: name one or more")
+    temperatures = finite_numbers("temperatures", temperatures, *TEMPERATURES)
     config = measured.model.config
     heads = range(config.heads)
     settings = [(_LabelsOnly(head, temperature), head) for temperature in temperatures for head in heads]

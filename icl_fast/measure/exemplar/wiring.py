@@ -20,6 +20,7 @@ from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, 
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
 from icl_fast.measure.of_model import as_stated, require_plain
 from icl_fast.models import ExemplarTransformer
+from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import Head
 from icl_fast.models.plain import model_of
 
@@ -172,7 +173,7 @@ def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
 def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
-        attention, gain = block.attention, block.norm1.weight[member].double()
+        attention, gain = block.attention, layer_norm(block.norm1).weight[member].double()
         read = [
             (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
             for linear in (attention.q, attention.k, attention.v)

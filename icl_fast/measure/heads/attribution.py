@@ -12,6 +12,7 @@ from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Intervention, Transformer, site
+from icl_fast.models.blocks import gain
 from icl_fast.models.ids import as_ids
 
 
@@ -43,8 +44,10 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     weight = model.unembed.weight
     # the mean logit is the logit of the mean row: all the vocabulary in one vector
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
-    if model.config.norm_affine:
-        directions = directions * model.final_norm.weight.double()
+    if (gained := gain(model.final_norm)) is not None:
+        directions = directions * gained.double()
+    if model.config.norm == "rms":
+        return directions
     return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
 
 
@@ -63,7 +66,8 @@ def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tenso
     Returns:
         [B,T,K,C] float64.
     """
-    variance = last.double().var(-1, correction=0)  # [B,T]
+    wide = last.double()
+    variance = wide.square().mean(-1) if model.config.norm == "rms" else wide.var(-1, correction=0)  # [B,T]
     return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
 
 

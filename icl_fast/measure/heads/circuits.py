@@ -22,7 +22,7 @@ from icl_fast.arguments import shown
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Transformer
-from icl_fast.models.blocks import Block
+from icl_fast.models.blocks import Block, gain
 
 _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
 
@@ -86,8 +86,8 @@ def copying_eigenvalues(model: Transformer) -> Tensor:
         [layers,H,D] complex128; NaN where weights are not finite.
     """
     through = _product(model.unembed.weight, model.embed.weight)  # [C,C], from the embedding to the left
-    if model.config.norm_affine:
-        through = model.final_norm.weight.double()[:, None] * through
+    if (gained := gain(model.final_norm)) is not None:
+        through = gained.double()[:, None] * through
     circuits = torch.stack([heads.o @ through @ heads.v for heads in _layers(model)])
     # LAPACK refuses what is not finite, but a model that diverged has a place in a run's table
     finite = circuits.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # [layers,H,1,1]
@@ -143,17 +143,19 @@ def _layers(model: Transformer) -> list[LayerWeights]:
     for block in model.blocks:
         o = block.attention.w_o.double()
         q, k, v = (_reading(block, linear) for linear in (block.attention.q, block.attention.k, block.attention.v))
-        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
+        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True) if block.config.norm == "layer" else o))
     return layers
 
 
 def _reading(block: Block, linear: nn.Linear) -> Tensor:
     """A projection of a layer's heads as it reads the residual stream, through the norm: [H,C,D]."""
-    weight = linear.weight.double()  # [H*D,C]
-    if block.attention.config.norm_affine:
-        weight = weight * block.norm1.weight.double()
-    weight = weight - weight.mean(1, keepdim=True)
-    return weight.view(block.attention.config.heads, -1, weight.shape[1]).transpose(1, 2)
+    weight = linear.weight.double()  # [H*D,C], of groups of heads [KV*D,C]
+    if (gained := gain(block.norm1)) is not None:
+        weight = weight * gained.double()
+    if block.config.norm == "layer":
+        weight = weight - weight.mean(1, keepdim=True)
+    by_head = weight.view(-1, block.config.d_head, weight.shape[1]).transpose(1, 2)
+    return by_head.repeat_interleave(block.config.heads // len(by_head), dim=0)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icl_fast import InputError, Intervention, Transformer, TransformerConfig, ablate
+from icl_fast.measure import logit_attribution, previous_token_scores
 from icl_fast.measure.ablation.modes import MODES
 
 N, T, V = 5, 11, 23
@@ -275,7 +277,25 @@ def test_without_targets_every_token_is_predicted_from_those_before() -> None:
         ({"memory": "lots"}, "not an amount of memory"),
         ({"memory": "1KiB"}, r"memory: one example of 11 tokens needs about \d+ MiB, the budget is 0 MiB"),
         ({"random_position": torch.tensor([0, 1, 1, 1, 1])}, "random_position"),
-        ({"preserve_heads": "7.7"}, "is not in this model"),
+        ({"positions": [1.0]}, "positions: must be a whole number, got 1.0"),
+        ({"positions": "1" * 5000}, "neither all, paper nor a list"),
+        ({"heads": ["0.0", "0.0"]}, "heads: 0.0 asked for more than once"),
+        ({"heads": []}, "heads: names none"),
+        ({"mode": ""}, "mode: '' is neither one of"),
+        ({"mode": None}, "mode: None is neither one of"),
+        ({"mode": ["full"]}, "is neither one of"),
+        ({"memory": "-1GiB"}, "memory: '-1GiB' is not an amount"),
+        ({"memory": "1e99"}, "memory: '1e99' is not an amount"),
+        ({"memory": ""}, "memory: '' is not an amount"),
+        ({"memory": "9" * 400}, "is not an amount of memory"),
+        ({"memory": float("nan")}, "memory: nan is not an amount"),
+        ({"dtype": ""}, "dtype: '' is none of"),
+        ({"dtype": torch.float32}, "dtype: torch.float32 is none of"),
+        ({"icl_window": 1.0}, "icl_window: must be a whole number, got 1.0"),
+        ({"icl_window": float("nan")}, "icl_window: must be a whole number, got nan"),
+        ({"random_position": [1, 2, 3]}, r"random_position must be integers \[N=5\]"),
+        ({"preserve_heads": "7.7"}, "preserve_heads: '7.7' is not in this model"),
+        ({"preserve_heads": "0.0,0.0"}, "preserve_heads: 0.0 asked for more than once"),
         ({"icl_window": 2}, "icl_window: must be odd"),
         ({"icl_window": 11}, "leave room between positions 1 and 11"),
     ],
@@ -288,9 +308,71 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
 
 def test_bad_tokens() -> None:
     inputs, targets = tokens()
-    with pytest.raises(InputError, match="tokens must be integers"):
-        ablate(make(), inputs.double())
-    with pytest.raises(InputError, match="targets must be"):
-        ablate(make(), inputs, targets[:2])
+    for wrong in (inputs.double(), inputs[0], inputs > 3, "text", None, [[0, 1], [2]], [[0.0, 1.0]]):
+        with pytest.raises(InputError, match=r"^tokens must be integers"):
+            ablate(make(), wrong)
+    for wrong in (targets[:2], targets.float(), targets[:, 0], "text"):
+        with pytest.raises(InputError, match=r"^targets must be integers"):
+            ablate(make(), inputs, wrong)
+    for wrong in (inputs - V, inputs + V):
+        for argument, given in (("tokens", (wrong,)), ("targets", (inputs, wrong))):
+            with pytest.raises(InputError, match=rf"^{argument} holds -?\d+, but there are {V} \(0 to {V - 1}\)$"):
+                ablate(make(), *given)
     with pytest.raises(InputError, match="nothing to predict"):
         ablate(make(), inputs[:0])
+    with pytest.raises(InputError, match=f"^tokens: {T + 1} positions, but the model's position table holds {T}"):
+        ablate(make(), torch.zeros(2, T + 2, dtype=torch.int64))
+
+
+INTEGERS: list[Callable[[Tensor], Any]] = [
+    *(lambda x, kind=kind: x.to(kind) for kind in (torch.int32, torch.int16, torch.int8, torch.uint8)),
+    *(lambda x, kind=kind: x.numpy().astype(kind) for kind in (np.int32, np.uint8, np.uint64)),
+    lambda x: np.broadcast_to(x.numpy(), x.shape),  # which may not be written to
+    lambda x: x.tolist(),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_integers_of_any_kind(kind: Callable[[Tensor], Any]) -> None:
+    model, (inputs, targets), where = make(layers=1), tokens(), torch.tensor([1, 11, 4, 4, 7])
+    expected = ablate(model, inputs, targets, random_position=where, icl_window=np.int64(1), positions=np.array([2, 3]))
+    found = ablate(model, kind(inputs), kind(targets), random_position=kind(where), positions=(np.int8(2), 3))
+    np.testing.assert_array_equal(found["position_loss"], expected["position_loss"])
+    assert torch.equal(model(kind(inputs)), model(inputs))
+    assert torch.equal(
+        previous_token_scores(model, kind(inputs), examples=np.int32(3)),
+        previous_token_scores(model, inputs, examples=3),
+    )
+    attributions = (
+        logit_attribution(model, *given, np.int64(0), torch.tensor(1))
+        for given in ((kind(inputs), kind(targets)), (inputs, targets))
+    )
+    assert torch.equal(*(one.logits for one in attributions))
+
+
+@pytest.mark.parametrize("engine", ["fast", "definition"])
+def test_losses_that_are_not_finite_are_named(engine: Any) -> None:
+    """A weight, or the dtype, or the ablation that makes them; never NaN in a table."""
+    inputs, targets = tokens()
+    model = make()
+    model.blocks[1].attention.v.weight.data[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"^model: blocks.1.attention.v.weight holds NaN or infinity in float64"):
+        ablate(model, inputs, targets, engine=engine)
+    model = make().float()
+    model.unembed.weight.data.mul_(1e38)
+    with pytest.raises(InputError, match=r"^dtype: in float32 losses of the whole model are NaN or infinite"):
+        ablate(model, inputs, targets, engine=engine)
+    assert np.isfinite(ablate(model, inputs, targets, engine=engine, dtype="float64")["position_loss"]).all()
+
+
+def test_an_ablation_whose_losses_are_not_finite_is_named() -> None:
+    model, (inputs, targets) = make(), tokens()
+
+    def divide(module: object, given: Any, output: Tensor) -> Tensor:
+        return output / (output[..., :1] != 0)  # nothing that the head wrote: 0 / 0
+
+    model.blocks[0].attention.out.weight.data[:, 4:] = 0  # only head 0 writes
+    model.blocks[0].attention.register_forward_hook(divide)
+    with pytest.raises(InputError, match=r"^dtype: .* losses of the model without 0.0 are NaN or infinite"):
+        ablate(model, inputs, targets, heads="0.1,0.0", mode="full", engine="definition")

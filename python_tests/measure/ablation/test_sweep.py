@@ -149,6 +149,7 @@ def test_damaged_input(run: Path) -> None:
 
 def test_another_corpus_is_noticed(run: Path) -> None:
     (run / "tokenizer.json").write_text((run / "tokenizer.json").read_text() + " ")
+    Run(run).note("tokenizer.json")
     with pytest.raises(InputError, match="is not the one of"):
         sweep(run, **SMALL)
 

@@ -272,6 +272,11 @@ def test_wiring_between_any_two_layers() -> None:
     for wrong in ({"readers": 0}, {"writers": 2}, {"readers": 3}):
         with pytest.raises(InputError, match="the first one earlier"):
             wiring_map(world.measured, **wrong)
+    with pytest.raises(InputError, match=r"^writers: must be a whole number, got 0.0"):
+        wiring_map(world.measured, writers=0.0)  # type: ignore[arg-type]
+    for layer in (3, -4, 1.5):  # nothing wraps around
+        with pytest.raises(InputError, match=r"^layer: must be "):
+            keep_one_head(world.measured, layer=layer)  # type: ignore[arg-type]
 
 
 def test_sets_of_heads_removed(world: World) -> None:
@@ -282,8 +287,9 @@ def test_sets_of_heads_removed(world: World) -> None:
             expected = Naive(world, 1, set(heads), kinds).means()
             one = found.sel(set=name, preserve=preserve, member=1)
             assert {key: float(one[key]) for key in METRICS} == pytest.approx(expected, abs=1e-9)
-    with pytest.raises(InputError, match=r"head 2\.0"):
-        remove_sets(world.measured, {"none such": [(2, 0)]})
+    for wrong, message in (([(2, 0)], r"head 2\.0"), ([(0, 1), (0, 1)], "more than once"), ([0], r"\(layer, head\)")):
+        with pytest.raises(InputError, match=message):
+            remove_sets(world.measured, {"none such": wrong})  # type: ignore[dict-item]
     with pytest.raises(InputError, match="sets"):
         remove_sets(world.measured, {})
 
@@ -410,9 +416,11 @@ def test_residual_heads_are_counted_on_the_mistakes_of_one(world: World) -> None
                 expected = sum(bool(heads.correct[member, head, number]) for number in subset) / len(subset)
                 assert float(found.on_mistakes[member, head]) == pytest.approx(expected)
             assert float(found.on_mistakes[member, chosen]) == 0
-    for wrong in (HEADS, [0], [0, -1]):
-        with pytest.raises(InputError, match="reference"):
-            residual_heads(heads, wrong)
+    for wrong in (HEADS, [0], [0, -1], 0.5, "0"):
+        with pytest.raises(InputError, match=r"^reference"):
+            residual_heads(heads, wrong)  # type: ignore[arg-type]
+    for same in (np.int8(1), torch.tensor([1, 1])):
+        assert torch.equal(residual_heads(heads, same).mistakes, residual_heads(heads, 1).mistakes)  # type: ignore[arg-type]
 
 
 def test_clamped_attention_weights(world: World) -> None:
@@ -425,9 +433,9 @@ def test_clamped_attention_weights(world: World) -> None:
                 return torch.tensor([0, shares[0], 0, shares[1], 0], dtype=torch.float64)
 
             check(found, (number, head, 1), Naive(world, 1, all_but(1, head), rows={head: row}).means())
-    for wrong in ([], [1.2]):
-        with pytest.raises(InputError, match="weights"):
-            attention_weight_curve(world.measured, wrong)
+    for wrong in ([], [1.2], [-0.1], [math.nan], ["1"], None, 0.5):
+        with pytest.raises(InputError, match=r"^weights: "):
+            attention_weight_curve(world.measured, wrong)  # type: ignore[arg-type]
 
 
 def test_clamped_weights_in_longer_contexts() -> None:
@@ -479,8 +487,9 @@ def test_temperatures_of_heads_that_attend_to_labels_only(world: World) -> None:
 
             check(found.among_all, (number, head, 0), Naive(world, 0, rows={head: row}).means())
             check(found.alone, (number, head, 1), Naive(world, 1, all_but(1, head), rows={head: row}).means())
-    with pytest.raises(InputError, match="temperatures"):
-        temperature_curves(world.measured, [0.0])
+    for wrong in ([], [0.0], [-1.0], [math.nan], [math.inf], [1e-300], ["1"], None):
+        with pytest.raises(InputError, match=r"^temperatures: "):
+            temperature_curves(world.measured, wrong)  # type: ignore[arg-type]
 
 
 def test_clamps_hold_in_both_passes(world: World) -> None:

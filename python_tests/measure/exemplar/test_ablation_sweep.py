@@ -133,7 +133,11 @@ def test_what_is_not_understood_is_refused() -> None:
     shape = noisy_model().config
     for arguments, message in (
         ({"modes": []}, "modes"),
-        ({"modes": ["full", "full"]}, "modes"),
+        ({"modes": ["full", "full"]}, "modes: full asked for more than once"),
+        ({"modes": "full,full"}, "modes: full asked for more than once"),
+        ({"modes": [""]}, "modes: '' is not understood"),
+        ({"modes": None}, "modes: must be text"),
+        ({"heads": []}, "heads: names none"),
         ({"modes": ["frozen"]}, "mode: 'frozen' is neither"),
         ({"heads": "2.0"}, "heads: '2.0' is not in this model; it has layers 0 to 1 and heads 0 to 2"),
         ({"heads": "0.0,0.0"}, "asked for more than once"),

@@ -96,5 +96,10 @@ def test_a_donor_of_one_member_is_every_members() -> None:
         assert torch.equal(parameter[0], donor.get_parameter(name)[0]), name
     with pytest.raises(InputError, match="3 members"):
         Transplant(model(0, members=3), ("embed",))(SNAPSHOTS[0].model)
-    with pytest.raises(InputError, match="layer-3"):
-        Transplant(donor, ("layer-3",))(SNAPSHOTS[0].model)
+    for parts, message in (
+        (["layer-3"], "layer-3"),
+        (["embed", "embed"], "embed asked for more than once"),
+        ([""], "''"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Transplant(donor, tuple(parts))(SNAPSHOTS[0].model)

@@ -281,9 +281,15 @@ def test_a_diverged_model_shows() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     exemplars, sets = world(FEW_PAIRS)
     model = made_model(FEW_PAIRS, exemplars)
-    with pytest.raises(InputError, match="features"):
-        evaluate_strategies(model, exemplars.features[..., :3].double(), sets)
+    good = exemplars.features.double()
+    for features in (good[..., :3], good[0], good.float(), good.long(), good.numpy(), None):
+        with pytest.raises(InputError, match=r"^features: must be torch.float64 \[K,E,F=6\], got "):
+            evaluate_strategies(model, features, sets)  # type: ignore[arg-type]
+    for other in (None, "model", torch.nn.Linear(2, 2)):
+        with pytest.raises(InputError, match=r"^model: must be a ExemplarTransformer"):
+            evaluate_strategies(other, good, sets)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="evaluator train"):
         evaluate_strategies(model, exemplars.features.double(), world(MANY_PAIRS)[1])
-    with pytest.raises(InputError, match="chunk"):
-        evaluate_strategies(model, exemplars.features.double(), sets, chunk=0)
+    for chunk in (0, 1.5):
+        with pytest.raises(InputError, match=r"^chunk: must be"):
+            evaluate_strategies(model, good, sets, chunk=chunk)  # type: ignore[arg-type]

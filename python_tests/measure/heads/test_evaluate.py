@@ -94,6 +94,7 @@ def test_equals_the_scores_of_each_snapshot(run: Path, seed: int) -> None:
 def test_fewer_than_ten_held_out_windows(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 4"))
+    Run(run).note("config.yaml")  # the change is meant
     results, folder = open_results(evaluate(run, snapshots="last")), Run(run)
     text = load_text(folder.text_config.data).evaluation().inputs
     assert len(text) == 4
@@ -225,6 +226,7 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         evaluate(tmp_path / "nowhere")
     (run / "tokenizer.json").write_text((run / "tokenizer.json").read_text() + " ")
+    Run(run).note("tokenizer.json")
     with pytest.raises(InputError, match="is not the one of"):
         evaluate(run)
     assert not (run / "results").exists()

@@ -14,6 +14,7 @@ from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
 from icl_fast.report.draw.exemplar_curves import facet_figure, population_figure, run_figure, strategies_figure
 from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
+from icl_fast.report.draw.figures import save_figure
 from icl_fast.runs import Run, parse_config
 from icl_fast.studies.exemplar_heads import measure_heads
 from icl_fast.training import train
@@ -67,6 +68,17 @@ def test_curves_of_a_population(grid: Run) -> None:
     assert [axis.get_title() for axis in axes[1:4]] == [
         f"{name}: accuracy among the labels in context" for name in ("icl", "held-out-classes", "held-out-label-pairs")
     ]
+
+
+def test_a_name_is_no_formula_and_hides_no_line(grid: Run, tmp_path: Path) -> None:
+    names = [r"a$\frac$b", "_hidden", "\udcff"]
+    curves = training_curves(grid).isel(member=slice(0, 3)).assign_coords(member=names)
+    figure = population_figure(curves, r"$\frac$", 2)
+    save_figure(figure, tmp_path / "curves")  # matplotlib reads formulas when it draws
+    drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    assert r"<!-- $\frac$ -->" in drawn
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend] == [r"a\$\frac\$b", "_hidden", "?"]
 
 
 def test_a_grid_has_a_row_a_word_and_a_column_a_clamp(grid: Run) -> None:

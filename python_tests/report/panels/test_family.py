@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from icl_fast.analysis import attribute_heads, opaque_heads
+from icl_fast.report.panels.builders import slugs
 from icl_fast.report.panels.family import ANTI_COPYING, family_panels
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import table_panels
@@ -52,6 +53,11 @@ def test_every_panel_is_there_and_named_apart_from_the_tables(study: Study, pane
         assert panel.caption
         assert panel.title
         assert bool(panel.series) == (panel.absent is None)
+
+
+def test_keys_of_any_names_are_short_and_differ() -> None:
+    keys = slugs(["x" * 300, "x" * 301, "日本", "é", "A b", "a-b"])
+    assert [*keys.values()] == ["x" * 80, f"{'x' * 80}-2", "model", "model-2", "a-b", "a-b-2"]
 
 
 def test_joint_pca(study: Study, panels: dict[str, Panel]) -> None:
