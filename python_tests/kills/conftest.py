@@ -20,6 +20,7 @@ SERVER = Path(__file__).with_name("server.py")
 OURS = (".tmp-", ".old-", ".lock")  # begin the names of what only a killed process leaves
 TEXT = ["--examples", "20"]
 EXEMPLARS = ["--sequences", "40"]
+REPORTED = [*TEXT, *EXEMPLARS]
 PHASE_CHANGE = "toy phase-change --dims 4,4,4 --seeds 2 --steps 20 --plateau-seeds 2 --plateau-steps 50"
 
 
@@ -48,8 +49,7 @@ SCENARIOS = {
         ["evaluate", "--ckpt", "population", "--clamp", "match", *EXEMPLARS], ["population"]
     ),
     "report": Scenario(
-        ["report", "text", "exemplars", "--out", "report", "--no-static", "--modes", "pattern-preserving"]
-        + [*TEXT, *EXEMPLARS],
+        ["report", "text", "exemplars", "--out", "report", "--no-static", "--modes", "pattern-preserving", *REPORTED],
         ["text", "exemplars"],
     ),
     "report figures": Scenario(["report", "exemplars", "--out", "report", *EXEMPLARS], ["exemplars"]),

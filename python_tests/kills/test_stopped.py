@@ -113,3 +113,13 @@ def test_stopped_again_and_again(case: Callable[[str], Case], name: str) -> None
     for fault in random.sample(faults, 3):
         one.stop({**fault, "at": random.randrange(one.whole.operations)})
     one.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_six_times(case: Callable[[str], Case], name: str) -> None:
+    random = Random(f"kills of {name}")
+    for _ in range(6):
+        one = case(name)
+        one.stop({"kind": "kill", "at": random.randrange(one.whole.operations)})
+        one.end()
