@@ -184,7 +184,7 @@ class Intervention:
 
     def _applied(self, value: Tensor, read: tuple[Tensor, ...]) -> Tensor:
         assert self.function is not None
-        if value.is_inference():  # which do not count their changes
+        if torch.compiler.is_compiling() or value.is_inference():  # where changes are not counted
             return self.function(value.clone(), *(earlier.clone() for earlier in read))
         before = [tensor._version for tensor in (value, *read)]
         new = self.function(value, *read)
