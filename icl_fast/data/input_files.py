@@ -10,6 +10,8 @@ from icl_fast.errors import InputError
 from icl_fast.files import regular_file
 from icl_fast.memory import check_fits
 
+_SMALL = 2**24  # bytes that fit anywhere; asking what memory is free takes longer than reading a small file
+
 
 def read_file(path: str | Path, argument: str) -> bytes:
     """The bytes of a regular file, as many as it has when it is opened: one that grows is not followed.
@@ -24,7 +26,8 @@ def read_file(path: str | Path, argument: str) -> bytes:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            check_fits(size, f"{argument}: {path}")
+            if size > _SMALL:
+                check_fits(size, f"{argument}: {path}")
             return file.read(size)
     except OSError as error:
         raise InputError(f"{argument}: {path} cannot be read ({error.strerror or error})") from None
