@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
+from icl_fast.cli.console import echo
 
 if TYPE_CHECKING:
     from icl_fast.runs import Series
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 def say_missing(series: Series) -> None:
     """One line on stderr for each snapshot of a series that its run took and that is gone."""
     for step, why in series.missing().items():
-        click.echo(f"{series.name}: snapshot {step} is left out: {why}", err=True)
+        echo(f"{series.name}: snapshot {step} is left out: {why}", err=True)

@@ -10,6 +10,7 @@ import click
 
 from icl_fast.cli.commands import stopped
 from icl_fast.cli.console import echo
+from icl_fast.cli.left_out import say_missing
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, training_progress
 
@@ -60,10 +61,12 @@ def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], fo
 
 
 def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
+    from icl_fast.runs import RunSeries
     from icl_fast.training import train as run
 
     with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
+    say_missing(RunSeries(done))
     echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
@@ -71,6 +74,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
     from icl_fast.report.draw.exemplar_curves import draw_curves
+    from icl_fast.runs import RunSeries
     from icl_fast.training import train as run
 
     with (
@@ -78,6 +82,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
         population_progress(folder.name, config.training.steps) as update,
     ):
         done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
+    say_missing(RunSeries(done))
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")

@@ -215,7 +215,7 @@ class Run:
         """
         folder = self.path / "snapshots"
         try:
-            names = os.listdir(folder) if folder.is_dir() else []
+            names = os.listdir(folder) if os.path.lexists(folder) else []
         except OSError as error:
             raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
         return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.fullmatch(name)))
@@ -279,13 +279,7 @@ class Run:
         Raises:
             InputError: the file is damaged; or it is gone, and the run was finished.
         """
-        if os.path.lexists(self.state_path):
-            return read_state(self.intact(STATE))
-        if STATE in self.manifest():
-            raise InputError(
-                f"{self.state_path}: is gone, and manifest.json lists it; put it back, or start the run anew"
-            )
-        return None
+        return read_state(self.intact(STATE)) if self._is_there(STATE) else None
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add a line to log.jsonl, or none of it.
@@ -312,7 +306,7 @@ class Run:
             InputError: a line that the run did not write, by its number; a log that is not as manifest.json says.
         """
         path = self.path / LOG
-        if not os.path.lexists(path):
+        if not self._is_there(LOG):
             return []
         lines = regular_file(path, "run folder").read_bytes().split(b"\n")[:-1]
         records = [parse_json(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
@@ -372,6 +366,15 @@ class Run:
     def _write_manifest(self, entries: dict[str, str]) -> None:
         with atomic_write(self.path / MANIFEST) as temporary:
             temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
+
+    def _is_there(self, name: str) -> bool:
+        if os.path.lexists(self.path / name):
+            return True
+        if name in self.manifest():
+            raise InputError(
+                f"{self.path / name}: is gone, and manifest.json lists it; put it back, or start the run anew"
+            )
+        return False
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()

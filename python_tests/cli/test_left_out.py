@@ -37,6 +37,8 @@ def test_a_snapshot_that_is_gone(run: Run, tmp_path: Path) -> None:
     whole = shutil.copytree(run.path, tmp_path / "whole")
     run.snapshot_path(6).unlink()
     commands = [["ablate", "--heads", "0.0", "--ckpt", run.path], ["evaluate", "--ckpt", run.path]]
+    config = run.path / "config.yaml"
+    commands.append(["train", config, "--out", run.path, "--resume"])
     if run.config.task == "text":
         commands.append(["pca", run.path, whole, "--out", tmp_path / "pca.zarr"])
     for command in commands:

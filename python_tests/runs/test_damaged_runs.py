@@ -335,6 +335,21 @@ def test_curves_of_an_edited_log(run: Run, edit: Edit, said: str) -> None:
         refused(lambda: training_curves(run), rf"log\.jsonl: line {number + 1}: .*{said}")
 
 
+def test_a_log_that_is_gone(text: Run) -> None:
+    (text.path / "log.jsonl").unlink()
+    for read in (text.read_log, lambda: resume(text)):
+        refused(read, r"log\.jsonl: is gone, and manifest\.json lists it; put it back, or start the run anew")
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo], ids=["file", "pipe"])
+def test_snapshots_that_are_no_folder(text: Run, make: Callable[[Path], None]) -> None:
+    folder = text.path / "snapshots"
+    shutil.rmtree(folder)
+    make(folder)
+    for read in (text.snapshot_steps, lambda: open_series(text.path)):
+        refused(read, r"snapshots: cannot be read \(Not a directory\)")
+
+
 # --- what may not be read or written ---------------------------------------------------------------------------------
 
 
