@@ -20,6 +20,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from icl_fast import files
 from icl_fast.errors import InputError
 from icl_fast.measure import DamagedResults, OtherResults, open_results, save_results
 from icl_fast.measure.store import PARTIAL, Workspace
@@ -406,3 +407,17 @@ def test_a_plan_of_an_earlier_version(unfinished: Workspace) -> None:
     with pytest.raises(OtherResults, match="other snapshots, what"):
         work(unfinished.out, repair=True).begin().__enter__()
     assert unfinished.partial.name == "out.zarr" + PARTIAL
+
+
+def test_a_store_that_a_kill_left_under_another_name_is_read(tmp_path: Path) -> None:
+    """Between the two renames that replace a store its place is empty."""
+    data = xr.Dataset({"x": ("i", np.arange(3.0))})
+    dead = f"{files._host()}.999999999.0-00000000"
+    left = tmp_path / "left"
+    left.mkdir()
+    for name, what in ((f".old-{dead}-a.zarr", 0), (f".tmp-{dead}-b.zarr", 1), (f".old-{dead}-b.zarr", 0)):
+        save_results(data + what, tmp_path / "made.zarr")
+        (tmp_path / "made.zarr").rename(left / name)
+    assert open_results(left / "a.zarr").identical(data)
+    assert open_results(left / "b.zarr").identical(data + 1)  # what was to replace it was whole
+    assert sorted(path.name for path in left.iterdir()) == ["a.zarr", "b.zarr"]
