@@ -16,7 +16,6 @@ from icl_fast.data import load_text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.models import Transformer, parse_transformer_config
-from icl_fast.ops import linear_cross_entropy
 from icl_fast.runs import Run, TextRunConfig, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import check_count, check_state
@@ -111,7 +110,7 @@ class TextTrainer:
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden, _ = self.model.hidden(inputs)
-        return linear_cross_entropy(hidden, self.model.unembed.weight, targets, bias=self.model.unembed.bias)
+        return self.model.token_losses(hidden, targets)
 
     def update(self, inputs: Tensor, targets: Tensor) -> TrainingProgress:
         """One optimizer step on inputs and targets [B,T]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from icl_fast import InputError, files
 from icl_fast.models import load_snapshot
 from icl_fast.runs import Run, parse_config
 from icl_fast.training import TrainingProgress, train
+from icl_fast.training.text import TextTrainer
 
 Values = dict[str, dict[str, Any]]
 
@@ -234,3 +237,15 @@ def test_ambient_settings_change_nothing(tiny_run: Path, tiny_values: Values, tm
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.rand(2), expected)
     assert weights(tmp_path / "run") == weights(tiny_run)
+
+
+def test_the_loss_is_that_of_the_models_logits(tiny_values: Values, tmp_path: Path) -> None:
+    """Of whatever makes them: here they are capped, and the unembedding is the embedding."""
+    config = parse_config(changed(tiny_values, model={"logit_cap": 0.5, "tied": True}))
+    trainer = TextTrainer(config, None)
+    inputs, targets = torch.randint(0, 8, (2, 3, 12))
+    expected = F.cross_entropy(trainer.model(inputs).flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(trainer.losses(inputs, targets).flatten(), expected)
+    assert (
+        expected - math.log(trainer.model.config.vocab)
+    ).abs().max() <= 1.0  # no two capped logits are further apart
