@@ -47,9 +47,8 @@ def pca(
 
     for run in runs:
         check_out(run, out)
-        say_missing(open_series(run, snapshots))
-    for run in runs:
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
+        say_missing(open_series(run, snapshots))
     found, figure = pca_of_runs(
         runs,
         out,

@@ -13,7 +13,7 @@ from icl_fast.models import Transformer
 from icl_fast.models.blocks import Attention, Block, GatedMLP
 from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
-from icl_fast.ops._attention import causal_scores
+from icl_fast.ops._attention import causal_scores, unseen_keys
 
 CACHE_BYTES = 4 << 20
 
@@ -147,8 +147,8 @@ def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor | None) 
     if attention.plain_scores:
         scores = causal_scores(queries.to(wide), k.to(wide), rows, attention.scale, window)
     else:
-        unseen = causal_scores(queries.to(wide), k.to(wide), rows, 0.0, window)  # 0, or -inf where nothing is seen
-        scores = attention.scores(queries.to(wide), k.to(wide), rows) + unseen
+        unseen = unseen_keys(rows, k.shape[2], window)
+        scores = attention.scores(queries.to(wide), k.to(wide), rows).masked_fill_(unseen, float("-inf"))
     return scores.softmax(-1).to(q.dtype)
 
 

@@ -19,8 +19,14 @@ Measure = TypeVar("Measure", bound=Callable[..., Any])
 @contextmanager
 def as_stated() -> Iterator[None]:
     """No gradients and no autocast: what is measured has the dtype that is stated, whatever surrounds the call."""
+    with torch.no_grad(), without_autocast():
+        yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """What surrounds the call casts nothing in it."""
     with ExitStack() as settings:
-        settings.enter_context(torch.no_grad())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 settings.enter_context(torch.autocast(device, enabled=False))

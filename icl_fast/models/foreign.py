@@ -13,7 +13,8 @@ from icl_fast.errors import InputError
 from icl_fast.files import read_json, regular_file
 from icl_fast.memory import check_fits
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.families import FAMILIES, Family, Fields
+from icl_fast.models.families import FAMILIES, Family
+from icl_fast.models.family_fields import Fields
 from icl_fast.models.transformer import Transformer
 from icl_fast.models.weight_files import check_numbers
 
@@ -54,12 +55,13 @@ def load_foreign(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> T
         model = Transformer(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     check_fits(count * dtype.itemsize, f"model {folder}: {count:,} weights")
-    weights = family.weights(config, _Weights(folder), f"model {folder}")
+    shapes = model.state_dict()
+    weights = family.weights(shapes, config, _Weights(folder), f"model {folder}")
     for name, weight in weights.items():
         if not weight.is_floating_point():
             raise InputError(f"model {folder}: {name} is {weight.dtype}; quantised weights are not understood")
     weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    for name, expected in model.state_dict().items():
+    for name, expected in shapes.items():
         if weights[name].shape != expected.shape:
             wrong, wanted = list(weights[name].shape), list(expected.shape)
             raise InputError(f"model {folder}: {name} is {wrong}, its config says {wanted}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from icl_fast.errors import InputError
+from icl_fast.measure.of_model import without_autocast
 from icl_fast.models import Intervention
 from icl_fast.runs import Run, RunConfig, TextRunConfig
 from icl_fast.training.exemplars import ExemplarTrainer
@@ -21,17 +22,18 @@ from icl_fast.training.text import TextTrainer
 def as_in_a_new_process() -> Iterator[None]:
     """Torch's settings as they are at its start, whatever surrounds the call, and its random numbers as they were."""
     dtype = torch.get_default_dtype()
-    with ExitStack() as settings:
-        settings.enter_context(torch.random.fork_rng())
-        settings.enter_context(torch.inference_mode(False))
-        settings.enter_context(torch.enable_grad())
-        settings.enter_context(torch.device("cpu"))
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                settings.enter_context(torch.autocast(device, enabled=False))
-        torch.set_default_dtype(torch.float32)
-        settings.callback(torch.set_default_dtype, dtype)
-        yield
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.random.fork_rng(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device("cpu"),
+            without_autocast(),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 class Trainer(Protocol):
