@@ -35,7 +35,8 @@ def register(schema: str, body: Body, empty: Body, derivative: tuple[Body, Body,
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, torch.compiler.disable(_without_autocast(body)), "CompositeExplicitAutograd")
+    # not torch.compiler.disable, which loads the compiler at once: a second of every start
+    _LIBRARY.impl(name, torch._disable_dynamo(_without_autocast(body)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"icl_fast::{name}", empty, lib=_LIBRARY)
     op = getattr(torch.ops.icl_fast, name).default
     torch.library.register_vmap(f"icl_fast::{name}", _one_by_one(op, empty), lib=_LIBRARY)
