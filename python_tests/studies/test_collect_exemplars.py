@@ -210,5 +210,8 @@ def test_other_mistakes(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a usable snapshot is needed, it has 0 \(step 0: truncated; "):
         studied(run)
     (run / "log.jsonl").unlink()
+    with pytest.raises(InputError, match=r"log\.jsonl: is gone, and manifest\.json lists it"):
+        training_curves(Run(run))
+    Run(run).forget("log.jsonl")
     with pytest.raises(InputError, match="nothing is logged yet"):
         training_curves(Run(run))
