@@ -166,7 +166,7 @@ def _usable(name: str, run: Path, options: Options) -> _Usable:
 
 def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
     series, steps = run.series, run.series.steps
-    results = series.path / "results" / "report"
+    results = series.results / "report"
     examples = min(options.examples, len(series.evaluation_set().inputs))
 
     def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
