@@ -72,11 +72,9 @@ class EvaluationText:
             )
         context = self.context
         if context is None:
-            context = min(LONGEST_BY_DEFAULT, own_context or LONGEST_BY_DEFAULT)
-        elif own_context is not None and context > own_context:
-            raise InputError(
-                f"context: {context} is more than the {own_context} positions that the model of {ckpt} has"
-            )
+            context = min(LONGEST_BY_DEFAULT, made_for)
+        elif context > made_for:
+            raise InputError(f"context: {context} is more than the {made_for} positions that the model of {ckpt} has")
         return EvaluationText(sources, context, self.examples, self.seed, self.bos)
 
     @property

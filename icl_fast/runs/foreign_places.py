@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 
 from icl_fast.errors import InputError
@@ -41,7 +42,7 @@ class Place:
 
 
 def local_places(path: Path, revisions: str | None = None) -> list[Place]:
-    """The snapshots in a folder, in training order: of the model it holds, or of those in its subfolders.
+    """The snapshots in a folder, in training order: those in its subfolders, or else the model that it holds itself.
 
     A folder of the Hugging Face hub's cache (`refs/`, `snapshots/`) has one for each revision that was downloaded.
 
@@ -51,22 +52,22 @@ def local_places(path: Path, revisions: str | None = None) -> list[Place]:
     Raises:
         InputError: no model there, two of one step, or a name or pattern that none has.
     """
-    refs = path / "refs"
-    if is_foreign(path):
-        found = {path.name: path}
-    elif refs.is_dir() and (path / "snapshots").is_dir():
+    refs, found, single = path / "refs", dict[str, Path](), False
+    if path.is_dir():
+        found = {child.name: child for child in sorted(path.iterdir()) if is_foreign(child)}
+    if refs.is_dir() and (path / "snapshots").is_dir():
         files = sorted(file for file in refs.rglob("*") if file.is_file())
         commits = {file.relative_to(refs).as_posix(): file.read_text(encoding="utf-8").strip() for file in files}
         found = {name: path / "snapshots" / Path(commit).name for name, commit in commits.items()}
         found = {name: folder for name, folder in found.items() if is_foreign(folder)}
-    else:
-        found = {child.name: child for child in sorted(path.iterdir()) if is_foreign(child)} if path.is_dir() else {}
+    if not found and is_foreign(path):
+        found, single = {path.name: path}, True
     if not found:
         raise InputError(f"ckpt: {path} holds neither a run nor a model with a config.json, nor folders that do")
     places = [
         _completed(place(name, folder, of_pythia="pythia" in str(path).lower())) for name, folder in found.items()
     ]
-    return in_order(places, revisions, str(path), single=is_foreign(path))
+    return in_order(places, revisions, str(path), single=single)
 
 
 def holds_models(path: Path) -> bool:
@@ -113,7 +114,7 @@ def in_order(places: Sequence[Place], revisions: str | None, where: str, *, sing
         names = ", ".join(place.name for place in chosen[:8])
         raise InputError(f"ckpt: no name in {where} says a step, such as step1000 or checkpoint-500 ({names})")
     known.sort(key=lambda place: place.step)
-    for earlier, later in zip(known, known[1:], strict=False):
+    for earlier, later in pairwise(known):
         if earlier.step == later.step:
             raise InputError(
                 f"ckpt: {earlier.name} and {later.name} of {where} are both of step {later.step}; choose some with "
@@ -126,7 +127,7 @@ def order_notes(places: Sequence[Place]) -> list[str]:
     """What in the order of these cannot be, by step."""
     notes = [f"snapshot {place.step}: {place.noted}" for place in places if place.noted is not None]
     told = [place for place in places if place.tokens is not None]
-    for earlier, later in zip(told, told[1:], strict=False):
+    for earlier, later in pairwise(told):
         if earlier.tokens is not None and later.tokens is not None and later.tokens <= earlier.tokens:
             notes.append(
                 f"snapshot {later.step} ({later.name}) had seen {later.tokens:,} tokens, no more than snapshot "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class ForeignOptions:
         tokenizer: a tokenizer.json; None: the model's own.
     """
 
-    text: EvaluationText = EvaluationText()
+    text: EvaluationText = field(default_factory=EvaluationText)
     revisions: str | None = None
     keep_downloads: bool = True
     tokenizer: Path | None = None

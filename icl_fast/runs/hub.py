@@ -62,9 +62,9 @@ class HubModel:
         from huggingface_hub import snapshot_download
 
         patterns = [*_SMALL, *(self._weights(revision) if weights else ())]
-        place = {} if self.keep else {"local_dir": str(self._own(revision))}
+        own = None if self.keep else str(self._own(revision))
         try:
-            folder = Path(snapshot_download(self.name, revision=revision, allow_patterns=patterns, **place))
+            folder = Path(snapshot_download(self.name, revision=revision, allow_patterns=patterns, local_dir=own))
         except Exception as error:
             raise _unreachable(self.name, error) from None
         if not is_foreign(folder):
@@ -113,6 +113,6 @@ def _unreachable(name: str, error: Exception) -> InputError:
         return error
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(
-        f"ckpt: {PREFIX}{name} cannot be had from the hub ({reason:.200}); see that the name and the network are right, "
-        "or give a folder"
+        f"ckpt: {PREFIX}{name} cannot be had from the hub ({reason:.200}); see that the name and the network are "
+        "right, or give a folder"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from icl_fast.files import regular_file
 from icl_fast.runs.foreign_places import holds_models
 from icl_fast.runs.foreign_series import ForeignOptions, ForeignSeries
 from icl_fast.runs.hub import PREFIX, hub_name
+from icl_fast.runs.names import run_names
 from icl_fast.runs.run_series import RunSeries, place_in_run, run_of
 from icl_fast.runs.series import Series
 
@@ -59,6 +61,22 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all", foreign: Fore
             f"ckpt: {path} has {'none of its snapshots any more' if series.missing() else 'no snapshots yet'}"
         )
     return series.chosen(snapshots)
+
+
+def open_all(
+    ckpts: Sequence[str | Path], snapshots: str = "all", foreign: ForeignOptions | None = None
+) -> dict[str, Series]:
+    """Several series by unique names (see `run_names`); the options go to those that are other people's.
+
+    Raises:
+        InputError: as `open_series` and `run_names`, or options and none of other people's.
+    """
+    named = run_names(ckpts)
+    theirs = [name for name, path in named.items() if is_foreign_series(path)]
+    return {
+        name: open_series(path, snapshots, foreign if name in theirs or not theirs else None)
+        for name, path in named.items()
+    }
 
 
 def is_foreign_series(ckpt: str | Path) -> bool:

@@ -242,7 +242,7 @@ def _reading(
     name: str, series: Series, last: Transformer, text: Text, results: Path, options: Options, show: Show
 ) -> xr.Dataset:
     """What a run's snapshots make of a text; `last` is the model of the last one."""
-    tokenised = tokenise(text, series.tokenizer(), last.config.context)
+    tokenised = tokenise(text, series.tokenizer(), series.context, series.bos)
     identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
     out = results / f"{text.name}.zarr"
 
