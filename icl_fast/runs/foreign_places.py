@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,8 +73,8 @@ def local_places(path: Path, revisions: str | None = None) -> list[Place]:
 
 def holds_models(path: Path) -> bool:
     """Whether `local_places` would find something."""
-    if not path.is_dir():
-        return is_foreign(path)
+    if not os.path.isdir(path):  # unlike Path's, it has no error for a name that no file system takes
+        return os.path.isfile(path) and is_foreign(path)
     return is_foreign(path) or any(map(is_foreign, (*path.iterdir(), *path.glob("snapshots/*"))))
 
 

@@ -41,9 +41,9 @@ class TokenisedText:
         pieces: [T] what each target adds to the text. Bytes of a character that is spread over several tokens are
             written `\xe2`, or, where the tokenizer is not a byte-level BPE, the character stands at the first of them;
             the other pieces, joined, are the text.
-        first: the piece that is read first, `<bos>` or that of the first token.
         categories: [T] int64, where the target is a label of a template text its category, else -1.
         left_out: tokens of the text beyond the context.
+        first: the piece that is read first, `<bos>` or that of the first token.
     """
 
     name: str
@@ -53,9 +53,9 @@ class TokenisedText:
     inputs: Tensor
     targets: Tensor
     pieces: tuple[str, ...]
-    first: str
     categories: Tensor
     left_out: int
+    first: str = BOS_PIECE
 
 
 def tokenise(text: Text, tokenizer: Tokenizer, context: int, bos: int | None = BOS_ID) -> TokenisedText:
