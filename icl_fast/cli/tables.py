@@ -41,7 +41,13 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     for name in columns:
         table.add_column(name, justify="right")
         table.add_column("change", justify="right")
-    for ablation in last["ablation"].values[: most + 1]:
+    names = last["ablation"].values
+    if len(names) > most + 1:  # whole model first, which nothing changes: then those that change the most
+        first = next(iter(columns.values()))
+        change = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
+        change[names == UNABLATED] = np.inf
+        names = names[np.argsort(-change, kind="stable")[: most + 1]]
+    for ablation in names:
         row = [str(ablation)]
         for values in columns.values():
             value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
@@ -49,7 +55,7 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        echo(f"… and {more} more in the results")
+        echo(f"… and {more} more, which change it less, in the results")
 
 
 def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
