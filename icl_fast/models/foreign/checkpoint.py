@@ -14,6 +14,7 @@ from icl_fast.errors import InputError
 from icl_fast.files import regular_file
 from icl_fast.models.config import TransformerConfig
 
+CONFIG = "config.json"
 Layout = Callable[[Tensor, TransformerConfig], Tensor]
 Names = dict[str, "str | tuple[str, Layout]"]
 

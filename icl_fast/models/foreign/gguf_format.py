@@ -18,12 +18,22 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file
+from icl_fast.models.foreign.checkpoint import CONFIG
 
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DAMAGE = (  # what turned bytes can lead to: counts, kinds, places and texts that cannot be
     struct.error, ValueError, ArithmeticError, TypeError, LookupError, RecursionError, NotImplementedError
 )  # fmt: skip
+
+
+def gguf_file(path: str | Path) -> Path | None:
+    """The GGUF file that a path is, or the only one in a folder that has no config.json; None: there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path if path.suffix == ".gguf" else None
+    found = [] if (path / CONFIG).exists() else list(path.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None
 
 
 class _Place(NamedTuple):
