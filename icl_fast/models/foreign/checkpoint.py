@@ -14,6 +14,7 @@ from icl_fast.errors import InputError
 from icl_fast.files import regular_file
 from icl_fast.models.config import TransformerConfig
 
+CONFIG = "config.json"
 Layout = Callable[[Tensor, TransformerConfig], Tensor]
 Names = dict[str, "str | tuple[str, Layout]"]
 
@@ -46,47 +47,64 @@ class Checkpoint(ABC):
 
 
 def match_weights(
-    names: Iterable[str],
-    theirs_of: Callable[[str], tuple[str, Layout | None]],
+    places: Mapping[str, tuple[str, Layout | None]],
     theirs: Mapping[str, Tensor],
     config: TransformerConfig,
     source: str,
     *,
-    passed_over: Callable[[str], bool] = lambda _: False,
+    passed_over: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Our weights by name out of theirs: every one of theirs used, and read once, however many of ours it holds.
 
     Args:
-        names: of our weights.
-        theirs_of: the name of theirs that holds one of ours, and how it lies in it.
+        places: by the names of our weights, the name of theirs that holds it, and how it lies in it.
         theirs: read when asked for, so that it may be a file.
-        passed_over: whether one of theirs is no weight, or one that is there twice.
+        passed_over: ends of the names of theirs that are no weights, or that are there twice.
 
     Raises:
         InputError: weights that are missing, or that are there and not used.
     """
     parts: dict[str, list[tuple[str, Layout | None]]] = {}
-    for name in names:
-        theirs_name, layout = theirs_of(name)
+    for name, (theirs_name, layout) in places.items():
         if theirs_name not in theirs:
             raise InputError(f"{source}: weight {theirs_name!r} is missing")
         parts.setdefault(theirs_name, []).append((name, layout))
     for name in theirs:
-        if name not in parts and not passed_over(name):
+        if name not in parts and not name.endswith(passed_over):
             raise InputError(f"{source}: weight {name!r} is not used; the model has a part that is not understood")
+    return _parts(parts, theirs, config, source)
+
+
+def _parts(
+    parts: Mapping[str, list[tuple[str, Layout | None]]],
+    theirs: Mapping[str, Tensor],
+    config: TransformerConfig,
+    source: str,
+) -> Iterator[tuple[str, Tensor]]:
     for theirs_name, ours in parts.items():
         weight = theirs[theirs_name]
         for name, layout in ours:
-            yield name, weight if layout is None else layout(weight, config)
+            try:
+                part = weight if layout is None else layout(weight, config)
+            except (RuntimeError, IndexError):
+                shape = list(weight.shape)
+                raise InputError(f"{source}: {theirs_name} is {shape}, which its config does not say") from None
+            yield name, part
 
 
-def split_name(name: str) -> tuple[str, str, str]:
-    """The layer ("" outside of the blocks), part and kind of one of our weights: `0`, `attention.q`, `weight`."""
+def place(names: Names, name: str) -> tuple[str, Layout | None]:
+    """Where one of our weights is, and how it lies there.
+
+    Args:
+        names: by the part of the model, such as `attention.q`, theirs without `.weight` or `.bias`, `{}` its layer.
+    """
     part, _, kind = name.rpartition(".")
     layer = ""
     if part.startswith("blocks."):
         layer, _, part = part.removeprefix("blocks.").partition(".")
-    return layer, part, kind
+    entry = names[part]
+    theirs, layout = (entry, None) if isinstance(entry, str) else entry
+    return f"{theirs.format(layer)}.{kind}", layout
 
 
 class WeightFiles(Mapping[str, Tensor]):

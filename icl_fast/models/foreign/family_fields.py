@@ -7,7 +7,8 @@ refused by name, never passed over. A function for each family gives the values 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from icl_fast.errors import InputError
@@ -76,6 +77,15 @@ class Fields:
         for name in sorted(self.values.keys() - self.read - _DECIDES_NOTHING):
             if self.values[name] not in (None, False):
                 raise self.not_understood(name, self.values[name])
+
+
+@contextmanager
+def understood(source: str) -> Iterator[None]:
+    """Turn what a value of the wrong type or size does to a formula into an `InputError`."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
+        raise InputError(f"{source}: has a value that is not understood ({type(error).__name__}: {error})") from None
 
 
 def _rotary(fields: Fields, *, base: float = 10_000.0, fraction: float | None = None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _of_heads(index: int) -> Layout:
     return layout
 
 
-def _rows(index: int) -> Layout:
+def rows(index: int) -> Layout:
     """Queries, keys or values of a matrix of all three, one below the other (Phi-3)."""
 
     def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
@@ -49,7 +49,7 @@ def _rows(index: int) -> Layout:
     return layout
 
 
-def _half(index: int) -> Layout:
+def half(index: int) -> Layout:
     def layout(weight: Tensor, _: TransformerConfig) -> Tensor:
         return weight.chunk(2)[index]
 
@@ -89,11 +89,11 @@ PHI: Names = DECODER | {
     "mlp.2": "layers.{}.mlp.fc2",
 }
 PHI3: Names = DECODER | {
-    "attention.q": ("layers.{}.self_attn.qkv_proj", _rows(0)),
-    "attention.k": ("layers.{}.self_attn.qkv_proj", _rows(1)),
-    "attention.v": ("layers.{}.self_attn.qkv_proj", _rows(2)),
-    "mlp.gate": ("layers.{}.mlp.gate_up_proj", _half(0)),
-    "mlp.up": ("layers.{}.mlp.gate_up_proj", _half(1)),
+    "attention.q": ("layers.{}.self_attn.qkv_proj", rows(0)),
+    "attention.k": ("layers.{}.self_attn.qkv_proj", rows(1)),
+    "attention.v": ("layers.{}.self_attn.qkv_proj", rows(2)),
+    "mlp.gate": ("layers.{}.mlp.gate_up_proj", half(0)),
+    "mlp.up": ("layers.{}.mlp.gate_up_proj", half(1)),
 }
 GPT_NEOX: Names = {
     "embed": "embed_in",

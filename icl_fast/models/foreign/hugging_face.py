@@ -9,11 +9,9 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
-from icl_fast.models.foreign.checkpoint import Checkpoint, WeightFiles
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, WeightFiles
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields
-
-CONFIG = "config.json"
 
 
 class HuggingFace(Checkpoint):

@@ -9,15 +9,17 @@ import torch
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.foreign.checkpoint import Checkpoint
-from icl_fast.models.foreign.hugging_face import CONFIG, HuggingFace
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint
+from icl_fast.models.foreign.gguf_checkpoint import GGUFCheckpoint
+from icl_fast.models.foreign.gguf_format import gguf_file
+from icl_fast.models.foreign.hugging_face import HuggingFace
 from icl_fast.models.transformer import Transformer
 from icl_fast.models.weight_files import check_numbers
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether a path looks like other people's model: a folder with a config.json."""
-    return (Path(path) / CONFIG).is_file()
+    """Whether a path looks like other people's model: a folder with a config.json, a GGUF file or the folder of one."""
+    return (Path(path) / CONFIG).is_file() or gguf_file(path) is not None
 
 
 def foreign_config(path: str | Path) -> TransformerConfig:
@@ -86,4 +88,6 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Tra
 
 
 def _open(path: str | Path) -> Checkpoint:
-    return HuggingFace(Path(path))
+    path = Path(path)
+    gguf = gguf_file(path)
+    return HuggingFace(path) if gguf is None else GGUFCheckpoint(gguf)
