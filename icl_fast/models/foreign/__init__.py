@@ -1,5 +1,6 @@
 """Other people's models, opened as a `Transformer`; see docs/models.md for what loads."""
 
+from icl_fast.models.foreign.gguf_format import gguf_file
 from icl_fast.models.foreign.gguf_tokenizer import gguf_bos, gguf_tokenizer, why_no_tokenizer
 from icl_fast.models.foreign.load import describe, foreign_config, is_foreign, load_foreign, weight_files
 
@@ -7,6 +8,7 @@ __all__ = [
     "describe",
     "foreign_config",
     "gguf_bos",
+    "gguf_file",
     "gguf_tokenizer",
     "is_foreign",
     "load_foreign",
