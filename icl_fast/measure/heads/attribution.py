@@ -46,7 +46,7 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
     if (gained := gain(model.final_norm)) is not None:
         directions = directions * gained.double()
-    if model.config.norm == "rms":
+    if model.config.norm != "layer":
         return directions
     return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
 
@@ -67,6 +67,8 @@ def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tenso
         [B,T,K,C] float64.
     """
     wide = last.double()
+    if model.config.norm == "none":
+        return logit_directions(model, tokens)
     variance = wide.square().mean(-1) if model.config.norm == "rms" else wide.var(-1, correction=0)  # [B,T]
     return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
 

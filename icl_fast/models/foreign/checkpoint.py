@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def _parts(
             except (RuntimeError, IndexError):
                 shape = list(weight.shape)
                 raise InputError(f"{source}: {theirs_name} is {shape}, which its config does not say") from None
+            except ValueError as error:
+                raise InputError(f"{source}: {theirs_name} {error}") from None
             yield name, part
 
 
@@ -96,33 +99,26 @@ def place(names: Names, name: str) -> tuple[str, Layout | None]:
     """Where one of our weights is, and how it lies there.
 
     Args:
-        names: by the part of the model, such as `attention.q`, theirs without `.weight` or `.bias`, `{}` its layer.
+        names: by the part of the model, such as `attention.q`, theirs without `.weight` or `.bias`, `{}` its layer; or,
+            by part and kind, such as `attention.q.weight`, the whole of it.
     """
-    part, _, kind = name.rpartition(".")
-    layer = ""
-    if part.startswith("blocks."):
-        layer, _, part = part.removeprefix("blocks.").partition(".")
-    entry = names[part]
+    layer, own = "", name
+    if name.startswith("blocks."):
+        layer, _, own = name.removeprefix("blocks.").partition(".")
+    part, dot, kind = own.rpartition(".")
+    entry, end = (names[own], "") if own in names else (names[part], dot + kind)
     theirs, layout = (entry, None) if isinstance(entry, str) else entry
-    return f"{theirs.format(layer)}.{kind}", layout
+    return theirs.format(layer) + end, layout
 
 
-class WeightFiles(Mapping[str, Tensor]):
-    """The weights in safetensors files, or in torch's own, each read when it is asked for."""
+class Safetensors(Mapping[str, Tensor]):
+    """The weights in safetensors files, each read when it is asked for."""
 
-    def __init__(self, paths: Collection[Path]) -> None:
-        """The files that these are.
-
-        Raises:
-            InputError: one that is missing, damaged or neither.
-        """
-        self._files: dict[str, Any] = {}
-        for path in paths:
-            self._files.update(_safetensors(path) if path.suffix == ".safetensors" else read_torch(path))
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self._files = files
 
     def __getitem__(self, name: str) -> Tensor:
-        holder = self._files[name]
-        weight: Tensor = holder if isinstance(holder, Tensor) else holder.get_tensor(name)
+        weight: Tensor = self._files[name].get_tensor(name)
         return weight
 
     def __contains__(self, name: object) -> bool:
@@ -135,28 +131,51 @@ class WeightFiles(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
+def read_safetensors(*paths: Path) -> Safetensors:
+    """The weights in these files.
+
+    Raises:
+        InputError: one that is missing, damaged, or no safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
-    try:
-        file: Any = safe_open(regular_file(path, "model"), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"model {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
-    return {name: file for name in file.keys()}  # noqa: SIM118 (not a dict)
+    files: dict[str, Any] = {}
+    for path in paths:
+        try:
+            file: Any = safe_open(regular_file(path, "model"), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"model {path}: cannot be read, it is damaged or no safetensors file ({error})") from None
+        files.update((name, file) for name in file.keys())  # noqa: SIM118 (not a dict)
+    return Safetensors(files)
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, if it is a dict of data; tensors stay in the file until they are used.
+    """The dict that `torch.save` wrote; its tensors stay in the file until they are used.
 
     Raises:
         InputError: it is damaged, or holds what only running it would give.
     """
     try:
-        values = torch.load(regular_file(path, "model"), map_location="cpu", weights_only=True, mmap=True)
+        in_file = zipfile.is_zipfile(regular_file(path, "model"))  # torch wrote another format before 1.6
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=in_file)
     except InputError:
         raise
     except Exception as error:  # torch raises whatever is wrong with the archive
-        raise InputError(f"model {path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"model {path}: cannot be read ({str(error).partition(chr(10))[0]})") from None
     if not isinstance(values, dict):
         raise InputError(f"model {path}: holds no weights by name, it is a {type(values).__name__}")
+    return values
+
+
+def named_tensors(values: Any, path: Path) -> dict[str, Tensor]:
+    """The same, if it is weights by name.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"model {path}: holds no weights by name, it is a {type(values).__name__}")
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(f"model {path}: holds {name!r}, which is no weight but a {type(value).__name__}")
     return values

@@ -72,9 +72,9 @@ class Fields:
             f"{self.source}: field {name!r} is {value!r}, which is not understood; the model would not be the same"
         )
 
-    def check_all_read(self) -> None:
+    def check_all_read(self, decides_nothing: frozenset[str] = _DECIDES_NOTHING) -> None:
         """Refuse fields that nothing read and that may decide something."""
-        for name in sorted(self.values.keys() - self.read - _DECIDES_NOTHING):
+        for name in sorted(self.values.keys() - self.read - decides_nothing):
             if self.values[name] not in (None, False):
                 raise self.not_understood(name, self.values[name])
 

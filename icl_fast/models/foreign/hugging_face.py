@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
-from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, WeightFiles
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, named_tensors, read_safetensors, read_torch
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields
 
@@ -35,7 +35,13 @@ class HuggingFace(Checkpoint):
         return found
 
     def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        return self.family.weights(names, self.config, WeightFiles(self.files), self.source)
+        files = self.files
+        theirs: Mapping[str, Tensor]
+        if files[0].suffix == ".safetensors":
+            theirs = read_safetensors(*files)
+        else:
+            theirs = {name: weight for path in files for name, weight in named_tensors(read_torch(path), path).items()}
+        return self.family.weights(names, self.config, theirs, self.source)
 
 
 def _files(folder: Path, name: str, suffix: str) -> list[Path]:

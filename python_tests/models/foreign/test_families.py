@@ -137,7 +137,7 @@ def copy_with(llama: Path, folder: Path, fields: dict[str, Any] | None = None, *
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"'partial_rotary_factor' is 0.5, which is not"),
         ({"rope_parameters": "foo"}, r"field 'rope_parameters' is 'foo'"),
         ({"model_type": ["llama"]}, r"model_type \['llama'\] is not known"),
-        ({"model_type": "gone"}, r"model_type None is not known"),
+        ({"model_type": "gone"}, r"is of no kind that is known, it has no field model_type"),
         ({"hidden_size": "gone"}, r"field 'hidden_size' is missing"),
         ({"vocab_size": 62}, r"embed.weight is \[61, 16\], its config says \[62, 16\]"),
         ({"num_hidden_layers": 3}, r"weight 'model.layers.2.input_layernorm.weight' is missing"),

@@ -25,7 +25,8 @@ TEXTS = [
 ]
 BYTES, SPLIT = pre_tokenizers.ByteLevel, pre_tokenizers.Split
 # as their tokenizer.json have it: Llama 3.2, Qwen 2.5, SmolLM2, OLMo
-LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+LLAMA = WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA.replace("{1,3}", "")
 PUBLISHED: dict[str, tuple[list[Any], Any]] = {
     "gpt-2": ([BYTES(add_prefix_space=False)], None),
