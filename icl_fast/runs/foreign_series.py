@@ -142,9 +142,9 @@ class ForeignSeries(Series):
             self.load(step)
         except InputError as error:
             where = self._places[step]
-            message = str(error).removeprefix(f"snapshot {step} ({where.name}): ")
-            for prefix in ("model ", "snapshot ", ""):
-                message = message.removeprefix(f"{prefix}{where.path}: ")
+            message = str(error).replace(str(where.path), where.name)
+            for prefix in (f"snapshot {step} ({where.name}): ", f"model {where.name}: "):
+                message = message.removeprefix(prefix)
             return message.partition("; ")[0]
         return None
 

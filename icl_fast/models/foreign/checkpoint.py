@@ -43,7 +43,7 @@ class Checkpoint(ABC):
             names: of the weights of a Transformer of this config; but the unembedding where it is tied.
 
         Raises:
-            InputError: weights that are missing, that are there and not used, or that cannot be read.
+            InputError: weights that are missing, that are there and not used, that cannot be read or are not finite.
         """
 
 
@@ -84,6 +84,8 @@ def _parts(
 ) -> Iterator[tuple[str, Tensor]]:
     for theirs_name, ours in parts.items():
         weight = theirs[theirs_name]
+        if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
+            raise InputError(f"{source}: {theirs_name} holds NaN or infinity; that training run diverged before it")
         for name, layout in ours:
             try:
                 part = weight if layout is None else layout(weight, config)
