@@ -71,7 +71,7 @@ def test_what_is_damaged_is_said_by_step_and_tensor(damaged: Path, corpus_folder
     assert left_out[64] == "is another model than the first snapshot (rotary_base 500.0, not 1000.0)"
     assert not any(str(damaged) in why for why in left_out.values())
     with pytest.raises(InputError, match=r"step8.*mlp\.up_proj\.weight.* holds NaN or infinity"):
-        sweep(series, out=damaged.parent / "out")
+        sweep(series.at([0, 8]), out=damaged.parent / "out")
 
 
 def test_a_sweep_is_the_ablation_of_each_snapshot(foreign: Path, corpus_folder: Path, tmp_path: Path) -> None:
