@@ -333,3 +333,13 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"has to hold one file of weights \(.pt, .pth, .safetensors\), not none"):
         load_foreign(tmp_path)
+
+
+def test_other_files_of_torch_are_no_models(tmp_path: Path) -> None:
+    """Such as an optimizer's beside a model of Hugging Face, or anywhere."""
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert not is_foreign(tmp_path / "optimizer.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    torch.save(random_weights(SMALL), tmp_path / "other.pt")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    assert not any(map(is_foreign, tmp_path.iterdir()))
