@@ -34,6 +34,22 @@ def is_lens_config(values: Any) -> bool:
     return isinstance(values, dict) and {"n_layers", "d_model", "n_ctx"} <= values.keys()
 
 
+def is_lens_file(path: Path) -> bool:
+    """Whether a file is torch's, and a HookedTransformer's config is beside or above it, or else inside."""
+    if path.suffix not in (".pt", ".pth"):
+        return False
+    try:
+        config = _config_near(path)
+        return is_lens_config(read_json(config, "model") if config else _read(path)[0])
+    except InputError:
+        return False
+
+
+def _config_near(file: Path) -> Path | None:
+    folders = (file.parent, file.parent.parent)
+    return next((path for folder in folders if (path := folder / CONFIG).is_file()), None)
+
+
 def _transposed(weight: Tensor, _: TransformerConfig) -> Tensor:
     return weight.T
 
@@ -128,8 +144,7 @@ class LensCheckpoint(Checkpoint):
         values, self._theirs = _read(file)
         source = self.source
         if values is None:
-            folders = [file.parent, file.parent.parent]
-            config = next((at for folder in folders if (at := folder / CONFIG).is_file()), None)
+            config = _config_near(file)
             if config is None:
                 raise InputError(f"{source}: holds no config of its own, and no {CONFIG} lies beside it or above")
             values, source = read_json(config, "model"), f"model {config}"

@@ -15,20 +15,21 @@ from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint
 from icl_fast.models.foreign.gguf_checkpoint import GGUFCheckpoint
 from icl_fast.models.foreign.gguf_format import gguf_file
 from icl_fast.models.foreign.hugging_face import HuggingFace
-from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint
+from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint, is_lens_file
 from icl_fast.models.foreign.own_checkpoint import OwnCheckpoint
 from icl_fast.models.transformer import Transformer
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether a path looks like other people's model: a folder with a config.json or one GGUF file, or such a file.
+    """Whether a path looks like other people's model.
 
-    Files with names that end in .gguf, .pt or .pth are taken for models, whatever they hold.
+    A folder with a config.json or one GGUF file; a GGUF file; a .pt or .pth file with a HookedTransformer's config
+    inside, beside or above it.
     """
     path = Path(path)
     if path.is_dir():
         return (path / CONFIG).is_file() or gguf_file(path) is not None
-    return path.is_file() and path.suffix in (".gguf", ".pt", ".pth")
+    return path.is_file() and (path.suffix == ".gguf" or is_lens_file(path))
 
 
 def foreign_config(path: str | Path) -> TransformerConfig:
