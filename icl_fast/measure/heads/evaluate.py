@@ -16,6 +16,7 @@ from icl_fast.measure.heads.circuits import (
     copying_eigenvalue_score,
     copying_eigenvalues,
     qk_trace,
+    why_undefined,
 )
 from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_matching_scores, previous_token_scores
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
@@ -70,9 +71,9 @@ def evaluate(
         The path of the store. Its Dataset, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in
         layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer,
         writer_head, layer, head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and
-        `tokens` (seen).
+        `tokens` (seen). What the architecture does not define is NaN.
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
-        asked for that are not in it (see `Series.readable`).
+        asked for that are not in it (see `Series.readable`); `undefined`, JSON: variable -> why (see `why_undefined`).
 
     Raises:
         OtherResults: `out` holds an evaluation with another seed, of other snapshots, ...

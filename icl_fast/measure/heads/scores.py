@@ -118,8 +118,8 @@ def copying_scores(model: Transformer, *, seed: int = 0, ids: Tensor | None = No
     On 25 distinct random tokens without BOS (the paper regrets leaving it out, but its numbers are without it; that the
     tokens are distinct it does not say). Source j raises the logits by its value through OV, the final norm's gain and
     the unembedding, less the mean over the vocabulary, through a ReLU. The final norm's scale, one number per
-    destination, is left out, so that every destination weighs the same. Where the model's position table is shorter, so
-    are the sequences.
+    destination, is left out, so that every destination weighs the same; so is that of a norm after attention. Where
+    the model's position table is shorter, so are the sequences.
 
     Args:
         seed: of the tokens.
@@ -141,7 +141,7 @@ def copying_scores(model: Transformer, *, seed: int = 0, ids: Tensor | None = No
         for some, rows, pattern in base.pattern_tiles():
             attended[some, :, : rows.stop] += pattern.sum(2, dtype=torch.float64)
         raised = torch.einsum(
-            "bhjd,hdc,bkc->bhjk", base.qkv[2].double(), head_outputs(model, base.layer), directions[examples]
+            "bhjd,hdc,bkc->bhjk", base.qkv[2].double(), head_outputs(base.block), directions[examples]
         ).relu()
         own[base.layer, examples], everything[base.layer, examples] = _raised(attended, raised)
     return _copied(own, everything).mean(1)

@@ -276,6 +276,11 @@ def test_any_architecture(architectures: Shapes, random_model: Callable[..., Tra
     for layer in layers:
         out = model.blocks[layer].attention.out.weight.double().view(model.config.width, model.config.heads, -1)
         written = torch.einsum("chd,bhjd->bhjc", out, distinct[f"{layer}.v"].double())
+        after = model.blocks[layer].after1  # but for its scale
+        if isinstance(after, torch.nn.LayerNorm):
+            written = written - written.mean(-1, keepdim=True)
+        if getattr(after, "weight", None) is not None:
+            written = written * after.weight.double()
         raised = torch.einsum("bhjc,bkc->bhjk", written, directions).relu()
         copied.append(copying(distinct[f"{layer}.pattern"], raised))
     torch.testing.assert_close(copying_scores(model, seed=1), torch.stack(copied), rtol=0, atol=1e-5)
