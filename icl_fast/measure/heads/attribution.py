@@ -46,9 +46,9 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
     if (gained := gain(model.final_norm)) is not None:
         directions = directions * gained.double()
-    if model.config.norm == "rms":
-        return directions
-    return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
+    if isinstance(model.final_norm, nn.LayerNorm):
+        directions = directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
+    return directions
 
 
 def through_norm(norm: nn.Module, rows: Tensor) -> Tensor:
@@ -96,9 +96,8 @@ def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tenso
     Returns:
         [B,T,K,C] float64.
     """
-    scale = norm_scale(model.final_norm, last)
-    assert scale is not None
-    return logit_directions(model, tokens) / scale[..., None, None]
+    directions, scale = logit_directions(model, tokens), norm_scale(model.final_norm, last)
+    return directions if scale is None else directions / scale[..., None, None]
 
 
 def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: Tensor, scale: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from icl_fast.arguments import shown
 from icl_fast.errors import InputError
 from icl_fast.measure.heads.attribution import head_outputs
 from icl_fast.measure.of_model import measures_weights
-from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.models import ModelShape, Transformer
 from icl_fast.models.blocks import Block, gain
 
 _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
@@ -38,7 +38,7 @@ UNDEFINED_UNDER = {  # what makes a measure undefined; the first reason that a c
 }
 
 
-def why_undefined(config: TransformerConfig) -> dict[str, str]:
+def why_undefined(config: ModelShape) -> dict[str, str]:
     """Circuits that an architecture does not define: name in the Dataset of `evaluate` to why, in a few words.
 
     Scores from activations (prefix matching, copying, previous token) and logit attributions are always defined.
@@ -132,7 +132,7 @@ def copying_eigenvalues(model: Transformer) -> Tensor:
     through = _product(model.unembed.weight, model.embed.weight)  # [C,C], from the embedding to the left
     if (gained := gain(model.final_norm)) is not None:
         through = gained.double()[:, None] * through
-    if model.config.norm == "layer" and model.config.norm_place == "after":  # else W_O is centred
+    if isinstance(model.final_norm, nn.LayerNorm) and model.config.norm_place == "after":  # else W_O is centred
         through = through - through.mean(0)
     if model.config.embed_scale != 1.0:
         through = through * model.config.embed_scale
