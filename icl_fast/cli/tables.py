@@ -90,6 +90,11 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
         f"token if that score > {least.previous_token}"
     )
+    said: dict[str, list[str]] = {}
+    for name, why in json_attribute(results, "undefined").items():
+        said.setdefault(why, []).append(next((title for title in titles if titles[title] == name), name))
+    for why, names in said.items():
+        echo(f"{', '.join(names)}: undefined because {why}")
     for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
 

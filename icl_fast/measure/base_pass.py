@@ -13,9 +13,10 @@ from icl_fast.models import Transformer
 from icl_fast.models.blocks import Attention, Block, GatedMLP
 from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
-from icl_fast.ops._attention import causal_scores, unseen_keys
+from icl_fast.ops._attention import SCORES_AT_A_TIME, causal_scores, unseen_keys
 
 CACHE_BYTES = 4 << 20
+TILE_SCORES = 2**18  # of patterns at a time on a CPU: what softmax makes of them stays in its second-level cache
 
 
 @dataclass
@@ -60,12 +61,13 @@ class BaseLayer:
     def pattern(self) -> Tensor:
         """Attention patterns of the rows, [n,H,R,T]. For few rows only: it is held in memory."""
         assert self.rows is not None
-        return self.pattern_at(self.rows)
-
-    def pattern_at(self, rows: Tensor) -> Tensor:
-        """Attention patterns of 0-based positions [n,R]: [n,H,R,T]."""
         q, k, _ = self.qkv
-        return pattern_of(self.attention, q, k, rows)
+        return pattern_of(self.attention, q, k, self.rows)
+
+    def pattern_tiles(self, first: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+        """As `pattern_tiles`, of the layer's own queries and keys."""
+        q, k, _ = self.qkv
+        return pattern_tiles(self.attention, q, k, first)
 
     @cached_property
     def attended(self) -> Tensor:
@@ -132,24 +134,50 @@ def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Ten
     """Values [A,n,H,T,D] of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D]."""
     if attention.plain_scores:
         return frozen_attention(q, k, values, scale=attention.scale, window=attention.windows, rows=rows)
-    return pattern_of(attention, q, k, rows) @ values
+    if rows is not None:
+        return pattern_of(attention, q, k, rows) @ values
+    out = torch.empty_like(values)
+    for examples, at, pattern in pattern_tiles(attention, q, k):
+        out[:, examples, :, at] = pattern @ values[:, examples, :, : at.stop]
+    return out
 
 
-def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor | None) -> Tensor:
-    """The pattern [n,H,R,T] of q and k [n,H,T,D] at 0-based positions [n,R]; None: at all."""
-    if rows is None:
-        rows = torch.arange(q.shape[2], device=q.device).expand(len(q), -1)
-    queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+def pattern_tiles(attention: Attention, q: Tensor, k: Tensor, first: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The pattern of q and k [n,H,T,D] tile by tile: which examples, which rows, and [m,H,R,S] of these, S the keys up
+    to the last row.
+
+    Args:
+        first: the first row of interest, 0-based.
+    """
+    count, heads, length, _ = q.shape
+    scores = TILE_SCORES if q.device.type == "cpu" else SCORES_AT_A_TIME
+    together = min(count, max(1, scores // (heads * length * length)))
+    step = max(1, scores // (together * heads * length))
+    for example in range(0, count, together):
+        examples = slice(example, min(example + together, count))
+        for row in range(first, length, step):
+            at = slice(row, min(row + step, length))
+            rows = torch.arange(at.start, at.stop, device=q.device)[None]
+            yield examples, at, _pattern(attention, q[examples, :, at], k[examples, :, : at.stop], rows)
+
+
+def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
+    """The pattern [n,H,R,T] of q and k [n,H,T,D] at 0-based positions [n,R]."""
+    return _pattern(attention, q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, rows)
+
+
+def _pattern(attention: Attention, queries: Tensor, k: Tensor, rows: Tensor) -> Tensor:
+    """The pattern [n,H,R,S] of queries [n,H,R,D] at 0-based positions [n or 1,R] and the first S keys [n,H,S,D]."""
     window = None
     if attention.windows is not None:
-        window = torch.tensor([w or 0 for w in attention.windows], device=q.device)
-    wide = torch.promote_types(q.dtype, torch.float32)
+        window = torch.tensor([w or 0 for w in attention.windows], device=k.device)
+    wide = torch.promote_types(k.dtype, torch.float32)
     if attention.plain_scores:
         scores = causal_scores(queries.to(wide), k.to(wide), rows, attention.scale, window)
     else:
         unseen = unseen_keys(rows, k.shape[2], window)
         scores = attention.scores(queries.to(wide), k.to(wide), rows).masked_fill_(unseen, float("-inf"))
-    return scores.softmax(-1).to(q.dtype)
+    return scores.softmax(-1).to(k.dtype)
 
 
 def slices(streams: Tensor, each: int) -> tuple[Tensor, ...]:

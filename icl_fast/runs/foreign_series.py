@@ -18,7 +18,7 @@ from icl_fast.data.evaluation_text import RANDOM, random_examples, text_examples
 from icl_fast.data.foreign_tokenizer import ForeignTokenizer, foreign_tokenizer, ordinary_ids, read_tokenizer
 from icl_fast.errors import InputError
 from icl_fast.files import read_json, regular_file, sha256
-from icl_fast.models import Snapshot, TransformerConfig
+from icl_fast.models import ModelShape, Snapshot, TransformerConfig
 from icl_fast.models.foreign import (
     foreign_config,
     gguf_bos,
@@ -166,6 +166,10 @@ class ForeignSeries(Series):
         if self._tokenizer is None:
             raise InputError(f"tokenizer: {self.path} has no {TOKENIZER}; put it there, or give --tokenizer FILE")
         return self._tokenizer.tokenizer
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.config
 
     @property
     def bos(self) -> int | None:

@@ -21,7 +21,7 @@ from icl_fast.arguments import whole_number
 from icl_fast.data import Text
 from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
-from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
+from icl_fast.measure.heads.attribution import direct_logits, head_outputs, output_scale, scaled_directions
 from icl_fast.measure.of_model import measures_model, measures_weights
 from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Transformer, site
@@ -153,14 +153,18 @@ def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]
     last = site("resid_post", config.layers - 1)
     _, sites = model.hidden(
         text.inputs[None].to(device),
-        record=[last, *(site("v", layer) for layer in layers)],
+        record=[last, *(site(name, layer) for layer in layers for name in "vz")],
         interventions=[recording(layer) for layer in layers],
     )
     directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
     for layer in layers:
         # no name for what is computed: it would be held while the next layer's is
         logits[layer] = direct_logits(
-            head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
+            head_outputs(model.blocks[layer]),
+            directions,
+            sites[site("v", layer)],
+            pattern[layer].to(device)[None],
+            output_scale(model.blocks[layer], sites[site("z", layer)]),
         )[0, ..., 0]
     return pattern, logits
 
