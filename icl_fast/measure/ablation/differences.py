@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from icl_fast.measure.base_pass import BaseLayer
 from icl_fast.models.blocks import GatedMLP
 from icl_fast.ops import gelu_difference, layer_norm_difference
+from icl_fast.ops._project import project
 
 
 def norm_difference(stream: Tensor, removed: Tensor, norm: nn.Module) -> Tensor:
@@ -58,10 +59,10 @@ def activation_difference(hidden: Tensor, change: Tensor, activation: nn.Module)
 def mlp_hidden_difference(base: BaseLayer, removed: Tensor) -> Tensor:
     """How what the MLP projects down changes, [A,n,R,M], when A ablations take from what it reads [A,n,R,C]."""
     normed = norm_difference(base.mlp_reads, removed, base.block.mlp_norm)
-    mlp, activation, up = base.block.mlp, base.block.activation, normed @ base.block.up.weight.T
+    mlp, activation, up = base.block.mlp, base.block.activation, project(normed, base.block.up.weight)
     if not isinstance(mlp, GatedMLP):
         return activation_difference(base.hidden[0], up, activation)
-    change = activation_difference(base.hidden[0], normed @ mlp.gate.weight.T, activation)
+    change = activation_difference(base.hidden[0], project(normed, mlp.gate.weight), activation)
     # a u - (a - da)(u - du) = da u + (a - da) du
     difference: Tensor = change * base.hidden[1] + (activation(base.hidden[0]) - change) * up
     return difference
