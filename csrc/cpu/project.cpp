@@ -62,13 +62,13 @@ ICL_INLINE void run_tile(const float* x, int64_t x_step, int64_t depth, const Pa
 }  // namespace
 
 void project(const Project& p) {
-  if (p.n == 0 || p.m == 0) return;
-  const int64_t cuts = max(ceil_div(p.c, kDepth), 1), depth = ceil_div(p.c, cuts);
+  if (p.n == 0 || p.m == 0 || p.c == 0) return;
+  const int64_t cuts = ceil_div(p.c, kDepth), depth = ceil_div(p.c, cuts);
   const int64_t panels = ceil_div(p.m, NR), tiles = ceil_div(p.n, MR);
-  const int64_t group = min(panels, max(kCacheFloats / (NR * max(depth, 1)), 1)), groups = ceil_div(panels, group);
+  const int64_t group = min(panels, max(kCacheFloats / (NR * depth), 1)), groups = ceil_div(panels, group);
   const int64_t threads = useful_threads(p.num_threads, groups * tiles, p.n * p.m * p.c);
-  // several tasks a thread where there are rows enough to pay for packing the panels again
-  const int64_t parts = clamp(ceil_div(4 * threads, groups), 1, ceil_div(tiles, 64));
+  // several tasks a thread, so that none waits long for the last; packing the panels again is little beside 16 tiles
+  const int64_t parts = threads == 1 ? 1 : clamp(ceil_div(8 * threads, groups), 1, ceil_div(tiles, 16));
   float *packed, *edge;
   const Scratch scratch([&](Cutter& cutter) {
     packed = cutter.take(threads * group * depth * NR);

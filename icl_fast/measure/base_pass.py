@@ -15,7 +15,7 @@ from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
 from icl_fast.ops._attention import causal_scores, unseen_keys
 
-STREAM_BYTES, CACHE_BYTES = 8 << 20, 4 << 20  # of ablated streams at a time, and of what is wide in an MLP
+STREAM_BYTES, CACHE_BYTES = 4 << 20, 2 << 20  # of ablated streams at a time, and of what is wide in an MLP
 
 
 @dataclass
