@@ -20,10 +20,14 @@ from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from icl_fast.analysis import PhaseChange
     from icl_fast.measure.ablation import PlannedSweep
     from icl_fast.report.study import Study
     from icl_fast.studies.demo import DemoResult
+
+_LONGEST = 200  # characters of an attribute
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
@@ -86,6 +90,20 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
     )
     for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
+
+
+def print_results(results: xr.Dataset, store: Path) -> None:
+    """What a store holds: its dims, variables and attributes, and how it is opened."""
+    echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))
+    table = Table("variable", "dims", "units", "what", box=box.SIMPLE)
+    for name, values in {**results.data_vars, **results.coords}.items():
+        said = (str(values.attrs.get(key, "")) for key in ("units", "long_name"))
+        table.add_row(str(name), ", ".join(map(str, values.dims)), *said)
+    print_table(table)
+    for name, value in results.attrs.items():
+        text = " ".join(str(value).split())
+        echo(f"{name}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}")
+    echo(f"opened by: icl_fast.open_results({str(store)!r}), as an xarray Dataset; --csv and --netcdf are for others")
 
 
 def print_pca(pca: JointPCA) -> None:
