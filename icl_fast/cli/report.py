@@ -28,6 +28,9 @@ from icl_fast.errors import InputError
 @repair_option
 @click.option("--text", "texts", multiple=True, type=PATH, help="On text: one for models to read.")
 @click.option("--examples", type=INTEGER, help="On text: evaluate on at most so many examples; default 512.")
+@click.option(
+    "--icl-positions", metavar="EARLY,LATE", help="On text: of the ICL score; default 50,500, scaled to the context."
+)
 @click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
 @click.option(
     "--modes",
@@ -52,6 +55,7 @@ def report(
     repair: bool,
     texts: tuple[Path, ...],
     examples: int | None,
+    icl_positions: str | None,
     icl_window: int | None,
     modes: str | None,
     intervals: tuple[str, ...],
@@ -81,7 +85,12 @@ def report(
         check_out(run, out)
     first = {open_series(run).task: run for run in reversed(run_names(runs).values())}
     thresholds = {"prefix_matching": prefix_matching, "copying": copying, "previous_token": previous_token}
-    on_text = {"examples": examples, "icl_window": icl_window, "memory": memory}
+    on_text = {
+        "examples": examples,
+        "icl_positions": icl_positions,
+        "icl_window": icl_window,
+        "memory": memory,
+    }
     if "text" not in first:
         both = {f"--{name.replace('_', '-')}": value for name, value in {**on_text, **thresholds}.items()}
         more = {"--text": texts or None, "--modes": modes, "--interval": intervals or None}

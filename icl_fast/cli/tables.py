@@ -18,6 +18,7 @@ from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
+from icl_fast.report.panels.builders import icl_definition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,8 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
         echo(f"… and {more} more in the results")
+    if "icl_score" in last:
+        echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
 
 
 def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
@@ -187,6 +190,7 @@ def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
     if study.models:
         print_table(_verdicts(study))
+        echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
     for name, exemplars in study.exemplars.items():
         echo(name)

@@ -22,6 +22,7 @@ from icl_fast.analysis import (
     joint_pca,
 )
 from icl_fast.data import Text
+from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
 from icl_fast.measure import AblationOptions, evaluate, sweep
@@ -45,6 +46,7 @@ class Options:
     Attributes:
         snapshots: `all`, or steps such as `0,50,100`.
         examples: of a run on text: use the first so many of the evaluation set, or all where there are fewer.
+        icl_positions: of a run on text: the two of the ICL score, such as `50,500` (see `AblationOptions`).
         icl_window: of a run on text: positions averaged around each of the ICL score's two (the paper: 1).
         modes: of a run on text: of ablation, "pattern-preserving" among them.
         intervals: of runs on text: phase changes set by hand: model -> (start, end) steps.
@@ -57,6 +59,7 @@ class Options:
 
     snapshots: str = "all"
     examples: int = 512
+    icl_positions: str | Sequence[int] | None = None
     icl_window: int = 1
     modes: tuple[str, ...] = MODES
     intervals: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -161,6 +164,8 @@ def _usable(name: str, run: Path, options: Options) -> _Usable:
         raise InputError(f"run {run}: {needed} needed, it has {usable}" + (f" ({why})" if why else ""))
     if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
         raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
+    if series.task == "text":
+        icl_positions(series.evaluation_set(1).inputs.shape[1], options.icl_window, options.icl_positions)
     return _Usable(series, left_out)
 
 
@@ -184,7 +189,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
 
         return kept(measure, out)
 
-    shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
+    shared = AblationOptions(icl_positions=options.icl_positions, icl_window=options.icl_window, memory=options.memory)
     losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
     ablations = {
         mode: swept(f"{mode} ablation", replace(shared, mode=mode), results / f"{mode}.zarr") for mode in options.modes

@@ -81,7 +81,7 @@ def _model(
                 "position_loss": ((*dims, "position"), by_position),
                 "position_loss_sem": ((*dims, "position"), small),
                 "loss": ((*dims, "example"), loss.astype(np.float32)),
-                "icl_score": (dims, score, {"long_name": "mean loss at positions 31 minus at 4"}),
+                "icl_score": (dims, score, {"long_name": "mean loss of token 31 minus token 4"}),
                 "icl_score_sem": (dims, small[..., 0]),
                 "icl_effect_sem": (dims, small[..., 0]),
             },

@@ -31,7 +31,7 @@ from icl_fast.training import train
 Values = dict[str, dict[str, Any]]
 STEPS = list(range(0, 13, 2))
 TEXT = Text("words", "Some words", "passage", "one two one two one", "made up")
-OPTIONS = Options(examples=6, icl_window=3)
+OPTIONS = Options(examples=6, icl_positions="3,20", icl_window=3)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,16 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     assert two.losses.sizes["position"] == 24
     for mode in ("pattern-preserving", "full"):
         alone = open_results(
-            sweep(runs[1], out=runs[1] / mode, snapshots="6", mode=mode, examples=6, icl_window=3, memory="1GiB")
+            sweep(
+                runs[1],
+                out=runs[1] / mode,
+                snapshots="6",
+                mode=mode,
+                examples=6,
+                icl_positions="3,20",
+                icl_window=3,
+                memory="1GiB",
+            )
         )
         np.testing.assert_allclose(two.ablations[mode]["loss"].sel(at), alone["loss"].sel(at), atol=1e-6)
     text = tokenise(TEXT, load_tokenizer(runs[1]), 24)
@@ -173,7 +182,7 @@ def test_damaged_snapshots_are_left_out(runs: list[Path], tmp_path: Path) -> Non
 
 
 def report(*arguments: object) -> Result:
-    options = ("--examples", 6, "--icl-window", 3)
+    options = ("--examples", 6, "--icl-positions", "3,20", "--icl-window", 3)
     return CliRunner().invoke(cli, [str(argument) for argument in ("report", *arguments, *options)])
 
 
@@ -221,6 +230,12 @@ def test_bad_options(runs: list[Path], tmp_path: Path, arguments: list[str], mes
     assert result.output.splitlines()[-1].startswith("error: ")
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_positions_that_a_context_lacks(runs: list[Path]) -> None:
+    with pytest.raises(InputError, match="icl_positions: '5,99' must be two of the context's positions"):
+        studied(runs, replace(OPTIONS, icl_positions="5,99"))
+    assert not list(runs[0].rglob("report/*"))
 
 
 def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_losses_and_scores(study: Study, table: dict[str, list[Panel]]) -> None:
         (score,) = row(panels, "icl_score").series
         np.testing.assert_array_equal(score.y, losses["icl_score"])
         np.testing.assert_array_equal(score.error, losses["icl_score_sem"])
-        assert "at positions 31 minus at 4" in row(panels, "icl_score").caption
+        assert "token 31 minus token 4" in row(panels, "icl_score").caption
 
 
 def test_heatmaps(study: Study, table: dict[str, list[Panel]]) -> None:
