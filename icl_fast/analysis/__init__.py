@@ -11,6 +11,7 @@ from icl_fast.analysis.heads import (
     head_formation,
     head_types,
     joint_scores,
+    heads_of_interest,
     opaque_heads,
 )
 from icl_fast.analysis.icl_score import (
@@ -51,6 +52,7 @@ __all__ = [
     "loss_by_log_position",
     "loss_by_log_tokens",
     "loss_heatmap",
+    "heads_of_interest",
     "opaque_heads",
     "transience",
 ]
