@@ -10,8 +10,8 @@ from icl_fast.analysis.heads import (
     correlate,
     head_formation,
     head_types,
-    joint_scores,
     heads_of_interest,
+    joint_scores,
     opaque_heads,
 )
 from icl_fast.analysis.icl_score import (
@@ -44,6 +44,7 @@ __all__ = [
     "find_phase_change",
     "head_formation",
     "head_types",
+    "heads_of_interest",
     "icl_score",
     "icl_score_variants",
     "joint_pca",
@@ -52,7 +53,6 @@ __all__ = [
     "loss_by_log_position",
     "loss_by_log_tokens",
     "loss_heatmap",
-    "heads_of_interest",
     "opaque_heads",
     "transience",
 ]

@@ -19,6 +19,7 @@ from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
 from icl_fast.report.panels.builders import icl_definition
+from icl_fast.report.study import counted_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,17 +171,21 @@ _RULE = (
 )
 
 
-def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> tuple[str, ...]:
+def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | None) -> tuple[str, ...]:
     """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
     last, best = sweep.isel(snapshot=-1).sel(ablation=UNABLATED), matching.argmax(("layer", "head"))
-    verdict = "yes" if change.happened else "no"
-    if change.happened and change.start is not None and change.end is not None:
-        tokens = sweep["tokens"].values / 1e6
-        verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
+    verdict = "too few snapshots" if change is None else "yes" if change.happened else "no"
+    if change is not None and change.happened and change.start is not None and change.end is not None:
+        ends = [change.start, change.end]
+        if counted_by([sweep]) == "tokens":
+            start, end = sweep["tokens"].values[ends] / 1e6
+            verdict += f", {start:.1f}-{end:.1f}M"
+        else:
+            verdict += ", steps {}-{}".format(*sweep["snapshot"].values[ends])
     return (
         f"{float(last['loss'].mean()):.3f}",
         f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
-        f"{change.drop:.3f}",
+        "-" if change is None else f"{change.drop:.3f}",
         f"{int(best['layer'])}.{int(best['head'])} ({float(matching.max()):.2f})",
         verdict,
     )
@@ -197,6 +202,9 @@ def print_study(study: Study) -> None:
         print_strategies(exemplars.strategies)
     left_out = {name: model.left_out for name, model in study.models.items()}
     left_out |= {name: exemplars.left_out for name, exemplars in study.exemplars.items()}
+    for name, model in study.models.items():
+        for note in model.notes:
+            echo(f"{name}: {note}")
     for name, reasons in left_out.items():
         for step, reason in reasons.items():
             echo(f"{name}: step {step} left out: {reason}")

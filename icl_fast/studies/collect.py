@@ -33,7 +33,7 @@ from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.measure.store import json_attribute
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
-from icl_fast.runs import Series, open_series, run_names
+from icl_fast.runs import ForeignOptions, Series, open_all
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.studies.kept import Show, kept
 
@@ -58,6 +58,7 @@ class Options:
         sequences: of a run on exemplars: of each evaluator.
         device: as in `sweep`.
         repair: whether damaged results are measured again, rather than refused.
+        foreign: what is said of other people's models among the runs.
     """
 
     snapshots: str = "all"
@@ -71,6 +72,7 @@ class Options:
     sequences: int = 1000
     device: str = "auto"
     repair: bool = False
+    foreign: ForeignOptions | None = None
 
 
 def collect(
@@ -82,13 +84,16 @@ def collect(
     title: str = "In-context learning over training",
     claims: Sequence[Claim] = (),
 ) -> Study:
-    """Measure some runs, in `RUN/results/report/`, and put together what a report shows.
+    """Measure some runs, in `RUN/results/report/` (of other people's models `results/NAME/report/`), and put together
+    what a report shows.
 
     What is there from an equal measurement is kept; what was stopped goes on. Snapshots that cannot be read or are not
     finite are left out, and the study says so.
 
     Args:
-        runs: run folders, on text or on exemplars. Each on text is a model, in the order of the columns.
+        runs: run folders, on text or on exemplars, and other people's models (see `icl_fast.runs.open_series`). Each
+            on text is a model, in the order of the columns, but that those evaluated on the same examples stand
+            together.
         texts: that the models on text read.
         options: what is measured.
         show: makes, for a title, a context manager that shows progress.
@@ -96,11 +101,10 @@ def collect(
 
     Raises:
         DamagedResults: results that are not as they were written.
-        InputError: no such run, too few usable snapshots, an option not understood, the disk full.
+        InputError: no such run, no usable snapshot, an option not understood, the disk full.
     """
     if not runs:
         raise InputError("runs: give at least one run folder")
-    named = run_names(runs)
     if "pattern-preserving" not in options.modes:
         raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
     for mode in options.modes:
@@ -108,14 +112,13 @@ def collect(
     if options.sequences < 1:
         raise InputError(f"sequences: must be 1 or more, got {options.sequences}")
     # all runs are looked at before the first is measured, which may take long
-    usable = {name: _usable(name, run, options) for name, run in named.items()}
+    opened = open_all(runs, options.snapshots, options.foreign)
+    usable = {name: _usable(name, series, options) for name, series in opened.items()}
     on_text = {name: run for name, run in usable.items() if run.series.task == "text"}
     if unknown := sorted(set(options.intervals) - set(on_text)):
         raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(on_text)}")
     grouped = _grouped(on_text)
-    models = {
-        name: _study(name, on_text[name], texts, options, show) for names in grouped.values() for name in names
-    }
+    models = {name: _study(name, on_text[name], texts, options, show) for names in grouped.values() for name in names}
     progress = counted_by(model.losses for model in models.values())
     models = {name: replace(model, progress=progress) for name, model in models.items()}
     groups = [_group(on_text[names[0]].series, {name: models[name] for name in names}) for names in grouped.values()]
@@ -162,22 +165,22 @@ class _Usable:
     left_out: dict[int, str]
 
 
-def _usable(name: str, run: Path, options: Options) -> _Usable:
-    series, left_out = open_series(run, options.snapshots).readable()
+def _usable(name: str, whole: Series, options: Options) -> _Usable:
+    series, left_out = whole.readable()
     steps = series.steps
     if not steps:
         why = "; ".join(f"step {step}: {reason}" for step, reason in left_out.items())
-        raise InputError(f"run {run}: a usable snapshot is needed, it has none" + (f" ({why})" if why else ""))
+        raise InputError(f"run {whole.path}: a usable snapshot is needed, it has none" + (f" ({why})" if why else ""))
     if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
         raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
     if series.task == "text":
-        icl_positions(series.evaluation_set(1).inputs.shape[1], options.icl_window, options.icl_positions)
+        icl_positions(series.context, options.icl_window, options.icl_positions)
     return _Usable(series, left_out)
 
 
 def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
     series, steps = run.series, run.series.steps
-    results = series.path / "results" / "report"
+    results = series.results / "report"
     examples = min(options.examples, len(series.evaluation_set().inputs))
 
     def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
@@ -212,9 +215,14 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     interval = options.intervals.get(name, _found(change, steps))
     by_pattern = ablations["pattern-preserving"]
     of_interest = _of_interest(heads, attribute_icl(by_pattern))
-    readings = {
-        text.name: _reading(name, series, model, of_interest, text, results / "texts", options, show) for text in texts
-    }
+    notes, readings = list(series.notes()), {}
+    try:
+        series.tokenizer()
+    except InputError as error:
+        notes.append(f"{error}: it reads no text")
+    else:
+        for text in texts:
+            readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
     return ModelStudy(
         name=name,
         config=model.config,
@@ -228,10 +236,13 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         interval=interval,
         attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
         types=head_types(
-            *(_last_scores(heads, score) for score in ("previous_token", "prefix_matching", "copying")),
+            _last_scores(heads, "previous_token"),
+            _last_scores(heads, "prefix_matching"),
+            _last_scores(heads, "copying"),
             options.thresholds,
         ),
         texts=readings,
+        notes=tuple(notes),
     )
 
 
@@ -282,7 +293,7 @@ def _reading(
     show: Show,
 ) -> xr.Dataset:
     """What a run's snapshots make of a text, and some heads of the last one, whose model is `last`."""
-    tokenised = tokenise(text, series.tokenizer(), min(last.config.context, MOST_TOKENS))
+    tokenised = tokenise(text, series.tokenizer(), min(series.context, MOST_TOKENS), series.bos)
     identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest(), "heads": [list(head) for head in heads]}
     out = results / f"{text.name}.zarr"
 

@@ -121,7 +121,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("report {run} --out {nothing} --copying -1.1", "--copying: must be from -1 to 1"),
         ("report {run} --out {nothing} --modes full,full,pattern-preserving", "--modes: full is given twice"),
         ("report {run} --out {nothing} --modes pattern-preserving,", "--modes: an empty value"),
-        ("report {run} --out {nothing} --text {config} --text {config}", "--text: {config} is given twice"),
+        ("report {run} --out {nothing} --passage {config} --passage {config}", "--passage: {config} is given twice"),
         ("report {run} --out {nothing} --interval run=0:6 --interval run=6:12", "--interval: run is given twice"),
         ("report {run} --out {nothing} --interval run=0:" + "9" * 5000, "is not RUN=START:END"),
         ("report {run} --out {config}", "--out: {config} is a file; give a folder"),

@@ -69,7 +69,9 @@ def studied(runs: list[Path], options: Options = OPTIONS) -> tuple[Study, Watche
 def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     study, _ = studied(runs)
     assert list(study.models) == ["layers1", "layers2"]
-    assert study.pca is not None
+    (group,) = study.groups
+    assert group.pca is not None
+    assert (group.models, group.context, group.bos) == (("layers1", "layers2"), 24, "<bos>")
     two, folder = study.models["layers2"], Run(runs[1])
     for data in (two.losses, two.heads, two.texts["words"], *two.ablations.values()):
         assert data["snapshot"].values.tolist() == STEPS
@@ -98,8 +100,8 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     np.testing.assert_array_equal(reading["loss"].sel(at).values, token_losses(model, text).numpy())
     last = folder.load_snapshot(12).model
     direct = logit_attribution(last, text.inputs[None], text.targets[None], 1, 0)
-    np.testing.assert_allclose(reading["pattern"][1, 0], direct.pattern[0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(reading["logits"][1, 0], direct.logits[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(reading["pattern"][2], direct.pattern[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(reading["logits"][2], direct.logits[0], rtol=1e-4, atol=1e-6)
     assert two.parameters == sum(weights.numel() for weights in model.parameters())
     assert two.types.types.shape == (2, 2)
 
@@ -195,7 +197,7 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
         tmp_path / "out",
         "--claims",
         tmp_path / "claims.json",
-        "--text",
+        "--passage",
         tmp_path / "mine.txt",
     ]
     result = report(*arguments, "--interval", "layers2=4:10", "--modes", "pattern-preserving", "--title", "Mine")
@@ -218,7 +220,7 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
         (["--modes", "full"], "modes: pattern-preserving must be among them"),
         (["--modes", "pattern-preserving,sideways"], "mode: 'sideways' is neither"),
         (["--claims", "nowhere.json"], "claims: nowhere.json does not exist"),
-        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--passage", "nowhere.txt"], "nowhere.txt"),
         (["--snapshots", "0,3"], "snapshots: none at step 3"),
         (["--snapshots", "0,2,4"], "3 usable snapshots after step 0 or more are needed, it has 2"),
         (["--memory", "much"], "memory: 'much' is not an amount"),

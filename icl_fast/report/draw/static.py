@@ -143,7 +143,8 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
             )
     counted = PROGRESS[next(iter(study.models.values())).progress]
     note = (
-        f"x axis of rows 2 to 9: {counted}; of one snapshot, heads by layer. A faint band around a line: one standard error over examples. "
+        f"x axis of rows 2 to 9: {counted}; of one snapshot, heads by layer. A faint band around a line: one standard "
+        "error over examples. "
         "Rows 8 and 9: pattern-preserving ablation. After Olsson et al. 2022, Model Analysis Table."
     )
     wrapped = "\n".join(_wrap(note, int(15 * width)))

@@ -17,7 +17,7 @@ from icl_fast.report.panels.builders import PROGRESS, icl_definition, seen, unde
 from icl_fast.report.panels.exemplars import Groups, learning_times
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import Row
-from icl_fast.report.study import EvaluationGroup, ExemplarStudy, ModelStudy, Study
+from icl_fast.report.study import EvaluationGroup, ExemplarStudy, ModelStudy, Progress, Study
 
 # of what `icl_fast.measure.evaluate` wrote: what each score is called on the page
 SCORES = {
@@ -55,7 +55,7 @@ def manifest(
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
-    progress = next((model.progress for model in study.models.values()), "tokens")
+    progress: Progress = next((model.progress for model in study.models.values()), "tokens")
     return {
         "title": study.title,
         "progress": {"unit": progress, "label": PROGRESS[progress]},

@@ -188,9 +188,7 @@ def head_lines(model: ModelStudy, of: Mapping[tuple[int, ...], tuple[Floats, Flo
         InputError: no value is finite.
     """
     x, alone = seen(model), model.snapshots == 1
-    return of_heads(
-        model, {head: (np.array(head[:1], float) if alone else x, *values) for head, values in of.items()}
-    )
+    return of_heads(model, {head: (np.array(head[:1], float) if alone else x, *values) for head, values in of.items()})
 
 
 def head_points(model: ModelStudy, x: Floats, y: Floats) -> tuple[Series, ...]:

@@ -469,7 +469,7 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
     bare = replace(
         study,
         models={name: replace(model, ablations={}, left_out={}, texts={})},
-        pca=None,
+        groups=(replace(study.groups[0], models=(name,), pca=None),),
         claims=(),
     )
     page = browser_page(write_page(bare, table_panels(bare), ROWS, [], tmp_path / "bare.html"))
