@@ -131,7 +131,7 @@ def test_a_legend_of_many_names_the_first(study: Study) -> None:
 
 def test_runs_on_exemplars_alone(exemplar_runs: dict[str, ExemplarStudy], tmp_path: Path) -> None:
     """Every panel, drawn in the page's colours, and no table."""
-    runs = Study("Runs", {}, None, (), {"alone": exemplar_runs["alone"]})
+    runs = Study("Runs", {}, (), (), {"alone": exemplar_runs["alone"]})
     groups = exemplar_panels(runs)["alone"]
     written = write_static(runs, {}, groups, tmp_path)
     panels = [panel for _, of_group in groups for panel in of_group]
