@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
+@click.option(
+    "--icl-positions", metavar="EARLY,LATE", help="On text: of the ICL score; default 50,500, scaled to the context."
+)
 @click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
 @click.option("--examples", type=INTEGER, help="On text: use the first so many evaluation examples; default all.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
@@ -81,6 +84,7 @@ def ablate(
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
+    icl_positions: str | None,
     icl_window: int | None,
     examples: int | None,
     memory: str | None,
@@ -111,6 +115,7 @@ def ablate(
         "positions": positions,
         "replacement": replacement,
         "preserve_heads": preserve_heads,
+        "icl_positions": icl_positions,
         "icl_window": icl_window,
         "memory": memory,
         "engine": engine,

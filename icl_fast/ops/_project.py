@@ -21,6 +21,6 @@ def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
     inputs = {"x": flat, "weight": weight}
-    sizes = {"n": len(flat), "m": len(weight), "c": x.shape[-1]}
-    _backend.run("project", "cpu", {"out": out}, inputs, **sizes, add=onto is not None)
+    n, m, c = len(flat), len(weight), x.shape[-1]
+    _backend.run("project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None)
     return out

@@ -43,7 +43,7 @@ DEEP: dict[str, Any] = {  # as Llama is, and parts of it local
 @pytest.mark.parametrize("positions", ["all", "1,24", "paper"])
 @pytest.mark.parametrize("at_a_time", [1, 20_000, 1 << 30])
 def test_groups_of_heads_a_few_ablations_at_a_time(
-    kv_heads: int, positions: str, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+    random_model: Build, kv_heads: int, positions: str, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("icl_fast.measure.base_pass.STREAM_BYTES", at_a_time)
     monkeypatch.setattr("icl_fast.measure.base_pass.CACHE_BYTES", at_a_time // 2)
