@@ -16,10 +16,10 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models.config import RotaryScaling, TransformerConfig
-from icl_fast.models.foreign.checkpoint import Checkpoint, Names, match_weights, place
+from icl_fast.models.foreign.checkpoint import Checkpoint, Names, match_weights, one, place
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields, understood
-from icl_fast.models.foreign.family_weights import half, rows
+from icl_fast.models.foreign.family_weights import HALVES, ROWS
 from icl_fast.models.foreign.gguf_format import GGUFFile
 from icl_fast.models.positions import stretched
 
@@ -86,11 +86,11 @@ _NAMES: Names = {
     "mlp.2": "blk.{}.ffn_down",
 }
 _PERMUTED: Names = {
-    "attention.q": ("blk.{}.attn_q", _unpermuted),
-    "attention.k": ("blk.{}.attn_k", _unpermuted),
+    "attention.q": ("blk.{}.attn_q", one(_unpermuted)),
+    "attention.k": ("blk.{}.attn_k", one(_unpermuted)),
 }
-_FUSED: Names = {f"attention.{part}": ("blk.{}.attn_qkv", rows(index)) for index, part in enumerate("qkv")}
-_FUSED_GATE: Names = {"mlp.gate": ("blk.{}.ffn_up", half(0)), "mlp.up": ("blk.{}.ffn_up", half(1))}
+_FUSED: Names = {f"attention.{part}": ("blk.{}.attn_qkv", ROWS[index]) for index, part in enumerate("qkv")}
+_FUSED_GATE: Names = {"mlp.gate": ("blk.{}.ffn_up", HALVES[0]), "mlp.up": ("blk.{}.ffn_up", HALVES[1])}
 
 
 Step = Callable[[dict[str, Any], GGUFFile], None]
