@@ -94,8 +94,10 @@ def _gemma(config: TransformerConfig) -> dict[str, Any]:
 def _gemma2(config: TransformerConfig) -> dict[str, Any]:
     scale = config.d_head**-0.5 if config.score_scale is None else config.score_scale
     caps = {"attn_logit_softcapping": config.score_cap, "final_logit_softcapping": config.logit_cap}
-    windows = {name: value for name, value in _windows(config).items() if name != "use_sliding_window"}
-    return _gemma(config) | caps | windows | {"query_pre_attn_scalar": scale**-2}
+    windows: dict[str, Any] = {"sliding_window": config.context, "layer_types": ["full_attention"] * config.layers}
+    if config.windows is not None:
+        windows = {name: value for name, value in _windows(config).items() if name in windows}
+    return _gemma(config) | caps | windows | {"query_pre_attn_scalar": round(scale**-2)}
 
 
 def _gemma3(config: TransformerConfig) -> dict[str, Any]:
