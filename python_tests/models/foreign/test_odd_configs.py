@@ -39,8 +39,9 @@ CONFIGS: list[dict[str, Any]] = [
 numbers = st.sampled_from([0, 1, -1, 3, 2**31 - 1, 2**63, 10**400, 0.0, 0.5, -2.5, 1e308, 1e-320])
 plain = st.none() | st.booleans() | numbers | st.sampled_from(["", "silu", "local", "full_attention", "7"])
 values = st.recursive(
-    plain, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text("abc", max_size=2), v), max_leaves=5
+    plain, lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text("abc", max_size=2), some), max_leaves=5
 )
+NO_CONFIGS = ["[]", "3", '"a"', "null", "{}", "{", "", '{"model_type": 3}', '{"n_layers": 3}', "\xff"]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -57,9 +58,15 @@ def test_any_value_in_any_field(tmp_path_factory: pytest.TempPathFactory, config
     assert "Traceback" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", "3", '"a"', "null", "{}", "{", "", '{"model_type": 3}', '{"n_layers": 3}', "\xff"]
-)
+def test_more_weights_than_can_be_counted(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(("hidden_size", "head_dim", "intermediate_size", "vocab_size"), 2**31 - 2)
+    config = {"model_type": "llama", **DECODER, **sizes, "rope_scaling": None, "sliding_window": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": None}))
+    with pytest.raises(InputError, match=r"weights: needs .* of memory"):
+        load_foreign(tmp_path)
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS)
 def test_what_is_no_config(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     assert is_foreign(tmp_path)
