@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,33 @@ from icl_fast.files import regular_file
 from icl_fast.models.config import TransformerConfig
 
 CONFIG = "config.json"
-Layout = Callable[[Tensor, TransformerConfig], Tensor]
 Names = dict[str, "str | tuple[str, Layout]"]
+Split = Callable[[Tensor, TransformerConfig], Sequence[Tensor]]
+Join = Callable[[Sequence[Tensor], TransformerConfig], Tensor]
+
+
+class Layout(NamedTuple):
+    """How some of our weights lie in one of theirs.
+
+    Attributes:
+        split: theirs into ours.
+        join: ours into theirs; None: nothing is written so.
+        number: which of those that are in it is meant.
+    """
+
+    split: Split
+    join: Join | None = None
+    number: int = 0
+
+    def each(self, count: int) -> list[Layout]:
+        """Those of the first, the second, ... of all that are in it."""
+        return [self._replace(number=number) for number in range(count)]
+
+
+def one(split: Callable[[Tensor, TransformerConfig], Tensor], join: Any = None) -> Layout:
+    """The layout of one of ours in one of theirs, by a function of a weight either way."""
+    back = None if join is None else lambda parts, config: join(parts[0], config)
+    return Layout(lambda weight, config: [split(weight, config)], back)
 
 
 class Checkpoint(ABC):
@@ -83,18 +108,44 @@ def _parts(
     source: str,
 ) -> Iterator[tuple[str, Tensor]]:
     for theirs_name, ours in parts.items():
-        weight = theirs[theirs_name]
+        weight, (_, layout) = theirs[theirs_name], ours[0]
         if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
             raise InputError(f"{source}: {theirs_name} holds NaN or infinity; that training run diverged before it")
-        for name, layout in ours:
-            try:
-                part = weight if layout is None else layout(weight, config)
-            except (RuntimeError, IndexError):
-                shape = list(weight.shape)
-                raise InputError(f"{source}: {theirs_name} is {shape}, which its config does not say") from None
-            except ValueError as error:
-                raise InputError(f"{source}: {theirs_name} {error}") from None
-            yield name, part
+        try:
+            pieces = [weight] if layout is None else layout.split(weight, config)
+            found = [(name, pieces[0 if layout is None else layout.number]) for name, layout in ours]
+        except (RuntimeError, IndexError):
+            shape = list(weight.shape)
+            raise InputError(f"{source}: {theirs_name} is {shape}, which its config does not say") from None
+        except ValueError as error:
+            raise InputError(f"{source}: {theirs_name} {error}") from None
+        yield from found
+
+
+def join_weights(
+    places: Mapping[str, tuple[str, Layout | None]], weights: Mapping[str, Tensor], config: TransformerConfig
+) -> dict[str, Tensor]:
+    """Their weights by name out of ours: what `match_weights` undoes.
+
+    Raises:
+        InputError: a weight that theirs has no room for.
+    """
+    parts: dict[str, dict[int, Tensor]] = {}
+    layouts: dict[str, Layout] = {}
+    joined = {}
+    for name, (theirs_name, layout) in places.items():
+        if layout is None:
+            joined[theirs_name] = weights[name]
+        else:
+            layouts[theirs_name] = layout
+            parts.setdefault(theirs_name, {})[layout.number] = weights[name]
+    for theirs_name, layout in layouts.items():
+        assert layout.join is not None
+        try:
+            joined[theirs_name] = layout.join([part for _, part in sorted(parts[theirs_name].items())], config)
+        except ValueError as error:
+            raise InputError(f"to: {theirs_name} {error}") from None
+    return joined
 
 
 def place(names: Names, name: str) -> tuple[str, Layout | None]:

@@ -88,6 +88,8 @@ def understood(source: str) -> Iterator[None]:
     """Turn what a value of the wrong type or size does to a formula into an `InputError`."""
     try:
         yield
+    except InputError:
+        raise
     except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
         raise InputError(f"{source}: has a value that is not understood ({type(error).__name__}: {error})") from None
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models.config import RotaryScaling, TransformerConfig
-from icl_fast.models.foreign.checkpoint import Checkpoint, Names, match_weights, place
+from icl_fast.models.foreign.checkpoint import Checkpoint, Names, match_weights, one, place
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields, understood
-from icl_fast.models.foreign.family_weights import half, rows
+from icl_fast.models.foreign.family_weights import HALVES, ROWS
 from icl_fast.models.foreign.gguf_format import GGUFFile
 from icl_fast.models.positions import stretched
 
@@ -35,9 +35,11 @@ _KEYS = {
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.clamp_kqv": "clip_qkv",
     "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
     "use_parallel_residual": "use_parallel_residual",
 }
 _GPT2_KEYS = {
@@ -86,11 +88,11 @@ _NAMES: Names = {
     "mlp.2": "blk.{}.ffn_down",
 }
 _PERMUTED: Names = {
-    "attention.q": ("blk.{}.attn_q", _unpermuted),
-    "attention.k": ("blk.{}.attn_k", _unpermuted),
+    "attention.q": ("blk.{}.attn_q", one(_unpermuted)),
+    "attention.k": ("blk.{}.attn_k", one(_unpermuted)),
 }
-_FUSED: Names = {f"attention.{part}": ("blk.{}.attn_qkv", rows(index)) for index, part in enumerate("qkv")}
-_FUSED_GATE: Names = {"mlp.gate": ("blk.{}.ffn_up", half(0)), "mlp.up": ("blk.{}.ffn_up", half(1))}
+_FUSED: Names = {f"attention.{part}": ("blk.{}.attn_qkv", ROWS[index]) for index, part in enumerate("qkv")}
+_FUSED_GATE: Names = {"mlp.gate": ("blk.{}.ffn_up", HALVES[0]), "mlp.up": ("blk.{}.ffn_up", HALVES[1])}
 
 
 Step = Callable[[dict[str, Any], GGUFFile], None]
@@ -211,6 +213,8 @@ class GGUFCheckpoint(Checkpoint):
                 fields[self._architecture.keys.get(own, own)] = value[0] if of_all else value
         if scaling.get("rope_type", "none") != "none":
             fields["rope_scaling"] = scaling
+        if fields.get("sliding_window") == 0:  # so says the converter of Phi-4 that there is none
+            del fields["sliding_window"]
         for step in self._architecture.steps:
             step(fields, self.file)
         return fields

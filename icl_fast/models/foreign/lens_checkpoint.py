@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from icl_fast.models.config import TransformerConfig, parse_transformer_config
 from icl_fast.models.foreign.checkpoint import (
     CONFIG,
     Checkpoint,
+    Layout,
     Names,
     match_weights,
     named_tensors,
+    one,
     place,
     read_safetensors,
     read_torch,
@@ -50,24 +52,23 @@ def _config_near(file: Path) -> Path | None:
     return next((path for folder in folders if (path := folder / CONFIG).is_file()), None)
 
 
-def _transposed(weight: Tensor, _: TransformerConfig) -> Tensor:
-    return weight.T
-
-
 def _check_heads(weight: Tensor, heads: int, *shape: int) -> None:
     # rows of another number of heads would fit too, and be another model
     if weight.shape != (heads, *shape):
         raise ValueError(f"has other heads than {heads}")
 
 
-def _queries(weight: Tensor, config: TransformerConfig) -> Tensor:
-    _check_heads(weight, config.heads, config.width, config.d_head)
-    return weight.transpose(1, 2).flatten(0, 1)
+def _by_head(heads: Callable[[TransformerConfig], int]) -> Layout:
+    """Queries, keys or values [H*D,C] as [H,C,D]."""
 
+    def split(weight: Tensor, config: TransformerConfig) -> Tensor:
+        _check_heads(weight, heads(config), config.width, config.d_head)
+        return weight.transpose(1, 2).flatten(0, 1)
 
-def _keys(weight: Tensor, config: TransformerConfig) -> Tensor:
-    _check_heads(weight, config.kv, config.width, config.d_head)
-    return weight.transpose(1, 2).flatten(0, 1)
+    def join(weight: Tensor, config: TransformerConfig) -> Tensor:
+        return weight.view(-1, config.d_head, config.width).transpose(1, 2)
+
+    return one(split, join)
 
 
 def _results(weight: Tensor, config: TransformerConfig) -> Tensor:
@@ -75,23 +76,43 @@ def _results(weight: Tensor, config: TransformerConfig) -> Tensor:
     return weight.flatten(0, 1).T
 
 
+def _results_by_head(weight: Tensor, config: TransformerConfig) -> Tensor:
+    return weight.T.reshape(config.heads, config.d_head, config.width)
+
+
 def _flat(bias: Tensor, config: TransformerConfig) -> Tensor:
     _check_heads(bias, len(bias), config.d_head)
     return bias.flatten()
 
 
-def _must_be_zeros(bias: Tensor, _: TransformerConfig) -> Tensor:
-    if bias.any():  # it is added to the product of both projections, which no option of our model does
+def _zeros(biases: Sequence[Tensor]) -> None:
+    if any(bias.any() for bias in biases):
+        # theirs is added to the product of both projections, which no option of our model does
         raise ValueError("holds numbers that are not 0, which is not understood where the MLP is gated")
-    return torch.zeros_like(bias)
 
+
+def _split_gated(bias: Tensor, _: TransformerConfig) -> list[Tensor]:
+    _zeros([bias])
+    return [torch.zeros_like(bias), torch.zeros_like(bias)]
+
+
+def _join_gated(biases: Sequence[Tensor], _: TransformerConfig) -> Tensor:
+    _zeros(biases)
+    return biases[0]
+
+
+_TRANSPOSED = one(lambda weight, _: weight.T, lambda weight, _: weight.T)
+_QUERIES, _KEYS = _by_head(lambda config: config.heads), _by_head(lambda config: config.kv)
+_RESULTS = one(_results, _results_by_head)
+_BIASES = one(_flat, lambda bias, config: bias.view(-1, config.d_head))
+_GATE_BIAS, _UP_BIAS = Layout(_split_gated, _join_gated).each(2)
 
 NAMES: Names = {
     "embed.weight": "embed.W_E",
     "position.weight": "pos_embed.W_pos",
     "final_norm.weight": "ln_final.w",
     "final_norm.bias": "ln_final.b",
-    "unembed.weight": ("unembed.W_U", _transposed),
+    "unembed.weight": ("unembed.W_U", _TRANSPOSED),
     "unembed.bias": "unembed.b_U",
     **{
         f"{ours}.{kind}": f"blocks.{{}}.{theirs}.{kind[0]}"
@@ -106,29 +127,29 @@ NAMES: Names = {
         }.items()
         for kind in ("weight", "bias")
     },
-    "attention.q.weight": ("blocks.{}.attn.W_Q", _queries),
-    "attention.q.bias": ("blocks.{}.attn.b_Q", _flat),
-    "attention.k.weight": ("blocks.{}.attn.W_K", _keys),
-    "attention.k.bias": ("blocks.{}.attn.b_K", _flat),
-    "attention.v.weight": ("blocks.{}.attn.W_V", _keys),
-    "attention.v.bias": ("blocks.{}.attn.b_V", _flat),
-    "attention.out.weight": ("blocks.{}.attn.W_O", _results),
+    "attention.q.weight": ("blocks.{}.attn.W_Q", _QUERIES),
+    "attention.q.bias": ("blocks.{}.attn.b_Q", _BIASES),
+    "attention.k.weight": ("blocks.{}.attn.W_K", _KEYS),
+    "attention.k.bias": ("blocks.{}.attn.b_K", _BIASES),
+    "attention.v.weight": ("blocks.{}.attn.W_V", _KEYS),
+    "attention.v.bias": ("blocks.{}.attn.b_V", _BIASES),
+    "attention.out.weight": ("blocks.{}.attn.W_O", _RESULTS),
     "attention.out.bias": "blocks.{}.attn.b_O",
-    "mlp.0.weight": ("blocks.{}.mlp.W_in", _transposed),
+    "mlp.0.weight": ("blocks.{}.mlp.W_in", _TRANSPOSED),
     "mlp.0.bias": "blocks.{}.mlp.b_in",
-    "mlp.2.weight": ("blocks.{}.mlp.W_out", _transposed),
+    "mlp.2.weight": ("blocks.{}.mlp.W_out", _TRANSPOSED),
     "mlp.2.bias": "blocks.{}.mlp.b_out",
-    "mlp.gate.weight": ("blocks.{}.mlp.W_gate", _transposed),
-    "mlp.gate.bias": ("blocks.{}.mlp.b_in", _must_be_zeros),
-    "mlp.up.weight": ("blocks.{}.mlp.W_in", _transposed),
-    "mlp.up.bias": ("blocks.{}.mlp.b_in", _must_be_zeros),
-    "mlp.down.weight": ("blocks.{}.mlp.W_out", _transposed),
+    "mlp.gate.weight": ("blocks.{}.mlp.W_gate", _TRANSPOSED),
+    "mlp.gate.bias": ("blocks.{}.mlp.b_in", _GATE_BIAS),
+    "mlp.up.weight": ("blocks.{}.mlp.W_in", _TRANSPOSED),
+    "mlp.up.bias": ("blocks.{}.mlp.b_in", _UP_BIAS),
+    "mlp.down.weight": ("blocks.{}.mlp.W_out", _TRANSPOSED),
     "mlp.down.bias": "blocks.{}.mlp.b_out",
 }
 GROUPED: Names = {
     f"attention.{part}.{kind}": (f"blocks.{{}}.attn._{letter}_{part.upper()}", layout)
     for part in "kv"
-    for kind, letter, layout in (("weight", "W", _keys), ("bias", "b", _flat))
+    for kind, letter, layout in (("weight", "W", _KEYS), ("bias", "b", _BIASES))
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+from icl_fast.models.config import TransformerConfig
 from icl_fast.models.foreign.family_fields import Fields
 
 _ACTIVATIONS = {
@@ -24,6 +25,7 @@ _NORMS = {  # and whether they have a gain, and a bias where there is one
     "RMSPre": ("rms", False),
     None: ("none", True),
 }
+_SAID = ("normalization_type",)  # without a value it is none
 _POSITIONS = {
     "standard": "learned",
     "rotary": "rotary",
@@ -158,3 +160,58 @@ def _positions(fields: Fields, head_width: int) -> dict[str, Any]:
         "rotary_interleaved": interleaved,
         "rotary_scaling": scaling,
     }
+
+
+def lens_config(config: TransformerConfig) -> dict[str, Any]:
+    """The config of a HookedTransformer, as far as it can say what ours does; `hooked_transformer` reads it.
+
+    It has all biases, and an embedding that is scaled already.
+    """
+    windows = None if config.windows is None else [row[0] for row in config.windows]
+    scaling, kinds = config.rotary_scaling, {ours: theirs for theirs, ours in _NORMS.items()}
+    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    values: dict[str, Any] = {
+        "n_layers": config.layers,
+        "d_model": config.width,
+        "n_ctx": config.context,
+        "d_head": config.d_head,
+        "n_heads": config.heads,
+        "n_key_value_heads": None if config.kv == config.heads else config.kv,
+        "d_mlp": config.hidden_width or None,
+        "act_fn": activations[config.activation] if config.mlp else None,
+        "d_vocab": config.vocab,
+        "d_vocab_out": config.vocab,
+        "eps": config.norm_eps,
+        "attn_only": not config.mlp,
+        "gated_mlp": config.mlp and config.gated,
+        "parallel_attn_mlp": config.mlp and config.parallel,
+        "normalization_type": kinds[config.norm, config.norm_affine or config.norm == "none"],
+        "use_normalization_before_and_after": config.norm_place == "both",
+        "use_qk_norm": config.qk_norm == "head",
+        "use_attn_scale": True,
+        "attn_scale": -1.0 if config.score_scale is None else 1.0 / config.score_scale,
+        "scale_attn_by_inverse_layer_idx": config.score_scale_by_layer,
+        "attn_scores_soft_cap": config.score_cap or -1.0,
+        "output_logits_soft_cap": config.logit_cap or -1.0,
+        "positional_embedding_type": {ours: theirs for theirs, ours in _POSITIONS.items()}.get(config.position),
+        "use_local_attn": windows is not None,
+        "window_size": next((window for window in windows or [] if window is not None), None),
+        "attn_types": windows and ["global" if window is None else "local" for window in windows],
+    }
+    if config.position == "rotary":
+        values |= {
+            "rotary_dim": config.rotary_width,
+            "rotary_base": config.rotary_base,
+            "rotary_base_local": config.rotary_local_base,
+            "rotary_adjacent_pairs": config.rotary_interleaved,
+        }
+    if scaling is not None and scaling.kind == "llama3":
+        values |= {
+            "use_NTK_by_parts_rope": True,
+            "NTK_by_parts_factor": scaling.factor,
+            "NTK_by_parts_low_freq_factor": scaling.low,
+            "NTK_by_parts_high_freq_factor": scaling.high,
+            "NTK_original_ctx_len": scaling.original_context,
+        }
+    # what is off is left out: not every version of HookedTransformerConfig has all of these
+    return {name: value for name, value in values.items() if value not in (None, False, -1.0) or name in _SAID}

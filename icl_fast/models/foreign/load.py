@@ -17,6 +17,7 @@ from icl_fast.models.foreign.gguf_format import gguf_file
 from icl_fast.models.foreign.hugging_face import HuggingFace
 from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint, is_lens_file
 from icl_fast.models.foreign.own_checkpoint import OwnCheckpoint
+from icl_fast.models.sizes import parameter_count
 from icl_fast.models.transformer import Transformer
 
 
@@ -74,10 +75,10 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Tra
         raise InputError(f"dtype: must be that of floating-point numbers, such as torch.float32, got {dtype!r}")
     checkpoint = _open(path)
     config, source = checkpoint.config, checkpoint.source
+    count = parameter_count(Transformer, config)
+    check_fits(count * dtype.itemsize, f"{source}: {count:,.0f} weights")
     with torch.device("meta"):
         model = Transformer(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    check_fits(count * dtype.itemsize, f"{source}: {count:,} weights")
     shapes = model.state_dict()
     if config.tied:
         del shapes["unembed.weight"]
