@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from icl_fast.cli.console import echo
+from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
-    from icl_fast.runs import Series
+    from icl_fast.runs import ForeignOptions, Series
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=PATH, help="A run folder, or one of its snapshots.")
+@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
 @click.option(
     "--mode",
     help="full, pattern-preserving, value-, key-, query-preserving, direct, or a subset such as pattern+k; default "
@@ -62,9 +63,12 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=FOLDER_TO_WRITE,
-    help="Zarr store; default RUN/results/ablation_<mode>.zarr, of all modes on exemplars RUN/results/ablation.zarr.",
+    help="Zarr store; default RUN/results/ablation_<mode>.zarr, of all modes on exemplars RUN/results/ablation.zarr; "
+    "of other people's models in results/NAME.",
 )
+@foreign_options
 def ablate(
+    foreign: ForeignOptions | None,
     ckpt: Path,
     mode: str | None,
     heads: str,
@@ -85,7 +89,7 @@ def ablate(
     member: str | None,
     out: Path | None,
 ) -> None:
-    """Remove attention heads from a run's snapshots and record what that does.
+    """Remove attention heads from snapshots and record what that does.
 
     On text: to the losses, in one mode. On exemplars: to accuracy, probability and loss by evaluator (ICL, IWL, CIWL,
     Flip, held out), in all modes unless one is named.
@@ -100,7 +104,7 @@ def ablate(
         refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
         refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None})
-    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
+    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"), foreign)
     on_text = {
         "positions": positions,
         "replacement": replacement,
@@ -128,6 +132,7 @@ def ablate(
     if only_plan:
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
+    say_notes(series)
     with sweep_progress(series.name) as update:
         store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
     print_ablations(open_results(store))

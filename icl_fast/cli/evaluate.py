@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from icl_fast.cli.console import echo
+from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
 
 if TYPE_CHECKING:
-    from icl_fast.runs import Series
+    from icl_fast.runs import ForeignOptions, Series
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=PATH, help="A run folder, or one of its snapshots.")
+@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--seed", type=INTEGER, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     type=FOLDER_TO_WRITE,
     help="Zarr store; default RUN/results/heads.zarr, or strategies.zarr on exemplars.",
 )
+@foreign_options
 def evaluate(
+    foreign: ForeignOptions | None,
     ckpt: Path,
     snapshots: str | None,
     seed: int | None,
@@ -53,9 +56,9 @@ def evaluate(
     graft: str | None,
     out: Path | None,
 ) -> None:
-    """Measure every snapshot of a run.
+    """Measure every snapshot of a run, or of other people's training.
 
-    Of a run on text, the scores of every head: prefix matching, copying, previous token, QK trace, OV copying,
+    Of a model on text, the scores of every head: prefix matching, copying, previous token, QK trace, OV copying,
     composition. Of a run on exemplars: accuracy, probability and loss by evaluator (ICL, IWL, CIWL, Flip, held out),
     and where heads attend.
 
@@ -64,7 +67,7 @@ def evaluate(
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
-    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"))
+    series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"), foreign)
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
         distinct("--clamp", clamps)
@@ -82,6 +85,7 @@ def evaluate(
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
 
+    say_notes(series)
     with snapshot_progress(series.name) as update:
         target = run(
             series,

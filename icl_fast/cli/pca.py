@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from icl_fast.cli.console import echo
+from icl_fast.cli.foreign import foreign_options, say_notes
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
 from icl_fast.cli.progress import sweep_progress
 from icl_fast.cli.tasks import check_out, repair_option, require
+
+if TYPE_CHECKING:
+    from icl_fast.runs import ForeignOptions
 
 
 @click.command()
@@ -26,7 +31,9 @@ from icl_fast.cli.tasks import check_out, repair_option, require
     type=PathType("folder", ".zarr"),
     help="Zarr store, NAME.zarr; NAME.png and NAME.svg beside.",
 )
+@foreign_options
 def pca(
+    foreign: ForeignOptions | None,
     runs: tuple[Path, ...],
     examples: int | None,
     snapshots: str,
@@ -38,17 +45,20 @@ def pca(
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
 
-    Losses are kept in RUN/results/losses.zarr and not measured twice; if it is stopped, the same command continues.
+    Losses are kept in RUN/results/losses.zarr (of other people's models in results/NAME) and not measured
+    twice; if it is stopped, the same command continues.
     """
     from icl_fast.cli.left_out import say_missing
     from icl_fast.cli.tables import print_pca
-    from icl_fast.runs import open_series
+    from icl_fast.runs import open_all
     from icl_fast.studies.pca import pca_of_runs
 
     for run in runs:
         check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
-        say_missing(open_series(run, snapshots))
+    for series in open_all(runs, snapshots, foreign).values():
+        say_missing(series)
+        say_notes(series)
     found, figure = pca_of_runs(
         runs,
         out,
@@ -59,6 +69,7 @@ def pca(
         memory=memory,
         device=device,
         repair=repair,
+        foreign=foreign,
     )
     print_pca(found)
     echo(f"results in {out}")

@@ -9,9 +9,10 @@ from icl_fast.data.clusters import cluster_embeddings
 from icl_fast.data.config import DataConfig
 from icl_fast.data.contact_sheet import write_contact_sheet
 from icl_fast.data.corpora import NAMES as CORPUS_NAMES
-from icl_fast.data.corpora import Corpus, Document, read_corpus
+from icl_fast.data.corpora import Corpus, Document, read_corpus, read_text
 from icl_fast.data.encoders import encode
 from icl_fast.data.evaluation_sequences import EVALUATORS, EvaluationSequences, evaluation_sequences, evaluators
+from icl_fast.data.evaluation_text import EvaluationText
 from icl_fast.data.exemplar_files import read_exemplars, save_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.fonts import install_advice
@@ -34,6 +35,7 @@ __all__ = [
     "Document",
     "EvaluationSequences",
     "EvaluationSet",
+    "EvaluationText",
     "Exemplars",
     "Mark",
     "SequenceConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "read_corpus",
     "read_exemplars",
     "read_images",
+    "read_text",
     "read_texts",
     "render_glyphs",
     "save_exemplars",

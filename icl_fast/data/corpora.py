@@ -29,8 +29,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from icl_fast.data.input_files import files_below, read_file
+from icl_fast.data.input_files import files_below, printable, read_file
 from icl_fast.errors import InputError
+from icl_fast.files import regular_file
 from icl_fast.memory import check_fits
 
 NAMES = ("stdlib", "stdlib+tests", "docs", "books")
@@ -131,7 +132,26 @@ def read_corpus(name: str, *, root: str | Path = "/") -> Corpus:
         folders, files = _debian(name, Path(root))
     else:
         folders, files = _folder(name)
-    argument = f"data.corpus {name}"
+    return _read(name, folders, files, f"data.corpus {name}")
+
+
+def read_text(source: str | Path) -> Corpus:
+    """As `read_corpus`, or the one file of that path, whatever its name ends in.
+
+    Raises:
+        InputError: as `read_corpus`; a file without text.
+    """
+    path = Path(source).expanduser()
+    if str(source) in NAMES or not os.path.isfile(path):
+        try:
+            return read_corpus(str(source))
+        except InputError as error:
+            raise InputError(str(error).replace("data.corpus", "text", 1)) from None
+    argument = f"text {path}"
+    return _read(printable(path), [path.parent], {path.name: regular_file(path, argument)}, argument)
+
+
+def _read(name: str, folders: list[Path], files: dict[str, Path], argument: str) -> Corpus:
     # bytes, text, tokens, windows
     check_fits(4 * sum(path.stat().st_size for path in files.values()), f"{argument}: {len(files):,} files")
     seen: set[str] = set()

@@ -87,13 +87,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> Path:
     return file
 
 
-def encode_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokens:
-    """The texts as one stream of ids `[tokens]` with BOS after each and nowhere else, so that it marks their ends."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+def encode_stream(tokenizer: Tokenizer, texts: Sequence[str], separator: int | None = BOS_ID) -> Tokens:
+    """The texts as one stream of ids `[tokens]` with a separator after each, by default our BOS, or with nothing."""
+    after = [] if separator is None else [separator]
+    dtype = np.uint16 if max([0, *tokenizer.get_vocab().values(), *after]) < 2**16 else np.uint32
     parts: list[Tokens] = []
     for batch in _batches(texts):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            parts.append(np.array([*encoding.ids, BOS_ID], dtype))
+            parts.append(np.array([*encoding.ids, *after], dtype))
     return np.concatenate(parts)
 
 

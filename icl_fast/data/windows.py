@@ -47,6 +47,16 @@ class EvaluationSet:
     digest: str
 
 
+def evaluation_set(inputs: torch.Tensor, targets: torch.Tensor, positions: NDArray[np.int64]) -> EvaluationSet:
+    """An evaluation set with its digest; where `inputs` follow from `targets`, which one BOS begins, of these alone."""
+    shape = tuple(targets.shape)
+    follows = bool((inputs[:, 0] == BOS_ID).all() and (inputs[:, 1:] == targets[:, :-1]).all())
+    digest = hashlib.sha256(repr(shape).encode())
+    for array in (targets.numpy(), positions, *(() if follows else (inputs.numpy(),))):
+        digest.update(array.astype("<i8").tobytes())
+    return EvaluationSet(inputs, targets, torch.from_numpy(positions), digest.hexdigest())
+
+
 class TextData:
     """Training windows by step and the evaluation set of one corpus; see `load_text`.
 
@@ -130,10 +140,7 @@ class TextData:
         count = min(self.config.evaluation_examples, available)
         inputs, targets = self._cut(self._held_out, _order(seed, _EVALUATION, 0, available)[:count])
         positions = _random(seed, _POSITIONS).integers(1, self.config.context + 1, size=available)[:count]
-        digest = hashlib.sha256(repr(tuple(targets.shape)).encode())
-        for array in (targets.numpy(), positions):
-            digest.update(array.astype("<i8").tobytes())
-        return EvaluationSet(inputs, targets, torch.from_numpy(positions), digest.hexdigest())
+        return evaluation_set(inputs, targets, positions)
 
     def _cut(self, stream: Tokens, windows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         context = self.config.context

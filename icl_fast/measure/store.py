@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ Variables = Mapping[str, Sequence[str]]  # name -> dims
 
 _JSON = ("sweep", "measurement", "plan", "left_out", "sweeps")  # attributes
 _PART = "sha256 of this part"
+_OF_SNAPSHOTS = ("snapshots", "left_out")  # of an identity: which snapshots there are; a part depends on its own alone
 PARTIAL = ".partial"  # what the name of the folder of parts ends in
 _PLAN, _LOCK = "plan.json", ".lock"  # in it
 
@@ -238,12 +239,18 @@ class Workspace:
     def begin(self) -> Iterator[None]:
         """Continue with the parts of the same identity, or start; no other process does meanwhile.
 
+        Other snapshots may be wanted than before, such as those without one that turned out to be damaged: the parts
+        of the others are kept.
+
         Raises:
             OtherResults: the parts have another identity.
             InputError: another process is at it, or nothing can be written here.
         """
         with locked(self.partial / _LOCK, f"out: {self.out}"):
             if not self._check_plan():
+                for path in self.partial.glob("*.npz"):  # of snapshots that are not wanted any more
+                    if not self._readable(path):
+                        path.unlink()
                 with atomic_write(self.partial / _PLAN) as temporary:
                     temporary.write_text(sealed(self.identity), encoding="utf-8")
             yield
@@ -299,7 +306,9 @@ class Workspace:
 
     def _seal(self, path: Path, arrays: Mapping[str, np.ndarray]) -> str:
         """SHA-256 (hex) of what a part is of, and of its arrays."""
-        digest = hashlib.sha256(f"{path.name} {json.dumps(self.identity, sort_keys=True)}".encode())
+        shared = {name: value for name, value in self.identity.items() if name not in _OF_SNAPSHOTS}
+        of_step = self.identity["snapshots"].get(str(int(path.name.partition(".")[0].partition("_")[0])))
+        digest = hashlib.sha256(f"{path.name} {of_step} {json.dumps(shared, sort_keys=True)}".encode())
         for name, values in sorted(arrays.items()):
             digest.update(f"{name} {values.dtype.str} {values.shape}".encode() + values.tobytes())
         return digest.hexdigest()
@@ -324,7 +333,7 @@ class Workspace:
         return self.partial / (f"{step:08d}.npz" if part is None else f"{step:08d}_{part:05d}.npz")
 
     def _check_plan(self) -> bool:
-        """Whether parts were begun, and then of this identity."""
+        """Whether parts were begun, of this identity; other snapshots' may be among them."""
         path = self.partial / _PLAN
         if not path.exists():
             return False
@@ -334,11 +343,12 @@ class Workspace:
             if not self.repair:
                 raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
             return False
-        self._check_same(found, self.partial)
-        return True
+        self._check_same(found, self.partial, but=_OF_SNAPSHOTS)
+        return found == self.identity
 
-    def _check_same(self, found: dict[str, Any], where: Path) -> None:
-        if differing := sorted(k for k in self.identity.keys() | found.keys() if self.identity.get(k) != found.get(k)):
+    def _check_same(self, found: dict[str, Any], where: Path, but: Collection[str] = ()) -> None:
+        names = (self.identity.keys() | found.keys()) - set(but)
+        if differing := sorted(name for name in names if self.identity.get(name) != found.get(name)):
             raise OtherResults(where, f"a {self.kind} with other {', '.join(differing)}")
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from icl_fast.arguments import whole_number
 from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
 from icl_fast.data.exemplar_source import load_exemplars
+from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file, sha256
 from icl_fast.models import Snapshot, load_snapshot
@@ -102,6 +105,22 @@ class RunSeries(Series):
         return load_tokenizer(self.run.intact(TOKENIZER))
 
     @property
+    def bos(self) -> int | None:
+        return BOS_ID
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.arange(self.run.text_config.data.vocab)
+
+    @property
+    def context(self) -> int:
+        return self.run.text_config.data.context
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    @property
     def corpus(self) -> str:
         return self.run.text_config.data.corpus
 
@@ -113,49 +132,14 @@ class RunSeries(Series):
         return load_exemplars(self.population.config.exemplars, progress)
 
 
-def open_series(ckpt: str | Path | Series, snapshots: str = "all") -> Series:
-    """The snapshots of a run, or some of them, as a series: what `--ckpt` and `--snapshots` mean.
-
-    Args:
-        ckpt: a run folder, one snapshot file in a run folder's `snapshots/`, or a series already.
-        snapshots: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
-
-    Raises:
-        InputError: no run at that path, no such snapshot, or a snapshot outside a run folder (whose corpus it needs).
-    """
-    if isinstance(ckpt, Series):
-        if not ckpt.steps:
-            raise InputError(f"ckpt: {ckpt.path} has no snapshot that can be used")
-        return ckpt.chosen(snapshots)
-    path, run = Path(ckpt), run_of(ckpt)
-    if os.path.isfile(path):
-        if snapshots not in ("all", "last"):
-            raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
-        place = _place_in_run(path)
-        steps = [step for step in run.snapshot_steps() if place == run.snapshot_path(step)]
-        if not steps:
-            raise InputError(
-                f"ckpt: {path} is not in RUN/snapshots/ of a run folder, whose corpus and tokenizer it needs"
-            )
-        return RunSeries(run, steps)
-    if not os.path.isdir(path):
-        regular_file(path, "ckpt")  # which says what it is, or that there is nothing
-    series = RunSeries(run)
-    if not series.steps:
-        raise InputError(
-            f"ckpt: {path} has {'none of its snapshots any more' if series.missing() else 'no snapshots yet'}"
-        )
-    return series.chosen(snapshots)
-
-
 def run_of(ckpt: str | Path) -> Run:
     """The run that a run folder, or a snapshot file in its `snapshots/`, belongs to; it need not exist."""
     path = Path(ckpt)
-    place = _place_in_run(path) if os.path.isfile(path) else None
+    place = place_in_run(path) if os.path.isfile(path) else None
     return Run(path if place is None else place.parent.parent)
 
 
-def _place_in_run(snapshot: Path) -> Path | None:
+def place_in_run(snapshot: Path) -> Path | None:
     """RUN/snapshots/FILE of a snapshot file, as it is given or where links lead to it.
 
     Not where the links end: FILE may be one to where a store keeps its contents, under another name.

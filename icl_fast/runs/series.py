@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from icl_fast.data import EvaluationSet, Exemplars
 from icl_fast.errors import InputError
 from icl_fast.models import Snapshot
@@ -26,7 +28,7 @@ class Series(ABC):
 
     Attributes:
         name: its name in messages and figures.
-        path: its folder; measurements go to `results/` in it.
+        path: its folder, or its name on the hub.
         task: what the models were trained on, `text` or `exemplars`.
         steps: optimizer steps of its snapshots, rising.
     """
@@ -82,8 +84,32 @@ class Series(ABC):
 
     @property
     @abstractmethod
+    def bos(self) -> int | None:
+        """On text: id of the token that begins each example; None: none does."""
+
+    @property
+    @abstractmethod
+    def ids(self) -> np.ndarray:
+        """On text: ids of the tokens that stand in texts, int64, rising."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """On text: T, tokens to predict in an example."""
+
+    @property
+    @abstractmethod
     def corpus(self) -> str:
-        """On text: the name of the corpus."""
+        """On text: the name of the corpus, or of the texts that the series is evaluated on."""
+
+    @property
+    @abstractmethod
+    def results(self) -> Path:
+        """Where measurements go by default."""
+
+    def notes(self) -> list[str]:
+        """What should be known of the series before its numbers are read, a sentence each."""
+        return []
 
     @property
     @abstractmethod

@@ -166,7 +166,7 @@ def _usable(name: str, run: Path, options: Options) -> _Usable:
 
 def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, show: Show) -> ModelStudy:
     series, steps = run.series, run.series.steps
-    results = series.path / "results" / "report"
+    results = series.results / "report"
     examples = min(options.examples, len(series.evaluation_set().inputs))
 
     def swept(what: str, ablation: AblationOptions, out: Path) -> xr.Dataset:
@@ -242,7 +242,7 @@ def _reading(
     name: str, series: Series, last: Transformer, text: Text, results: Path, options: Options, show: Show
 ) -> xr.Dataset:
     """What a run's snapshots make of a text; `last` is the model of the last one."""
-    tokenised = tokenise(text, series.tokenizer(), last.config.context)
+    tokenised = tokenise(text, series.tokenizer(), series.context, series.bos)
     identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
     out = results / f"{text.name}.zarr"
 

@@ -16,7 +16,7 @@ from icl_fast.measure import AblationOptions, OtherResults, open_results, save_r
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
-from icl_fast.runs import open_series, run_names
+from icl_fast.runs import ForeignOptions, open_all
 
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
 
@@ -32,17 +32,20 @@ def pca_of_runs(
     memory: str | int = "2GiB",
     device: str = "auto",
     repair: bool = False,
+    foreign: ForeignOptions | None = None,
 ) -> tuple[JointPCA, list[Path]]:
     """Where all snapshots of all runs lie in their common principal components (see `icl_fast.analysis.joint_pca`).
 
     Args:
-        runs: run folders of one corpus. What their `results/losses.zarr` hold is kept.
+        runs: run folders, or other people's models, evaluated on the same examples. What their `losses.zarr` hold is
+            kept.
         out: a zarr store, `NAME.zarr`: `coordinates` [point, component], a point a snapshot of a run, with coords
             `run`, `snapshot` (optimizer steps) and `tokens` (seen); `components` [component, example]; `mean`
             [example]; `explained_variance` and `explained_variance_ratio` [component]. An earlier one is replaced.
         show_sweep: a context manager that shows progress (see `icl_fast.cli.progress`).
         components: how many, 2 or more.
         snapshots, examples, memory, device, repair: see `icl_fast.measure.sweep`.
+        foreign: see `icl_fast.runs.open_all`.
 
     Returns:
         The PCA, by name of the run (its folder's, or the path as given where two have the same); and the files of the
@@ -60,19 +63,18 @@ def pca_of_runs(
         check_replaceable(
             out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
         )
-        named = run_names(runs)
-        points = sum(len(open_series(run, snapshots).steps) for run in named.values())
+        named = open_all(runs, snapshots, foreign)
+        points = sum(len(series.steps) for series in named.values())
         if components >= points:  # before losses are measured, which takes long
             raise InputError(f"components: {components} need more snapshots than that, there are {points}")
         losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
-        for name, run in named.items():
+        for name, series in named.items():
             with show_sweep(name) as on_part:
                 try:
                     store = sweep(
-                        run,
+                        series,
                         ablation,
-                        out=run / "results" / "losses.zarr",
-                        snapshots=snapshots,
+                        out=series.results / "losses.zarr",
                         examples=examples,
                         device=device,
                         repair=repair,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from icl_fast.errors import InputError
 from icl_fast.models import Transformer
-from icl_fast.models.families import FAMILIES
 from icl_fast.models.foreign import foreign_config, load_foreign
+from icl_fast.models.foreign.families import FAMILIES
 
 transformers = pytest.importorskip("transformers")
 VOCAB, CONTEXT = 61, 48

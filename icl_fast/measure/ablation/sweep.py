@@ -106,7 +106,7 @@ def sweep(
     planned = plan_sweep(ckpt, options, snapshots=snapshots, examples=examples, device=device, **keywords)
     series, plan, evaluation = planned.series, planned.plan, planned.evaluation
     steps = series.steps
-    store = Path(out) if out is not None else series.path / "results" / f"ablation_{plan.mode}.zarr"
+    store = Path(out) if out is not None else series.results / f"ablation_{plan.mode}.zarr"
     identity = plan.as_json() | {"snapshots": series.hashes()}
     work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair)
     if work.finished():

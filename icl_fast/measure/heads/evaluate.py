@@ -117,7 +117,7 @@ def evaluate(
         dataset = _assemble(parts, steps, seen)
         return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
 
-    store = Path(out) if out is not None else series.path / "results" / "heads.zarr"
+    store = Path(out) if out is not None else series.results / "heads.zarr"
     names = {name: dims for name, (dims, _, _) in _VARIABLES.items()} | {"snapshot": _HEADS[:1], "tokens": _HEADS[:1]}
     return measure_snapshots(series, store, identity, measure, assemble, on_snapshot, variables=names, repair=repair)
 

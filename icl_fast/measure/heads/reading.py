@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, pre_tokenizers
 from torch import Tensor
 
 from icl_fast.arguments import whole_number
@@ -36,12 +36,14 @@ class TokenisedText:
 
     Attributes:
         name, title, kind, source: of the text.
-        inputs: [T] int64, BOS then all targets but the last.
-        targets: [T] int64, the text's tokens.
+        inputs: [T] int64, BOS then all targets but the last; without BOS the text's tokens but the last.
+        targets: [T] int64, the text's tokens; without BOS all but the first.
         pieces: [T] what each target adds to the text. Bytes of a character that is spread over several tokens are
-            written `\xe2`; the other pieces, joined, are the text.
+            written `\xe2`, or, where the tokenizer is not a byte-level BPE, the character stands at the first of them;
+            the other pieces, joined, are the text.
         categories: [T] int64, where the target is a label of a template text its category, else -1.
         left_out: tokens of the text beyond the context.
+        first: the piece that is read first, `<bos>` or that of the first token.
     """
 
     name: str
@@ -53,42 +55,60 @@ class TokenisedText:
     pieces: tuple[str, ...]
     categories: Tensor
     left_out: int
+    first: str = BOS_PIECE
 
 
-def tokenise(text: Text, tokenizer: Tokenizer, context: int) -> TokenisedText:
+def tokenise(text: Text, tokenizer: Tokenizer, context: int, bos: int | None = BOS_ID) -> TokenisedText:
     """Tokens of the front of a text, as many as the model's context holds.
 
+    Args:
+        text: the text.
+        tokenizer: of the model.
+        context: the most targets.
+        bos: id of the token that begins what is read; None: none does, and the first token is no target.
+
     Raises:
-        InputError: no text, a context under 1, or a tokenizer that is not a byte-level BPE.
+        InputError: no text, a context under 1, or a tokenizer that leaves out some of the text.
     """
     whole_number("context", context, 1)
     encoding = tokenizer.encode(text.text, add_special_tokens=False)
     ids = encoding.ids
-    if not ids:
-        raise InputError(f"text {text.name}: is empty; give one with some text")
-    parts = [_bytes(token) for token in encoding.tokens]
-    if b"".join(parts) != text.text.encode():
-        raise InputError(
-            f"tokenizer: its tokens do not give text {text.name} back; give a byte-level BPE that changes no text"
-        )
-    targets = torch.tensor(ids[:context], device="cpu")
+    unread = int(bos is None)
+    if len(ids) <= unread:
+        raise InputError(f"text {text.name}: is {'empty' if not ids else 'one token'}; give one with some text")
+    parts = _pieces(text, encoding)
+    whole = torch.tensor(ids[: context + unread], device="cpu")
+    targets = whole[unread:]
     categories = torch.full_like(targets, -1)
     ends = list(accumulate(map(len, parts)))
     for mark in text.marks:
-        position = bisect_right(ends, len(text.text[: mark.start].encode()))
-        if position < len(targets):
+        position = bisect_right(ends, len(text.text[: mark.start].encode())) - unread
+        if 0 <= position < len(targets):
             categories[position] = mark.category
     return TokenisedText(
         name=text.name,
         title=text.title,
         kind=text.kind,
         source=text.source,
-        inputs=F.pad(targets[:-1], (1, 0), value=BOS_ID),
+        inputs=whole[:-1] if bos is None else F.pad(whole[:-1], (1, 0), value=bos),
         targets=targets,
-        pieces=tuple(part.decode("utf-8", "backslashreplace") for part in parts[:context]),
+        pieces=tuple(part.decode("utf-8", "backslashreplace") for part in parts[unread : len(whole)]),
+        first=BOS_PIECE if bos is not None else parts[0].decode("utf-8", "backslashreplace"),
         categories=categories,
-        left_out=len(ids) - len(targets),
+        left_out=len(ids) - len(whole),
     )
+
+
+def _pieces(text: Text, encoding: Encoding) -> list[bytes]:
+    """What each token adds to a text: the bytes that it spells, or else those up to where it says that it ends."""
+    parts = [_bytes(token) for token in encoding.tokens]
+    if b"".join(parts) == text.text.encode():
+        return parts
+    ends = list(accumulate((end for _, end in encoding.offsets), max))
+    parts = [text.text[start:end].encode() for start, end in zip([0, *ends], ends, strict=False)]
+    if b"".join(parts) != text.text.encode():
+        raise InputError(f"tokenizer: its tokens do not give text {text.name} back; give one that leaves out no text")
+    return parts
 
 
 @measures_model
@@ -168,8 +188,8 @@ def text_dataset(
     Returns:
         `loss` [snapshot, position] and `pattern`, `logits` [layer, head, position, source] with coords `snapshot`
         (steps), `tokens`, `position` (1-based), `input` and `target` (pieces of the token that is read there, first
-        "<bos>", and of the one that is predicted), `category` (of a label that is predicted there, else -1);
-        attributes name, title, kind, source, left_out_tokens.
+        "<bos>" where there is one, and of the one that is predicted), `category` (of a label that is predicted
+        there, else -1); attributes name, title, kind, source, left_out_tokens.
     """
     return xr.Dataset(
         {
@@ -186,7 +206,7 @@ def text_dataset(
             "tokens": ("snapshot", list(tokens)),
             "position": np.arange(1, len(text.pieces) + 1),
             # as objects: numpy's own strings lose a zero character at the end
-            "input": ("position", np.array([BOS_PIECE, *text.pieces[:-1]], dtype=object)),
+            "input": ("position", np.array([text.first, *text.pieces[:-1]], dtype=object)),
             "target": ("position", np.array(text.pieces, dtype=object)),
             "category": ("position", text.categories.numpy()),
         },

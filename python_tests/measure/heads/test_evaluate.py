@@ -158,8 +158,11 @@ def test_parts_of_another_evaluation(run: Path, tmp_path: Path, write_weight: Ca
         evaluate(run, out=out, seed=1)
     assert raised.value.where == tmp_path / "out.partial"
     write_weight(Run(run), 0, "blocks.1.attention.q.weight", torch.nan)
-    with pytest.raises(OtherResults, match="other snapshots"):
+    with pytest.raises(InputError, match=r"attention\.q\.weight holds NaN"):
         evaluate(run, out=out)
+    measured = open_results(evaluate(run, out=out, skip_damaged=True))  # goes on with the parts of the others
+    whole = open_results(evaluate(run, out=tmp_path / "whole", skip_damaged=True))
+    assert measured.identical(whole)
 
 
 def test_something_else_there(run: Path, tmp_path: Path) -> None:

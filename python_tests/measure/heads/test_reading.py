@@ -126,7 +126,8 @@ def test_tokenise_bad_input(tokenizer: Tokenizer) -> None:
         tokenise(passage("a"), tokenizer, 0)
     words = Tokenizer(models.WordLevel({"?": 0, "two": 1, "words": 2}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    for text in ("two words", "twö"):
+    assert tokenise(passage("two  twö"), words, 5).pieces == ("two", "  twö")
+    for text in ("two ", "two words "):
         with pytest.raises(InputError, match="tokenizer: its tokens do not give text name back"):
             tokenise(passage(text), words, 5)
 

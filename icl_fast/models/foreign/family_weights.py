@@ -5,15 +5,11 @@ Names are without `.weight` and `.bias`; `{}` is the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from icl_fast.models.config import TransformerConfig
-
-Layout = Callable[[Tensor, TransformerConfig], Tensor]
-Names = dict[str, "str | tuple[str, Layout]"]
+from icl_fast.models.foreign.checkpoint import Layout, Names
 
 
 def _transposed(weight: Tensor, _: TransformerConfig) -> Tensor:

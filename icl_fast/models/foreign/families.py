@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from icl_fast.errors import InputError
-from icl_fast.models import family_fields, family_weights
 from icl_fast.models.config import TransformerConfig, parse_transformer_config
-from icl_fast.models.family_fields import Fields
-from icl_fast.models.family_weights import Layout, Names
+from icl_fast.models.foreign import family_fields, family_weights
+from icl_fast.models.foreign.checkpoint import Layout, Names, match_weights, split_name
+from icl_fast.models.foreign.family_fields import Fields
 
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 
@@ -22,8 +21,8 @@ class Family:
     """One family.
 
     Attributes:
-        shape: fields to the values of a `TransformerConfig` (see `icl_fast.models.family_fields`).
-        names: of our weights: where they are in theirs (see `icl_fast.models.family_weights`).
+        shape: fields to the values of a `TransformerConfig` (see `icl_fast.models.foreign.family_fields`).
+        names: of our weights: where they are in theirs (see `icl_fast.models.foreign.family_weights`).
         prefix: of all their names but the unembedding's; a file may be without it.
     """
 
@@ -43,45 +42,21 @@ class Family:
 
     def weights(
         self, names: Iterable[str], config: TransformerConfig, theirs: Mapping[str, Tensor], source: str
-    ) -> dict[str, Tensor]:
-        """Our weights by name, each of theirs used.
-
-        Args:
-            names: of the weights of a Transformer of this config.
-            theirs: their weights by name; read when asked for, so that it may be a file.
-
-        Raises:
-            InputError: weights that are missing, or that are there and not used.
-        """
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Our weights by name, out of theirs: see `Checkpoint.weights`."""
         prefix = self.prefix if any(name.startswith(self.prefix) for name in theirs) else ""
-        used: set[str] = set()
-        found: dict[str, Tensor] = {}
-        for name in names:
-            if name == "unembed.weight" and config.tied:
-                continue
-            theirs_name, layout = self._theirs(name, prefix)
-            if theirs_name not in theirs:
-                raise InputError(f"{source}: weight {theirs_name!r} is missing")
-            used.add(theirs_name)
-            weight = theirs[theirs_name]
-            found[name] = weight if layout is None else layout(weight, config).contiguous()
-        if config.tied:
-            found["unembed.weight"] = found["embed.weight"]
-            used.add("lm_head.weight")  # some files hold it twice
-        for name in theirs:
-            if name not in used and not name.endswith(_NO_WEIGHTS):
-                raise InputError(f"{source}: weight {name!r} is not used; the model has a part that is not understood")
-        return found
 
-    def _theirs(self, name: str, prefix: str) -> tuple[str, Layout | None]:
-        part, _, kind = name.rpartition(".")
-        layer = ""
-        if part.startswith("blocks."):
-            layer, _, part = part.removeprefix("blocks.").partition(".")
-        entry = self.names[part]
-        theirs, layout = (entry, None) if isinstance(entry, str) else entry
-        theirs = f"{theirs.format(layer)}.{kind}"
-        return theirs if part == "unembed" else prefix + theirs, layout
+        def theirs_of(name: str) -> tuple[str, Layout | None]:
+            layer, part, kind = split_name(name)
+            entry = self.names[part]
+            found, layout = (entry, None) if isinstance(entry, str) else entry
+            found = f"{found.format(layer)}.{kind}"
+            return found if part == "unembed" else prefix + found, layout
+
+        def passed_over(name: str) -> bool:
+            return name.endswith(_NO_WEIGHTS) or (config.tied and name == "lm_head.weight")  # some files hold it twice
+
+        return match_weights(names, theirs_of, theirs, config, source, passed_over=passed_over)
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,0 +1,89 @@
+"""Whatever kind of checkpoint a path is: its config, its model, its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from icl_fast.errors import InputError
+from icl_fast.memory import check_fits
+from icl_fast.models.config import TransformerConfig
+from icl_fast.models.foreign.checkpoint import Checkpoint
+from icl_fast.models.foreign.hugging_face import CONFIG, HuggingFace
+from icl_fast.models.transformer import Transformer
+from icl_fast.models.weight_files import check_numbers
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a path looks like other people's model: a folder with a config.json."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def foreign_config(path: str | Path) -> TransformerConfig:
+    """The shape of the model at a path; its weights are not read.
+
+    Raises:
+        InputError: no model, one of a family that is not known, or with a field that is not understood.
+    """
+    return _open(path).config
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files with the weights of the model at a path, in order: what tells one checkpoint from another.
+
+    Raises:
+        InputError: as `foreign_config`, or there are none.
+    """
+    return _open(path).files
+
+
+def describe(path: str | Path) -> str:
+    """What the model at a path is, in a few words, such as `Llama (Hugging Face)`.
+
+    Raises:
+        InputError: as `foreign_config`.
+    """
+    return _open(path).kind
+
+
+def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Transformer:
+    """The model at a path, its weights on the CPU. Nothing in it is executed.
+
+    Args:
+        path: see `is_foreign`.
+        dtype: of the weights; files hold what they hold.
+
+    Raises:
+        InputError: as `foreign_config`; weights that are missing, not used, damaged, not finite or of another shape
+            than the config says; more than fits the memory.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype: must be that of floating-point numbers, such as torch.float32, got {dtype!r}")
+    checkpoint = _open(path)
+    config, source = checkpoint.config, checkpoint.source
+    with torch.device("meta"):
+        model = Transformer(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    check_fits(count * dtype.itemsize, f"{source}: {count:,} weights")
+    shapes = model.state_dict()
+    if config.tied:
+        del shapes["unembed.weight"]
+    weights = {}
+    for name, weight in checkpoint.weights(shapes):
+        if not weight.is_floating_point():
+            raise InputError(f"{source}: {name} is {weight.dtype}; quantised weights are not understood")
+        if weight.shape != shapes[name].shape:
+            raise InputError(f"{source}: {name} is {list(weight.shape)}, its config says {list(shapes[name].shape)}")
+        weights[name] = weight.to(dtype).contiguous()
+        check_numbers(path, {name: weights[name]}, shapes)
+    if config.tied:
+        weights["unembed.weight"] = weights["embed.weight"]
+    model.load_state_dict(weights, assign=True)
+    if config.tied:
+        model.unembed.weight = model.embed.weight
+    return model.requires_grad_(True).eval()
+
+
+def _open(path: str | Path) -> Checkpoint:
+    return HuggingFace(Path(path))
