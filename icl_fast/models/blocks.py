@@ -29,16 +29,14 @@ def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = 
     return MemberLinear(members, inputs, outputs, bias=bias)
 
 
-def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm:
+def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm | nn.Identity:
     """A norm of the residual stream, or one for each of the members."""
     if members is not None:
         return MemberNorm(members, config.width, config.norm_eps)
-    return _norm(config, config.width)
-
-
-def _norm(config: ModelShape, width: int) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "none":
+        return nn.Identity()
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+    return kind(config.width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
 
 
 def layer_norm(norm: nn.Module) -> nn.LayerNorm:
@@ -54,11 +52,16 @@ def gain(norm: nn.Module) -> Tensor | None:
 
 
 class SoLU(nn.Module):
-    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units")."""
+    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units").
 
-    def __init__(self, width: int, eps: float) -> None:
+    Without the norm where it is plain; without its gain and bias unless the stream's norms have both.
+    """
+
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
+        affine = config.norm == "layer" and config.norm_affine
+        norm = nn.LayerNorm(config.hidden_width, eps=config.norm_eps, elementwise_affine=affine)
+        self.norm = nn.Identity() if config.activation == "solu_plain" else norm
 
     def forward(self, x: Tensor) -> Tensor:
         """`[...,M]` to the same."""
@@ -85,8 +88,8 @@ class GatedMLP(nn.Module):
 
 def make_activation(config: ModelShape) -> nn.Module:
     """What the MLP does with its hidden layer."""
-    if config.activation == "solu":
-        return SoLU(config.hidden_width, config.norm_eps)
+    if config.activation in ("solu", "solu_plain"):
+        return SoLU(config)
     if config.activation in ("silu", "relu"):
         return nn.SiLU() if config.activation == "silu" else nn.ReLU()
     return nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")

@@ -47,7 +47,7 @@ def why_undefined(config: ModelShape) -> dict[str, str]:
         "qkv_clip": config.qkv_clip is not None,
         "rotary": config.position == "rotary",
         "qk_norm": config.qk_norm != "none",
-        "after": config.norm_place != "before",
+        "after": config.norm != "none" and config.norm_place != "before",
     }
     linear = ["ov_copying", "composition_q", "composition_k", "composition_v"]
     undefined = {name: UNDEFINED_UNDER["qkv_clip"] for name in linear if found["qkv_clip"]}

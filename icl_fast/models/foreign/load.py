@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from icl_fast.errors import InputError
+from icl_fast.files import read_json
 from icl_fast.memory import check_fits
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.foreign.checkpoint import Checkpoint
-from icl_fast.models.foreign.hugging_face import CONFIG, HuggingFace
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint
+from icl_fast.models.foreign.gguf_checkpoint import GGUFCheckpoint
+from icl_fast.models.foreign.gguf_format import gguf_file
+from icl_fast.models.foreign.hugging_face import HuggingFace
+from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint, is_lens_file
+from icl_fast.models.foreign.own_checkpoint import OwnCheckpoint
 from icl_fast.models.transformer import Transformer
 from icl_fast.models.weight_files import check_numbers
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether a path looks like other people's model: a folder with a config.json."""
-    return (Path(path) / CONFIG).is_file()
+    """Whether a path looks like other people's model.
+
+    A folder with a config.json or one GGUF file; a GGUF file; a .pt or .pth file with a HookedTransformer's config
+    inside, beside or above it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return (path / CONFIG).is_file() or gguf_file(path) is not None
+    return path.is_file() and (path.suffix == ".gguf" or is_lens_file(path))
 
 
 def foreign_config(path: str | Path) -> TransformerConfig:
@@ -86,4 +99,18 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Tra
 
 
 def _open(path: str | Path) -> Checkpoint:
-    return HuggingFace(Path(path))
+    path = Path(path)
+    if (gguf := gguf_file(path)) is not None:
+        return GGUFCheckpoint(gguf)
+    if not path.is_dir():
+        return LensCheckpoint(path)
+    values = read_json(path / CONFIG, "model")
+    kinds: dict[str, Callable[[Path], Checkpoint]]
+    kinds = {"model_type": HuggingFace, "n_layers": LensCheckpoint, "layers": OwnCheckpoint}
+    kind = next((kind for key, kind in kinds.items() if isinstance(values, dict) and key in values), None)
+    if kind is None:
+        raise InputError(
+            f"model: {path / CONFIG}: is of no kind that is known, it has no field model_type (Hugging Face), "
+            "n_layers (TransformerLens) or layers (icl_fast)"
+        )
+    return kind(path)

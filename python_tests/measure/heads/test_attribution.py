@@ -54,6 +54,21 @@ def test_against_all_logits_written_out(noisy: Build, shapes: Shapes, data: st.D
     torch.testing.assert_close(logit_attribution(model, inputs, every, layer, head).logits, everything)
 
 
+@pytest.mark.parametrize("norm", ["none", "rms"])
+def test_without_centring(noisy: Build, norm: str) -> None:
+    """Nothing is centred; where there is no norm at all, what a head adds is in the logits as it is."""
+    model = noisy(norm=norm, norm_affine=False)
+    inputs, _ = text()
+    every = torch.arange(model.config.vocab).expand(2, 6, -1)
+    with torch.no_grad():
+        _, sites = model(inputs, record=["1.head_out", "1.resid_post"])
+        added = sites["1.head_out"][:, 0] @ model.unembed.weight.T
+        if norm == "rms":
+            added /= (sites["1.resid_post"].square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+    found = logit_attribution(model, inputs, every, 1, 0).logits.sum(2)
+    torch.testing.assert_close(found, added - added.mean(-1, keepdim=True))
+
+
 @given(st.data())
 @settings(max_examples=20)
 def test_heads_and_the_rest_make_the_logits(noisy: Build, shapes: Shapes, data: st.DataObject) -> None:
