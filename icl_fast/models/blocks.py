@@ -340,10 +340,9 @@ class Blocks(nn.ModuleList):
         stream: where weights are that are not in memory but while their block runs; None: all are in memory.
     """
 
-    stream: LayerStream | None = None
-
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
+        self.stream: LayerStream | None = None
 
     def __iter__(self) -> Iterator[Block]:
         for block in super().__iter__():

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from safetensors.torch import save_file
 
 from icl_fast import InputError
 from icl_fast.cli.tables import print_head_scores
@@ -106,33 +105,9 @@ def test_fewer_than_ten_held_out_windows(run: Path) -> None:
     np.testing.assert_array_equal(results["previous_token"][0], expected)
 
 
-def llama(folder: Path) -> Path:
-    """A model of another library, with rotary positions and no tokenizer."""
-    width, sizes = 16, {"q": (16, 16), "k": (8, 16), "v": (8, 16), "o": (16, 16)}
-    config = {
-        "model_type": "llama", "vocab_size": 60, "hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    weights = {"model.embed_tokens.weight": normal(60, width), "lm_head.weight": normal(60, width)}
-    weights["model.norm.weight"] = normal(width)
-    for layer in range(2):
-        at = f"model.layers.{layer}"
-        weights |= {f"{at}.self_attn.{name}_proj.weight": normal(*shape) for name, shape in sizes.items()}
-        weights |= {f"{at}.mlp.{name}_proj.weight": normal(24, width) for name in ("gate", "up")}
-        weights |= {f"{at}.mlp.down_proj.weight": normal(width, 24), f"{at}.input_layernorm.weight": normal(width)}
-        weights[f"{at}.post_attention_layernorm.weight"] = normal(width)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(weights, folder / "model.safetensors")
-    return folder
-
-
-def test_what_the_architecture_does_not_define(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_architecture_does_not_define(
+    llama: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """NaN, with the reason; what it defines is there, on sequences that begin as the texts do."""
     series = ForeignSeries(llama(tmp_path / "model"))
     assert series.bos is None
