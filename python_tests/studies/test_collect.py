@@ -179,9 +179,7 @@ def test_damaged_snapshots_are_left_out(runs: list[Path], tmp_path: Path) -> Non
     assert list(study.models["layers2"].left_out) == [2, 4, 8]
     for step in (0, 6, 10, 12):
         Run(runs[1]).snapshot_path(step).unlink()
-    with pytest.raises(
-        InputError, match=r"layers2: a usable snapshot is needed, it has none \(step 0: missing;"
-    ):
+    with pytest.raises(InputError, match=r"layers2: a usable snapshot is needed, it has none \(step 0: missing;"):
         studied(runs)
 
 

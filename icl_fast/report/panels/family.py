@@ -207,7 +207,9 @@ def _other_pairs(model: ModelStudy) -> Panel:
 
 
 def _smallest(study: Study) -> ModelStudy:
-    return min(study.models.values(), key=lambda model: model.parameters)
+    """The smallest model of those evaluated on the same examples as most others."""
+    group = max(study.groups, key=lambda group: len(group.models))
+    return min((study.models[name] for name in group.models), key=lambda model: model.parameters)
 
 
 def _by_position(study: Study) -> Panel:
@@ -243,8 +245,8 @@ def _compared_by_position(study: Study) -> Panel:
         y_label=f"difference of losses ({NATS})",
         log_x=True,
     )
-    if len(study.models) < 2:
-        return replace(panel, absent="N/A: one model; there is none to compare it with")
+    if len(study.group_of(baseline.name).models) < 2:
+        return replace(panel, absent="N/A: no two models are evaluated on the same examples")
     shares = []
 
     def difference(model: ModelStudy) -> Series | None:
