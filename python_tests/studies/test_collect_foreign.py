@@ -82,7 +82,7 @@ def test_a_plane_for_each_evaluation_set(study: Study) -> None:
             path = panel(study, name, "pca").series[0]
             np.testing.assert_array_equal(np.stack([path.x, path.y], 1), alone.coordinates[name])
             assert {series.model for series in panel(study, name, "pca").series} <= set(group.models)
-            assert f"the models evaluated on {group.text}" in panel(study, name, "pca").caption
+            assert f"models evaluated on {group.text}, {group.context} tokens" in panel(study, name, "pca").caption
     assert panel(study, "series", "pca").y_range == panel(study, "single", "pca").y_range
     of_family = family_panels(study)[0][1]
     assert [[series.label for series in one.series] for one in of_family] == [["series", "single"], ["tiny"]]
