@@ -122,8 +122,9 @@ class ModelShape(Config):
             )
         if self.heads % self.kv:
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: every group has as many")
-        if self.key == "smeared" and (self.kv != self.heads or self.qk_norm != "none" or self.score_cap is not None):
-            raise ValueError("key=smeared goes with as many key as query heads, no qk_norm and no score_cap")
+        unlike = self.kv != self.heads or self.qk_norm != "none" or self.score_cap is not None
+        if self.key == "smeared" and (unlike or self.position == "alibi"):
+            raise ValueError("key=smeared goes with as many key as query heads, no qk_norm, score_cap and alibi")
         if self.shared_norm and not (self.parallel and self.norm_place == "before"):
             raise ValueError("shared_norm: only parallel blocks with norms before attention and MLP can share one")
         if self.position == "rotary" and not self.rotary_width:

@@ -68,7 +68,7 @@ class Checkpoint(ABC):
             names: of the weights of a Transformer of this config; but the unembedding where it is tied.
 
         Raises:
-            InputError: weights that are missing, that are there and not used, or that cannot be read.
+            InputError: weights that are missing, that are there and not used, that cannot be read or are not finite.
         """
 
 
@@ -109,6 +109,8 @@ def _parts(
 ) -> Iterator[tuple[str, Tensor]]:
     for theirs_name, ours in parts.items():
         weight, (_, layout) = theirs[theirs_name], ours[0]
+        if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
+            raise InputError(f"{source}: {theirs_name} holds NaN or infinity; that training run diverged before it")
         try:
             pieces = [weight] if layout is None else layout.split(weight, config)
             found = [(name, pieces[0 if layout is None else layout.number]) for name, layout in ours]
