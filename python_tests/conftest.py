@@ -140,3 +140,38 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system is not allowed here")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def llama() -> Callable[..., Path]:
+    """Writes a small random model of another library: `llama(folder, dtype=torch.float32, **fields)`, its folder."""
+
+    from safetensors.torch import save_file  # here: the op tests do without
+
+    def write(folder: Path, dtype: torch.dtype = torch.float32, **fields: Any) -> Path:
+        config = {
+            "model_type": "llama", "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        } | fields  # fmt: skip
+        width, hidden, vocab = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+        shared = width // config["num_attention_heads"] * config["num_key_value_heads"]
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).mul_(shape[-1] ** -0.5).to(dtype)
+
+        weights = {"model.embed_tokens.weight": normal(vocab, width), "lm_head.weight": normal(vocab, width)}
+        weights["model.norm.weight"] = normal(width)
+        for layer in range(config["num_hidden_layers"]):
+            at = f"model.layers.{layer}"
+            for name, rows in {"q": width, "k": shared, "v": shared, "o": width}.items():
+                weights[f"{at}.self_attn.{name}_proj.weight"] = normal(rows, width)
+            weights |= {f"{at}.mlp.{name}_proj.weight": normal(hidden, width) for name in ("gate", "up")}
+            weights[f"{at}.mlp.down_proj.weight"] = normal(width, hidden)
+            weights |= {f"{at}.{name}_layernorm.weight": normal(width) for name in ("input", "post_attention")}
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(weights, folder / "model.safetensors")
+        return folder
+
+    return write

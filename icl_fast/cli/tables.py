@@ -18,6 +18,7 @@ from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
+from icl_fast.memory import in_units
 from icl_fast.report.panels.builders import icl_definition
 from icl_fast.report.study import counted_by
 
@@ -152,9 +153,11 @@ def print_plan(planned: PlannedSweep) -> None:
     )
     if plan.engine == "definition":
         echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        _print_streamed(planned, chunks * (len(plan.ablations) + 1))
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
+    _print_streamed(planned, chunks * max(1, len(schedule.waves())))
     speed = measure_speed(on, DTYPES[plan.dtype])
     table = Table(
         "stage",
@@ -172,6 +175,22 @@ def print_plan(planned: PlannedSweep) -> None:
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
         f"on {on}, which multiplies {speed.flops / 1e9:.0f} GFLOP/s and copies {speed.bytes / 1e9:.1f} GB/s: at "
         f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all"
+    )
+
+
+def _print_streamed(planned: PlannedSweep, passes: int) -> None:
+    """How often weights are read that do not stay in memory, if there are any: in every pass, and first to be checked.
+
+    Args:
+        passes: over all layers, of one snapshot.
+    """
+    if not planned.streamed:
+        return
+    passes += planned.plan.replacement == "mean" and -(-planned.plan.examples // planned.plan.chunk)
+    times = len(planned.series.steps) * (1 + passes)
+    echo(
+        f"weights: {in_units(planned.streamed)} of a snapshot are streamed layer by layer, as they would take most of "
+        f"the memory: read {times} times, {in_units(times * planned.streamed)} in all"
     )
 
 

@@ -7,7 +7,7 @@ members folded into the examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from icl_fast.errors import InputError
 from icl_fast.models.changes import why_changed
 from icl_fast.models.config import ModelShape
 from icl_fast.models.interventions import Taps, site
+from icl_fast.models.layer_stream import LayerStream
 from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
@@ -333,21 +334,38 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The blocks of a model, one after the other."""
+    """The blocks of a model, one after the other.
+
+    Attributes:
+        stream: where weights are that are not in memory but while their block runs; None: all are in memory.
+    """
 
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
+        self.stream: LayerStream | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # type: ignore[return-value]
+        for block in super().__iter__():
+            yield self._ready(block)
 
     def __getitem__(self, index: int) -> Block:  # type: ignore[override]
         if isinstance(index, slice):  # not a model's blocks any more
             return nn.ModuleList(list(self)[index])
-        return super().__getitem__(index)  # type: ignore[return-value]
+        return self._ready(super().__getitem__(index))
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the first layer to that after the last."""
         for block in self:
             resid = block(resid, positions, taps)
         return resid
+
+    def _ready(self, block: nn.Module) -> Block:
+        if self.stream is not None:
+            self.stream.hold(block)
+        return block  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Blocks:
+        if self.stream is None:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        self.stream.convert(self, fn)
+        return self

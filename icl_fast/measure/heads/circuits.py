@@ -27,7 +27,7 @@ from icl_fast.models import ModelShape, Transformer
 from icl_fast.models.blocks import Block, gain
 
 _VOCAB_ROWS = 8192  # tokens whose embeddings are held in float64 at a time
-_GRAM_NUMBERS = 2**23  # of Gram matrices at a time
+_GRAM_NUMBERS = 2**21  # of Gram matrices at a time
 
 
 UNDEFINED_UNDER = {  # what makes a measure undefined; the first reason that a config gives is told
@@ -47,7 +47,7 @@ def why_undefined(config: ModelShape) -> dict[str, str]:
         "qkv_clip": config.qkv_clip is not None,
         "rotary": config.position == "rotary",
         "qk_norm": config.qk_norm != "none",
-        "after": config.norm_place != "before",
+        "after": config.norm != "none" and config.norm_place != "before",
     }
     linear = ["ov_copying", "composition_q", "composition_k", "composition_v"]
     undefined = {name: UNDEFINED_UNDER["qkv_clip"] for name in linear if found["qkv_clip"]}
@@ -182,22 +182,28 @@ def composition_of(layers: Sequence[LayerWeights]) -> dict[str, Tensor]:
     pair, where the product itself takes D x D x C. A strip of rows of all Gram matrices is there at a time.
     """
     writers = torch.stack([weights.o.mT for weights in layers])  # [layers,H,C,D]
+    readers = {name: torch.stack([getattr(weights, name) for weights in layers]) for name in "qkv"}  # [layers,KV,C,D]
     depth, heads, width, _ = writers.shape
+    squares = {name: writers.new_zeros(depth * heads, depth * read.shape[1]) for name, read in readers.items()}
+    strip = max(1, _GRAM_NUMBERS // (depth * heads * width))
+    for start in range(0, width, strip):
+        rows = slice(start, start + strip)
+        written = _gram_rows(writers, rows)
+        for name, read in readers.items():
+            squares[name].addmm_(written, _gram_rows(read, rows).T)
     layer = torch.arange(depth, device=writers.device)
+    earlier = (layer[:, None] < layer)[:, None, :, None]
     scores = {}
-    strip = max(1, _GRAM_NUMBERS // (depth * heads * width))  # rows
-    for name in "qkv":
-        readers = torch.stack([getattr(weights, name) for weights in layers])  # [layers,KV,C,D]
-        squares = writers.new_zeros(depth * heads, depth * readers.shape[1])
-        for start in range(0, width, strip):
-            rows = slice(start, start + strip)
-            gram, other = ((x[:, :, rows] @ x.mT).flatten(0, 1).flatten(1) for x in (writers, readers))
-            squares += gram @ other.T
-        norms = (x.square().sum((2, 3)).flatten() for x in (writers, readers))
-        ratio = (squares.clamp_min(0) / torch.outer(*norms)).sqrt().view(depth, heads, depth, -1)
-        ratio = ratio.repeat_interleave(heads // ratio.shape[3], dim=3)
-        scores[name] = ratio.masked_fill_((layer[:, None] >= layer)[:, None, :, None], torch.nan)
+    for name, read in readers.items():
+        norms = (x.square().sum((2, 3)).flatten() for x in (writers, read))
+        ratio = (squares[name].clamp_min(0) / torch.outer(*norms)).sqrt().view(depth, heads, depth, -1)
+        scores[name] = ratio.repeat_interleave(heads // read.shape[1], dim=3).masked_fill_(~earlier, torch.nan)
     return scores
+
+
+def _gram_rows(x: Tensor, rows: slice) -> Tensor:
+    """Some rows of `x x^T` of each of the matrices [layers,H,C,D], side by side: [layers*H, rows*C]."""
+    return (x[:, :, rows] @ x.mT).flatten(0, 1).flatten(1)
 
 
 def _layers(model: Transformer) -> Iterator[LayerWeights]:

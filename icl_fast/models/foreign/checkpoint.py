@@ -45,6 +45,46 @@ def one(split: Callable[[Tensor, TransformerConfig], Tensor], join: Any = None) 
     return Layout(lambda weight, config: [split(weight, config)], back)
 
 
+class FoundWeights:
+    """Our weights in a checkpoint: iterated, name and weight of all of them, each of theirs read once."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, list[tuple[str, Layout | None]]],
+        theirs: Mapping[str, Tensor],
+        config: TransformerConfig,
+        source: str,
+    ) -> None:
+        """By the names of theirs, those of ours that are in each, and how."""
+        self._parts, self._theirs, self._config, self._source = parts, theirs, config, source
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._parts:
+            weight = self._theirs[name]
+            if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
+                raise InputError(f"{self._source}: {name} holds NaN or infinity; that training run diverged before it")
+            yield from self._split(name, weight)
+
+    def some(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """Those whose names begin so; nothing else is read."""
+        for name, ours in self._parts.items():
+            if any(own.startswith(prefix) for own, _ in ours):
+                found = self._split(name, self._theirs[name])
+                yield from ((own, weight) for own, weight in found if own.startswith(prefix))
+
+    def _split(self, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+        ours = self._parts[name]
+        layout = ours[0][1]
+        try:
+            pieces = [weight] if layout is None else layout.split(weight, self._config)
+            return [(own, pieces[0 if layout is None else layout.number]) for own, layout in ours]
+        except (RuntimeError, IndexError):
+            shape = list(weight.shape)
+            raise InputError(f"{self._source}: {name} is {shape}, which its config does not say") from None
+        except ValueError as error:
+            raise InputError(f"{self._source}: {name} {error}") from None
+
+
 class Checkpoint(ABC):
     """One model as somebody else wrote it. Nothing in it is ever executed.
 
@@ -61,8 +101,8 @@ class Checkpoint(ABC):
     files: list[Path]
 
     @abstractmethod
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Our weights by name, as they are stored, each of theirs read once; nothing is read before all are found.
+    def weights(self, names: Iterable[str]) -> FoundWeights:
+        """Our weights by name, as they are stored; nothing is read before all are found.
 
         Args:
             names: of the weights of a Transformer of this config; but the unembedding where it is tied.
@@ -79,7 +119,7 @@ def match_weights(
     source: str,
     *,
     passed_over: tuple[str, ...] = (),
-) -> Iterator[tuple[str, Tensor]]:
+) -> FoundWeights:
     """Our weights by name out of theirs: every one of theirs used, and read once, however many of ours it holds.
 
     Args:
@@ -98,28 +138,7 @@ def match_weights(
     for name in theirs:
         if name not in parts and not name.endswith(passed_over):
             raise InputError(f"{source}: weight {name!r} is not used; the model has a part that is not understood")
-    return _parts(parts, theirs, config, source)
-
-
-def _parts(
-    parts: Mapping[str, list[tuple[str, Layout | None]]],
-    theirs: Mapping[str, Tensor],
-    config: TransformerConfig,
-    source: str,
-) -> Iterator[tuple[str, Tensor]]:
-    for theirs_name, ours in parts.items():
-        weight, (_, layout) = theirs[theirs_name], ours[0]
-        if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
-            raise InputError(f"{source}: {theirs_name} holds NaN or infinity; that training run diverged before it")
-        try:
-            pieces = [weight] if layout is None else layout.split(weight, config)
-            found = [(name, pieces[0 if layout is None else layout.number]) for name, layout in ours]
-        except (RuntimeError, IndexError):
-            shape = list(weight.shape)
-            raise InputError(f"{source}: {theirs_name} is {shape}, which its config does not say") from None
-        except ValueError as error:
-            raise InputError(f"{source}: {theirs_name} {error}") from None
-        yield from found
+    return FoundWeights(parts, theirs, config, source)
 
 
 def join_weights(

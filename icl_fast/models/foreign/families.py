@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_fast.models.config import TransformerConfig, parse_transformer_config
 from icl_fast.models.foreign import family_fields, family_weights
-from icl_fast.models.foreign.checkpoint import Layout, Names, match_weights, place
+from icl_fast.models.foreign.checkpoint import FoundWeights, Layout, Names, match_weights, place
 from icl_fast.models.foreign.family_fields import Fields
 
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
@@ -43,7 +43,7 @@ class Family:
 
     def weights(
         self, names: Iterable[str], config: TransformerConfig, theirs: Mapping[str, Tensor], source: str
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> FoundWeights:
         """Our weights by name, out of theirs: see `Checkpoint.weights`."""
         prefix = self.prefix if any(name.startswith(self.prefix) for name in theirs) else ""
         places = self.places(names, prefix)

@@ -6,7 +6,7 @@ same default as the family; a family's choice that no GGUF file can tell (GPT-Ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models.config import RotaryScaling, TransformerConfig
-from icl_fast.models.foreign.checkpoint import Checkpoint, Names, match_weights, one, place
+from icl_fast.models.foreign.checkpoint import Checkpoint, FoundWeights, Names, match_weights, one, place
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields, understood
 from icl_fast.models.foreign.family_weights import HALVES, ROWS
@@ -219,7 +219,7 @@ class GGUFCheckpoint(Checkpoint):
             step(fields, self.file)
         return fields
 
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, names: Iterable[str]) -> FoundWeights:
         table = _NAMES | self._architecture.names | (_FUSED if "blk.0.attn_qkv.weight" in self.file else {})
         places = {name: place(table, name) for name in names}
         return match_weights(places, self.file, self.config, self.source, passed_over=("rope_freqs.weight",))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
-from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, named_tensors, read_safetensors, read_torch
+from icl_fast.models.foreign.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    FoundWeights,
+    named_tensors,
+    read_safetensors,
+    read_torch,
+)
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields
 
@@ -43,7 +50,7 @@ class HuggingFace(Checkpoint):
             raise InputError(f"{self.source}: holds no weights (model.safetensors, pytorch_model.bin, or their index)")
         return found
 
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, names: Iterable[str]) -> FoundWeights:
         files = self.files
         theirs: Mapping[str, Tensor]
         if files[0].suffix == ".safetensors":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from icl_fast.models.config import TransformerConfig, parse_transformer_config
 from icl_fast.models.foreign.checkpoint import (
     CONFIG,
     Checkpoint,
+    FoundWeights,
     Layout,
     Names,
     match_weights,
@@ -177,7 +178,7 @@ class LensCheckpoint(Checkpoint):
         fields.check_all_read(DECIDES_NOTHING)
         self.config = parse_transformer_config(shape, source)
 
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, names: Iterable[str]) -> FoundWeights:
         names_of_theirs = NAMES | GROUPED if "blocks.0.attn._W_K" in self._theirs else NAMES
         places = {name: place(names_of_theirs, name) for name in names}
         return match_weights(places, self._theirs, self.config, self.source, passed_over=_BUFFERS)

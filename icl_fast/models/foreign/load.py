@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
-from icl_fast.memory import check_fits
+from icl_fast.memory import available, check_fits
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, FoundWeights
 from icl_fast.models.foreign.gguf_checkpoint import GGUFCheckpoint
 from icl_fast.models.foreign.gguf_format import gguf_file
 from icl_fast.models.foreign.hugging_face import HuggingFace
 from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint, is_lens_file
 from icl_fast.models.foreign.own_checkpoint import OwnCheckpoint
+from icl_fast.models.layer_stream import LayerStream, absent
 from icl_fast.models.sizes import parameter_count
 from icl_fast.models.transformer import Transformer
+
+_MOST_HELD = 0.75  # of the free memory, that weights may take; the rest is for what is computed of them
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -60,12 +65,14 @@ def describe(path: str | Path) -> str:
     return _open(path).kind
 
 
-def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Transformer:
+def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream: bool | None = None) -> Transformer:
     """The model at a path, its weights on the CPU. Nothing in it is executed.
 
     Args:
         path: see `is_foreign`.
         dtype: of the weights; files hold what they hold.
+        stream: whether the weights of a layer are read again whenever it runs, instead of being held; None: where all
+            of them would take most of the memory that is free. The numbers are the same.
 
     Raises:
         InputError: as `foreign_config`; weights that are missing, not used, damaged, not finite or of another shape
@@ -76,27 +83,40 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Tra
     checkpoint = _open(path)
     config, source = checkpoint.config, checkpoint.source
     count = parameter_count(Transformer, config)
-    check_fits(count * dtype.itemsize, f"{source}: {count:,.0f} weights")
+    if stream is None:
+        stream = count * dtype.itemsize > _MOST_HELD * available()
+    two = config.model_copy(update={"layers": min(config.layers, 2), "windows": None})
+    held = parameter_count(Transformer, two) if stream else count
+    check_fits(held * dtype.itemsize, f"{source}: {count:,.0f} weights" + (", read layer by layer" if stream else ""))
     with torch.device("meta"):
         model = Transformer(config)
     shapes = model.state_dict()
     if config.tied:
         del shapes["unembed.weight"]
-    weights = {}
-    for name, weight in checkpoint.weights(shapes):
+    found, weights = checkpoint.weights(shapes), {}
+
+    for name, weight in found:
         if not weight.is_floating_point():
             raise InputError(f"{source}: {name} is {weight.dtype}; quantised weights are not understood")
         if weight.shape != shapes[name].shape:
             raise InputError(f"{source}: {name} is {list(weight.shape)}, its config says {list(shapes[name].shape)}")
-        weights[name] = weight.to(dtype).contiguous()
-        if weights[name].dtype != weight.dtype and not bool(weights[name].isfinite().all()):
+        whole = weight.to(dtype).contiguous()
+        if whole.dtype != weight.dtype and not bool(whole.isfinite().all()):
             raise InputError(f"{source}: {name} is not finite in {dtype}; take a wider one")
+        weights[name] = absent(whole) if stream and name.startswith("blocks.") else whole
     if config.tied:
         weights["unembed.weight"] = weights["embed.weight"]
     model.load_state_dict(weights, assign=True)
     if config.tied:
         model.unembed.weight = model.embed.weight
+    if stream:
+        model.blocks.stream = LayerStream(partial(_layer_weights, found, dtype))
     return model.requires_grad_(True).eval()
+
+
+def _layer_weights(found: FoundWeights, dtype: torch.dtype, layer: int) -> dict[str, Tensor]:
+    prefix = f"blocks.{layer}."
+    return {name.removeprefix(prefix): weight.to(dtype).contiguous() for name, weight in found.some(prefix)}
 
 
 def _open(path: str | Path) -> Checkpoint:

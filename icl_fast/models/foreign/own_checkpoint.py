@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-
-from torch import Tensor
 
 from icl_fast.files import read_json
 from icl_fast.models.config import parse_transformer_config
-from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, match_weights, read_safetensors
+from icl_fast.models.foreign.checkpoint import CONFIG, Checkpoint, FoundWeights, match_weights, read_safetensors
 
 WEIGHTS = "model.safetensors"
 
@@ -23,7 +21,7 @@ class OwnCheckpoint(Checkpoint):
         self.source, self.files = f"model {folder}", [folder / WEIGHTS]
         self.config = parse_transformer_config(read_json(folder / CONFIG, "model"), f"model {folder / CONFIG}")
 
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, names: Iterable[str]) -> FoundWeights:
         places = {name: (name, None) for name in names}
         twice = ("unembed.weight",) if self.config.tied else ()
         theirs = read_safetensors(*self.files)
