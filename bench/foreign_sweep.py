@@ -2,6 +2,7 @@
 
     python bench/foreign_sweep.py [--positions all|paper] [--theirs 10] [--threads 2] [--quick] [--json FILE]
 
+Seconds are those of the clock and of the processor: on a machine that others use too only the latter can be compared.
 Weights are random, the same in both. Ours computes all heads. Theirs takes as long for one head as for another, and
 is run for some, spread over the layers, in between ours; their mean times the number of heads is what all would take.
 "from its layer" is a more careful loop: it begins at the removed head's layer and unembeds only the wanted positions.
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import CpuClock, matmul_rate
 from hooked_transformers import HookedSweep
 from report import environment
 from rich.console import Console
@@ -110,10 +110,25 @@ def spread(layers: int, heads: int, count: int) -> list[tuple[int, int]]:
     return [(int((i + 0.5) * layers / count), i % heads) for i in range(count)]
 
 
-def timed(call: Any, *arguments: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
+def timed(call: Any, *arguments: Any) -> tuple[Any, Tensor]:
+    """What a call returns, and its [seconds, processor seconds]."""
+    clocks = time.perf_counter, time.process_time
+    started = [clock() for clock in clocks]
     result = call(*arguments)
-    return result, time.perf_counter() - started
+    return result, torch.tensor([clock() - start for clock, start in zip(clocks, started, strict=True)])
+
+
+def mm_rate(size: int) -> float:
+    """FLOP a processor second of torch.mm at an MLP's shape, the best of five."""
+    x, weight = torch.randn(size, 576), torch.randn(1536, 576)
+    return (
+        2
+        * size
+        * 576
+        * 1536
+        * 10
+        / min(float(timed(lambda: [torch.mm(x, weight.T) for _ in range(10)])[1][1]) for _ in range(5))
+    )
 
 
 @torch.no_grad()
@@ -124,47 +139,43 @@ def compare(theirs: Any, folder: Path, options: argparse.Namespace) -> dict[str,
     ours = Ours(load_foreign(folder), batch, parse_memory(options.memory))
     heads = spread(config.num_hidden_layers, config.num_attention_heads, options.theirs)
     hooked, recording = timed(HookedSweep, theirs, batch.inputs, batch.targets, batch.rows)
-    runs: dict[str, list[float]] = {"theirs": [], "theirs, from its layer": []}
+    runs: dict[str, list[Tensor]] = {"theirs": [], "theirs, from its layer": []}
     expected: list[Tensor] = []
     careful: list[Tensor] = []
-
-    def their_share(begin: int, end: int) -> None:
-        for layer, head in heads[begin:end]:
-            for name, call, kept in (
-                ("theirs", hooked.without, expected),
-                ("theirs, from its layer", hooked.without_from_layer, careful),
+    found, own = [], []
+    turns = len(ours.chunks) + 1
+    for turn in range(turns):  # of theirs some, then a chunk of ours
+        for head in heads[turn * len(heads) // turns : (turn + 1) * len(heads) // turns]:
+            for name, call, kept in zip(
+                runs, (hooked.without, hooked.without_from_layer), (expected, careful), strict=True
             ):
-                losses, seconds = timed(call, layer, head)
+                losses, seconds = timed(call, *head)
                 runs[name].append(seconds)
                 kept.append(losses)
-
-    found, own = [], []
-    for number, examples in enumerate(ours.chunks):
-        parts = len(ours.chunks)
-        their_share(number * len(heads) // parts, (number + 1) * len(heads) // parts)
-        losses, seconds = timed(ours.chunk, examples)
-        found.append(losses)
-        own.append(seconds)
-        print(f"chunk {number + 1}/{parts}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        if turn < len(ours.chunks):
+            losses, seconds = timed(ours.chunk, ours.chunks[turn])
+            found.append(losses)
+            own.append(seconds)
+            print(f"chunk {turn + 1}/{turns - 1}: {seconds[0]:.1f} s", file=sys.stderr, flush=True)
     losses = torch.cat(found, 1)
     index = [1 + layer * config.num_attention_heads + head for layer, head in heads]
     total = config.num_hidden_layers * config.num_attention_heads
     schedule = ours.schedule
-    seconds = {"ours": sum(own)}
-    seconds |= {name: recording + total * sum(times) / len(times) for name, times in runs.items()}
+    whole = {"ours": torch.stack(own).sum(0)}
+    whole |= {name: recording + total * torch.stack(times).mean(0) for name, times in runs.items()}
     flops = schedule.flops * options.examples / schedule.examples
     return {
         "heads": total,
         "heads_timed": {"ours": total, **{name: len(times) for name, times in runs.items()}},
-        "seconds": seconds,
-        "seconds_by_run": {"ours": own, "recording": recording, **runs},
-        "ratio": {name: seconds[name] / seconds["ours"] for name in runs},
+        "seconds, processor_seconds": {name: both.tolist() for name, both in whole.items()},
+        "times ours": {name: (both / whole["ours"]).tolist() for name, both in whole.items()},
+        "by_run": {name: torch.stack(times).tolist() for name, times in {"ours": own, **runs}.items()},
         "largest_difference": float((losses[index] - torch.stack(expected)).abs().max()),
         "largest_difference_of_base": float((losses[0] - hooked.losses).abs().max()),
         "careful_is_theirs": float((torch.stack(careful) - torch.stack(expected)).abs().max()),
         "largest_effect": float((losses[1:] - losses[0]).abs().max()),
-        "gflops_per_s": flops / seconds["ours"] / 1e9,
-        "mm_gflops_per_s": matmul_rate("cpu", torch.float32, 512 if options.quick else 2048, CpuClock(), 5) / 1e9,
+        "gflops_per_processor_s": flops / float(whole["ours"][1]) / 1e9,
+        "mm_gflops_per_processor_s": mm_rate(256 if options.quick else 2048) / 1e9,
         "schedule": {"examples": schedule.examples, "variants": schedule.variants, "bytes": schedule.bytes},
         "stages_tflop": {stage.name: stage.flops / 1e12 for stage in schedule.stages},
     }
@@ -213,15 +224,18 @@ def main() -> None:
         theirs.save_pretrained(folder)
         result = compare(theirs, Path(folder), options)
         result["largest_difference_float64"] = in_float64(theirs, Path(folder), options)
-    table = Table("", "seconds", "times ours", title=f"{result['heads']} heads, {options.positions} positions")
-    for name, seconds in result["seconds"].items():
-        table.add_row(name, f"{seconds:.1f}", f"{seconds / result['seconds']['ours']:.2f}")
-    console = Console()
+    columns = ("", "seconds", "times ours", "processor seconds", "times ours")
+    table = Table(*columns, title=f"{result['heads']} heads, {options.positions} positions")
+    for name, both in result["seconds, processor_seconds"].items():
+        ratios = result["times ours"][name]
+        table.add_row(name, *(f"{x:.2f}" for pair in zip(both, ratios, strict=True) for x in pair))
+    console = Console(soft_wrap=True)
     console.print(table)
     console.print(
-        f"ours at {result['gflops_per_s']:.0f} GFLOP/s, torch.mm at {result['mm_gflops_per_s']:.0f}; "
-        f"largest difference {result['largest_difference']:.1e} nats "
-        f"({result['largest_difference_float64']:.1e} in float64), effects up to {result['largest_effect']:.2f}"
+        f"ours at {result['gflops_per_processor_s']:.0f} GFLOP a processor second, "
+        f"torch.mm at {result['mm_gflops_per_processor_s']:.0f}; largest difference "
+        f"{result['largest_difference']:.1e} nats ({result['largest_difference_float64']:.1e} in float64), "
+        f"effects up to {result['largest_effect']:.2f}"
     )
     if options.json is not None:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}

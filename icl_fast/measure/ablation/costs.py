@@ -115,16 +115,11 @@ class Costs:
         """At how many positions a layer's results are computed."""
         return self.rows if layer == self.config.layers - 1 else self.context
 
-    def _rerun_layer_flops(self) -> float:
-        """One example and ablation: a layer run again at all positions."""
-        c, t = self.config.width, self.context
-        return 4.0 * t * c * (self.inner + self.shared) + 2 * self._attention_flops(t) + t * self._mlp_flops
-
-    def _base_flops(self) -> float:
-        """One example: the run of the whole model, up to the unembedding."""
-        t, r, c = self.context, self.rows, self.config.width
-        last = 4.0 * c * (t * self.shared + r * self.inner) + 2 * self._attention_flops(r) + r * self._mlp_flops
-        return (self.config.layers - 1) * self._rerun_layer_flops() + last
+    def run_layer_flops(self, layer: int) -> float:
+        """One example: a layer run, of the whole model or of an ablated one."""
+        c, t, r = self.config.width, self.context, self._rows_of(layer)
+        projections = 2.0 * c * (t * (self.inner + 2 * self.shared) + r * self.inner)
+        return projections + 2 * self._attention_flops(r) + r * self._mlp_flops
 
     @property
     def _mlp_flops(self) -> float:
@@ -156,9 +151,10 @@ class Costs:
             chosen[method].append(ablation)
         low_rank, source_sums = len(chosen["low rank"]), len(chosen["source sums"])
         passes = max(1, -(-(len(methods) - low_rank) // variants))
-        found = [Stage("base pass", 1, passes * n * self._base_flops(), passes * config.layers * 12 * stream)]
+        base_flops = sum(map(self.run_layer_flops, range(config.layers)))
+        found = [Stage("base pass", 1, passes * n * base_flops, passes * config.layers * 12 * stream)]
         for layer in range(config.layers):
-            for method, each in (("delta", self.delta_layer_flops(layer)), ("rerun", self._rerun_layer_flops())):
+            for method, each in (("delta", self.delta_layer_flops(layer)), ("rerun", self.run_layer_flops(layer))):
                 starting = [ablation for ablation in chosen[method] if ablation.first_layer == layer]
                 through = sum(ablation.first_layer < layer for ablation in chosen[method])
                 starts = sum(self.start_flops(layer, len(ablation.heads_of(layer))) for ablation in starting)

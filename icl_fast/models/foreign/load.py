@@ -85,8 +85,8 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream
     count = parameter_count(Transformer, config)
     if stream is None:
         stream = count * dtype.itemsize > _MOST_HELD * available()
-    two = config.model_copy(update={"layers": min(config.layers, 2), "windows": None})
-    held = parameter_count(Transformer, two) if stream else count
+    few = config.model_copy(update={"layers": min(2, config.layers), "windows": None})  # one runs, one is read
+    held = parameter_count(Transformer, few) if stream else count
     check_fits(held * dtype.itemsize, f"{source}: {count:,.0f} weights" + (", read layer by layer" if stream else ""))
     with torch.device("meta"):
         model = Transformer(config)
@@ -94,7 +94,6 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream
     if config.tied:
         del shapes["unembed.weight"]
     found, weights = checkpoint.weights(shapes), {}
-
     for name, weight in found:
         if not weight.is_floating_point():
             raise InputError(f"{source}: {name} is {weight.dtype}; quantised weights are not understood")

@@ -122,9 +122,10 @@ def _progress(study: Study) -> str:
     return PROGRESS[next(iter(study.models.values())).progress]
 
 
-def _over_training(model: ModelStudy, y: Floats, error: Floats | None) -> Series:
-    """A model's curve beside others."""
-    return over_all_snapshots(model, y, error)[0]
+def _check_several(model: ModelStudy) -> None:
+    """Raises: InputError: there is nothing to follow over training."""
+    if model.snapshots == 1:
+        raise InputError(f"{model.name} has one snapshot")
 
 
 def _axes_over_training(study: Study) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _losses(study: Study) -> Panel:
         y_label=f"loss ({NATS})",
         **_axes_over_training(study),
     )
-    return _all_models(study, panel, lambda of: _over_training(of, *loss_curve(of)))
+    return _all_models(study, panel, lambda of: over_all_snapshots(of, *loss_curve(of))[0])
 
 
 def _icl_scores(study: Study) -> Panel:
@@ -155,7 +156,7 @@ def _icl_scores(study: Study) -> Panel:
         y_label=f"ICL score ({NATS})",
         **_axes_over_training(study),
     )
-    return _all_models(study, panel, lambda of: _over_training(of, *icl_curve(of)))
+    return _all_models(study, panel, lambda of: over_all_snapshots(of, *icl_curve(of))[0])
 
 
 def _loss_slopes(study: Study) -> Panel:
@@ -171,6 +172,7 @@ def _loss_slopes(study: Study) -> Panel:
     )
 
     def slope(model: ModelStudy) -> Series | None:
+        _check_several(model)
         curve = unablated(model.name, model.losses, "position_loss").mean("position", skipna=False)
         slopes = loss_by_log_tokens(curve, seen(model).tolist(), bins=SLOPE_BINS)
         return line(model.name, slopes["tokens"].values.astype(np.float64), slopes.values, model=model.name)
@@ -207,7 +209,9 @@ def _other_pairs(model: ModelStudy) -> Panel:
 
 
 def _smallest(study: Study) -> ModelStudy:
-    return min(study.models.values(), key=lambda model: model.parameters)
+    """The smallest model of those evaluated on the same examples as most others."""
+    group = max(study.groups, key=lambda group: len(group.models))
+    return min((study.models[name] for name in group.models), key=lambda model: model.parameters)
 
 
 def _by_position(study: Study) -> Panel:
@@ -243,8 +247,8 @@ def _compared_by_position(study: Study) -> Panel:
         y_label=f"difference of losses ({NATS})",
         log_x=True,
     )
-    if len(study.models) < 2:
-        return replace(panel, absent="N/A: one model; there is none to compare it with")
+    if len(study.group_of(baseline.name).models) < 2:
+        return replace(panel, absent="N/A: no two models are evaluated on the same examples")
     shares = []
 
     def difference(model: ModelStudy) -> Series | None:
@@ -302,8 +306,7 @@ def _formation(study: Study) -> Panel:
     )
 
     def formed(model: ModelStudy) -> Series | None:
-        if model.snapshots == 1:
-            raise InputError(f"{model.name} has one snapshot")
+        _check_several(model)
         matching = scores(model, "prefix_matching")
         found = head_formation(
             matching, model.losses["snapshot"].values.tolist(), model.types.thresholds.prefix_matching

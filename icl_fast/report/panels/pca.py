@@ -79,7 +79,7 @@ def _group_slugs(study: Study) -> list[str]:
 
 
 def _evaluated(study: Study, group: EvaluationGroup) -> str:
-    return "all models" if len(study.groups) == 1 else f"the models evaluated on {group.text}"
+    return "all models" if len(study.groups) == 1 else f"models evaluated on {group.text}, {group.context} tokens"
 
 
 def _pca(group: EvaluationGroup) -> JointPCA:

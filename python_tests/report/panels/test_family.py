@@ -248,7 +248,7 @@ def test_sweeps_of_other_text_are_refused_in_words(made_study: MadeStudy) -> Non
 
 def test_one_model_of_one_layer(made_study: MadeStudy) -> None:
     panels = by_key(made_study((1,)))
-    assert panels["loss-by-position-compared"].absent == "N/A: one model; there is none to compare it with"
+    assert panels["loss-by-position-compared"].absent == "N/A: no two models are evaluated on the same examples"
     assert "all models have one layer" in (panels["prefix-weights"].absent or "")
     assert panels["pca"].absent is None
 

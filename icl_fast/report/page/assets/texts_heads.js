@@ -260,7 +260,7 @@ export function abstract(container) {
   }
   const box = el("div");
   container.append(el("p", { class: "texts-lead texts", text: "Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that "
-    + "match patterns. The same texts, for every head of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
+    + "match patterns. The same texts, for heads of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
   box, el("p", { class: "texts-note", text: DEFINITIONS }));
   explorer(box, null);
 }
