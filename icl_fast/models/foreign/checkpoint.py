@@ -71,6 +71,8 @@ class FoundWeights:
     def _split(self, name: str) -> list[tuple[str, Tensor]]:
         ours, weight = self._parts[name], self._theirs[name]
         layout = ours[0][1]
+        if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
+            raise InputError(f"{self._source}: {name} holds NaN or infinity; that training run diverged before it")
         try:
             pieces = [weight] if layout is None else layout.split(weight, self._config)
             return [(own, pieces[0 if layout is None else layout.number]) for own, layout in ours]
@@ -104,7 +106,7 @@ class Checkpoint(ABC):
             names: of the weights of a Transformer of this config; but the unembedding where it is tied.
 
         Raises:
-            InputError: weights that are missing, that are there and not used, or that cannot be read.
+            InputError: weights that are missing, that are there and not used, that cannot be read or are not finite.
         """
 
 

@@ -35,9 +35,11 @@ _KEYS = {
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.clamp_kqv": "clip_qkv",
     "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
     "use_parallel_residual": "use_parallel_residual",
 }
 _GPT2_KEYS = {
@@ -211,6 +213,8 @@ class GGUFCheckpoint(Checkpoint):
                 fields[self._architecture.keys.get(own, own)] = value[0] if of_all else value
         if scaling.get("rope_type", "none") != "none":
             fields["rope_scaling"] = scaling
+        if fields.get("sliding_window") == 0:  # so says the converter of Phi-4 that there is none
+            del fields["sliding_window"]
         for step in self._architecture.steps:
             step(fields, self.file)
         return fields

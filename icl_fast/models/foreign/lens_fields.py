@@ -25,6 +25,7 @@ _NORMS = {  # and whether they have a gain, and a bias where there is one
     "RMSPre": ("rms", False),
     None: ("none", True),
 }
+_SAID = ("normalization_type",)  # without a value it is none
 _POSITIONS = {
     "standard": "learned",
     "rotary": "rotary",
@@ -212,4 +213,5 @@ def lens_config(config: TransformerConfig) -> dict[str, Any]:
             "NTK_by_parts_high_freq_factor": scaling.high,
             "NTK_original_ctx_len": scaling.original_context,
         }
-    return values
+    # what is off is left out: not every version of HookedTransformerConfig has all of these
+    return {name: value for name, value in values.items() if value not in (None, False, -1.0) or name in _SAID}

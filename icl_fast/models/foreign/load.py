@@ -20,8 +20,8 @@ from icl_fast.models.foreign.hugging_face import HuggingFace
 from icl_fast.models.foreign.lens_checkpoint import LensCheckpoint, is_lens_file
 from icl_fast.models.foreign.own_checkpoint import OwnCheckpoint
 from icl_fast.models.layer_stream import LayerStream, absent
+from icl_fast.models.sizes import parameter_count
 from icl_fast.models.transformer import Transformer
-from icl_fast.models.weight_files import check_numbers
 
 _MOST_HELD = 0.75  # of the free memory, that weights may take; the rest is for what is computed of them
 
@@ -82,26 +82,26 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream
         raise InputError(f"dtype: must be that of floating-point numbers, such as torch.float32, got {dtype!r}")
     checkpoint = _open(path)
     config, source = checkpoint.config, checkpoint.source
-    with torch.device("meta"):
-        model = Transformer(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = parameter_count(Transformer, config)
     if stream is None:
         stream = count * dtype.itemsize > _MOST_HELD * available()
-    in_a_layer = sum(parameter.numel() for parameter in next(iter(model.blocks)).parameters())
-    held = count - (config.layers - 2) * in_a_layer if stream and config.layers > 2 else count
-    check_fits(held * dtype.itemsize, f"{source}: {count:,} weights" + (", read layer by layer" if stream else ""))
+    few = config.model_copy(update={"layers": min(2, config.layers), "windows": None})  # one runs, one is read
+    held = parameter_count(Transformer, few) if stream else count
+    check_fits(held * dtype.itemsize, f"{source}: {count:,.0f} weights" + (", read layer by layer" if stream else ""))
+    with torch.device("meta"):
+        model = Transformer(config)
     shapes = model.state_dict()
     if config.tied:
         del shapes["unembed.weight"]
     found, weights = checkpoint.weights(shapes), {}
-
     for name, weight in found:
         if not weight.is_floating_point():
             raise InputError(f"{source}: {name} is {weight.dtype}; quantised weights are not understood")
         if weight.shape != shapes[name].shape:
             raise InputError(f"{source}: {name} is {list(weight.shape)}, its config says {list(shapes[name].shape)}")
         whole = weight.to(dtype).contiguous()
-        check_numbers(path, {name: whole}, shapes)
+        if whole.dtype != weight.dtype and not bool(whole.isfinite().all()):
+            raise InputError(f"{source}: {name} is not finite in {dtype}; take a wider one")
         weights[name] = absent(whole) if stream and name.startswith("blocks.") else whole
     if config.tied:
         weights["unembed.weight"] = weights["embed.weight"]

@@ -32,6 +32,29 @@ def test_the_fast_engine_is_the_definition(
     np.testing.assert_allclose(fast["position_loss"], slow["position_loss"], rtol=0, atol=1e-10)
 
 
+DEEP: dict[str, Any] = {  # as Llama is, and parts of it local
+    "vocab": 50, "context": 24, "layers": 5, "width": 24, "heads": 6, "head_width": 4, "mlp": True, "mlp_width": 40,
+    "mlp_bias": False, "gated": True, "activation": "silu", "norm": "rms", "position": "rotary", "tied": True,
+    "windows": [[None, 4, None, 7, None, None], [5] * 6, [None] * 6, [3, None] * 3, [9] * 6],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+@pytest.mark.parametrize("positions", ["all", "1,24", "paper"])
+@pytest.mark.parametrize("at_a_time", [1, 20_000, 1 << 30])
+def test_groups_of_heads_a_few_ablations_at_a_time(
+    random_model: Build, kv_heads: int, positions: str, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("icl_fast.measure.base_pass.STREAM_BYTES", at_a_time)
+    monkeypatch.setattr("icl_fast.measure.base_pass.CACHE_BYTES", at_a_time // 2)
+    model, tokens = random_model(DEEP | {"kv_heads": kv_heads}, torch.float64), torch.randint(0, 50, (2, 25))
+    options: dict[str, Any] = {"heads": "all,1.0+1.4+3.2,~2.5", "positions": positions}
+    exact = ablate(model, tokens, engine="definition", **options)["position_loss"]
+    np.testing.assert_allclose(ablate(model, tokens, **options)["position_loss"], exact, rtol=0, atol=1e-10)
+    single = ablate(model.float(), tokens, **options)["position_loss"]
+    np.testing.assert_allclose(single, exact, rtol=5e-6, atol=2e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_in_float32_errors_are_relative_to_the_effect(

@@ -137,7 +137,7 @@ def test_any_architecture(architectures: Shapes, random_model: Callable[..., Tra
     torch.testing.assert_close(added, expected.gather(2, targets[:, :, None])[..., 0])
     words = TokenisedText("x", "", "", "", inputs[0], targets[0], tuple("a" * 6), torch.full((6,), -1), 0)
     _, views = head_views(model, words)
-    torch.testing.assert_close(views.sum((0, 1, 3)).double(), added[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(views.sum((0, 2)).double(), added[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_perfect_induction_head(induction: Build) -> None:

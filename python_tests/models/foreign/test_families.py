@@ -169,7 +169,7 @@ def test_fields_that_decide_nothing_are_passed_over(llama: Path, tmp_path: Path)
     [
         ({"model.norm.weight": None}, "weight 'model.norm.weight' is missing"),
         ({"model.layers.0.adapter.weight": torch.ones(2)}, "weight 'model.layers.0.adapter.weight' is not used"),
-        ({"model.norm.weight": torch.full((16,), torch.nan)}, "final_norm.weight holds NaN or infinity"),
+        ({"model.norm.weight": torch.full((16,), torch.nan)}, "model.norm.weight holds NaN or infinity"),
         ({"model.norm.weight": torch.ones(16, dtype=torch.int8)}, "final_norm.weight is torch.int8; quantised"),
     ],
 )

