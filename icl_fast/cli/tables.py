@@ -47,7 +47,10 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     for name in columns:
         table.add_column(name, justify="right")
         table.add_column("change", justify="right")
-    for ablation in last["ablation"].values[: most + 1]:
+    first = next(iter(columns.values()))
+    changes = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
+    changes[last["ablation"].values == UNABLATED] = np.inf
+    for ablation in last["ablation"].values[np.sort(np.argsort(-changes, kind="stable")[: most + 1])]:
         row = [str(ablation)]
         for values in columns.values():
             value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
@@ -55,7 +58,7 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        echo(f"… and {more} more in the results")
+        echo(f"… and {more} more in the results, which change the {next(iter(columns))} less")
     if "icl_score" in last:
         echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
 
