@@ -7,8 +7,16 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from harness import Candidate, Inputs, Options
 from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda u: F.gelu(u, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
 
 
 def compiled(function: Callable[..., Any], call: Callable[[Callable[..., Any], Inputs], Any], on: bool) -> Candidate:

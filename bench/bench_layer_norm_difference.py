@@ -15,6 +15,7 @@ import icl_fast
 
 NAME = "layer_norm_difference"
 EPS = 1e-5
+NORMS = {"LayerNorm": F.layer_norm, "RMSNorm": F.rms_norm}
 
 CPU_SHAPES = [(8, 2048, 256), (12, 512, 768)]  # A, N, C
 CUDA_SHAPES = [(8, 16384, 256), (12, 8192, 768)]
@@ -23,20 +24,23 @@ CUDA_SHAPES = [(8, 16384, 256), (12, 8192, 768)]
 def cases(options: Options) -> list[Case]:
     cpu = options.device == "cpu"
     dtypes = (torch.float32,) if cpu else (torch.float32, torch.bfloat16)
-    return [case(shape, dtype, options) for shape in (CPU_SHAPES if cpu else CUDA_SHAPES) for dtype in dtypes]
+    shapes = CPU_SHAPES if cpu else CUDA_SHAPES
+    return [case(shape, dtype, norm, options) for shape in shapes for dtype in dtypes for norm in NORMS]
 
 
-def case(shape: tuple[int, int, int], dtype: torch.dtype, options: Options) -> Case:
+def case(shape: tuple[int, int, int], dtype: torch.dtype, norm: str, options: Options) -> Case:
     a, n, c = (3, 24, 32) if options.quick else shape
 
     def call(x: Inputs, impl: str) -> Tensor:
-        return icl_fast.layer_norm_difference(x.stream, x.removed, x.gain, eps=EPS, impl=impl)
+        return icl_fast.layer_norm_difference(
+            x.stream, x.removed, x.gain, eps=EPS, centre=norm == "LayerNorm", impl=impl
+        )
 
     def two_norms(stream: Tensor, removed: Tensor, gain: Tensor) -> Tensor:
-        return F.layer_norm(stream, (c,), gain, eps=EPS) - F.layer_norm(stream - removed, (c,), gain, eps=EPS)
+        return NORMS[norm](stream, (c,), gain, eps=EPS) - NORMS[norm](stream - removed, (c,), gain, eps=EPS)
 
     return Case(
-        shape=f"A={a} N={n} C={c}",
+        shape=f"A={a} N={n} C={c} {norm}",
         dtype=dtype,
         make=lambda maker: make(maker, a, n, c),
         candidates=[

@@ -45,6 +45,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "2 layers, smeared, rotary": {"key": "smeared", "position": "rotary"},
     "3 layers": {"layers": 3, "position": "learned"},
     "3 layers, MLP": {"layers": 3, "mlp": True, "position": "sinusoidal"},
+    "3 layers, RMSNorm, gated MLP": {
+        **{"layers": 3, "mlp": True, "position": "rotary"},
+        **{"norm": "rms", "gated": True, "activation": "silu"},
+    },
 }
 EVERY_MODE = [*MODES, "q+k", "v+k"]
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from icl_fast import ops
 from icl_fast.ops import _backend, _registry
+from icl_fast.ops.activation_difference import ACTIVATIONS
 
 IMPL = os.environ.get("GPU_CHECK_IMPL", "cuda")
 DEVICE = "cuda" if IMPL == "cuda" else "cpu"
@@ -141,16 +142,25 @@ def cross_entropy_difference(make: Make, impl: str) -> None:
 
 
 def layer_norm_difference(make: Make, impl: str) -> None:
-    for a, n, c in ((3, 200, 192), (2, 131, 71)):
-        say(f"{a} x {n} x {c}")
-        check(ops.layer_norm_difference(make(n, c), make(a, n, c), make(c), eps=1e-5, impl=impl))
-
-
-def gelu_difference(make: Make, impl: str) -> None:
-    for approximate in ("none", "tanh"):
+    for centre in (True, False):
         for a, n, c in ((3, 200, 192), (2, 131, 71)):
-            say(f"{a} x {n} x {c}, {approximate}")
-            check(ops.gelu_difference(make(n, c), make(a, n, c), approximate=approximate, impl=impl))
+            say(f"{a} x {n} x {c}, {'LayerNorm' if centre else 'RMSNorm'}")
+            check(ops.layer_norm_difference(make(n, c), make(a, n, c), make(c), eps=1e-5, centre=centre, impl=impl))
+
+
+def activation_difference(make: Make, impl: str) -> None:
+    for activation in ACTIVATIONS:
+        for a, n, m in ((3, 200, 192), (2, 131, 71)):
+            say(f"{a} x {n} x {m}, {activation}")
+            check(ops.activation_difference(make(n, m), make(a, n, m), activation=activation, impl=impl))
+
+
+def gated_difference(make: Make, impl: str) -> None:
+    for activation in ACTIVATIONS:
+        for a, n, m in ((3, 200, 192), (2, 131, 71)):
+            say(f"{a} x {n} x {m}, {activation}")
+            inputs = make(n, m), make(n, m), make(a, n, m), make(a, n, m)
+            check(ops.gated_difference(*inputs, activation=activation, impl=impl))
 
 
 def say(label: str) -> None:

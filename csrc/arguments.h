@@ -167,15 +167,30 @@ inline CrossEntropyDifference read(Arguments& from) {
 template <>
 inline LayerNormDifference read(Arguments& from) {
   using P = LayerNormDifference;
-  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(removed), ICL_FIELD(weight), ICL_FIELD(a),
-          ICL_FIELD(n),   ICL_FIELD(c), ICL_FIELD(eps),     ICL_FIELD(dtype),  ICL_FIELD(num_threads)};
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(removed), ICL_FIELD(weight), ICL_FIELD(a),          ICL_FIELD(n),
+          ICL_FIELD(c),   ICL_FIELD(centre), ICL_FIELD(eps), ICL_FIELD(dtype), ICL_FIELD(num_threads)};
 }
 
 template <>
-inline GeluDifference read(Arguments& from) {
-  using P = GeluDifference;
-  return {ICL_FIELD(out), ICL_FIELD(u),    ICL_FIELD(removed), ICL_FIELD(a),          ICL_FIELD(n),
-          ICL_FIELD(m),   ICL_FIELD(tanh), ICL_FIELD(dtype),   ICL_FIELD(num_threads)};
+inline ActivationDifference read(Arguments& from) {
+  using P = ActivationDifference;
+  return {ICL_FIELD(out), ICL_FIELD(u), ICL_FIELD(removed),    ICL_FIELD(a),     ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(activation), ICL_FIELD(dtype), ICL_FIELD(num_threads)};
+}
+
+template <>
+inline GatedDifference read(Arguments& from) {
+  using P = GatedDifference;
+  return {ICL_FIELD(out), ICL_FIELD(gate), ICL_FIELD(up),         ICL_FIELD(gate_removed), ICL_FIELD(up_removed),
+          ICL_FIELD(a),   ICL_FIELD(n),    ICL_FIELD(m),          ICL_FIELD(activation),   ICL_FIELD(dtype),
+          ICL_FIELD(num_threads)};
+}
+
+template <>
+inline Project read(Arguments& from) {
+  using P = Project;
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(num_threads)};
 }
 
 template <>

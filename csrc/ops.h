@@ -142,6 +142,7 @@ struct LayerNormDifference {
   const void* removed;  // [A, N, C]
   const void* weight;   // [C] or null: 1
   int64_t a, n, c;
+  int centre;  // 0: the difference of an RMSNorm
   float eps;
   Dtype dtype;  // of every tensor
   int num_threads;  // CPU only
@@ -149,17 +150,46 @@ struct LayerNormDifference {
 
 void layer_norm_difference_cpu(const LayerNormDifference& p);
 
-struct GeluDifference {
+// In the order of ACTIVATIONS in icl_fast/ops/activation_difference.py
+enum class Activation { kGelu, kGeluTanh, kSilu, kRelu };
+
+struct ActivationDifference {
   void* out;            // [A, N, M]
   const void* u;        // [N, M]
   const void* removed;  // [A, N, M]
   int64_t a, n, m;
-  int tanh;     // 1: the approximation by tanh
+  int activation;
   Dtype dtype;  // of every tensor
   int num_threads;  // CPU only
 };
 
-void gelu_difference_cpu(const GeluDifference& p);
+void activation_difference_cpu(const ActivationDifference& p);
+
+struct GatedDifference {
+  void* out;                 // [A, N, M]
+  const void* gate;          // [N, M]
+  const void* up;            // [N, M]
+  const void* gate_removed;  // [A, N, M]
+  const void* up_removed;    // [A, N, M]
+  int64_t a, n, m;
+  int activation;
+  Dtype dtype;  // of every tensor
+  int num_threads;  // CPU only
+};
+
+void gated_difference_cpu(const GatedDifference& p);
+
+// Float32, CPU only: out = x W^T, or out += x W^T.
+struct Project {
+  float* out;           // [n, m]
+  const float* x;       // [n, c]
+  const float* weight;  // [m, c]
+  int64_t n, m, c;
+  bool add;
+  int num_threads;
+};
+
+void project_cpu(const Project& p);
 
 // Float32, CPU only; the docstring of icl_fast/training/exemplar_steps.py says what it computes.
 struct ExemplarSteps {
@@ -215,7 +245,8 @@ ICL_CUDA_KERNEL(linear_cross_entropy_bwd, LinearCrossEntropyBwd);
 ICL_CUDA_KERNEL(head_ablation_cross_entropy, HeadAblation);
 ICL_CUDA_KERNEL(cross_entropy_difference, CrossEntropyDifference);
 ICL_CUDA_KERNEL(layer_norm_difference, LayerNormDifference);
-ICL_CUDA_KERNEL(gelu_difference, GeluDifference);
+ICL_CUDA_KERNEL(activation_difference, ActivationDifference);
+ICL_CUDA_KERNEL(gated_difference, GatedDifference);
 #endif
 
 }  // namespace icl

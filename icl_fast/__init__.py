@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     )
     from icl_fast.ops import (
         PositionLoss,
+        activation_difference,
         cross_entropy_difference,
         frozen_attention,
+        gated_difference,
         gelu_difference,
         head_ablation_cross_entropy,
         layer_norm_difference,
@@ -46,9 +48,11 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "ablate",
+    "activation_difference",
     "cross_entropy_difference",
     "evaluate",
     "frozen_attention",
+    "gated_difference",
     "gelu_difference",
     "head_ablation_cross_entropy",
     "layer_norm_difference",
@@ -70,14 +74,15 @@ OPS = (
     "head_ablation_cross_entropy",
     "cross_entropy_difference",
     "layer_norm_difference",
-    "gelu_difference",
+    "activation_difference",
+    "gated_difference",
 )
 
 _HOME = {
     **dict.fromkeys(("ablate", "evaluate", "open_results", "sweep"), "measure"),
     **dict.fromkeys(("ExemplarConfig", "ExemplarTransformer", "Intervention"), "models"),
     **dict.fromkeys(("Transformer", "TransformerConfig", "load_snapshot"), "models"),
-    **dict.fromkeys(("PositionLoss", *OPS), "ops"),
+    **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),
     **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
     "train": "training",
 }

@@ -4,7 +4,8 @@
 // deviations sd and sd', it is gain (dc / S + y (var' - var) / ((sd + sd') sd sd')), var' - var = -mean(dc (xc + lc)).
 // Neither term exceeds what d is beside S, so every rounding is relative to d, whether d is tiny, all of x, or far
 // larger. A row is read from memory once and goes through several passes in the cache. Each is centred twice: the first
-// mean is rounded at the size of the row, the second is of what it left.
+// mean is rounded at the size of the row, the second is of what it left. Without centring, as in an RMSNorm, xc, dc and
+// lc are the rows as they are.
 #include <cmath>
 #include <cstdint>
 
@@ -18,7 +19,7 @@ namespace {
 
 struct Rows {  // of a thread, each [round_up(C, W)], zero beyond C
   float* x;
-  float* centred;
+  float* centred;  // or x again, where nothing is centred; so the next two
   float* removed;  // centred too, in the end
   float* left;     // x - removed, centred in the end
   float* rest;     // what rounding took from it
@@ -77,9 +78,13 @@ ICL_INLINE float mean_square(const float* row, int64_t c) {
 
 template <typename T>
 void run_variant(const LayerNormDifference& p, const Rows& rows, const float* gain, float sd, T* out) {
-  subtract(rows, p.c);
-  centre(rows.removed, nullptr, p.c);
-  centre(rows.left, rows.rest, p.c);
+  if (p.centre) {
+    subtract(rows, p.c);
+    centre(rows.removed, nullptr, p.c);
+    centre(rows.left, rows.rest, p.c);
+  } else {
+    for (int64_t i = 0; i < p.c; i += W) store(rows.left + i, load(rows.x + i) - load(rows.removed + i));
+  }
   const float sd_left = sqrtf(mean_square(rows.left, p.c) + p.eps);
   const float grown = -mean(p.c, [&](int64_t i) {
     return load(rows.removed + i) * (load(rows.centred + i) + load(rows.left + i));
@@ -88,8 +93,7 @@ void run_variant(const LayerNormDifference& p, const Rows& rows, const float* ga
   const vf direct = splat(1 / (wider ? sd_left : sd)), scaled = splat(grown / (sd + sd_left) / sd / sd_left);
   const float* narrower = wider ? rows.centred : rows.left;
   for (int64_t i = 0; i < p.c; i += W)
-    store(rows.rest + i, load(gain + i) * (load(rows.removed + i) * direct + load(narrower + i) * scaled));
-  narrow_row(rows.rest, out, p.c);
+    store_some(out + i, load(gain + i) * (load(rows.removed + i) * direct + load(narrower + i) * scaled), p.c - i);
 }
 
 template <typename T>
@@ -113,7 +117,7 @@ void forward(const LayerNormDifference& p) {
     for (int64_t n = 0; n < p.n; ++n) {
       widen_rows(static_cast<const T*>(p.x) + n * p.c, 1, p.c, rows.x, width);
       for (int64_t i = 0; i < width; i += W) store(rows.centred + i, load(rows.x + i));
-      centre(rows.centred, nullptr, p.c);
+      if (p.centre) centre(rows.centred, nullptr, p.c);
       const float sd = sqrtf(mean_square(rows.centred, p.c) + p.eps);
       for (int64_t a = 0; a < p.a; ++a) {
         const int64_t at = (a * p.n + n) * p.c;

@@ -7,6 +7,23 @@
 
 namespace icl::ICL_ISA {
 
+// The first min(W, count) elements, and zeros.
+template <typename T>
+ICL_INLINE vf load_some(const T* from, int64_t count) {
+  if (count >= W) return load(from);
+  T part[W] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  return load(part);
+}
+
+template <typename T>
+ICL_INLINE void store_some(T* to, vf elements, int64_t count) {
+  if (count >= W) return store(to, elements);
+  T part[W];
+  store(part, elements);
+  for (int64_t i = 0; i < count; ++i) to[i] = part[i];
+}
+
 template <typename T>
 ICL_INLINE void narrow_row(const float* from, T* to, int64_t n) {
   int64_t i = 0;

@@ -85,7 +85,9 @@ void bind_cuda(py::module_& m) {
                          launch_head_ablation_cross_entropy);
   def_cuda<LayerNormDifference>(m, "layer_norm_difference", layer_norm_difference_workspace,
                                 launch_layer_norm_difference);
-  def_cuda<GeluDifference>(m, "gelu_difference", gelu_difference_workspace, launch_gelu_difference);
+  def_cuda<ActivationDifference>(m, "activation_difference", activation_difference_workspace,
+                                 launch_activation_difference);
+  def_cuda<GatedDifference>(m, "gated_difference", gated_difference_workspace, launch_gated_difference);
   def_cuda<CrossEntropyDifference>(m, "cross_entropy_difference", cross_entropy_difference_workspace,
                                    launch_cross_entropy_difference);
 }

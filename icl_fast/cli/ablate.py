@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
@@ -79,6 +80,7 @@ def ablate(
     only_plan: bool,
     device: str,
     repair: bool,
+    skip_damaged: bool,
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
@@ -100,7 +102,7 @@ def ablate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
-    from icl_fast.cli.left_out import say_missing
+    from icl_fast.cli.left_out import say_left_out, say_missing
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -119,7 +121,10 @@ def ablate(
         "engine": engine,
         "dtype": dtype,
     }
-    say_missing(series)
+    if skip_damaged:
+        series = say_left_out(series)
+    else:
+        say_missing(series)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})

@@ -18,6 +18,7 @@ from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
+from icl_fast.memory import in_units
 from icl_fast.report.panels.builders import icl_definition
 from icl_fast.report.study import counted_by
 
@@ -47,10 +48,13 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     for name in columns:
         table.add_column(name, justify="right")
         table.add_column("change", justify="right")
-    first = next(iter(columns.values()))
-    changes = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
-    changes[last["ablation"].values == UNABLATED] = np.inf
-    for ablation in last["ablation"].values[np.sort(np.argsort(-changes, kind="stable")[: most + 1])]:
+    names = last["ablation"].values
+    if len(names) > most + 1:  # whole model first, which nothing changes: then those that change the most
+        first = next(iter(columns.values()))
+        change = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
+        change[names == UNABLATED] = np.inf
+        names = names[np.argsort(-change, kind="stable")[: most + 1]]
+    for ablation in names:
         row = [str(ablation)]
         for values in columns.values():
             value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
@@ -58,7 +62,7 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        echo(f"… and {more} more in the results, which change the {next(iter(columns))} less")
+        echo(f"… and {more} more, which change it less, in the results")
     if "icl_score" in last:
         echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
 
@@ -95,6 +99,11 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
         f"token if that score > {least.previous_token}"
     )
+    said: dict[str, list[str]] = {}
+    for name, why in json_attribute(results, "undefined").items():
+        said.setdefault(why, []).append(next((title for title in titles if titles[title] == name), name))
+    for why, names in said.items():
+        echo(f"{', '.join(names)}: undefined because {why}")
     for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
 
@@ -144,9 +153,11 @@ def print_plan(planned: PlannedSweep) -> None:
     )
     if plan.engine == "definition":
         echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        _print_streamed(planned, chunks * (len(plan.ablations) + 1))
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
+    _print_streamed(planned, chunks * max(1, len(schedule.waves())))
     speed = measure_speed(on, DTYPES[plan.dtype])
     table = Table(
         "stage",
@@ -164,6 +175,22 @@ def print_plan(planned: PlannedSweep) -> None:
         f"activations: about {schedule.bytes / 2**20:.0f} MiB of {plan.memory / 2**20:.0f} MiB{together}\n"
         f"on {on}, which multiplies {speed.flops / 1e9:.0f} GFLOP/s and copies {speed.bytes / 1e9:.1f} GB/s: at "
         f"least {seconds * 1e3:.0f} ms a chunk, {times} chunks, {seconds * times:.0f} s in all"
+    )
+
+
+def _print_streamed(planned: PlannedSweep, passes: int) -> None:
+    """How often weights are read that do not stay in memory, if there are any: in every pass, and first to be checked.
+
+    Args:
+        passes: over all layers, of one snapshot.
+    """
+    if not planned.streamed:
+        return
+    passes += planned.plan.replacement == "mean" and -(-planned.plan.examples // planned.plan.chunk)
+    times = len(planned.series.steps) * (1 + passes)
+    echo(
+        f"weights: {in_units(planned.streamed)} of a snapshot are streamed layer by layer, as they would take most of "
+        f"the memory: read {times} times, {in_units(times * planned.streamed)} in all"
     )
 
 

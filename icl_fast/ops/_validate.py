@@ -75,17 +75,17 @@ def as_index(op: str, name: str, tensor: Tensor) -> Tensor:
     return tensor.long()
 
 
-def as_number(op: str, name: str, value: Any, *, positive: bool = False) -> float:
+def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: float = -LARGEST) -> float:
     """`value` as a float.
 
     Raises:
         TypeError: not a number. A tensor is none either: its gradient would be lost.
-        ValueError: not finite in float32, in which kernels take it, or not positive.
+        ValueError: not finite in float32, in which kernels take it, or not positive, or below `least`.
     """
     if not _is(Real, value):
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    if not abs(value) <= LARGEST or (positive and value <= 0):
-        wanted = "positive and finite" if positive else "finite"
+    if not least <= value <= LARGEST or (positive and value <= 0):
+        wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
         raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
     return float(value)
 

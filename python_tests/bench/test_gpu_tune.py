@@ -272,7 +272,7 @@ import sys, gpu_tune
 sys.modules["icl_fast._C"] = module = gpu_tune.load(sys.argv[1])
 from icl_fast.ops import _backend, available_impls
 assert _backend.module() is module and module.most_shared() == 0
-assert not hasattr(module, "gelu_difference_cuda") and not hasattr(module, "axpy_cpu")
+assert not hasattr(module, "gated_difference_cuda") and not hasattr(module, "axpy_cpu")
 assert all("cuda" in impls for op, impls in available_impls().items() if op != "exemplar_steps"), available_impls()
 module.axpy_cuda(0, 0, 0, 0, 1.0, 0)
 """

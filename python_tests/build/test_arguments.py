@@ -132,4 +132,4 @@ def test_fields_that_do_not_match_the_struct_do_not_compile(tmp_path: Path) -> N
     assert done.returncode != 0
     assert "designator order for field 'icl::FrozenAttention::q' does not match" in done.stderr
     assert "missing initializer for member 'icl::HeadAblation::resid'" in done.stderr
-    assert "'x' is not a member of 'P' {aka 'icl::GeluDifference'}" in done.stderr
+    assert "'x' is not a member of 'P' {aka 'icl::ActivationDifference'}" in done.stderr

@@ -57,10 +57,18 @@ def test_an_output_that_is_not_contiguous_is_refused(stride: tuple[int, int]) ->
     storage = torch.full((40,), torch.nan)
     out = storage.as_strided((1, 4, 5), (40, *stride))
     with pytest.raises(
-        ValueError, match=r"gelu_difference: out is written into, so it must be contiguous, got \[1, 4, 5"
+        ValueError, match=r"activation_difference: out is written into, so it must be contiguous, got \[1, 4, 5"
     ):
         _backend.run(
-            "gelu_difference", "cpu", {"out": out}, {"u": u, "removed": removed}, u.dtype, a=1, n=4, m=5, tanh=0
+            "activation_difference",
+            "cpu",
+            {"out": out},
+            {"u": u, "removed": removed},
+            u.dtype,
+            a=1,
+            n=4,
+            m=5,
+            activation=0,
         )
     assert storage.isnan().all()
 
@@ -69,7 +77,9 @@ def test_an_output_that_is_not_contiguous_is_refused(stride: tuple[int, int]) ->
 def test_inputs_may_have_any_strides() -> None:
     u, removed = torch.randn(5, 4).T, torch.randn(2, 5, 4).mT
     out = torch.empty(2, 4, 5)
-    _backend.run("gelu_difference", "cpu", {"out": out}, {"u": u, "removed": removed}, u.dtype, a=2, n=4, m=5, tanh=0)
+    _backend.run(
+        "activation_difference", "cpu", {"out": out}, {"u": u, "removed": removed}, u.dtype, a=2, n=4, m=5, activation=0
+    )
     gelu = torch.nn.functional.gelu
     torch.testing.assert_close(
         out.double(), gelu(u.double()) - gelu(u.double() - removed.double()), rtol=1e-5, atol=1e-6

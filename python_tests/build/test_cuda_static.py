@@ -36,6 +36,7 @@ ARCHS = ("sm_80", "sm_90a")
 # Most registers a thread may take, for kernels whose label in the report begins with the key; the longest key counts.
 # A multiprocessor has 65,536: 4 blocks of 128 threads fit on it with 128 registers each, 3 with 168, 2 with 255.
 CEILINGS: dict[str, dict[str, int]] = {
+    "activation_difference: activation_difference_kernel": {"sm_80": 64, "sm_90a": 64},
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
     "cross_entropy_difference: finish_kernel": {"sm_80": 128, "sm_90a": 128},
     "cross_entropy_difference: main_kernel": {"sm_80": 255, "sm_90a": 255},
@@ -44,7 +45,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
     "frozen_attention: attention_forward<(Keys)2, ForwardShape<float, ": {"sm_80": 168, "sm_90a": 168},
     "frozen_attention_sm90: frozen_attention_kernel": {"sm_90a": 168},
-    "gelu_difference: gelu_difference_kernel": {"sm_80": 64, "sm_90a": 64},
+    "gated_difference: gated_difference_kernel": {"sm_80": 96, "sm_90a": 96},
     "head_ablation_cross_entropy: combine_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: deviation_kernel": {"sm_80": 128, "sm_90a": 128},
     "head_ablation_cross_entropy: heads_kernel": {"sm_80": 32, "sm_90a": 32},
@@ -72,7 +73,8 @@ CEILINGS: dict[str, dict[str, int]] = {
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {
-    "gelu_difference_kernel": "subtracts activations, element by element",
+    "activation_difference_kernel": "subtracts activations, element by element",
+    "gated_difference_kernel": "subtracts gated activations, element by element",
     "layer_norm_difference_kernel": "subtracts normed rows",
     "finish_kernel": "makes losses of sums; the few rows whose sums it cannot use it multiplies in float32",
     "heads_kernel": "centres the rows of W_O",

@@ -197,7 +197,7 @@ def test_a_kernel_that_does_not_compile_leaves_the_others(tree: Path, build: Bui
     empty_sources(tree)
     for name, text in {**kept, "csrc/bindings.cpp": module}.items():
         (tree / name).write_text(text)
-    broken = tree / "csrc/cuda/gelu_difference.cu"
+    broken = tree / "csrc/cuda/activation_difference.cu"
     broken.write_text("// fine\nint broken = on_purpose;\n")
 
     done = build(ICL_FAST_CUDA="on", ICL_FAST_CUDA_ARCHS="80-real")
@@ -208,12 +208,12 @@ def test_a_kernel_that_does_not_compile_leaves_the_others(tree: Path, build: Bui
     done = build(ICL_FAST_CUDA="keep-going", ICL_FAST_CUDA_ARCHS="80-real")
     assert done.returncode == 0, done.stdout + done.stderr
     (source, why), *others = ask(tree, "sorted(module.not_built().items())")
-    assert (source, others) == ("gelu_difference", [])
+    assert (source, others) == ("activation_difference", [])
     assert why.startswith(
-        'csrc/cuda/gelu_difference.cu(2): error: identifier "on_purpose" is undefined (all of it: build/'
+        'csrc/cuda/activation_difference.cu(2): error: identifier "on_purpose" is undefined (all of it: build/'
     )
     assert "on_purpose" in (tree / why.partition("all of it: ")[2].rstrip(")")).read_text()
-    assert ask(tree, "[hasattr(module, name + '_cuda') for name in ('axpy', 'gelu_difference')]") == [True, False]
+    assert ask(tree, "[hasattr(module, name + '_cuda') for name in ('axpy', 'activation_difference')]") == [True, False]
 
     broken.write_text("// fine\n")
     done = build(ICL_FAST_CUDA="keep-going", ICL_FAST_CUDA_ARCHS="80-real")

@@ -156,12 +156,16 @@ def arguments() -> Callable[..., dict[str, Any]]:
         norm = {"norm_weight": randn(c), "norm_bias": randn(c), "eps": 1e-3}
         unembedding = {"weight": randn(v, c), "targets": targets, "bias": randn(v)}
         return {
+            "activation_difference": {"u": randn(n, c), "removed": randn(a, n, c), "activation": "silu"},
             "cross_entropy_difference": {"hidden": randn(n, c), "removed": randn(a, n, c) / 4, **unembedding},
             "frozen_attention": {
                 **{"q": q, "k": k, "v": randn(a, 2, 3, 5, 2), "window": window, "scale": scale},
                 "rows": torch.randint(5, (2, 3)),
             },
-            "gelu_difference": {"u": randn(n, c), "removed": randn(a, n, c)},
+            "gated_difference": {
+                **{"gate": randn(n, c), "up": randn(n, c), "gate_removed": randn(a, n, c)},
+                **{"up_removed": randn(a, n, c), "activation": "gelu"},
+            },
             "head_ablation_cross_entropy": {
                 **{"resid": randn(n, c), "z": randn(a, n, 2), "w_o": randn(a, 2, c)},
                 **unembedding,

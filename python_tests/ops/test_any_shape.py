@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from icl_fast.ops import (
+    activation_difference,
     cross_entropy_difference,
     frozen_attention,
-    gelu_difference,
+    gated_difference,
     head_ablation_cross_entropy,
     layer_norm_difference,
     linear_cross_entropy,
@@ -89,21 +90,36 @@ def test_head_ablation_cross_entropy(n: int, h: int, d: int, c: int, v: int) -> 
 
 
 @few
-@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.booleans())
-def test_layer_norm_difference(a: int, n: int, c: int, with_weight: bool) -> None:
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.booleans(), st.booleans())
+def test_layer_norm_difference(a: int, n: int, c: int, with_weight: bool, centre: bool) -> None:
     x, removed, weight = randn(n, c), randn(a, n, c), randn(c) if with_weight else None
-    expected = removed
+    norm, expected = F.layer_norm if centre else F.rms_norm, removed
     if removed.numel():
-        expected = F.layer_norm(x, (c,), weight, eps=1e-3) - F.layer_norm(x - removed, (c,), weight, eps=1e-3)
-    close(layer_norm_difference(x, removed, weight, eps=1e-3, impl="reference"), expected)
+        expected = norm(x, (c,), weight, eps=1e-3) - norm(x - removed, (c,), weight, eps=1e-3)
+    close(layer_norm_difference(x, removed, weight, eps=1e-3, centre=centre, impl="reference"), expected)
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda u: F.gelu(u, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
 
 
 @few
-@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.sampled_from(["none", "tanh"]))
-def test_gelu_difference(a: int, n: int, m: int, approximate: str) -> None:
-    u, removed = 3 * randn(n, m), randn(a, n, m)
-    expected = F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
-    close(gelu_difference(u, removed, approximate=approximate, impl="reference"), expected)
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.sampled_from(list(ACTIVATIONS)))
+def test_activation_difference(a: int, n: int, m: int, activation: str) -> None:
+    u, removed, act = 3 * randn(n, m), randn(a, n, m), ACTIVATIONS[activation]
+    close(activation_difference(u, removed, activation=activation, impl="reference"), act(u) - act(u - removed))
+
+
+@few
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9), st.sampled_from(list(ACTIVATIONS)))
+def test_gated_difference(a: int, n: int, m: int, activation: str) -> None:
+    gate, up, dg, du, act = 3 * randn(n, m), randn(n, m), randn(a, n, m), randn(a, n, m), ACTIVATIONS[activation]
+    actual = gated_difference(gate, up, dg, du, activation=activation, impl="reference")
+    close(actual, act(gate) * up - act(gate - dg) * (up - du))
 
 
 @few

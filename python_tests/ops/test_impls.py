@@ -19,11 +19,18 @@ from icl_fast.ops._registry import _OPS, Kernel, Kernels
 Q, TARGETS = torch.zeros(1, 2, 3, 4), torch.zeros(3, dtype=torch.int64)
 W, NORM = torch.zeros(5, 4), {"norm_weight": None, "norm_bias": None, "eps": 1e-5}
 CALLS: dict[str, Callable[[str], Any]] = {
+    "activation_difference": lambda impl: ops.activation_difference(
+        torch.zeros(3, 4), torch.zeros(2, 3, 4), activation="silu", impl=impl
+    ),
     "cross_entropy_difference": lambda impl: ops.cross_entropy_difference(
         torch.zeros(3, 4), torch.zeros(2, 3, 4), W, TARGETS, impl=impl
     ),
     "frozen_attention": lambda impl: ops.frozen_attention(Q, Q, Q[None], scale=1.0, impl=impl),
-    "gelu_difference": lambda impl: ops.gelu_difference(torch.zeros(3, 4), torch.zeros(2, 3, 4), impl=impl),
+    "gated_difference": lambda impl: ops.gated_difference(
+        *(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)),
+        activation="silu",
+        impl=impl,
+    ),
     "head_ablation_cross_entropy": lambda impl: ops.head_ablation_cross_entropy(
         torch.zeros(3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4, 4), W, TARGETS, **NORM, impl=impl
     ),

@@ -179,6 +179,7 @@ def test_one_tensor_in_several_places(dtype: torch.dtype) -> None:
     check(lose, square, 2)
     check(lambda q, k, v: ops.frozen_attention(q[0], k[0], v, scale=0.3), torch.randn(1, 2, 2, 5, 4, dtype=dtype), 3)
     check(lambda u, removed: ops.gelu_difference(u, removed[None]), square, 2)
+    check(lambda g, u, dg, du: ops.gated_difference(g, u, dg[None], du[None], activation="silu"), square, 4)
     check(lambda x, removed: ops.layer_norm_difference(x, removed[None], removed[0], eps=1e-5), square, 2)
     check(lambda h, r, w: ops.cross_entropy_difference(h, r[None], w, torch.arange(4))[1], square, 3)
     norm = {"norm_weight": None, "norm_bias": None, "eps": 1e-5}
@@ -248,9 +249,12 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(("op", "name"), CALLS)
 def test_a_number_that_makes_no_sense_is_refused(op: str, name: str, arguments: Any) -> None:
     given = arguments(op)
-    for value in (NAN, INF, -INF, 1e39, -1e39, 10**5000, *((0, 0.0, -1e-5, -1) if name == "eps" else ())):
+    for value in (NAN, INF, -INF, 1e39, -1e39, 10**5000, *((-1e-5, -1) if name == "eps" else ())):
         with pytest.raises(ValueError, match=f"{op}: {name} must be .*finite .*got [^\n]*$"):
             call(op, {**given, name: value})
+    if op == "head_ablation_cross_entropy":
+        with pytest.raises(ValueError, match=f"{op}: eps must be positive and finite .*got 0"):
+            call(op, {**given, "eps": 0})
     for value in ("1", b"1", None, True, np.True_, 1j, [0.5], torch.tensor(0.5), np.array([0.5]), object()):
         with pytest.raises(TypeError, match=f"{op}: {name} must be a number, got [^\n]*$"):
             call(op, {**given, name: value})
@@ -274,9 +278,9 @@ def test_a_window_takes_any_integers_and_nothing_else(op: str, arguments: Any) -
             call(op, {**given, "window": value})
 
 
-@pytest.mark.parametrize("name", ["impl", "reduction", "approximate"])
+@pytest.mark.parametrize("name", ["impl", "reduction", "activation"])
 def test_a_name_is_one_of_those_there_are(name: str, arguments: Any) -> None:
-    op = "gelu_difference" if name == "approximate" else "linear_cross_entropy"
+    op = "gated_difference" if name == "activation" else "linear_cross_entropy"
     for value in ("", "Mean", "x" * 10**4, None, 1, True, b"none", [], {}, torch.zeros(2), np.array(["none", "a"])):
         with pytest.raises(ValueError, match=rf"{op}: {name} must be one of (\w+, )+\w+, got [^\n]{{,70}}$"):
             call(op, {**arguments(op), name: value})

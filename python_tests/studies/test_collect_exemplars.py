@@ -207,7 +207,7 @@ def test_other_mistakes(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     assert "--sequences: for runs on exemplars; " in result.output
     for path in (run / "snapshots").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"a usable snapshot is needed, it has 0 \(step 0: truncated; "):
+    with pytest.raises(InputError, match=r"a usable snapshot is needed, it has none \(step 0: truncated; "):
         studied(run)
     (run / "log.jsonl").unlink()
     with pytest.raises(InputError, match=r"log\.jsonl: is gone, and manifest\.json lists it"):

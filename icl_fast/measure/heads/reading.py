@@ -21,7 +21,7 @@ from icl_fast.arguments import whole_number
 from icl_fast.data import Text
 from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
-from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
+from icl_fast.measure.heads.attribution import direct_logits, head_outputs, output_scale, scaled_directions
 from icl_fast.measure.of_model import measures_model, measures_weights
 from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Transformer, site
@@ -163,7 +163,7 @@ def head_views(
     last = site("resid_post", config.layers - 1)
     _, sites = model.hidden(
         text.inputs[None].to(device),
-        record=[last, *(site("v", layer) for layer in places)],
+        record=[last, *(site(name, layer) for layer in places for name in "vz")],
         interventions=[recording(layer) for layer in places],
     )
     directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
@@ -171,10 +171,11 @@ def head_views(
         # no name for what is computed: it would be held while the next layer's is
         logits[at] = (
             direct_logits(
-                head_outputs(model, layer)[chosen[layer]],
+                head_outputs(model.blocks[layer])[chosen[layer]],
                 directions,
                 sites[site("v", layer)][:, chosen[layer]],
                 pattern[at].to(device)[None],
+                output_scale(model.blocks[layer], sites[site("z", layer)]),
             )[0, ..., 0]
             .float()
             .cpu()

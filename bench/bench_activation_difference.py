@@ -1,4 +1,4 @@
-"""gelu_difference against two activations and a subtraction."""
+"""activation_difference against two activations and a subtraction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import sys
 
 import harness
 import torch
-import torch.nn.functional as F
-from baselines import compiled
+from baselines import ACTIVATIONS, compiled
 from harness import Candidate, Case, Inputs, Maker, Options
 from torch import Tensor
 
 import icl_fast
 
-NAME = "gelu_difference"
+NAME = "activation_difference"
 
 CPU_SHAPES = [(8, 1024, 1024)]  # A, N, M
 CUDA_SHAPES = [(8, 8192, 1024)]
@@ -23,20 +22,20 @@ def cases(options: Options) -> list[Case]:
     cpu = options.device == "cpu"
     dtypes = (torch.float32,) if cpu else (torch.float32, torch.bfloat16)
     shapes = CPU_SHAPES if cpu else CUDA_SHAPES
-    return [case(shape, dtype, kind, options) for shape in shapes for dtype in dtypes for kind in ("none", "tanh")]
+    return [case(shape, dtype, kind, options) for shape in shapes for dtype in dtypes for kind in ACTIVATIONS]
 
 
-def case(shape: tuple[int, int, int], dtype: torch.dtype, approximate: str, options: Options) -> Case:
+def case(shape: tuple[int, int, int], dtype: torch.dtype, activation: str, options: Options) -> Case:
     a, n, m = (3, 24, 32) if options.quick else shape
 
     def call(x: Inputs, impl: str) -> Tensor:
-        return icl_fast.gelu_difference(x.u, x.removed, approximate=approximate, impl=impl)
+        return icl_fast.activation_difference(x.u, x.removed, activation=activation, impl=impl)
 
     def two_activations(u: Tensor, removed: Tensor) -> Tensor:
-        return F.gelu(u, approximate=approximate) - F.gelu(u - removed, approximate=approximate)
+        return ACTIVATIONS[activation](u) - ACTIVATIONS[activation](u - removed)
 
     return Case(
-        shape=f"A={a} N={n} M={m} {approximate}",
+        shape=f"A={a} N={n} M={m} {activation}",
         dtype=dtype,
         make=lambda maker: make(maker, a, n, m),
         candidates=[
