@@ -11,7 +11,8 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 
-_COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))  # without vectors as wide as the processor's torch is faster
+# without vectors as wide as the processor's, torch is faster
+_COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))
 
 
 def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
