@@ -1,7 +1,7 @@
 """project: x W^T, by our own kernel on CPUs.
 
-Where the processor is not of the maker of torch's BLAS, that computes with vectors of half the width: on an AMD EPYC
-with AVX-512 this runs at twice its rate (bench/foreign_sweep.py measures both).
+On an AMD EPYC with AVX-512 it runs at twice the rate of torch's BLAS, which computes there at the rate of AVX2
+(bench/foreign_sweep.py measures both).
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 
-_COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))  # without vectors as wide as the processor's torch is faster
+_COMPILED = _backend.isas()[-1:] not in (
+    (),
+    ("baseline",),
+)  # without vectors as wide as the processor's torch is faster
 
 
 def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
@@ -23,7 +26,6 @@ def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
         onto.view(-1, len(weight)).addmm_(flat, weight.T)
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
-    inputs = {"x": flat, "weight": weight}
-    sizes = {"n": len(flat), "m": len(weight), "c": x.shape[-1]}
-    _backend.run("project", "cpu", {"out": out}, inputs, **sizes, add=onto is not None)
+    n, c, m = len(flat), x.shape[-1], len(weight)
+    _backend.run("project", "cpu", {"out": out}, {"x": flat, "weight": weight}, n=n, m=m, c=c, add=onto is not None)
     return out
