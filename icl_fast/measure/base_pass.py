@@ -13,9 +13,10 @@ from icl_fast.models import Transformer
 from icl_fast.models.blocks import Attention, Block, GatedMLP
 from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
-from icl_fast.ops._attention import causal_scores, unseen_keys
+from icl_fast.ops._attention import SCORES_AT_A_TIME, causal_scores, unseen_keys
 
 STREAM_BYTES, CACHE_BYTES = 4 << 20, 2 << 20  # of ablated streams at a time, and of what is wide in an MLP
+TILE_SCORES = 2**18  # of patterns at a time on a CPU: what softmax makes of them stays in its second-level cache
 
 
 @dataclass
@@ -60,12 +61,13 @@ class BaseLayer:
     def pattern(self) -> Tensor:
         """Attention patterns of the rows, [n,H,R,T]. For few rows only: it is held in memory."""
         assert self.rows is not None
-        return self.pattern_at(self.rows)
-
-    def pattern_at(self, rows: Tensor) -> Tensor:
-        """Attention patterns of 0-based positions [n,R]: [n,H,R,T]."""
         q, k, _ = self.qkv
-        return pattern_of(self.attention, q, k, rows)
+        return pattern_of(self.attention, q, k, self.rows)
+
+    def pattern_tiles(self, first: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+        """As `pattern_tiles`, of the layer's own queries and keys."""
+        q, k, _ = self.qkv
+        return pattern_tiles(self.attention, q, k, first)
 
     @cached_property
     def attended(self) -> Tensor:
@@ -148,13 +150,19 @@ def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Ten
         rows: 0-based positions [n,R]; None: all.
     """
     variants, count, kv, length, depth = values.shape
-    group = q.shape[1] // kv
+    heads = q.shape[1]
+    group = heads // kv
     if not attention.plain_scores:
-        pattern = pattern_of(attention, q, k, rows)
-        summed = pattern.view(count, kv, -1, length) @ values  # [A,n,KV,H/KV*R,D]
-        return summed.view(variants, count, q.shape[1], -1, depth)
+        if rows is not None:
+            summed = pattern_of(attention, q, k, rows).view(count, kv, -1, length) @ values  # [A,n,KV,H/KV*R,D]
+            return summed.view(variants, count, heads, -1, depth)
+        z = values.new_empty(variants, count, heads, length, depth)
+        for examples, at, pattern in pattern_tiles(attention, q, k):
+            summed = pattern.view(len(pattern), kv, -1, at.stop) @ values[:, examples, :, : at.stop]
+            z[:, examples, :, at] = summed.view(variants, len(pattern), heads, -1, depth)
+        return z
     windows, values = attention.windows, values.contiguous()
-    z = [  # of the first head of each group, of the second, ...: all of them read the values as they are
+    parts = [  # of the first head of each group, of the second, ...: all of them read the values as they are
         frozen_attention(
             q[:, one::group],
             k[:, one::group],
@@ -166,26 +174,47 @@ def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Ten
         for one in range(group)
     ]
     if group == 1:
-        return z[0]
+        return parts[0]
     # as merged() wants them: side by side, [A,n,R,KV,H/KV,D]
-    return torch.stack([part.transpose(2, 3) for part in z], dim=4).flatten(3, 4).transpose(2, 3)
+    return torch.stack([part.transpose(2, 3) for part in parts], dim=4).flatten(3, 4).transpose(2, 3)
 
 
-def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor | None) -> Tensor:
-    """The pattern [n,H,R,T] of q and k [n,H,T,D] at 0-based positions [n,R]; None: at all."""
-    if rows is None:
-        rows = torch.arange(q.shape[2], device=q.device).expand(len(q), -1)
-    queries = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+def pattern_tiles(attention: Attention, q: Tensor, k: Tensor, first: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The pattern of q and k [n,H,T,D] tile by tile: which examples, which rows, and [m,H,R,S] of these, S the keys up
+    to the last row.
+
+    Args:
+        first: the first row of interest, 0-based.
+    """
+    count, heads, length, _ = q.shape
+    scores = TILE_SCORES if q.device.type == "cpu" else SCORES_AT_A_TIME
+    together = min(count, max(1, scores // (heads * length * length)))
+    step = max(1, scores // (together * heads * length))
+    for example in range(0, count, together):
+        examples = slice(example, min(example + together, count))
+        for row in range(first, length, step):
+            at = slice(row, min(row + step, length))
+            rows = torch.arange(at.start, at.stop, device=q.device)[None]
+            yield examples, at, _pattern(attention, q[examples, :, at], k[examples, :, : at.stop], rows)
+
+
+def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
+    """The pattern [n,H,R,T] of q and k [n,H,T,D] at 0-based positions [n,R]."""
+    return _pattern(attention, q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, rows)
+
+
+def _pattern(attention: Attention, queries: Tensor, k: Tensor, rows: Tensor) -> Tensor:
+    """The pattern [n,H,R,S] of queries [n,H,R,D] at 0-based positions [n or 1,R] and the first S keys [n,H,S,D]."""
     window = None
     if attention.windows is not None:
-        window = torch.tensor([w or 0 for w in attention.windows], device=q.device)
-    wide = torch.promote_types(q.dtype, torch.float32)
+        window = torch.tensor([w or 0 for w in attention.windows], device=k.device)
+    wide = torch.promote_types(k.dtype, torch.float32)
     if attention.plain_scores:
         scores = causal_scores(queries.to(wide), k.to(wide), rows, attention.scale, window)
     else:
         unseen = unseen_keys(rows, k.shape[2], window)
         scores = attention.scores(queries.to(wide), k.to(wide), rows).masked_fill_(unseen, float("-inf"))
-    return scores.softmax(-1).to(q.dtype)
+    return scores.softmax(-1).to(k.dtype)
 
 
 def merged(z: Tensor) -> Tensor:

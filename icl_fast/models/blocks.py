@@ -7,7 +7,7 @@ members folded into the examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from icl_fast.errors import InputError
 from icl_fast.models.changes import why_changed
 from icl_fast.models.config import ModelShape
 from icl_fast.models.interventions import Taps, site
+from icl_fast.models.layer_stream import LayerStream
 from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
@@ -29,16 +30,14 @@ def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = 
     return MemberLinear(members, inputs, outputs, bias=bias)
 
 
-def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm:
+def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm | nn.Identity:
     """A norm of the residual stream, or one for each of the members."""
     if members is not None:
         return MemberNorm(members, config.width, config.norm_eps)
-    return _norm(config, config.width)
-
-
-def _norm(config: ModelShape, width: int) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "none":
+        return nn.Identity()
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+    return kind(config.width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
 
 
 def layer_norm(norm: nn.Module) -> nn.LayerNorm:
@@ -54,11 +53,16 @@ def gain(norm: nn.Module) -> Tensor | None:
 
 
 class SoLU(nn.Module):
-    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units")."""
+    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units").
 
-    def __init__(self, width: int, eps: float) -> None:
+    Without the norm where it is plain; without its gain and bias unless the stream's norms have both.
+    """
+
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
+        affine = config.norm == "layer" and config.norm_affine
+        norm = nn.LayerNorm(config.hidden_width, eps=config.norm_eps, elementwise_affine=affine)
+        self.norm = nn.Identity() if config.activation == "solu_plain" else norm
 
     def forward(self, x: Tensor) -> Tensor:
         """`[...,M]` to the same."""
@@ -85,8 +89,8 @@ class GatedMLP(nn.Module):
 
 def make_activation(config: ModelShape) -> nn.Module:
     """What the MLP does with its hidden layer."""
-    if config.activation == "solu":
-        return SoLU(config.hidden_width, config.norm_eps)
+    if config.activation in ("solu", "solu_plain"):
+        return SoLU(config)
     if config.activation in ("silu", "relu"):
         return nn.SiLU() if config.activation == "silu" else nn.ReLU()
     return nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
@@ -330,21 +334,38 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The blocks of a model, one after the other."""
+    """The blocks of a model, one after the other.
+
+    Attributes:
+        stream: where weights are that are not in memory but while their block runs; None: all are in memory.
+    """
 
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
+        self.stream: LayerStream | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # type: ignore[return-value]
+        for block in super().__iter__():
+            yield self._ready(block)
 
     def __getitem__(self, index: int) -> Block:  # type: ignore[override]
         if isinstance(index, slice):  # not a model's blocks any more
             return nn.ModuleList(list(self)[index])
-        return super().__getitem__(index)  # type: ignore[return-value]
+        return self._ready(super().__getitem__(index))
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the first layer to that after the last."""
         for block in self:
             resid = block(resid, positions, taps)
         return resid
+
+    def _ready(self, block: nn.Module) -> Block:
+        if self.stream is not None:
+            self.stream.hold(block)
+        return block  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Blocks:
+        if self.stream is None:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        self.stream.convert(self, fn)
+        return self

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 
-_COMPILED = _backend.isas()[-1:] not in (
-    (),
-    ("baseline",),
-)  # without vectors as wide as the processor's torch is faster
+# without vectors as wide as the processor's, torch is faster
+_COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))
 
 
 def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
@@ -26,6 +24,7 @@ def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
         onto.view(-1, len(weight)).addmm_(flat, weight.T)
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
-    n, c, m = len(flat), x.shape[-1], len(weight)
-    _backend.run("project", "cpu", {"out": out}, {"x": flat, "weight": weight}, n=n, m=m, c=c, add=onto is not None)
+    inputs = {"x": flat, "weight": weight}
+    n, m, c = len(flat), len(weight), x.shape[-1]
+    _backend.run("project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None)
     return out

@@ -18,8 +18,15 @@ from icl_fast.data.evaluation_text import RANDOM, random_examples, text_examples
 from icl_fast.data.foreign_tokenizer import ForeignTokenizer, foreign_tokenizer, ordinary_ids, read_tokenizer
 from icl_fast.errors import InputError
 from icl_fast.files import read_json, regular_file, sha256
-from icl_fast.models import Snapshot, TransformerConfig
-from icl_fast.models.foreign import foreign_config, load_foreign, weight_files
+from icl_fast.models import ModelShape, Snapshot, TransformerConfig
+from icl_fast.models.foreign import (
+    foreign_config,
+    gguf_bos,
+    gguf_file,
+    gguf_tokenizer,
+    load_foreign,
+    weight_files,
+)
 from icl_fast.runs.foreign_places import Place, in_order, local_places, order_notes, place
 from icl_fast.runs.hub import HubModel, hub_name
 from icl_fast.runs.names import run_name
@@ -77,7 +84,7 @@ class ForeignSeries(Series):
         else:
             self.path = Path(ckpt)
             places = local_places(self.path, self.options.revisions)
-        self.name = run_name(self.path)
+        self.name = run_name(self.path.with_suffix("") if self.path.is_file() else self.path)
         self._places = {place.step: place for place in places}
         self.steps = list(self._places)
         self._hashes: dict[int, str] = {}
@@ -135,9 +142,9 @@ class ForeignSeries(Series):
             self.load(step)
         except InputError as error:
             where = self._places[step]
-            message = str(error).removeprefix(f"snapshot {step} ({where.name}): ")
-            for prefix in ("model ", "snapshot ", ""):
-                message = message.removeprefix(f"{prefix}{where.path}: ")
+            message = str(error).replace(str(where.path), where.name)
+            for prefix in (f"snapshot {step} ({where.name}): ", f"model {where.name}: "):
+                message = message.removeprefix(prefix)
             return message.partition("; ")[0]
         return None
 
@@ -159,6 +166,10 @@ class ForeignSeries(Series):
         if self._tokenizer is None:
             raise InputError(f"tokenizer: {self.path} has no {TOKENIZER}; put it there, or give --tokenizer FILE")
         return self._tokenizer.tokenizer
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.config
 
     @property
     def bos(self) -> int | None:
@@ -223,16 +234,16 @@ class ForeignSeries(Series):
 
     def _own_tokenizer(self, home: Path) -> ForeignTokenizer | None:
         """That of the options, of the first snapshot, or of the folder that holds all of them."""
-        folders = [home] if home.is_dir() else []
-        beside = [path for folder in (*folders, self.path) if os.path.lexists(path := folder / TOKENIZER)]
-        found = self.options.tokenizer or next(iter(beside), None)
-        if found is None:
+        folders = (home if home.is_dir() else home.parent, self.path)
+        beside = [path for folder in folders if os.path.lexists(path := folder / TOKENIZER)]
+        found, in_gguf = self.options.tokenizer or next(iter(beside), None), gguf_file(home) is not None
+        tokenizer = read_tokenizer(found) if found is not None else gguf_tokenizer(home) if in_gguf else None
+        if tokenizer is None:
             return None
         config = home / "config.json"
         fields = read_json(config, "model") if config.is_file() else {}
-        return foreign_tokenizer(
-            read_tokenizer(found), fields if isinstance(fields, dict) else {}, self.options.text.bos
-        )
+        begins = gguf_bos(home) if in_gguf else None
+        return foreign_tokenizer(tokenizer, fields, self.options.text.bos, begins=begins)
 
 
 def _difference(first: TransformerConfig, other: TransformerConfig) -> str:

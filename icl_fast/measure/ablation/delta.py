@@ -90,8 +90,8 @@ def attention_change(
             z = sums.view(*normed.shape[:2], kv, -1, normed.shape[-1]) @ weight.mT  # [A,n,KV,H/KV*R,D]
             z = z.view(*normed.shape[:2], *base.pattern.shape[1:3], depth)
         else:
-            values = project(normed, attention.v.weight).view(*normed.shape[:3], kv, depth)
-            values = values.transpose(2, 3)  # [A,n,KV,T,D]
+            values = project(normed, attention.v.weight)
+            values = values.view(*values.shape[:3], kv, depth).transpose(2, 3)  # [A,n,KV,T,D]
             z = attend(attention, q, k, values, base.rows)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
     for index, ablation in enumerate(ablations):

@@ -154,5 +154,5 @@ def _full_rank_method(mode: AblationMode, config: TransformerConfig) -> Method:
 def _carries(mode: AblationMode, config: TransformerConfig) -> bool:
     """Whether what an ablation removes can be carried through the layers: patterns are frozen, and every nonlinearity
     on the way has a difference that is exact (clipped values, SoLU and capped logits have none)."""
-    linear = config.qkv_clip is None and config.logit_cap is None and config.activation != "solu"
-    return linear and mode.freezes_patterns(config)
+    linear = config.qkv_clip is None and config.logit_cap is None
+    return linear and config.activation not in ("solu", "solu_plain") and mode.freezes_patterns(config)

@@ -27,7 +27,7 @@ Runs = dict[str, ExemplarStudy]
 
 @pytest.fixture(scope="module")
 def study(exemplar_runs: Runs) -> Study:
-    return Study("Runs on exemplars", {}, None, (), exemplar_runs)
+    return Study("Runs on exemplars", {}, (), (), exemplar_runs)
 
 
 @pytest.fixture(scope="module")
