@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl_fast.models import Transformer
 from icl_fast.models.blocks import Attention, Block, GatedMLP
 from icl_fast.models.positions import Positions
 from icl_fast.ops import frozen_attention
-from icl_fast.ops._attention import SCORES_AT_A_TIME, causal_scores, unseen_keys
+from icl_fast.ops._attention import SCORES_AT_A_TIME, unseen_keys
+from icl_fast.ops._project import project
 
 STREAM_BYTES, CACHE_BYTES = 4 << 20, 2 << 20  # of ablated streams at a time, and of what is wide in an MLP
-TILE_SCORES = 2**18  # of patterns at a time on a CPU: what softmax makes of them stays in its second-level cache
+TILE_SCORES = 2**19  # of patterns at a time on a CPU, in whose caches they stay
 
 
 @dataclass
@@ -49,7 +50,7 @@ class BaseLayer:
     @cached_property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as attention sees them, each [n,H,T,D]."""
-        return self.attention.qkv(self.block.norm1(self.resid), self.positions)
+        return self.attention.qkv(self.block.norm1(self.resid), self.positions, linear)
 
     @cached_property
     def z(self) -> Tensor:
@@ -72,8 +73,7 @@ class BaseLayer:
     @cached_property
     def attended(self) -> Tensor:
         """What attention writes before any norm after it, [n,R,C]."""
-        attended: Tensor = self.attention.out(merged(self.z))
-        return attended
+        return linear(self.attention.out, merged(self.z))
 
     @cached_property
     def mid(self) -> Tensor:
@@ -90,14 +90,14 @@ class BaseLayer:
     def hidden(self) -> tuple[Tensor, ...]:
         """What the MLP projects up, each [n,R,M]: what it activates and, gated, what that is multiplied by."""
         mlp, normed = self.block.mlp, self.block.mlp_norm(self.mlp_reads)
-        return (mlp.gate(normed), mlp.up(normed)) if isinstance(mlp, GatedMLP) else (self.block.up(normed),)
+        ups = (mlp.gate, mlp.up) if isinstance(mlp, GatedMLP) else (self.block.up,)
+        return tuple(linear(up, normed) for up in ups)
 
     @cached_property
     def mlp_written(self) -> Tensor:
         """What the MLP writes before any norm after it, [n,R,C]."""
-        hidden, down = self.block.activation(self.hidden[0]), self.block.down
-        written: Tensor = down(hidden * self.hidden[1] if len(self.hidden) == 2 else hidden)
-        return written
+        hidden = self.block.activation(self.hidden[0])
+        return linear(self.block.down, hidden.mul_(self.hidden[1]) if len(self.hidden) == 2 else hidden)
 
     @cached_property
     def post(self) -> Tensor:
@@ -195,7 +195,7 @@ def pattern_tiles(attention: Attention, q: Tensor, k: Tensor, first: int = 0) ->
         for row in range(first, length, step):
             at = slice(row, min(row + step, length))
             rows = torch.arange(at.start, at.stop, device=q.device)[None]
-            yield examples, at, _pattern(attention, q[examples, :, at], k[examples, :, : at.stop], rows)
+            yield examples, at, _pattern(attention, q[examples, :, at], k[examples, :, : at.stop], rows, row)
 
 
 def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
@@ -203,18 +203,33 @@ def pattern_of(attention: Attention, q: Tensor, k: Tensor, rows: Tensor) -> Tens
     return _pattern(attention, q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, rows)
 
 
-def _pattern(attention: Attention, queries: Tensor, k: Tensor, rows: Tensor) -> Tensor:
-    """The pattern [n,H,R,S] of queries [n,H,R,D] at 0-based positions [n or 1,R] and the first S keys [n,H,S,D]."""
+def _pattern(attention: Attention, queries: Tensor, k: Tensor, rows: Tensor, seen: int = 0) -> Tensor:
+    """The pattern [n,H,R,S] of some rows and the first S keys.
+
+    Args:
+        queries: [n,H,R,D].
+        k: [n,H,S,D].
+        rows: 0-based positions of the queries, [n or 1,R].
+        seen: how many of the first keys come before all of them.
+    """
+    wide = torch.promote_types(k.dtype, torch.float32)
+    queries, k_wide = queries.to(wide), k.to(wide)
+    if attention.plain_scores:
+        scores = (queries * attention.scale) @ k_wide.mT
+    else:
+        scores = attention.scores(queries, k_wide, rows)
     window = None
     if attention.windows is not None:
-        window = torch.tensor([w or 0 for w in attention.windows], device=k.device)
-    wide = torch.promote_types(k.dtype, torch.float32)
-    if attention.plain_scores:
-        scores = causal_scores(queries.to(wide), k.to(wide), rows, attention.scale, window)
-    else:
-        unseen = unseen_keys(rows, k.shape[2], window)
-        scores = attention.scores(queries.to(wide), k.to(wide), rows).masked_fill_(unseen, float("-inf"))
+        window, seen = torch.tensor([w or 0 for w in attention.windows], device=k.device), 0
+    unseen = unseen_keys(rows - seen, k.shape[2] - seen, window)
+    scores[..., seen:].masked_fill_(unseen, float("-inf"))
     return scores.softmax(-1).to(k.dtype)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What a projection makes of x [...,C], by our own product."""
+    projected = project(x, layer.weight)
+    return projected if layer.bias is None else projected.add_(layer.bias)
 
 
 def merged(z: Tensor) -> Tensor:

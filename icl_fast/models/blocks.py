@@ -22,6 +22,8 @@ from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
 
+Linear = Callable[[nn.Linear, Tensor], Tensor]  # how a projection is applied
+
 
 def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = None) -> nn.Linear:
     """A linear map, or one for each of the members."""
@@ -151,22 +153,28 @@ class Attention(nn.Module):
         merged: Tensor = self.out(z.transpose(1, 2).flatten(2))
         return merged
 
-    def qkv(self, normed: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, normed: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B,H,T,D]` as attention sees them: after rotation and smear."""
         read = self._read(normed, positions)
-        return self.queries(read, positions), self.keys(read, positions), self.values(normed)
+        return (
+            self.queries(read, positions, linear),
+            self.keys(read, positions, linear),
+            self.values(normed, linear),
+        )
 
-    def queries(self, read: Tensor, positions: Positions) -> Tensor:
+    def queries(self, read: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Queries `[B,H,T,D]` of what they read `[B,T,C]`, after norm and rotation."""
-        return self._rotate(self._normed(self._clip(self.q(read)), self.q_norm), positions)
+        return self._rotate(self._normed(self._clip(linear(self.q, read)), self.q_norm), positions)
 
-    def keys(self, read: Tensor, positions: Positions) -> Tensor:
+    def keys(self, read: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Keys `[B,H,T,D]` of what they read `[B,T,C]`, after norm, rotation and smear."""
-        return self._smear(self.of_each_head(self._rotate(self._keys(read), positions)))
+        return self._smear(self.of_each_head(self._rotate(self._keys(read, linear), positions)))
 
-    def values(self, normed: Tensor) -> Tensor:
+    def values(self, normed: Tensor, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Values `[B,H,T,D]`."""
-        return self.of_each_head(self._split(self._clip(self.v(normed))))
+        return self.of_each_head(self._split(self._clip(linear(self.v, normed))))
 
     def of_each_head(self, x: Tensor) -> Tensor:
         """Keys or values `[...,KV,T,D]` of groups of heads, given to each of their heads: `[...,H,T,D]`."""
@@ -211,8 +219,8 @@ class Attention(nn.Module):
         """What queries and keys read."""
         return normed if positions.added is None else normed + positions.added
 
-    def _keys(self, read: Tensor) -> Tensor:
-        return self._normed(self._clip(self.k(read)), self.k_norm)
+    def _keys(self, read: Tensor, linear: Linear = nn.Linear.__call__) -> Tensor:
+        return self._normed(self._clip(linear(self.k, read)), self.k_norm)
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if (most := self.config.qkv_clip) is None else x.clamp(-most, most)
