@@ -30,7 +30,6 @@ from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
 from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
-from icl_fast.measure.store import json_attribute
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
 from icl_fast.runs import ForeignOptions, Series, open_all
@@ -213,7 +212,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
             heads["prefix_matching"].max(("layer", "head")).values.tolist(),
         )
     interval = options.intervals.get(name, _found(change, steps))
-    by_pattern = ablations["pattern-preserving"]
+    by_pattern, last = ablations["pattern-preserving"], heads.isel(snapshot=-1)
     of_interest = _of_interest(heads, attribute_icl(by_pattern))
     notes, readings = list(series.notes()), {}
     try:
@@ -236,27 +235,16 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         interval=interval,
         attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
         types=head_types(
-            _last_scores(heads, "previous_token"),
-            _last_scores(heads, "prefix_matching"),
-            _last_scores(heads, "copying"),
-            options.thresholds,
+            last["previous_token"].values, last["prefix_matching"].values, last["copying"].values, options.thresholds
         ),
         texts=readings,
         notes=tuple(notes),
     )
 
 
-def _last_scores(heads: xr.Dataset, score: str) -> np.ndarray:
-    """[layer, head] at the last snapshot; where the architecture does not define it, the least that it can be."""
-    values = heads[score].isel(snapshot=-1).transpose("layer", "head").values
-    if score in json_attribute(heads, "undefined"):
-        return np.full(values.shape, -1.0 if score == "copying" else 0.0)
-    return values
-
-
 def _of_interest(heads: xr.Dataset, effects: xr.Dataset) -> list[tuple[int, int]]:
     """The heads that match prefixes best, and those without which the ICL score changes most, at the last snapshot."""
-    matching = _last_scores(heads, "prefix_matching")
+    matching = heads["prefix_matching"].isel(snapshot=-1).values
     effect = np.zeros(matching.shape)
     effect[effects["layer"].values, effects["head"].values] = np.abs(effects["icl"].isel(snapshot=-1).values)
     return heads_of_interest([matching, effect], MOST_SHOWN)
