@@ -84,7 +84,7 @@ class ForeignSeries(Series):
         else:
             self.path = Path(ckpt)
             places = local_places(self.path, self.options.revisions)
-        self.name = run_name(self.path)
+        self.name = run_name(self.path.with_suffix("") if self.path.is_file() else self.path)
         self._places = {place.step: place for place in places}
         self.steps = list(self._places)
         self._hashes: dict[int, str] = {}

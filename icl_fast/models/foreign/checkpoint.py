@@ -60,19 +60,21 @@ class FoundWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self._parts:
-            yield from self._split(name)
+            weight = self._theirs[name]
+            if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
+                raise InputError(f"{self._source}: {name} holds NaN or infinity; that training run diverged before it")
+            yield from self._split(name, weight)
 
     def some(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Those whose names begin so; nothing else is read."""
         for name, ours in self._parts.items():
             if any(own.startswith(prefix) for own, _ in ours):
-                yield from ((own, weight) for own, weight in self._split(name) if own.startswith(prefix))
+                found = self._split(name, self._theirs[name])
+                yield from ((own, weight) for own, weight in found if own.startswith(prefix))
 
-    def _split(self, name: str) -> list[tuple[str, Tensor]]:
-        ours, weight = self._parts[name], self._theirs[name]
+    def _split(self, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+        ours = self._parts[name]
         layout = ours[0][1]
-        if weight.is_floating_point() and weight.itemsize > 1 and not bool(weight.isfinite().all()):
-            raise InputError(f"{self._source}: {name} holds NaN or infinity; that training run diverged before it")
         try:
             pieces = [weight] if layout is None else layout.split(weight, self._config)
             return [(own, pieces[0 if layout is None else layout.number]) for own, layout in ours]

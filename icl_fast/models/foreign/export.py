@@ -12,6 +12,7 @@ from torch import Tensor
 from icl_fast.arguments import shown
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write
+from icl_fast.memory import check_fits
 from icl_fast.models.config import TransformerConfig, parse_transformer_config
 from icl_fast.models.foreign.checkpoint import CONFIG, join_weights, place
 from icl_fast.models.foreign.equivalence import differences, widened
@@ -63,7 +64,7 @@ def export_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out: {folder} exists and is not an empty folder; choose another")
     writers = {"hf": _hugging_face, "transformer-lens": _lens, "safetensors": _own}
-    written = writers[to](model.config, {name: weight.detach() for name, weight in model.state_dict().items()})
+    written = writers[to](model.config, _weights(model))
     ids = {"bos_token_id": bos, "eos_token_id": bos, "pad_token_id": None}
     config = written.config | ids if to == "hf" else written.config
     with atomic_write(folder) as temporary:
@@ -73,6 +74,16 @@ def export_model(
         if tokenizer is not None:
             (temporary / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     return written.what
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    """All of them in memory, those of blocks that are read layer by layer too."""
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    if model.blocks.stream is not None:
+        check_fits(sum(weight.nbytes for weight in weights.values()), "model: all of its weights at once")
+        for layer, block in enumerate(model.blocks):
+            weights |= {f"blocks.{layer}.{name}": weight.detach() for name, weight in block.named_parameters()}
+    return weights
 
 
 def _own(config: TransformerConfig, weights: dict[str, Tensor]) -> _Written:

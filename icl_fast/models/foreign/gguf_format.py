@@ -31,8 +31,8 @@ def gguf_file(path: str | Path) -> Path | None:
     """The GGUF file that a path is, or the only one in a folder that has no config.json; None: there is none."""
     path = Path(path)
     if not path.is_dir():
-        return path if path.suffix == ".gguf" else None
-    found = [] if (path / CONFIG).exists() else list(path.glob("*.gguf"))
+        return path if path.suffix == ".gguf" else None  # which need not exist: whoever reads it says so
+    found = [] if (path / CONFIG).exists() else [file for file in path.glob("*.gguf") if file.is_file()]
     return found[0] if len(found) == 1 else None
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_fast import ablate
 from icl_fast.models import Transformer
-from icl_fast.models.foreign import load_foreign
 
 Architectures = st.SearchStrategy[dict[str, Any]]
 Build = Callable[..., Transformer]
@@ -77,41 +75,3 @@ def test_in_float32_errors_are_relative_to_the_effect(
     fast = ablate(model.float(), tokens, dtype="float32")["position_loss"]
     effect, found = exact[1:] - exact[0], fast[1:] - fast[0]
     np.testing.assert_allclose(found, effect, rtol=0, atol=2e-3 * float(abs(effect).max()))
-
-
-def test_heads_of_another_library(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Mode full, with hooks on transformers' own models that zero what a head gives the output projection."""
-    transformers = pytest.importorskip("transformers")
-    common: dict[str, Any] = {
-        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24, "bos_token_id": 1,
-        "eos_token_id": 2, "pad_token_id": 0, "attn_implementation": "eager",
-    }  # fmt: skip
-    for kind in ("Llama", "Qwen3", "Gemma2", "Olmo2"):
-        options = {k: v for k, v in common.items() if kind != "Olmo2" or k != "head_dim"}
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(**options)
-        theirs = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-        for parameter in theirs.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-        folder = tmp_path_factory.mktemp(kind)
-        theirs.save_pretrained(folder)
-        tokens = torch.randint(0, 50, (3, 25))
-        expected = []
-        width = theirs.model.layers[0].self_attn.o_proj.in_features // 4
-        for layer, head in [(-1, 0), *((layer, head) for layer in range(2) for head in range(4))]:
-
-            def without(_: Any, inputs: Any, head: int = head, width: int = width) -> Any:
-                (z,) = inputs
-                z[..., head * width : (head + 1) * width] = 0
-                return (z,)
-
-            at = theirs.model.layers[layer].self_attn.o_proj
-            hook = None if layer < 0 else at.register_forward_pre_hook(without)
-            logits = theirs(tokens[:, :-1]).logits
-            losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            expected.append(losses.view(3, 24).mean(0))
-            if hook is not None:
-                hook.remove()
-        found = ablate(load_foreign(folder), tokens, mode="full", positions="all")["position_loss"]
-        np.testing.assert_allclose(found, torch.stack(expected), rtol=0, atol=1e-5, err_msg=kind)

@@ -120,7 +120,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(shapes())
 def test_to_transformer_lens_and_back(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     if values["gated"]:
@@ -157,6 +157,15 @@ def test_our_own_names_and_back(tmp_path: Path, values: dict[str, Any]) -> None:
     found = load_foreign(tmp_path, dtype=torch.bfloat16)
     assert found.config == model.config
     assert all(torch.equal(weight, found.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_model_that_is_read_layer_by_layer(tmp_path: Path) -> None:
+    model = make(layers=3)
+    export_model(model, "safetensors", tmp_path / "whole")
+    for to in ("safetensors", "transformer-lens"):
+        export_model(load_foreign(tmp_path / "whole", stream=True), to, tmp_path / to)  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(load_foreign(tmp_path / to)(TOKENS), model(TOKENS))
 
 
 def test_bad_input_leaves_nothing(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ values = st.recursive(
 NO_CONFIGS = ["[]", "3", '"a"', "null", "{}", "{", "", '{"model_type": 3}', '{"n_layers": 3}', "\xff"]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(CONFIGS), st.data())
 def test_any_value_in_any_field(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], data: Any) -> None:
     folder = tmp_path_factory.mktemp("odd")
@@ -62,7 +62,7 @@ def test_more_weights_than_can_be_counted(tmp_path: Path) -> None:
     sizes = dict.fromkeys(("hidden_size", "head_dim", "intermediate_size", "vocab_size"), 2**31 - 2)
     config = {"model_type": "llama", **DECODER, **sizes, "rope_scaling": None, "sliding_window": None}
     (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": None}))
-    with pytest.raises(InputError, match=r"weights: needs .* of memory"):
+    with pytest.raises(InputError, match=r"weights.*: needs .* of memory"):
         load_foreign(tmp_path)
 
 
