@@ -2,8 +2,8 @@
 //
 // Bandwidth: A + 1 arrays of [N, M] are read and A written; a thread holds 16 bytes of u in registers, with what all
 // variants share, and goes through them, so that u is read once. 10 to 80 operations for the 4 to 8 bytes of an
-// element: an H200 does 14 float32 operations for each byte of its memory, so bf16 is about even and float32 waits for memory.
-// Where |du| > 1/2 is rare, few warps take the branch of the exact GELU that costs twice.
+// element: an H200 does 14 float32 operations for each byte of its memory, so bf16 is about even and float32 waits for
+// memory. Where |du| > 1/2 is rare, few warps take the branch of the exact GELU that costs twice.
 #include "cuda/activation_math.h"
 #include "cuda/elements.h"
 
