@@ -27,7 +27,7 @@ def test_the_fast_engine_is_the_definition(
     model, tokens = random_model(values, torch.float64), torch.randint(0, 50, (3, 25))
     options: dict[str, Any] = {"mode": mode, "positions": positions, "dtype": "float64"}
     fast, slow = ablate(model, tokens, **options), ablate(model, tokens, engine="definition", **options)
-    np.testing.assert_allclose(fast["position_loss"], slow["position_loss"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(fast["position_loss"], slow["position_loss"], rtol=1e-13, atol=1e-10)
 
 
 DEEP: dict[str, Any] = {  # as Llama is, and parts of it local
