@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = environment({"device": "cpu", "threads": options.threads})  # now: while it runs the tree may change
     if options.quick:
         options.context, options.examples, options.theirs = 24, 2, 4
     theirs = make_model(TINY if options.quick else SMOLLM2, options.context)
@@ -240,7 +241,6 @@ def main() -> None:
     if options.json is not None:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         asked.pop("json")
-        head = environment({"device": "cpu", "threads": options.threads})
         options.json.write_text(to_json({"environment": head, "options": asked, **result}, indent=1) + "\n")
 
 
