@@ -1,6 +1,6 @@
-// How much an activation changes when du is taken from its input u, a(u) - a(u - du), with rounding errors relative to du
-// and not to u; for one float (csrc/cuda) and for a vector of them (csrc/cpu). `Math` brings what the two do differently:
-// exp(x) and expm1(x) for x <= 0, any(condition).
+// How much an activation changes when du is taken from its input u, a(u) - a(u - du), with rounding errors relative to
+// du and not to u; for one float (csrc/cuda) and for a vector of them (csrc/cpu). `Math` brings what the two do
+// differently: exp(x) and expm1(x) for x <= 0, any(condition).
 //
 // An activation is a struct with At<F>, what all changes of one u share: at(u), value() = a(u), change(du).
 #pragma once
@@ -28,7 +28,7 @@ ICL_EVERYWHERE F clamped(F x, float limit) {
   return x < -most ? -most : x;
 }
 
-// max(u, 0) - max(left, 0), left = u - du: of two positive ones du itself, which u - left is but for the rounding of left
+// max(u, 0) - max(left, 0), left = u - du: of two positive ones du, which u - left is but for the rounding of left
 template <typename F>
 ICL_EVERYWHERE F change_of_positive(F u, F left, F du) {
   const F zero = F{};
@@ -152,8 +152,8 @@ ICL_EVERYWHERE Normal<F> normal(F a, Math math) {
   return {e * 0.398942280f, e * (p * t)};
 }
 
-// t Phi(t) = max(t, 0) - |t| Phi(-|t|), whose second part, `tail`, is at most 0.17. That makes large t harmless: there it
-// is 0 and nothing else is rounded at the size of t.
+// t Phi(t) = max(t, 0) - |t| Phi(-|t|), whose second part, `tail`, is at most 0.17. That makes large t harmless: there
+// it is 0 and nothing else is rounded at the size of t.
 //
 // The mean of gelu' from u - du to u is its Taylor series about the middle m: with h = du / 2,
 //     Phi(m) + phi(m) (m + sum_k h^2k / (2k+1)! (He_{2k+1}(m) - He_{2k-1}(m))),    He: Hermite polynomials.

@@ -18,12 +18,12 @@ void forward(const ActivationDifference& p) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t first = chunk * kChunk, end = min(first + kChunk, size);
-    At shared[kChunk / W];
-    for (int64_t i = first; i < end; i += W) shared[(i - first) / W] = At::at(load_some(u + i, end - i), VectorMath{});
+    At at_u[kChunk / W];
+    for (int64_t i = first; i < end; i += W) at_u[(i - first) / W] = At::at(load_some(u + i, end - i), VectorMath{});
     for (int64_t a = 0; a < p.a; ++a)
       for (int64_t i = first; i < end; i += W) {
         const vf du = load_some(removed + a * size + i, end - i);
-        store_some(out + a * size + i, activation_difference(shared[(i - first) / W], du, VectorMath{}), end - i);
+        store_some(out + a * size + i, activation_difference(at_u[(i - first) / W], du, VectorMath{}), end - i);
       }
   }
 }

@@ -19,7 +19,8 @@ void forward(const GatedDifference& p) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t first = chunk * kChunk, end = min(first + kChunk, size);
     At gates[kChunk / W];
-    for (int64_t i = first; i < end; i += W) gates[(i - first) / W] = At::at(load_some(gate + i, end - i), VectorMath{});
+    for (int64_t i = first; i < end; i += W)
+      gates[(i - first) / W] = At::at(load_some(gate + i, end - i), VectorMath{});
     for (int64_t a = 0; a < p.a; ++a)
       for (int64_t i = first; i < end; i += W) {
         const int64_t at = a * size + i, count = end - i;

@@ -5,7 +5,7 @@
 // Neither term exceeds what d is beside S, so every rounding is relative to d, whether d is tiny, all of x, or far
 // larger. A row is read from memory once and goes through several passes in the cache. Each is centred twice: the first
 // mean is rounded at the size of the row, the second is of what it left. Without centring, as in an RMSNorm, xc, dc and
-// lc are the rows as they are.
+// lc are the rows as they are, and two passes are enough.
 #include <cmath>
 #include <cstdint>
 
@@ -19,32 +19,39 @@ namespace {
 
 struct Rows {  // of a thread, each [round_up(C, W)], zero beyond C
   float* x;
-  float* centred;  // or x again, where nothing is centred; so the next two
+  float* centred;
   float* removed;  // centred too, in the end
   float* left;     // x - removed, centred in the end
   float* rest;     // what rounding took from it
 };
 
-// The mean of f(i), a vector of terms from i on, over C terms. In pieces: errors grow with the length of a piece more
-// than with their number.
-template <typename F>
-ICL_INLINE float mean(int64_t c, F f) {
+// The sum of f(i), a vector (or several) of terms from i on, over C terms. In pieces: errors grow with the length of a
+// piece more than with their number.
+template <typename V, typename F>
+ICL_INLINE V sum(int64_t c, F f) {
   constexpr int64_t kPiece = 32 * W;
-  vf total{};
+  V total{};
   for (int64_t first = 0; first < c; first += kPiece) {
     const int64_t end = min(first + kPiece, c);
-    vf even{}, odd{};
+    V even{}, odd{};
     int64_t i = first;
     for (; i + W < end; i += 2 * W) {
       even += f(i);
       odd += f(i + W);
     }
     if (i < end) even += f(i);
-    total += even + odd;
+    even += odd;
+    total += even;
   }
-  float sum = 0;  // lane after lane: sum_of_lanes() would change last bits
-  for (int i = 0; i < W; ++i) sum += total[i];
-  return sum / float(c);
+  return total;
+}
+
+template <typename F>
+ICL_INLINE float mean(int64_t c, F f) {
+  const vf total = sum<vf>(c, f);
+  float all = 0;  // lane after lane: sum_of_lanes() would change last bits
+  for (int i = 0; i < W; ++i) all += total[i];
+  return all / float(c);
 }
 
 ICL_INLINE void clear_tail(float* row, int64_t c) {
@@ -76,24 +83,59 @@ ICL_INLINE float mean_square(const float* row, int64_t c) {
   return mean(c, [=](int64_t i) { return load(row + i) * load(row + i); });
 }
 
-template <typename T>
-void run_variant(const LayerNormDifference& p, const Rows& rows, const float* gain, float sd, T* out) {
-  if (p.centre) {
-    subtract(rows, p.c);
-    centre(rows.removed, nullptr, p.c);
-    centre(rows.left, rows.rest, p.c);
-  } else {
-    for (int64_t i = 0; i < p.c; i += W) store(rows.left + i, load(rows.x + i) - load(rows.removed + i));
+// What dc and y are multiplied by, and which of the two rows y is.
+struct Factors {
+  bool wider;
+  vf direct, scaled;
+
+  Factors(float sd, float sd_left, float grown) : wider(sd_left > sd) {
+    direct = splat(1 / (wider ? sd_left : sd));
+    scaled = splat(grown / (sd + sd_left) / sd / sd_left);
   }
+};
+
+template <typename T>
+void run_centred(const LayerNormDifference& p, const Rows& rows, const float* gain, float sd, const T* removed,
+                 T* out) {
+  widen_rows(removed, 1, p.c, rows.removed, round_up(p.c, W));
+  subtract(rows, p.c);
+  centre(rows.removed, nullptr, p.c);
+  centre(rows.left, rows.rest, p.c);
   const float sd_left = sqrtf(mean_square(rows.left, p.c) + p.eps);
   const float grown = -mean(p.c, [&](int64_t i) {
     return load(rows.removed + i) * (load(rows.centred + i) + load(rows.left + i));
   });
-  const bool wider = sd_left > sd;
-  const vf direct = splat(1 / (wider ? sd_left : sd)), scaled = splat(grown / (sd + sd_left) / sd / sd_left);
-  const float* narrower = wider ? rows.centred : rows.left;
-  for (int64_t i = 0; i < p.c; i += W)
-    store_some(out + i, load(gain + i) * (load(rows.removed + i) * direct + load(narrower + i) * scaled), p.c - i);
+  const Factors by(sd, sd_left, grown);
+  const float* narrower = by.wider ? rows.centred : rows.left;
+  for (int64_t i = 0; i < p.c; i += W) {
+    const vf change = load(rows.removed + i) * by.direct + load(narrower + i) * by.scaled;
+    store_some(out + i, load(gain + i) * change, p.c - i);
+  }
+}
+
+struct TwoSums {
+  vf left{}, grown{};
+
+  ICL_INLINE TwoSums& operator+=(const TwoSums& other) {
+    left += other.left;
+    grown += other.grown;
+    return *this;
+  }
+};
+
+template <typename T>
+void run_uncentred(const LayerNormDifference& p, const float* x, const float* gain, float sd, const T* removed,
+                   T* out) {
+  const TwoSums sums = sum<TwoSums>(p.c, [=, &p](int64_t i) {
+    const vf d = load_some(removed + i, p.c - i), left = load(x + i) - d;
+    return TwoSums{left * left, d * (load(x + i) + left)};
+  });
+  const float sd_left = sqrtf(sum_of_lanes(sums.left) / float(p.c) + p.eps);
+  const Factors by(sd, sd_left, -sum_of_lanes(sums.grown) / float(p.c));
+  for (int64_t i = 0; i < p.c; i += W) {
+    const vf d = load_some(removed + i, p.c - i), y = by.wider ? load(x + i) : load(x + i) - d;
+    store_some(out + i, load(gain + i) * (d * by.direct + y * by.scaled), p.c - i);
+  }
 }
 
 template <typename T>
@@ -121,8 +163,9 @@ void forward(const LayerNormDifference& p) {
       const float sd = sqrtf(mean_square(rows.centred, p.c) + p.eps);
       for (int64_t a = 0; a < p.a; ++a) {
         const int64_t at = (a * p.n + n) * p.c;
-        widen_rows(static_cast<const T*>(p.removed) + at, 1, p.c, rows.removed, width);
-        run_variant(p, rows, gain, sd, static_cast<T*>(p.out) + at);
+        const T* removed = static_cast<const T*>(p.removed) + at;
+        T* out = static_cast<T*>(p.out) + at;
+        p.centre ? run_centred(p, rows, gain, sd, removed, out) : run_uncentred(p, rows.x, gain, sd, removed, out);
       }
     }
   }

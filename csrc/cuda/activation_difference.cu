@@ -1,8 +1,8 @@
 // activation_difference: csrc/activations.h, element by element.
 //
 // Bandwidth: A + 1 arrays of [N, M] are read and A written; a thread holds 16 bytes of u in registers, with what all
-// variants share, and goes through them, so that u is read once. 10 to 80 operations for the 4 to 8 bytes of an element:
-// an H200 does 14 float32 operations for each byte of its memory, so bf16 is about even and float32 waits for memory.
+// variants share, and goes through them, so that u is read once. 10 to 80 operations for the 4 to 8 bytes of an
+// element: an H200 does 14 float32 operations for each byte of its memory, so bf16 is about even and float32 waits for memory.
 // Where |du| > 1/2 is rare, few warps take the branch of the exact GELU that costs twice.
 #include "cuda/activation_math.h"
 #include "cuda/elements.h"
@@ -21,14 +21,14 @@ __global__ void __launch_bounds__(kThreads) activation_difference_kernel(T* out,
   const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kCount;
   if (first >= size) return;
   const Elements<T, kCount> mine = load_elements<kCount>(u + first);
-  At shared[kCount];
+  At at_u[kCount];
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) shared[i] = At::at(to_float(mine.at[i]), DeviceMath{});
+  for (int i = 0; i < kCount; ++i) at_u[i] = At::at(to_float(mine.at[i]), DeviceMath{});
   for (int64_t a = 0; a < variants; ++a) {
     Elements<T, kCount> elements = load_elements<kCount>(removed + a * size + first);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      elements.at[i] = from_float<T>(activation_difference(shared[i], to_float(elements.at[i]), DeviceMath{}));
+      elements.at[i] = from_float<T>(activation_difference(at_u[i], to_float(elements.at[i]), DeviceMath{}));
     store_elements(out + a * size + first, elements);
   }
 }

@@ -1,9 +1,9 @@
 // layer_norm_difference: LN(x) - LN(x - d) for every variant d, by the formula of csrc/cpu/layer_norm_difference.cpp.
 //
-// A warp takes a row of a variant: four passes over x and d (two where nothing is centred, as in an RMSNorm), of which the
-// first brings them from memory and the others find them in the first-level cache, and no barrier. The warps of a block take variants of the same row of x, so that
-// memory gives x about once for all of them. Bandwidth: d is read and the result written once, a few dozen operations
-// for each element.
+// A warp takes a row of a variant: four passes over x and d (two where nothing is centred, as in an RMSNorm), of which
+// the first brings them from memory and the others find them in the first-level cache, and no barrier. The warps of a
+// block take variants of the same row of x, so that memory gives x about once for all of them. Bandwidth: d is read and
+// the result written once, a few dozen operations for each element.
 #include "cuda/elements.h"
 #include "cuda/warp.h"
 
@@ -46,7 +46,8 @@ struct Row {
   const T* removed;  // [c]
   int64_t c;
 
-  // The mean of what f(sums, x, d) adds up over the row. The first sums are of short pieces: errors grow with their length.
+  // The mean of what f(sums, x, d) adds up over the row. The first sums are of short pieces: errors grow with their
+  // length.
   template <typename F>
   __device__ __forceinline__ Sums sum(F f) const {
     Sums total;

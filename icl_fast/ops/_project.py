@@ -1,7 +1,7 @@
 """project: x W^T, by our own kernel on CPUs.
 
-Where the processor is not of the maker of torch's BLAS, that computes with vectors of half the width: on an AMD EPYC
-with AVX-512 this runs at twice its rate (bench/foreign_sweep.py measures both).
+On an AMD EPYC with AVX-512 it runs at twice the rate of torch's BLAS, which computes there at the rate of AVX2
+(bench/foreign_sweep.py measures both).
 """
 
 from __future__ import annotations

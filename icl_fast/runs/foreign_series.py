@@ -46,13 +46,13 @@ class ForeignOptions:
     Attributes:
         text: what they are evaluated on.
         revisions: names or patterns, such as `step0,step512` or `step*000`; None: all whose names say a step.
-        keep_downloads: whether what comes from the hub stays in its cache, or goes after use.
+        keep_downloads: whether what comes from the hub stays in its cache, or goes after use; None: it stays.
         tokenizer: a tokenizer.json; None: the model's own.
     """
 
     text: EvaluationText = field(default_factory=EvaluationText)
     revisions: str | None = None
-    keep_downloads: bool = True
+    keep_downloads: bool | None = None
     tokenizer: Path | None = None
 
 
@@ -77,12 +77,14 @@ class ForeignSeries(Series):
         text = str(ckpt)
         self._hub = None
         if (name := hub_name(ckpt)) is not None:
-            self._hub = HubModel(name, self.options.keep_downloads)
+            self._hub = HubModel(name, self.options.keep_downloads is not False)
             self.path = Path(name)
             named = [place(name, None, of_pythia="pythia" in text.lower()) for name in self._hub.revisions()]
             places = in_order(named, self.options.revisions, text, single=len(named) == 1)
         else:
             self.path = Path(ckpt)
+            if self.options.keep_downloads is not None:
+                raise InputError(f"keep_downloads: {ckpt} is on this machine, nothing is downloaded; leave it out")
             places = local_places(self.path, self.options.revisions)
         self.name = run_name(self.path.with_suffix("") if self.path.is_file() else self.path)
         self._places = {place.step: place for place in places}
@@ -91,6 +93,7 @@ class ForeignSeries(Series):
         home = self._folder(places[0], weights=False)
         self.config = foreign_config(home)
         self._tokenizer = self._own_tokenizer(home)
+        self._bos = self._tokenizer.bos if self._tokenizer is not None else self._given_bos()
         self.text = self.options.text.resolved(self.config.context, self._tokenizer, self.path)
 
     def at(self, steps: Sequence[int]) -> ForeignSeries:
@@ -173,7 +176,7 @@ class ForeignSeries(Series):
 
     @property
     def bos(self) -> int | None:
-        return None if self._tokenizer is None else self._tokenizer.bos
+        return self._bos
 
     @property
     def ids(self) -> np.ndarray:
@@ -231,6 +234,15 @@ class ForeignSeries(Series):
     def _drop(self, where: Place) -> None:
         if self._hub is not None:
             self._hub.drop(where.name)
+
+    def _given_bos(self) -> int | None:
+        """What is to begin examples of random tokens, without a tokenizer to know."""
+        asked, vocab = self.options.text.bos, self.config.vocab
+        if asked in ("auto", "none"):
+            return None
+        if not (asked.isdecimal() and len(asked) < 10 and int(asked) < vocab):
+            raise InputError(f"bos: {asked!r} is neither auto, none nor one of the tokens 0 to {vocab - 1}")
+        return int(asked)
 
     def _own_tokenizer(self, home: Path) -> ForeignTokenizer | None:
         """That of the options, of the first snapshot, or of the folder that holds all of them."""

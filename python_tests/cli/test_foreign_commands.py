@@ -98,6 +98,7 @@ def test_pca_beside_a_run_needs_the_same_examples(
         (("--revisions", "step5"), "--revisions: "),
         (("--text-seed", -1), "--text-seed: must be 0 or more"),
         (("--tokenizer", "nowhere"), "--tokenizer: nowhere does not exist"),
+        (("--keep-downloads", "no"), "--keep-downloads: "),
         (("--keep-downloads", "maybe"), "--keep-downloads: 'maybe' is not one of"),
         (("--examples", 10**9), "--examples: "),
         (("--snapshots", "5"), "--snapshots: none at step 5; there are 0, 4, 16, 64"),

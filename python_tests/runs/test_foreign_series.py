@@ -102,6 +102,10 @@ def test_without_a_tokenizer(write_llama: Callable[..., Path], corpus_folder: Pa
     assert series.bos is None
     assert series.corpus == "repeated-random"
     assert "no tokenizer" in series.notes()[0]
+    begun = open_series(folder, foreign=ForeignOptions(EvaluationText(context=20, examples=3, bos="7")))
+    assert begun.evaluation_set().inputs[:, 0].tolist() == [7, 7, 7]
+    with pytest.raises(InputError, match=r"^bos: '300' is neither auto, none nor one of the tokens 0 to 299"):
+        open_series(folder, foreign=ForeignOptions(EvaluationText(bos="300")))
     assert open_results(evaluate(series, out=tmp_path / "heads"))["copying"].notnull().all()
     assert "icl_score" in open_results(sweep(series, out=tmp_path / "out"))
     with pytest.raises(InputError, match=r"^text: .* has no tokenizer\.json, so its model can read no text"):

@@ -144,6 +144,21 @@ def test_other_options_and_snapshots_are_measured_again(runs: list[Path]) -> Non
     assert watched.done["layers1: heads"]
 
 
+def test_some_heads_of_many_are_shown_on_texts(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icl_fast.studies.collect.MOST_SHOWN", 2)
+    monkeypatch.setattr("icl_fast.studies.collect.MOST_TOKENS", 5)
+    two = studied(runs)[0].models["layers2"]
+    matching = two.heads["prefix_matching"].values[-1]
+    effect = np.abs(two.attributions["icl"].values[-1])  # [0.0, 0.1, 1.0, 1.1]
+    order = np.argsort(-effect)
+    best = int(matching.argmax())
+    shown = sorted({best, int(next(head for head in order if head != best))})
+    text = two.texts["words"]
+    assert list(zip(text["layer"].values, text["head"].values, strict=True)) == [divmod(head, 2) for head in shown]
+    assert text.sizes["position"] == text.sizes["source"] == 5
+    assert text.attrs["left_out_tokens"] > 0
+
+
 def test_more_examples_than_there_are(runs: list[Path]) -> None:
     study, _ = studied(runs[:1], replace(OPTIONS, examples=10**6, modes=("pattern-preserving",)))
     assert study.models["layers1"].losses.sizes["example"] == 40

@@ -84,6 +84,10 @@ def test_a_plane_for_each_evaluation_set(study: Study) -> None:
             assert {series.model for series in panel(study, name, "pca").series} <= set(group.models)
             assert f"models evaluated on {group.text}, {group.context} tokens" in panel(study, name, "pca").caption
     assert panel(study, "series", "pca").y_range == panel(study, "single", "pca").y_range
+    for number in (1, 4, 6, 8):  # loss, ICL score, QK trace, ablations
+        of_row = {name: panels[number] for name, panels in table_panels(study).items()}
+        assert of_row["series"].y_range == of_row["single"].y_range or of_row["single"].absent
+        assert of_row["series"].y_range != of_row["tiny"].y_range or of_row["series"].absent
     of_family = family_panels(study)[0][1]
     assert [[series.label for series in one.series] for one in of_family] == [["series", "single"], ["tiny"]]
     assert len({one.key for one in of_family}) == 2

@@ -124,9 +124,8 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
             _fill(axis, panel, series_colours(study, panel), detailed=False)
             if index == 0:
                 axis.set_title(_column_title(study, name), loc="left", fontweight="bold", pad=12)
-            # the y axis is that of the whole row (of the first, of a plane), the x axis that of all rows but the first
-            same = column > 0 and panel.y_label == of_row[column - 1].y_label
-            axis.set_ylabel("" if same else panel.y_label, fontsize=8)
+            # y is the same in the whole row, and x in all rows but the first
+            axis.set_ylabel(panel.y_label if column == 0 else "", fontsize=8)
             labelled = index in (0, len(ROWS) - 1) or not panel.over_training
             axis.set_xlabel(panel.x_label if labelled else "", fontsize=8)
         at = left + columns * (wide + across) - across + 0.15
@@ -194,7 +193,7 @@ def _column_title(study: Study, name: str) -> str:
     model = study.models[name]
     layers = "1 layer" if model.config.layers == 1 else f"{model.config.layers} layers"
     group = study.group_of(name)
-    on = _wrap(f"on {group.text}, {group.context} tokens", 38)
+    on = _wrap(f"on {group.text}, {group.context} tokens", 30)
     return "\n".join([*_wrap(name, 30), f"{layers}, {model.parameters:,} parameters", *on])
 
 

@@ -16,7 +16,7 @@ from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.errors import InputError
 from icl_fast.measure.store import json_attribute
 from icl_fast.report.panels.panel import Heatmap, Panel, Series
-from icl_fast.report.study import ModelStudy, Progress
+from icl_fast.report.study import ModelStudy, Progress, Study
 
 PROGRESS: dict[Progress, str] = {"tokens": "training tokens seen", "steps": "optimizer step"}
 SEQUENCES = "training sequences seen"
@@ -295,6 +295,16 @@ def share_range(panels: Sequence[Panel]) -> list[Panel]:
     low, high = min(ends), max(ends)
     margin = 0.04 * (high - low) or 0.5
     return [replace(panel, y_range=(low - margin, high + margin)) for panel in panels]
+
+
+def share_by_group(study: Study, panels: Sequence[Panel]) -> list[Panel]:
+    """Panels, one a model, with one y axis for those evaluated on the same examples: others cannot be compared."""
+    shared: dict[str, Panel] = {}
+    of_model = dict(zip(study.models, panels, strict=True))
+    for group in study.groups:
+        names = [name for name in group.models if name in of_model]
+        shared |= zip(names, share_range([of_model[name] for name in names]), strict=True)
+    return [shared[name] for name in of_model]
 
 
 def _extent(series: Series) -> tuple[float, float]:

@@ -42,7 +42,7 @@ from icl_fast.report.panels.builders import (
     sampled,
     scores,
     seen,
-    share_range,
+    share_by_group,
     single_heads,
     slugs,
     spaced_exponentially,
@@ -88,10 +88,10 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
 
 
 def _each(study: Study, key: str, build: Callable[[ModelStudy], Panel]) -> list[Panel]:
-    """A panel a model, with one y axis."""
+    """A panel a model, with one y axis a group."""
     keys = slugs(study.models)
-    return share_range(
-        [replace(build(model), key=f"family-{key}-{keys[name]}") for name, model in study.models.items()]
+    return share_by_group(
+        study, [replace(build(model), key=f"family-{key}-{keys[name]}") for name, model in study.models.items()]
     )
 
 

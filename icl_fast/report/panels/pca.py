@@ -9,7 +9,7 @@ import numpy as np
 from icl_fast.analysis import JointPCA
 from icl_fast.errors import InputError
 from icl_fast.report.colours import PHASE_CHANGE
-from icl_fast.report.panels.builders import filled, line, share_range, slugs, snapshot_names, there
+from icl_fast.report.panels.builders import filled, line, slugs, snapshot_names, there
 from icl_fast.report.panels.panel import Panel, Series
 from icl_fast.report.study import EvaluationGroup, ModelStudy, Study
 
@@ -37,16 +37,6 @@ def table_pca(study: Study, model: ModelStudy) -> Panel:
         return {"series": there(series), **_labels(pca)}
 
     return filled(panel, content)
-
-
-def share_planes(study: Study, panels: list[Panel]) -> list[Panel]:
-    """The table's row with one y axis for each plane, which says nothing of another one."""
-    shared: dict[str, Panel] = {}
-    of_model = dict(zip(study.models, panels, strict=True))
-    for group in study.groups:
-        names = [name for name in study.models if name in group.models]
-        shared |= zip(names, share_range([of_model[name] for name in names]), strict=True)
-    return [shared[name] for name in study.models]
 
 
 def family_pca(study: Study) -> list[Panel]:

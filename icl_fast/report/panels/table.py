@@ -22,12 +22,12 @@ from icl_fast.report.panels.builders import (
     over_training,
     sampled,
     score_lines,
+    share_by_group,
     share_colours,
-    share_range,
     slugs,
 )
 from icl_fast.report.panels.panel import Panel
-from icl_fast.report.panels.pca import share_planes, table_pca
+from icl_fast.report.panels.pca import table_pca
 from icl_fast.report.study import ModelStudy, Study
 
 ANALYSES = "Olsson et al. 2022, Analyses"
@@ -127,8 +127,8 @@ ROWS = (
 def table_panels(study: Study) -> dict[str, list[Panel]]:
     """The table's panels by model, in the order of `ROWS`.
 
-    Panels of a row have the same y axis, heatmaps the same colours. What is not defined, not measured or refused by an
-    analysis is a panel that says so in `absent`.
+    Panels of a row have the same y axis (of models evaluated on the same examples), heatmaps the same colours. What is
+    not defined, not measured or refused by an analysis is a panel that says so in `absent`.
     """
     builders: tuple[Callable[[Study, ModelStudy], Panel], ...] = (
         table_pca,
@@ -150,10 +150,8 @@ def table_panels(study: Study) -> dict[str, list[Panel]]:
         ]
         if build is _prefix_matching:
             panels = [replace(panel, y_range=(-0.02, 1.02)) for panel in panels]
-        elif build is table_pca:
-            panels = share_planes(study, panels)
         else:
-            panels = share_range(share_colours(panels))
+            panels = share_by_group(study, share_colours(panels))
         for name, panel in zip(study.models, panels, strict=True):
             table[name].append(panel)
     return table

@@ -168,6 +168,12 @@ def test_a_model_that_is_read_layer_by_layer(tmp_path: Path) -> None:
             torch.testing.assert_close(load_foreign(tmp_path / to)(TOKENS), model(TOKENS))
 
 
+def test_a_full_disk_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(InputError, match=r"the disk is full"):
+        export_model(make(width=128), "safetensors", small_disk / "out")
+    assert not list(small_disk.iterdir())
+
+
 def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"to: must be one of hf, transformer-lens, safetensors, got 'onnx'"):
         export_model(make(), "onnx", tmp_path / "out")  # type: ignore[arg-type]

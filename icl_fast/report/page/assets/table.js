@@ -71,7 +71,7 @@ function rowHead(row, r, specs) {
   if (row.reading) head.append(el("p", { class: "reading", text: row.reading }));
   head.append(el("p", { class: "units", text: `↑ ${common("y_label")}` }));
   if (spec.kind === "path") head.append(el("p", { class: "units", text: `→ ${common("x_label")}` }));
-  else if (specs.some((panel) => panel.kind === "points")) head.append(el("p", { class: "units", text: "→ layer, of models with one snapshot" }));
+  else if (shown.some((panel) => panel.kind === "points")) head.append(el("p", { class: "units", text: "→ layer, of models with one snapshot" }));
   if (spec.kind === "path") head.append(el("p", { class: "legend" }, ...pathKeys(), changeKey()));
   const map = spec.heatmap;
   if (map) head.append(heatBar(map));
