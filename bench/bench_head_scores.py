@@ -57,7 +57,7 @@ def case(score: str, examples: int, length: int, options: Options) -> Case:
         flops=2.0 * shape["num_hidden_layers"] * (rows * layer + 2 * pairs * width),
         bytes=4.0 * shape["num_hidden_layers"] * layer,
         rounds=3,
-        headline=True,
+        headline=options.device == "cpu",
         tolerance=TOLERANCE,
     )
 
@@ -90,8 +90,8 @@ def models(shape: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
 def make(maker: Maker, shape: dict[str, Any], examples: int, length: int) -> Inputs:
     from icl_fast.measure.heads import repeated_random_tokens
 
-    theirs, ours = models(tuple(shape.items()))
-    tokens = repeated_random_tokens(shape["vocab_size"], 1, examples=examples)
+    theirs, ours = (model.to(maker.device) for model in models(tuple(shape.items())))
+    tokens = repeated_random_tokens(shape["vocab_size"], 1, examples=examples).to(maker.device)
     if length != tokens.shape[1]:
         tokens = maker.below(shape["vocab_size"], examples, length)
     return Inputs(ours=ours, theirs=theirs, tokens=tokens)

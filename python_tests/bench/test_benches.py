@@ -84,8 +84,7 @@ def test_every_target_is_of_a_case_and_a_candidate(name: str, device: str) -> No
     without = name == "cross_entropy_difference" or (name, device) in (
         *((op, "cuda") for op in ("layer_norm_difference", "activation_difference", "gated_difference")),
         ("head_ablation_cross_entropy", "cuda"),
-        ("toy", "cuda"),
-        ("exemplar_training", "cuda"),
+        *((bench, "cuda") for bench in ("toy", "exemplar_training", "head_scores")),
     )
     assert bool(targets) != without
 
