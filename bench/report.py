@@ -75,7 +75,16 @@ def failed(bench: dict[str, Any]) -> bool:
 
 def environment(options: dict[str, Any]) -> dict[str, Any]:
     """When, where, of which commit and by which command line."""
-    packages = ("torch", "numpy", "triton", "cut_cross_entropy", "liger_kernel", "transformer_lens", "jax")
+    packages = (
+        "torch",
+        "numpy",
+        "triton",
+        "cut_cross_entropy",
+        "liger_kernel",
+        "transformer_lens",
+        "transformers",
+        "jax",
+    )
     machine: dict[str, Any] = {
         "cpu": _first_match("/proc/cpuinfo", r"model name\s*: (.+)") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

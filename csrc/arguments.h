@@ -187,6 +187,13 @@ inline GatedDifference read(Arguments& from) {
 }
 
 template <>
+inline Project read(Arguments& from) {
+  using P = Project;
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(num_threads)};
+}
+
+template <>
 inline ExemplarSteps read(Arguments& from) {
   using P = ExemplarSteps;
   return {ICL_FIELD(losses),        ICL_FIELD(parameters),

@@ -179,6 +179,18 @@ struct GatedDifference {
 
 void gated_difference_cpu(const GatedDifference& p);
 
+// Float32, CPU only: out = x W^T, or out += x W^T.
+struct Project {
+  float* out;           // [n, m]
+  const float* x;       // [n, c]
+  const float* weight;  // [m, c]
+  int64_t n, m, c;
+  bool add;
+  int num_threads;
+};
+
+void project_cpu(const Project& p);
+
 // Float32, CPU only; the docstring of icl_fast/training/exemplar_steps.py says what it computes.
 struct ExemplarSteps {
   float* losses;                  // [S, P]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -74,6 +75,44 @@ def tiny_run(tiny_values: dict[str, dict[str, object]], tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="session")
+def write_llama() -> Callable[..., Path]:
+    """Writes a small Llama with random weights as Hugging Face does, `(folder, seed, tokenizer=None, **fields)`, and a
+    tokenizer.json if one is given."""
+    from safetensors.torch import save_file
+
+    def write(folder: Path, seed: int = 0, tokenizer: Any = None, **fields: Any) -> Path:
+        folder.mkdir(parents=True)
+        config = {
+            "model_type": "llama", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "rope_theta": 1000.0, "tie_word_embeddings": True, "hidden_act": "silu",
+            "bos_token_id": 0, "eos_token_id": 0, **fields,
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+        width, hidden = config["hidden_size"], config["intermediate_size"]
+        shared = width // config["num_attention_heads"] * config["num_key_value_heads"]
+        shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config["vocab_size"], width), "norm": (width,)}
+        for layer in range(config["num_hidden_layers"]):
+            shapes |= {
+                f"layers.{layer}.{name}": shape
+                for name, shape in {
+                    "input_layernorm": (width,), "post_attention_layernorm": (width,),
+                    "self_attn.q_proj": (width, width), "self_attn.k_proj": (shared, width),
+                    "self_attn.v_proj": (shared, width), "self_attn.o_proj": (width, width),
+                    "mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width), "mlp.down_proj": (width, hidden),
+                }.items()
+            }  # fmt: skip
+        random = torch.Generator().manual_seed(seed)
+        weights = {f"model.{name}.weight": 0.3 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+        save_file(weights, folder / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def write_weight() -> Callable[..., None]:
     """Puts another number first in a weight of a snapshot, also what saving refuses: `(run, step, name, value)`."""
     from safetensors import safe_open
@@ -101,3 +140,38 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system is not allowed here")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def llama() -> Callable[..., Path]:
+    """Writes a small random model of another library: `llama(folder, dtype=torch.float32, **fields)`, its folder."""
+
+    from safetensors.torch import save_file  # here: the op tests do without
+
+    def write(folder: Path, dtype: torch.dtype = torch.float32, **fields: Any) -> Path:
+        config = {
+            "model_type": "llama", "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        } | fields  # fmt: skip
+        width, hidden, vocab = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+        shared = width // config["num_attention_heads"] * config["num_key_value_heads"]
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).mul_(shape[-1] ** -0.5).to(dtype)
+
+        weights = {"model.embed_tokens.weight": normal(vocab, width), "lm_head.weight": normal(vocab, width)}
+        weights["model.norm.weight"] = normal(width)
+        for layer in range(config["num_hidden_layers"]):
+            at = f"model.layers.{layer}"
+            for name, rows in {"q": width, "k": shared, "v": shared, "o": width}.items():
+                weights[f"{at}.self_attn.{name}_proj.weight"] = normal(rows, width)
+            weights |= {f"{at}.mlp.{name}_proj.weight": normal(hidden, width) for name in ("gate", "up")}
+            weights[f"{at}.mlp.down_proj.weight"] = normal(width, hidden)
+            weights |= {f"{at}.{name}_layernorm.weight": normal(width) for name in ("input", "post_attention")}
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(weights, folder / "model.safetensors")
+        return folder
+
+    return write

@@ -39,17 +39,18 @@ ICL_INLINE void multiply(const float* a /* [K][MR] */, const float* b /* [K][NR]
   }
 }
 
-// Rows of a matrix as the columns of a panel for `b`: out[c][j] = rows[j][c], 0 for j >= count.
+// Rows of a matrix, `step` apart, as the columns of a panel for `b`: out[c][j] = rows[j][c], 0 for j >= count.
 template <typename T>
-void pack_panel(const T* rows /* [count, width] */, int64_t count, int64_t width, float* out /* [width][NR] */) {
+void pack_panel(const T* rows /* [count, width] */, int64_t step, int64_t count, int64_t width,
+                float* out /* [width][NR] */) {
   for (int v = 0; v < NV; ++v) {
     const int64_t here = clamp(count - v * W, 0, W);
-    const T* from = rows + v * W * width;
+    const T* from = rows + v * W * step;
     int64_t c = 0;
     for (; c + W <= width; c += W)
-      transpose_block([&](int i) { return i < here ? load(from + i * width + c) : vf{}; }, out + c * NR + v * W, NR);
+      transpose_block([&](int i) { return i < here ? load(from + i * step + c) : vf{}; }, out + c * NR + v * W, NR);
     for (; c < width; ++c)
-      for (int i = 0; i < W; ++i) out[c * NR + v * W + i] = i < here ? widen(from[i * width + c]) : 0.0f;
+      for (int i = 0; i < W; ++i) out[c * NR + v * W + i] = i < here ? widen(from[i * step + c]) : 0.0f;
   }
 }
 

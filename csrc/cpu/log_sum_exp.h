@@ -76,7 +76,7 @@ struct Weight {
   // A panel, and what is added to its logits. -inf in columns beyond V: they count for nothing.
   void pack(int64_t panel, float* out /* [C][NR] */, float* offsets /* [NR] */) const {
     const int64_t column = panel * NR, here = min(v - column, NR);
-    pack_panel(weight + column * c, here, c, out);
+    pack_panel(weight + column * c, c, here, c, out);
     for (int64_t j = 0; j < NR; ++j) offsets[j] = j >= here ? -INFINITY : bias ? widen(bias[column + j]) : 0.0f;
   }
 };

@@ -10,6 +10,7 @@ from icl_fast.analysis.heads import (
     correlate,
     head_formation,
     head_types,
+    heads_of_interest,
     joint_scores,
     opaque_heads,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "find_phase_change",
     "head_formation",
     "head_types",
+    "heads_of_interest",
     "icl_score",
     "icl_score_variants",
     "joint_pca",

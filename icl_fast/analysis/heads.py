@@ -237,6 +237,19 @@ def opaque_heads(prefix_matching: Values, *, count: int = MOST_OPAQUE, seed: int
     return opaque.reshape(scores.shape)
 
 
+def heads_of_interest(scores: Sequence[Floats], count: int) -> list[tuple[int, int]]:
+    """Up to `count` heads, (layer, head) in order: the highest by each of some scores, taken in turns.
+
+    Args:
+        scores: each [layers,heads]; what is not finite comes last.
+        count: how many at most.
+    """
+    orders = [np.argsort(-np.where(np.isfinite(of), of, -np.inf), axis=None, kind="stable") for of in scores]
+    in_turns = dict.fromkeys(int(head) for turn in zip(*orders, strict=True) for head in turn)
+    width = scores[0].shape[1]
+    return sorted((head // width, head % width) for head in list(in_turns)[:count])
+
+
 def _scores(*named: tuple[str, Values, int]) -> list[Floats]:
     """Scores of the same heads, each with the least value it can have; rounding past the ends of a range is cut off."""
     arrays: list[Floats] = []

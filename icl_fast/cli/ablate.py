@@ -35,9 +35,13 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
 @click.option("--preserve-heads", help="On text: preserve only these heads' activations, such as 1.0+1.2; default all.")
+@click.option(
+    "--icl-positions", metavar="EARLY,LATE", help="On text: of the ICL score; default 50,500, scaled to the context."
+)
 @click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
 @click.option("--examples", type=INTEGER, help="On text: use the first so many evaluation examples; default all.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
@@ -76,9 +80,11 @@ def ablate(
     only_plan: bool,
     device: str,
     repair: bool,
+    skip_damaged: bool,
     positions: str | None,
     replacement: str | None,
     preserve_heads: str | None,
+    icl_positions: str | None,
     icl_window: int | None,
     examples: int | None,
     memory: str | None,
@@ -96,7 +102,7 @@ def ablate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
-    from icl_fast.cli.left_out import say_missing
+    from icl_fast.cli.left_out import say_left_out, say_missing
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -109,12 +115,16 @@ def ablate(
         "positions": positions,
         "replacement": replacement,
         "preserve_heads": preserve_heads,
+        "icl_positions": icl_positions,
         "icl_window": icl_window,
         "memory": memory,
         "engine": engine,
         "dtype": dtype,
     }
-    say_missing(series)
+    if skip_damaged:
+        series = say_left_out(series)
+    else:
+        say_missing(series)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})

@@ -64,6 +64,7 @@ def evaluate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
+    from icl_fast.cli.left_out import say_left_out, say_missing
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -71,13 +72,10 @@ def evaluate(
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
         distinct("--clamp", clamps)
-        left_out: dict[int, str] = {}
         if skip_damaged:
-            series, left_out = series.readable()
+            series = say_left_out(series)
         else:
-            left_out = series.missing()
-        for step, why in left_out.items():
-            echo(f"snapshot {step} is left out: {why}", err=True)
+            say_missing(series)
         _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)
         return
     refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icl_fast.cli.console import echo
-from icl_fast.cli.parameters import INTEGER, PATH, distinct
+from icl_fast.cli.parameters import INTEGER, PATH, STEP, distinct
 
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions, Series
@@ -29,7 +29,7 @@ _OPTIONS = (
     ),
     click.option("--context", type=INTEGER, help="Of other people's models: tokens an example; default at most 512."),
     click.option(
-        "--text-seed", type=INTEGER, help="Of other people's models: seed of which examples are drawn; default 0."
+        "--text-seed", type=STEP, help="Of other people's models: seed of which examples are drawn; default 0."
     ),
     click.option(
         "--bos", help="Of other people's models: what begins an example: auto (as the family does), none or a token id."

@@ -28,6 +28,10 @@ COMMANDS = {
     ),
     "pca": _Command("icl_fast.cli.pca:pca", "Trajectories of runs in the plane in which their losses differ most."),
     "report": _Command("icl_fast.cli.report:report", "Measure runs and write one HTML page with all figures."),
+    "results": _Command("icl_fast.cli.results:results", "What a store of results holds; write it as CSV or NetCDF."),
+    "export": _Command(
+        "icl_fast.cli.export:export", "Write a model as transformers or TransformerLens read it, or as safetensors."
+    ),
     "toy": _Command(
         "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."
     ),

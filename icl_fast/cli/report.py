@@ -6,15 +6,19 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from icl_fast.cli.console import echo
+from icl_fast.cli.foreign import foreign_options
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
 from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from icl_fast.runs import ForeignOptions
 
 
 @click.command()
@@ -26,8 +30,11 @@ from icl_fast.errors import InputError
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option("--text", "texts", multiple=True, type=PATH, help="On text: one for models to read.")
+@click.option("--passage", "passages", multiple=True, type=PATH, help="On text: a file for models to read.")
 @click.option("--examples", type=INTEGER, help="On text: evaluate on at most so many examples; default 512.")
+@click.option(
+    "--icl-positions", metavar="EARLY,LATE", help="On text: of the ICL score; default 50,500, scaled to the context."
+)
 @click.option("--icl-window", type=INTEGER, help="On text: positions averaged around the score's two; default 1.")
 @click.option(
     "--modes",
@@ -41,7 +48,9 @@ from icl_fast.errors import InputError
 @click.option("--previous-token", type=NUMBER, help="On text: previous-token heads score more; default 0.5.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
 @click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
+@foreign_options
 def report(
+    foreign: ForeignOptions | None,
     runs: tuple[Path, ...],
     out: Path,
     snapshots: str,
@@ -50,8 +59,9 @@ def report(
     static: bool,
     device: str,
     repair: bool,
-    texts: tuple[Path, ...],
+    passages: tuple[Path, ...],
     examples: int | None,
+    icl_positions: str | None,
     icl_window: int | None,
     modes: str | None,
     intervals: tuple[str, ...],
@@ -64,7 +74,8 @@ def report(
     """Measure RUNS where that is not yet done, and write one HTML page with everything that was found.
 
     Of runs on text the Model Analysis Table, which has a column a model and the paper's rows, from the PCA of token
-    losses to the ablation of every head (Olsson et al. 2022), and further figures. Of runs on exemplars a section each:
+    losses to the ablation of every head (Olsson et al. 2022), and further figures; other people's models may stand
+    beside them, grouped by what they are evaluated on. Of runs on exemplars a section each:
     training curves, strategies, attention, wiring, ablations (Singh 2025).
 
     The page is one file that needs no network. If it is stopped, the same command continues; snapshots that are missing
@@ -74,17 +85,22 @@ def report(
     from icl_fast.cli.tables import print_study
     from icl_fast.data import default_texts, read_texts
     from icl_fast.report.write import write_report
-    from icl_fast.runs import open_series, run_names
+    from icl_fast.runs import open_all
     from icl_fast.studies.collect import MODES, Options, collect, read_claims
 
     for run in runs:
         check_out(run, out)
-    first = {open_series(run).task: run for run in reversed(run_names(runs).values())}
+    first = {series.task: series.path for series in reversed(open_all(runs, "all", foreign).values())}
     thresholds = {"prefix_matching": prefix_matching, "copying": copying, "previous_token": previous_token}
-    on_text = {"examples": examples, "icl_window": icl_window, "memory": memory}
+    on_text = {
+        "examples": examples,
+        "icl_positions": icl_positions,
+        "icl_window": icl_window,
+        "memory": memory,
+    }
     if "text" not in first:
         both = {f"--{name.replace('_', '-')}": value for name, value in {**on_text, **thresholds}.items()}
-        more = {"--text": texts or None, "--modes": modes, "--interval": intervals or None}
+        more = {"--passage": passages or None, "--modes": modes, "--interval": intervals or None}
         refuse(first["exemplars"], "exemplars", {**more, **both})
     if "exemplars" not in first:
         refuse(first["text"], "text", {"--sequences": sequences})
@@ -99,10 +115,11 @@ def report(
         thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
         device=device,
         repair=repair,
+        foreign=foreign,
         **chosen,
     )
     found = read_claims(claims) if claims is not None else []
-    reading = [*read_texts(distinct("--text", texts)), *default_texts()]
+    reading = [*read_texts(distinct("--passage", passages)), *default_texts()]
     study = collect(runs, reading, options, counting, title=title, claims=found)
     measured = time.monotonic()
     with counting("drawing") as show:

@@ -18,12 +18,19 @@ from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
+from icl_fast.memory import in_units
+from icl_fast.report.panels.builders import icl_definition
+from icl_fast.report.study import counted_by
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from icl_fast.analysis import PhaseChange
     from icl_fast.measure.ablation import PlannedSweep
     from icl_fast.report.study import Study
     from icl_fast.studies.demo import DemoResult
+
+_LONGEST = 200  # characters of an attribute
 
 
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
@@ -41,7 +48,13 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     for name in columns:
         table.add_column(name, justify="right")
         table.add_column("change", justify="right")
-    for ablation in last["ablation"].values[: most + 1]:
+    names = last["ablation"].values
+    if len(names) > most + 1:  # whole model first, which nothing changes: then those that change the most
+        first = next(iter(columns.values()))
+        change = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
+        change[names == UNABLATED] = np.inf
+        names = names[np.argsort(-change, kind="stable")[: most + 1]]
+    for ablation in names:
         row = [str(ablation)]
         for values in columns.values():
             value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
@@ -49,7 +62,9 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
-        echo(f"… and {more} more in the results")
+        echo(f"… and {more} more, which change it less, in the results")
+    if "icl_score" in last:
+        echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
 
 
 def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
@@ -84,8 +99,27 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
         f"token if that score > {least.previous_token}"
     )
+    said: dict[str, list[str]] = {}
+    for name, why in json_attribute(results, "undefined").items():
+        said.setdefault(why, []).append(next((title for title in titles if titles[title] == name), name))
+    for why, names in said.items():
+        echo(f"{', '.join(names)}: undefined because {why}")
     for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
+
+
+def print_results(results: xr.Dataset, store: Path) -> None:
+    """What a store holds: its dims, variables and attributes, and how it is opened."""
+    echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))
+    table = Table("variable", "dims", "units", "what", box=box.SIMPLE)
+    for name, values in {**results.data_vars, **results.coords}.items():
+        said = (str(values.attrs.get(key, "")) for key in ("units", "long_name"))
+        table.add_row(str(name), ", ".join(map(str, values.dims)), *said)
+    print_table(table)
+    for name, value in results.attrs.items():
+        text = " ".join(str(value).split())
+        echo(f"{name}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}")
+    echo(f"opened by: icl_fast.open_results({str(store)!r}), as an xarray Dataset; --csv and --netcdf are for others")
 
 
 def print_pca(pca: JointPCA) -> None:
@@ -119,9 +153,11 @@ def print_plan(planned: PlannedSweep) -> None:
     )
     if plan.engine == "definition":
         echo(f"by definition: {len(plan.ablations) + 1} passes of {plan.chunk} examples, {chunks} times")
+        _print_streamed(planned, chunks * (len(plan.ablations) + 1))
         return
     on = torch.device(plan.device)
     schedule = plan.schedule(planned.config, planned.evaluation.inputs.shape[1])
+    _print_streamed(planned, chunks * max(1, len(schedule.waves())))
     speed = measure_speed(on, DTYPES[plan.dtype])
     table = Table(
         "stage",
@@ -142,6 +178,22 @@ def print_plan(planned: PlannedSweep) -> None:
     )
 
 
+def _print_streamed(planned: PlannedSweep, passes: int) -> None:
+    """How often weights are read that do not stay in memory, if there are any: in every pass, and first to be checked.
+
+    Args:
+        passes: over all layers, of one snapshot.
+    """
+    if not planned.streamed:
+        return
+    passes += planned.plan.replacement == "mean" and -(-planned.plan.examples // planned.plan.chunk)
+    times = len(planned.series.steps) * (1 + passes)
+    echo(
+        f"weights: {in_units(planned.streamed)} of a snapshot are streamed layer by layer, as they would take most of "
+        f"the memory: read {times} times, {in_units(times * planned.streamed)} in all"
+    )
+
+
 _VERDICT = ("loss", "ICL score", "drop", "best head", "change")
 _RULE = (
     f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
@@ -149,17 +201,21 @@ _RULE = (
 )
 
 
-def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange) -> tuple[str, ...]:
+def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | None) -> tuple[str, ...]:
     """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
     last, best = sweep.isel(snapshot=-1).sel(ablation=UNABLATED), matching.argmax(("layer", "head"))
-    verdict = "yes" if change.happened else "no"
-    if change.happened and change.start is not None and change.end is not None:
-        tokens = sweep["tokens"].values / 1e6
-        verdict += f", {tokens[change.start]:.1f}-{tokens[change.end]:.1f}M"
+    verdict = "too few snapshots" if change is None else "yes" if change.happened else "no"
+    if change is not None and change.happened and change.start is not None and change.end is not None:
+        ends = [change.start, change.end]
+        if counted_by([sweep]) == "tokens":
+            start, end = sweep["tokens"].values[ends] / 1e6
+            verdict += f", {start:.1f}-{end:.1f}M"
+        else:
+            verdict += ", steps {}-{}".format(*sweep["snapshot"].values[ends])
     return (
         f"{float(last['loss'].mean()):.3f}",
         f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
-        f"{change.drop:.3f}",
+        "-" if change is None else f"{change.drop:.3f}",
         f"{int(best['layer'])}.{int(best['head'])} ({float(matching.max()):.2f})",
         verdict,
     )
@@ -169,12 +225,16 @@ def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
     if study.models:
         print_table(_verdicts(study))
+        echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
     for name, exemplars in study.exemplars.items():
         echo(name)
         print_strategies(exemplars.strategies)
     left_out = {name: model.left_out for name, model in study.models.items()}
     left_out |= {name: exemplars.left_out for name, exemplars in study.exemplars.items()}
+    for name, model in study.models.items():
+        for note in model.notes:
+            echo(f"{name}: {note}")
     for name, reasons in left_out.items():
         for step, reason in reasons.items():
             echo(f"{name}: step {step} left out: {reason}")

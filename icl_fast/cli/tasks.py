@@ -68,10 +68,11 @@ def check_out(ckpt: Path, out: Path | None, option: str = "--out") -> None:
     if out is None:
         return
     home, place = run_of(ckpt).path.resolve(), out.resolve()
-    if place == home or place.is_relative_to(home / "snapshots"):
+    if is_foreign_series(ckpt):
+        if place.is_relative_to(home) or home.is_relative_to(place):
+            raise InputError(f"{option}: {out} is a place of other people's models; choose another one")
+    elif place == home or place.is_relative_to(home / "snapshots"):
         raise InputError(f"{option}: {out} holds the run itself; choose another place")
-    if is_foreign_series(ckpt) and (place.is_relative_to(home) or home.is_relative_to(place)):
-        raise InputError(f"{option}: {out} is a place of other people's models; choose another one")
 
 
 def require(task: str, ckpt: Path, command: str, instead: str) -> None:

@@ -146,8 +146,8 @@ def read_text(source: str | Path) -> Corpus:
         try:
             return read_corpus(str(source))
         except InputError as error:
-            raise InputError(str(error).replace("data.corpus", "text", 1)) from None
-    argument = f"text {path}"
+            raise InputError(str(error).replace("data.corpus ", "text: ", 1)) from None
+    argument = f"text: {path}"
     return _read(printable(path), [path.parent], {path.name: regular_file(path, argument)}, argument)
 
 

@@ -49,7 +49,9 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def foreign_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], bos: str = "auto") -> ForeignTokenizer:
+def foreign_tokenizer(
+    tokenizer: Tokenizer, config: Mapping[str, Any], bos: str = "auto", *, begins: int | None = None
+) -> ForeignTokenizer:
     """A tokenizer, with what begins a text.
 
     That is what the tokenizer itself puts first; else, in families whose texts stand one behind the other with one
@@ -58,6 +60,7 @@ def foreign_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], bos: str 
     Args:
         config: with `bos_token_id` and `eos_token_id`, where they are known.
         bos: `auto`, `none`, or an id.
+        begins: what the model's file says that texts begin with, if it does.
 
     Raises:
         InputError: `bos` is none of these, or an id that the tokenizer does not have.
@@ -65,9 +68,9 @@ def foreign_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], bos: str 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    begins, ends = (_one_id(config.get(f"{name}_token_id")) for name in ("bos", "eos"))
+    first, ends = (_one_id(config.get(f"{name}_token_id")) for name in ("bos", "eos"))
     plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    put_first = whole[0] if whole[:1] != plain[:1] else None
+    put_first = whole[0] if whole[:1] != plain[:1] else begins
     if bos == "none":
         chosen, why = None, "as asked"
     elif bos != "auto":
@@ -76,8 +79,8 @@ def foreign_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any], bos: str 
         chosen, why = int(bos), "as asked"
     elif put_first is not None:
         chosen, why = put_first, "which its tokenizer puts first"
-    elif begins is not None and begins == ends:
-        chosen, why = begins, "which stands between the texts of its family"
+    elif first is not None and first == ends:
+        chosen, why = first, "which stands between the texts of its family"
     else:
         chosen, why = None, "which its tokenizer does not add"
     said = f"no BOS ({why})" if chosen is None else f"{tokenizer.id_to_token(chosen)} (id {chosen}), {why}"

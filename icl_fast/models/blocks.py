@@ -7,7 +7,7 @@ members folded into the examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,12 @@ from icl_fast.errors import InputError
 from icl_fast.models.changes import why_changed
 from icl_fast.models.config import ModelShape
 from icl_fast.models.interventions import Taps, site
+from icl_fast.models.layer_stream import LayerStream
 from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import smeared_attention
+
+Linear = Callable[[nn.Linear, Tensor], Tensor]  # how a projection is applied
 
 
 def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = None) -> nn.Linear:
@@ -29,16 +32,14 @@ def make_linear(inputs: int, outputs: int, *, bias: bool, members: int | None = 
     return MemberLinear(members, inputs, outputs, bias=bias)
 
 
-def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm:
+def make_norm(config: ModelShape, members: int | None = None) -> nn.LayerNorm | nn.RMSNorm | nn.Identity:
     """A norm of the residual stream, or one for each of the members."""
     if members is not None:
         return MemberNorm(members, config.width, config.norm_eps)
-    return _norm(config, config.width)
-
-
-def _norm(config: ModelShape, width: int) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "none":
+        return nn.Identity()
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+    return kind(config.width, eps=config.norm_eps, elementwise_affine=config.norm_affine)
 
 
 def layer_norm(norm: nn.Module) -> nn.LayerNorm:
@@ -54,11 +55,16 @@ def gain(norm: nn.Module) -> Tensor | None:
 
 
 class SoLU(nn.Module):
-    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units")."""
+    """x softmax(x) over the hidden layer, then a LayerNorm of its own (Elhage et al. 2022, "Softmax Linear Units").
 
-    def __init__(self, width: int, eps: float) -> None:
+    Without the norm where it is plain; without its gain and bias unless the stream's norms have both.
+    """
+
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
+        affine = config.norm == "layer" and config.norm_affine
+        norm = nn.LayerNorm(config.hidden_width, eps=config.norm_eps, elementwise_affine=affine)
+        self.norm = nn.Identity() if config.activation == "solu_plain" else norm
 
     def forward(self, x: Tensor) -> Tensor:
         """`[...,M]` to the same."""
@@ -85,8 +91,8 @@ class GatedMLP(nn.Module):
 
 def make_activation(config: ModelShape) -> nn.Module:
     """What the MLP does with its hidden layer."""
-    if config.activation == "solu":
-        return SoLU(config.hidden_width, config.norm_eps)
+    if config.activation in ("solu", "solu_plain"):
+        return SoLU(config)
     if config.activation in ("silu", "relu"):
         return nn.SiLU() if config.activation == "silu" else nn.ReLU()
     return nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
@@ -147,22 +153,28 @@ class Attention(nn.Module):
         merged: Tensor = self.out(z.transpose(1, 2).flatten(2))
         return merged
 
-    def qkv(self, normed: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, normed: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B,H,T,D]` as attention sees them: after rotation and smear."""
         read = self._read(normed, positions)
-        return self.queries(read, positions), self.keys(read, positions), self.values(normed)
+        return (
+            self.queries(read, positions, linear),
+            self.keys(read, positions, linear),
+            self.values(normed, linear),
+        )
 
-    def queries(self, read: Tensor, positions: Positions) -> Tensor:
+    def queries(self, read: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Queries `[B,H,T,D]` of what they read `[B,T,C]`, after norm and rotation."""
-        return self._rotate(self._normed(self._clip(self.q(read)), self.q_norm), positions)
+        return self._rotate(self._normed(self._clip(linear(self.q, read)), self.q_norm), positions)
 
-    def keys(self, read: Tensor, positions: Positions) -> Tensor:
+    def keys(self, read: Tensor, positions: Positions, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Keys `[B,H,T,D]` of what they read `[B,T,C]`, after norm, rotation and smear."""
-        return self._smear(self.of_each_head(self._rotate(self._keys(read), positions)))
+        return self._smear(self.of_each_head(self._rotate(self._keys(read, linear), positions)))
 
-    def values(self, normed: Tensor) -> Tensor:
+    def values(self, normed: Tensor, linear: Linear = nn.Linear.__call__) -> Tensor:
         """Values `[B,H,T,D]`."""
-        return self.of_each_head(self._split(self._clip(self.v(normed))))
+        return self.of_each_head(self._split(self._clip(linear(self.v, normed))))
 
     def of_each_head(self, x: Tensor) -> Tensor:
         """Keys or values `[...,KV,T,D]` of groups of heads, given to each of their heads: `[...,H,T,D]`."""
@@ -207,8 +219,8 @@ class Attention(nn.Module):
         """What queries and keys read."""
         return normed if positions.added is None else normed + positions.added
 
-    def _keys(self, read: Tensor) -> Tensor:
-        return self._normed(self._clip(self.k(read)), self.k_norm)
+    def _keys(self, read: Tensor, linear: Linear = nn.Linear.__call__) -> Tensor:
+        return self._normed(self._clip(linear(self.k, read)), self.k_norm)
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if (most := self.config.qkv_clip) is None else x.clamp(-most, most)
@@ -330,21 +342,38 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The blocks of a model, one after the other."""
+    """The blocks of a model, one after the other.
+
+    Attributes:
+        stream: where weights are that are not in memory but while their block runs; None: all are in memory.
+    """
 
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
+        self.stream: LayerStream | None = None
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # type: ignore[return-value]
+        for block in super().__iter__():
+            yield self._ready(block)
 
     def __getitem__(self, index: int) -> Block:  # type: ignore[override]
         if isinstance(index, slice):  # not a model's blocks any more
             return nn.ModuleList(list(self)[index])
-        return super().__getitem__(index)  # type: ignore[return-value]
+        return self._ready(super().__getitem__(index))
 
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the first layer to that after the last."""
         for block in self:
             resid = block(resid, positions, taps)
         return resid
+
+    def _ready(self, block: nn.Module) -> Block:
+        if self.stream is not None:
+            self.stream.hold(block)
+        return block  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Blocks:
+        if self.stream is None:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        self.stream.convert(self, fn)
+        return self

@@ -10,7 +10,7 @@ from icl_fast.schema import Config, Field, ValidationError, model_validator, val
 
 PositionKind = Literal["learned", "sinusoidal", "shortformer", "rotary", "alibi", "none"]
 KeyKind = Literal["plain", "smeared"]
-ActivationKind = Literal["gelu", "gelu_tanh", "silu", "relu", "solu"]
+ActivationKind = Literal["gelu", "gelu_tanh", "silu", "relu", "solu", "solu_plain"]
 
 
 class RotaryScaling(Config):
@@ -51,7 +51,8 @@ class ModelShape(Config):
     mlp_bias: bool = Field(True, description="biases on the MLP's projections")
     gated: bool = Field(False, description="the MLP's hidden layer times a second projection (SwiGLU, GeGLU)")
     activation: ActivationKind = Field(
-        "gelu", description="gelu: exact GeLU; gelu_tanh: its tanh approximation; solu: x softmax(x), then a norm"
+        "gelu",
+        description="gelu: exact GeLU; gelu_tanh: its tanh approximation; solu_plain: x softmax(x); solu: then a norm",
     )
     position: PositionKind = Field("shortformer", description="where positions enter")
     rotary_base: float = Field(10_000.0, gt=1.0, description="base of the rotary wavelengths")
@@ -63,7 +64,9 @@ class ModelShape(Config):
     )
     key: KeyKind = Field("plain", description="smeared: keys interpolate with the previous position's")
     windows: list[list[int | None]] | None = Field(None, description="local attention windows, [layers][heads]")
-    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm (no centring, no bias)")
+    norm: Literal["layer", "rms", "none"] = Field(
+        "layer", description="LayerNorm, RMSNorm (no centring, no bias), or no norm anywhere"
+    )
     norm_eps: float = Field(1e-5, gt=0.0, description="epsilon of every norm")
     norm_affine: bool = Field(True, description="norms have a gain and, LayerNorms, a bias")
     norm_place: Literal["before", "after", "both"] = Field(
@@ -119,8 +122,9 @@ class ModelShape(Config):
             )
         if self.heads % self.kv:
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: every group has as many")
-        if self.key == "smeared" and (self.kv != self.heads or self.qk_norm != "none" or self.score_cap is not None):
-            raise ValueError("key=smeared goes with as many key as query heads, no qk_norm and no score_cap")
+        unlike = self.kv != self.heads or self.qk_norm != "none" or self.score_cap is not None
+        if self.key == "smeared" and (unlike or self.position == "alibi"):
+            raise ValueError("key=smeared goes with as many key as query heads, no qk_norm, score_cap and alibi")
         if self.shared_norm and not (self.parallel and self.norm_place == "before"):
             raise ValueError("shared_norm: only parallel blocks with norms before attention and MLP can share one")
         if self.position == "rotary" and not self.rotary_width:

@@ -77,12 +77,12 @@ def _rotation(
     frequencies = 1.0 / base ** (torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     factor = 1.0
     if scaling is not None:
-        frequencies, factor = _stretched(frequencies, width, base, scaling), scaling.length
+        frequencies, factor = stretched(frequencies, width, base, scaling), scaling.length
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
     return angles.cos() * factor, angles.sin() * factor
 
 
-def _stretched(frequencies: Tensor, width: int, base: float, scaling: RotaryScaling) -> Tensor:
+def stretched(frequencies: Tensor, width: int, base: float, scaling: RotaryScaling) -> Tensor:
     slow = frequencies / scaling.factor
     if scaling.kind == "linear":
         return slow

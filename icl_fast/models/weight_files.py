@@ -29,9 +29,6 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
         InputError: weights that `read_weights` would refuse, or without numbers, on the meta device; the disk is full
             or the folder not writable.
     """
-    from safetensors import SafetensorError  # here: models, which seldom meet a file, need torch alone
-    from safetensors.torch import save_file
-
     for name, weight in weights.items():
         if weight.is_meta:
             raise InputError(f"snapshot {path}: {name} is on the meta device, which holds no numbers")
@@ -42,14 +39,22 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], kind: str, he
     tied = {name: other for name, weight in weights.items() if (other := first[_place(weight)]) != name}
     if tied:
         header = {**header, "tied": tied}
-    kept = {name: _whole(weight) for name, weight in weights.items() if name not in tied}
+    kept = {name: weight for name, weight in weights.items() if name not in tied}
     with atomic_write(path) as temporary:
-        try:
-            # one entry: safetensors writes several in an order that changes from call to call
-            save_file(kept, temporary, metadata={kind: json.dumps(header)})
-        except SafetensorError as error:  # its wrapper of the I/O error hides the number
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        # one entry: safetensors writes several in an order that changes from call to call
+        save_tensors(temporary, kept, {kind: json.dumps(header)})
+
+
+def save_tensors(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; what goes wrong with the disk is an `OSError`."""
+    from safetensors import SafetensorError  # here: models, which seldom meet a file, need torch alone
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: _whole(weight) for name, weight in weights.items()}, path, metadata=metadata)
+    except SafetensorError as error:  # its wrapper of the I/O error hides the number
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def read_header(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:

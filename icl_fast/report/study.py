@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import xarray as xr
 
@@ -10,10 +12,19 @@ from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
 from icl_fast.models import TransformerConfig
 from icl_fast.runs import ExemplarRunConfig
 
+Progress = Literal["tokens", "steps"]
+
+
+def counted_by(losses: Iterable[xr.Dataset]) -> Progress:
+    """What the training of models is counted by, on every axis of a report: by tokens seen, or by optimizer steps where
+    the tokens of some model are not known (0 after step 0, as other people's checkpoints may say)."""
+    known = all(((data["tokens"] > 0) | (data["snapshot"] == 0)).all() for data in losses)
+    return "tokens" if known else "steps"
+
 
 @dataclass(frozen=True)
 class ModelStudy:
-    """A run on text: a column of the Model Analysis Table.
+    """A model trained on text, one snapshot of it or many: a column of the Model Analysis Table.
 
     All Datasets have the same `snapshot` coord (optimizer steps, rising) and `tokens` (seen by then).
 
@@ -21,20 +32,23 @@ class ModelStudy:
         name: unique in a report.
         config: of the model.
         parameters: how many it has.
-        corpus: what it was trained on.
+        corpus: what it is evaluated on, which of our own runs is what they were trained on.
         left_out: snapshots that could not be used: step -> why (missing, truncated, not finite, ...).
         losses: a sweep of no heads at all positions (`icl_fast.measure.sweep`): `position_loss` [snapshot, ablation,
             position], `loss` [snapshot, ablation, example], `icl_score` ..., ablation "none" alone.
         heads: what `icl_fast.measure.evaluate` wrote: `prefix_matching`, `copying`, `previous_token`, `qk_trace`,
             `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer, writer_head,
             layer, head].
+            Attribute `undefined`, JSON: of measures that the architecture does not define, why.
         ablations: by mode ("pattern-preserving", "full"), a sweep of all heads.
-        change: the verdict on the phase change.
+        change: the verdict on the phase change; None: too few snapshots to find one.
         interval: (start, end) steps of the phase change, found or set by hand; None: there was none.
         attributions: over (snapshot, ablation): `icl`, `icl_sem` and, where there is an interval, `before_after`,
             `before_after_sem` (see `icl_fast.analysis.attribute_heads`). Ablations have coords `layer` and `head`.
         types: of the heads at the last snapshot.
         texts: by name of a text, what the model makes of it (see `icl_fast.measure.heads.text_dataset`).
+        progress: what its training is counted by; the same for all models of a report.
+        notes: what should be known of it before its numbers are read, a sentence each.
     """
 
     name: str
@@ -45,11 +59,37 @@ class ModelStudy:
     losses: xr.Dataset
     heads: xr.Dataset
     ablations: dict[str, xr.Dataset]
-    change: PhaseChange
+    change: PhaseChange | None
     interval: tuple[int, int] | None
     attributions: xr.Dataset
     types: HeadTypes
     texts: dict[str, xr.Dataset]
+    progress: Progress = "tokens"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def snapshots(self) -> int:
+        """How many were measured."""
+        return int(self.losses.sizes["snapshot"])
+
+
+@dataclass(frozen=True)
+class EvaluationGroup:
+    """Models that were evaluated on the same examples: neighbouring columns, and one plane of the PCA.
+
+    Attributes:
+        text: what the examples are from.
+        context: tokens to predict in each.
+        bos: the token that each begins with; None: none does.
+        models: their names, in the order of the columns.
+        pca: of all their snapshots together; None: too few.
+    """
+
+    text: str
+    context: int
+    bos: str | None
+    models: tuple[str, ...]
+    pca: JointPCA | None
 
 
 @dataclass(frozen=True)
@@ -102,14 +142,18 @@ class Study:
 
     Attributes:
         title: of the report.
-        models: the runs on text by name, in the order of the columns.
-        pca: of all snapshots of all models together; None: they were not evaluated on the same examples, or too few.
+        models: those trained on text by name, in the order of the columns.
+        groups: of the models, in the order of the columns; each model is in one.
         claims: empty: there is no claims table.
         exemplars: the runs on exemplars by name, in the order of their sections.
     """
 
     title: str
     models: dict[str, ModelStudy]
-    pca: JointPCA | None
+    groups: tuple[EvaluationGroup, ...]
     claims: tuple[Claim, ...] = ()
     exemplars: dict[str, ExemplarStudy] = field(default_factory=dict)
+
+    def group_of(self, model: str) -> EvaluationGroup:
+        """The group that a model is in."""
+        return next(group for group in self.groups if model in group.models)

@@ -55,7 +55,9 @@ def local_places(path: Path, revisions: str | None = None) -> list[Place]:
     """
     refs, found, single = path / "refs", dict[str, Path](), False
     if path.is_dir():
-        found = {child.name: child for child in sorted(path.iterdir()) if is_foreign(child)}
+        of_one = (path / "config.json").exists()  # then files beside it are parts of that model
+        children = [child for child in sorted(path.iterdir()) if child.is_dir() or not of_one]
+        found = {child.name: child for child in children if is_foreign(child)}
     if refs.is_dir() and (path / "snapshots").is_dir():
         files = sorted(file for file in refs.rglob("*") if file.is_file())
         commits = {file.relative_to(refs).as_posix(): file.read_text(encoding="utf-8").strip() for file in files}

@@ -18,8 +18,15 @@ from icl_fast.data.evaluation_text import RANDOM, random_examples, text_examples
 from icl_fast.data.foreign_tokenizer import ForeignTokenizer, foreign_tokenizer, ordinary_ids, read_tokenizer
 from icl_fast.errors import InputError
 from icl_fast.files import read_json, regular_file, sha256
-from icl_fast.models import Snapshot, TransformerConfig
-from icl_fast.models.foreign import foreign_config, load_foreign, weight_files
+from icl_fast.models import ModelShape, Snapshot, TransformerConfig
+from icl_fast.models.foreign import (
+    foreign_config,
+    gguf_bos,
+    gguf_file,
+    gguf_tokenizer,
+    load_foreign,
+    weight_files,
+)
 from icl_fast.runs.foreign_places import Place, in_order, local_places, order_notes, place
 from icl_fast.runs.hub import HubModel, hub_name
 from icl_fast.runs.names import run_name
@@ -39,13 +46,13 @@ class ForeignOptions:
     Attributes:
         text: what they are evaluated on.
         revisions: names or patterns, such as `step0,step512` or `step*000`; None: all whose names say a step.
-        keep_downloads: whether what comes from the hub stays in its cache, or goes after use.
+        keep_downloads: whether what comes from the hub stays in its cache, or goes after use; None: it stays.
         tokenizer: a tokenizer.json; None: the model's own.
     """
 
     text: EvaluationText = field(default_factory=EvaluationText)
     revisions: str | None = None
-    keep_downloads: bool = True
+    keep_downloads: bool | None = None
     tokenizer: Path | None = None
 
 
@@ -70,20 +77,23 @@ class ForeignSeries(Series):
         text = str(ckpt)
         self._hub = None
         if (name := hub_name(ckpt)) is not None:
-            self._hub = HubModel(name, self.options.keep_downloads)
+            self._hub = HubModel(name, self.options.keep_downloads is not False)
             self.path = Path(name)
             named = [place(name, None, of_pythia="pythia" in text.lower()) for name in self._hub.revisions()]
             places = in_order(named, self.options.revisions, text, single=len(named) == 1)
         else:
             self.path = Path(ckpt)
+            if self.options.keep_downloads is not None:
+                raise InputError(f"keep_downloads: {ckpt} is on this machine, nothing is downloaded; leave it out")
             places = local_places(self.path, self.options.revisions)
-        self.name = run_name(self.path)
+        self.name = run_name(self.path.with_suffix("") if self.path.is_file() else self.path)
         self._places = {place.step: place for place in places}
         self.steps = list(self._places)
         self._hashes: dict[int, str] = {}
         home = self._folder(places[0], weights=False)
         self.config = foreign_config(home)
         self._tokenizer = self._own_tokenizer(home)
+        self._bos = self._tokenizer.bos if self._tokenizer is not None else self._given_bos()
         self.text = self.options.text.resolved(self.config.context, self._tokenizer, self.path)
 
     def at(self, steps: Sequence[int]) -> ForeignSeries:
@@ -135,9 +145,9 @@ class ForeignSeries(Series):
             self.load(step)
         except InputError as error:
             where = self._places[step]
-            message = str(error).removeprefix(f"snapshot {step} ({where.name}): ")
-            for prefix in ("model ", "snapshot ", ""):
-                message = message.removeprefix(f"{prefix}{where.path}: ")
+            message = str(error).replace(str(where.path), where.name)
+            for prefix in (f"snapshot {step} ({where.name}): ", f"model {where.name}: "):
+                message = message.removeprefix(prefix)
             return message.partition("; ")[0]
         return None
 
@@ -161,8 +171,12 @@ class ForeignSeries(Series):
         return self._tokenizer.tokenizer
 
     @property
+    def shape(self) -> ModelShape:
+        return self.config
+
+    @property
     def bos(self) -> int | None:
-        return None if self._tokenizer is None else self._tokenizer.bos
+        return self._bos
 
     @property
     def ids(self) -> np.ndarray:
@@ -221,18 +235,27 @@ class ForeignSeries(Series):
         if self._hub is not None:
             self._hub.drop(where.name)
 
+    def _given_bos(self) -> int | None:
+        """What is to begin examples of random tokens, without a tokenizer to know."""
+        asked, vocab = self.options.text.bos, self.config.vocab
+        if asked in ("auto", "none"):
+            return None
+        if not (asked.isdecimal() and len(asked) < 10 and int(asked) < vocab):
+            raise InputError(f"bos: {asked!r} is neither auto, none nor one of the tokens 0 to {vocab - 1}")
+        return int(asked)
+
     def _own_tokenizer(self, home: Path) -> ForeignTokenizer | None:
         """That of the options, of the first snapshot, or of the folder that holds all of them."""
-        folders = [home] if home.is_dir() else []
-        beside = [path for folder in (*folders, self.path) if os.path.lexists(path := folder / TOKENIZER)]
-        found = self.options.tokenizer or next(iter(beside), None)
-        if found is None:
+        folders = (home if home.is_dir() else home.parent, self.path)
+        beside = [path for folder in folders if os.path.lexists(path := folder / TOKENIZER)]
+        found, in_gguf = self.options.tokenizer or next(iter(beside), None), gguf_file(home) is not None
+        tokenizer = read_tokenizer(found) if found is not None else gguf_tokenizer(home) if in_gguf else None
+        if tokenizer is None:
             return None
         config = home / "config.json"
         fields = read_json(config, "model") if config.is_file() else {}
-        return foreign_tokenizer(
-            read_tokenizer(found), fields if isinstance(fields, dict) else {}, self.options.text.bos
-        )
+        begins = gguf_bos(home) if in_gguf else None
+        return foreign_tokenizer(tokenizer, fields, self.options.text.bos, begins=begins)
 
 
 def _difference(first: TransformerConfig, other: TransformerConfig) -> str:

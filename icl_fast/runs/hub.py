@@ -9,11 +9,9 @@ from typing import Any
 
 from icl_fast.data.cache import cache_folder
 from icl_fast.errors import InputError
-from icl_fast.models.foreign import is_foreign
 
-PREFIX = "hf:"
+PREFIX, CONFIG = "hf:", "config.json"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SMALL = ("*.json",)
 
 
 def hub_name(ckpt: str | Path) -> str | None:
@@ -59,17 +57,20 @@ class HubModel:
         Raises:
             InputError: as `revisions`; no weights that can be read; a full disk.
         """
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
 
-        patterns = [*_SMALL, *(self._weights(revision) if weights else ())]
-        own = None if self.keep else str(self._own(revision))
+        names = [name for name in self._listed(revision) if name.endswith(".json") and "/" not in name]
+        if CONFIG not in names:
+            raise InputError(f"ckpt: {PREFIX}{self.name} at {revision} holds no {CONFIG}; nothing says what it is")
+        own = None if self.keep else self._own(revision)
         try:
-            folder = Path(snapshot_download(self.name, revision=revision, allow_patterns=patterns, local_dir=own))
+            found = [
+                hf_hub_download(self.name, name, revision=revision, local_dir=own)
+                for name in (*names, *(self._weights(revision) if weights else ()))
+            ]
         except Exception as error:
             raise _unreachable(self.name, error) from None
-        if not is_foreign(folder):
-            raise InputError(f"ckpt: {PREFIX}{self.name} at {revision} holds no config.json; nothing says what it is")
-        return folder
+        return Path(found[0]).parent
 
     def drop(self, revision: str) -> None:
         """Remove what `fetch` downloaded, unless it is kept."""

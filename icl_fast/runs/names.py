@@ -8,6 +8,7 @@ from pathlib import Path
 
 from icl_fast.data.input_files import printable
 from icl_fast.errors import InputError
+from icl_fast.models.foreign import is_foreign
 
 
 def run_name(path: Path) -> str:
@@ -26,7 +27,7 @@ def run_names(runs: Sequence[str | Path]) -> dict[str, Path]:
     for place, path in zip(places, paths, strict=True):
         if places.count(place) > 1:
             raise InputError(f"runs: {path} is given twice")
-        if os.path.isfile(path):
+        if os.path.isfile(path) and not is_foreign(path):
             raise InputError(f"runs: {path} is a file; give run folders, and --snapshots for some of their snapshots")
     short = [run_name(path) for path in paths]
     return {name if short.count(name) == 1 else printable(path): path for name, path in zip(short, paths, strict=True)}

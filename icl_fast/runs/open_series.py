@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from icl_fast.errors import InputError
@@ -73,10 +73,16 @@ def open_all(
     """
     named = run_names(ckpts)
     theirs = [name for name, path in named.items() if is_foreign_series(path)]
-    return {
-        name: open_series(path, snapshots, foreign if name in theirs or not theirs else None)
-        for name, path in named.items()
-    }
+    local = foreign
+    if foreign is not None and any(hub_name(path) for path in named.values()):
+        local = replace(foreign, keep_downloads=None)  # it is said of those on the hub
+
+    def options(name: str) -> ForeignOptions | None:
+        if theirs and name not in theirs:
+            return None
+        return local if hub_name(named[name]) is None else foreign
+
+    return {name: open_series(path, snapshots, options(name)) for name, path in named.items()}
 
 
 def is_foreign_series(ckpt: str | Path) -> bool:

@@ -17,7 +17,7 @@ from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file, sha256
-from icl_fast.models import Snapshot, load_snapshot
+from icl_fast.models import ModelShape, Snapshot, load_snapshot
 from icl_fast.runs.names import run_name
 from icl_fast.runs.population import Population
 from icl_fast.runs.run import TOKENIZER, Run
@@ -103,6 +103,10 @@ class RunSeries(Series):
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.run.intact(TOKENIZER))
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.run.text_config.model
 
     @property
     def bos(self) -> int | None:

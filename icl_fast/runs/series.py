@@ -13,7 +13,7 @@ import numpy as np
 
 from icl_fast.data import EvaluationSet, Exemplars
 from icl_fast.errors import InputError
-from icl_fast.models import Snapshot
+from icl_fast.models import ModelShape, Snapshot
 from icl_fast.runs.population import Population
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ class Series(ABC):
         Raises:
             InputError: it is missing or damaged.
         """
+
+    @property
+    @abstractmethod
+    def shape(self) -> ModelShape:
+        """On text: what the models have in common."""
 
     @property
     @abstractmethod

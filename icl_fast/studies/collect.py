@@ -12,16 +12,17 @@ import torch
 import xarray as xr
 
 from icl_fast.analysis import (
-    JointPCA,
     PhaseChange,
     Thresholds,
     attribute_heads,
     attribute_icl,
     find_phase_change,
     head_types,
+    heads_of_interest,
     joint_pca,
 )
 from icl_fast.data import Text
+from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
 from icl_fast.measure import AblationOptions, evaluate, sweep
@@ -30,11 +31,13 @@ from icl_fast.measure.heads import head_views, text_dataset, token_losses, token
 from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
-from icl_fast.report.study import Claim, ModelStudy, Study
-from icl_fast.runs import Series, open_series, run_names
+from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
+from icl_fast.runs import ForeignOptions, Series, open_all
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.studies.kept import Show, kept
 
+MOST_SHOWN = 32  # heads of a model whose attention on the texts is kept
+MOST_TOKENS = 512  # of a text
 MODES = ("pattern-preserving", "full")
 
 
@@ -45,6 +48,7 @@ class Options:
     Attributes:
         snapshots: `all`, or steps such as `0,50,100`.
         examples: of a run on text: use the first so many of the evaluation set, or all where there are fewer.
+        icl_positions: of a run on text: the two of the ICL score, such as `50,500` (see `AblationOptions`).
         icl_window: of a run on text: positions averaged around each of the ICL score's two (the paper: 1).
         modes: of a run on text: of ablation, "pattern-preserving" among them.
         intervals: of runs on text: phase changes set by hand: model -> (start, end) steps.
@@ -53,10 +57,12 @@ class Options:
         sequences: of a run on exemplars: of each evaluator.
         device: as in `sweep`.
         repair: whether damaged results are measured again, rather than refused.
+        foreign: what is said of other people's models among the runs.
     """
 
     snapshots: str = "all"
     examples: int = 512
+    icl_positions: str | Sequence[int] | None = None
     icl_window: int = 1
     modes: tuple[str, ...] = MODES
     intervals: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -65,6 +71,7 @@ class Options:
     sequences: int = 1000
     device: str = "auto"
     repair: bool = False
+    foreign: ForeignOptions | None = None
 
 
 def collect(
@@ -76,13 +83,16 @@ def collect(
     title: str = "In-context learning over training",
     claims: Sequence[Claim] = (),
 ) -> Study:
-    """Measure some runs, in `RUN/results/report/`, and put together what a report shows.
+    """Measure some runs, in `RUN/results/report/` (of other people's models `results/NAME/report/`), and put together
+    what a report shows.
 
     What is there from an equal measurement is kept; what was stopped goes on. Snapshots that cannot be read or are not
     finite are left out, and the study says so.
 
     Args:
-        runs: run folders, on text or on exemplars. Each on text is a model, in the order of the columns.
+        runs: run folders, on text or on exemplars, and other people's models (see `icl_fast.runs.open_series`). Each
+            on text is a model, in the order of the columns, but that those evaluated on the same examples stand
+            together.
         texts: that the models on text read.
         options: what is measured.
         show: makes, for a title, a context manager that shows progress.
@@ -90,11 +100,10 @@ def collect(
 
     Raises:
         DamagedResults: results that are not as they were written.
-        InputError: no such run, too few usable snapshots, an option not understood, the disk full.
+        InputError: no such run, no usable snapshot, an option not understood, the disk full.
     """
     if not runs:
         raise InputError("runs: give at least one run folder")
-    named = run_names(runs)
     if "pattern-preserving" not in options.modes:
         raise InputError("modes: pattern-preserving must be among them; the table's last rows rest on it")
     for mode in options.modes:
@@ -102,11 +111,16 @@ def collect(
     if options.sequences < 1:
         raise InputError(f"sequences: must be 1 or more, got {options.sequences}")
     # all runs are looked at before the first is measured, which may take long
-    usable = {name: _usable(name, run, options) for name, run in named.items()}
+    opened = open_all(runs, options.snapshots, options.foreign)
+    usable = {name: _usable(name, series, options) for name, series in opened.items()}
     on_text = {name: run for name, run in usable.items() if run.series.task == "text"}
     if unknown := sorted(set(options.intervals) - set(on_text)):
         raise InputError(f"interval: there is no model {unknown[0]}; there are {', '.join(on_text)}")
-    models = {name: _study(name, run, texts, options, show) for name, run in on_text.items()}
+    grouped = _grouped(on_text)
+    models = {name: _study(name, on_text[name], texts, options, show) for names in grouped.values() for name in names}
+    progress = counted_by(model.losses for model in models.values())
+    models = {name: replace(model, progress=progress) for name, model in models.items()}
+    groups = [_group(on_text[names[0]].series, {name: models[name] for name in names}) for names in grouped.values()]
     exemplars = {
         name: study_exemplars(
             name,
@@ -120,7 +134,7 @@ def collect(
         for name, run in usable.items()
         if run.series.task == "exemplars"
     }
-    return Study(title, models, _joint_pca(models), tuple(claims), exemplars)
+    return Study(title, models, tuple(groups), tuple(claims), exemplars)
 
 
 def read_claims(path: str | Path) -> list[Claim]:
@@ -150,17 +164,16 @@ class _Usable:
     left_out: dict[int, str]
 
 
-def _usable(name: str, run: Path, options: Options) -> _Usable:
-    series, left_out = open_series(run, options.snapshots).readable()
+def _usable(name: str, whole: Series, options: Options) -> _Usable:
+    series, left_out = whole.readable()
     steps = series.steps
-    # a phase change needs several to be found
-    least, usable = (3, sum(step > 0 for step in steps)) if series.task == "text" else (1, len(steps))
-    if usable < least:
+    if not steps:
         why = "; ".join(f"step {step}: {reason}" for step, reason in left_out.items())
-        needed = "3 usable snapshots after step 0 or more are" if least == 3 else "a usable snapshot is"
-        raise InputError(f"run {run}: {needed} needed, it has {usable}" + (f" ({why})" if why else ""))
+        raise InputError(f"run {whole.path}: a usable snapshot is needed, it has none" + (f" ({why})" if why else ""))
     if absent := [step for step in options.intervals.get(name, ()) if step not in steps]:
         raise InputError(f"interval: {name} has no usable snapshot at step {absent[0]}; give two of its steps")
+    if series.task == "text":
+        icl_positions(series.context, options.icl_window, options.icl_positions)
     return _Usable(series, left_out)
 
 
@@ -184,21 +197,31 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
 
         return kept(measure, out)
 
-    shared = AblationOptions(icl_window=options.icl_window, memory=options.memory)
+    shared = AblationOptions(icl_positions=options.icl_positions, icl_window=options.icl_window, memory=options.memory)
     losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
     ablations = {
         mode: swept(f"{mode} ablation", replace(shared, mode=mode), results / f"{mode}.zarr") for mode in options.modes
     }
     heads = _heads(name, series, results / "heads.zarr", options, show)
     model = series.load(steps[-1]).model
-    readings = {text.name: _reading(name, series, model, text, results / "texts", options, show) for text in texts}
-    change = find_phase_change(
-        steps,
-        losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
-        heads["prefix_matching"].max(("layer", "head")).values.tolist(),
-    )
+    change = None
+    if sum(step > 0 for step in steps) >= 3:
+        change = find_phase_change(
+            steps,
+            losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
+            heads["prefix_matching"].max(("layer", "head")).values.tolist(),
+        )
     interval = options.intervals.get(name, _found(change, steps))
     by_pattern, last = ablations["pattern-preserving"], heads.isel(snapshot=-1)
+    of_interest = _of_interest(heads, attribute_icl(by_pattern))
+    notes, readings = list(series.notes()), {}
+    try:
+        series.tokenizer()
+    except InputError as error:
+        notes.append(f"{error}: it reads no text")
+    else:
+        for text in texts:
+            readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
     return ModelStudy(
         name=name,
         config=model.config,
@@ -215,11 +238,20 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
             last["previous_token"].values, last["prefix_matching"].values, last["copying"].values, options.thresholds
         ),
         texts=readings,
+        notes=tuple(notes),
     )
 
 
-def _found(change: PhaseChange, steps: Sequence[int]) -> tuple[int, int] | None:
-    if not change.happened or change.start is None or change.end is None:
+def _of_interest(heads: xr.Dataset, effects: xr.Dataset) -> list[tuple[int, int]]:
+    """The heads that match prefixes best, and those without which the ICL score changes most, at the last snapshot."""
+    matching = heads["prefix_matching"].isel(snapshot=-1).values
+    effect = np.zeros(matching.shape)
+    effect[effects["layer"].values, effects["head"].values] = np.abs(effects["icl"].isel(snapshot=-1).values)
+    return heads_of_interest([matching, effect], MOST_SHOWN)
+
+
+def _found(change: PhaseChange | None, steps: Sequence[int]) -> tuple[int, int] | None:
+    if change is None or not change.happened or change.start is None or change.end is None:
         return None
     return steps[change.start], steps[change.end]
 
@@ -239,20 +271,27 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
 
 
 def _reading(
-    name: str, series: Series, last: Transformer, text: Text, results: Path, options: Options, show: Show
+    name: str,
+    series: Series,
+    last: Transformer,
+    heads: Sequence[tuple[int, int]],
+    text: Text,
+    results: Path,
+    options: Options,
+    show: Show,
 ) -> xr.Dataset:
-    """What a run's snapshots make of a text; `last` is the model of the last one."""
-    tokenised = tokenise(text, series.tokenizer(), series.context, series.bos)
-    identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest()}
+    """What a run's snapshots make of a text, and some heads of the last one, whose model is `last`."""
+    tokenised = tokenise(text, series.tokenizer(), min(series.context, MOST_TOKENS), series.bos)
+    identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest(), "heads": [list(head) for head in heads]}
     out = results / f"{text.name}.zarr"
 
     def losses(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
         return {"loss": token_losses(snapshot.model, tokenised).numpy()}
 
     def assemble(parts: list[dict[str, np.ndarray]], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        pattern, logits = head_views(last, tokenised)
+        pattern, logits = head_views(last, tokenised, heads)
         by_snapshot = torch.from_numpy(np.stack([part["loss"] for part in parts]))
-        return text_dataset(tokenised, steps, tokens, by_snapshot, pattern, logits)
+        return text_dataset(tokenised, steps, tokens, by_snapshot, heads, pattern, logits)
 
     def measure() -> Path:
         with show(f"{name}: {text.title}") as on:
@@ -270,10 +309,19 @@ def _reading(
     return kept(measure, out)
 
 
-def _joint_pca(models: Mapping[str, ModelStudy]) -> JointPCA | None:
-    if not models:
-        return None
+def _grouped(runs: Mapping[str, _Usable]) -> dict[str, list[str]]:
+    """By digest of what they are evaluated on, the names of the runs, in their order."""
+    grouped: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        grouped.setdefault(run.series.evaluation_set().digest, []).append(name)
+    return grouped
+
+
+def _group(series: Series, models: Mapping[str, ModelStudy]) -> EvaluationGroup:
+    """Models that were evaluated on the same examples, one of whose series this is."""
     try:
-        return joint_pca({name: model.losses for name, model in models.items()})
+        pca = joint_pca({name: model.losses for name, model in models.items()})
     except InputError:
-        return None  # other examples: each was trained on a text of its own
+        pca = None  # fewer than 3 snapshots, or all alike
+    bos = None if series.bos is None else series.tokenizer().id_to_token(series.bos)
+    return EvaluationGroup(series.corpus, series.context, bos, tuple(models), pca)

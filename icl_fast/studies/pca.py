@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from icl_fast.measure import AblationOptions, OtherResults, open_results, save_r
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
-from icl_fast.runs import ForeignOptions, open_all
+from icl_fast.runs import ForeignOptions, Series, open_all
 
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
 
@@ -67,6 +67,7 @@ def pca_of_runs(
         points = sum(len(series.steps) for series in named.values())
         if components >= points:  # before losses are measured, which takes long
             raise InputError(f"components: {components} need more snapshots than that, there are {points}")
+        _check_one_text(named)
         losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
         for name, series in named.items():
             with show_sweep(name) as on_part:
@@ -88,6 +89,18 @@ def pca_of_runs(
         found = joint_pca(losses, components=components)
         save_results(_dataset(found, losses), out)
         return found, save_figure(pca_figure(found), out)
+
+
+def _check_one_text(named: Mapping[str, Series]) -> None:
+    """Refuse models whose losses have no plane in common, before they are measured."""
+    digests = {name: series.evaluation_set().digest for name, series in named.items()}
+    first = next(iter(named))
+    if other := next((name for name in named if digests[name] != digests[first]), None):
+        raise InputError(
+            f"runs: {other} is evaluated on other examples (of {named[other].corpus}) than {first} (of "
+            f"{named[first].corpus}), they have no plane in common; give those of one text at a time, or draw a plane "
+            "for each with `icl-fast report`"
+        )
 
 
 def _dataset(found: JointPCA, losses: dict[str, xr.Dataset]) -> xr.Dataset:

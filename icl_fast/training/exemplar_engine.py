@@ -96,6 +96,8 @@ class Task:
             return {}
         part = {"all": "", "embedding": "embed", "attention": ".attention.", "mlp": ".mlp."}[config.l2_on]
         names = [name for name, _ in self.model.named_parameters() if "norm" not in name and part in name]
+        if config.l2_on == "embedding":
+            names = [name for name in names if not name.startswith("unembed")]
         if not names:
             raise InputError(f"training.l2_on {config.l2_on}: the model has no such weights; set another, or l2=0")
         return dict.fromkeys(names, config.l2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from icl_fast.analysis import (
     correlate,
     head_formation,
     head_types,
+    heads_of_interest,
     joint_scores,
     opaque_heads,
 )
@@ -164,3 +166,16 @@ def test_bad_input() -> None:
         correlate(PREFIX, COPYING.reshape(4, 1))
     with pytest.raises(InputError, match="weights: all heads have the same value"):
         correlate(PREFIX, np.ones((2, 2)))
+
+
+@given(st.integers(1, 12), st.randoms(use_true_random=False))
+def test_heads_of_interest_are_the_highest_in_turns(count: int, random: Random) -> None:
+    scores = [np.array([[random.random() for _ in range(4)] for _ in range(3)]) for _ in range(2)]
+    scores[0][1, 2] = np.nan
+    left = [sorted(np.ndindex(3, 4), key=lambda head: -of[head] if np.isfinite(of[head]) else np.inf) for of in scores]
+    expected: list[tuple[int, ...]] = []
+    for turn in range(12):
+        for order in left:
+            if order[turn] not in expected and len(expected) < count:
+                expected.append(order[turn])
+    assert heads_of_interest(scores, count) == sorted(expected)

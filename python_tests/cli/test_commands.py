@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -52,7 +53,8 @@ def test_train_then_ablate(config: Path, tmp_path: Path) -> None:
 
 def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
     options = (
-        "--mode full --heads 0.0+1.1,~1.0,embed,* --positions 2,20 --snapshots 6 --replacement mean --memory 100MB"
+        "--mode full --heads 0.0+1.1,~1.0,embed,* --positions 2,20 --snapshots 6 --replacement mean --memory 100MB "
+        "--icl-positions 2,20"
     )
     result = call(
         "ablate", "--ckpt", run, *options.split(), "--examples", 6, "--device", "cpu", "--out", tmp_path / "out"
@@ -61,6 +63,9 @@ def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
     data = open_results(tmp_path / "out")
     assert data["ablation"].values.tolist() == ["none", "0.0+1.1", "~1.0", "embed", "*"]
     assert data["position"].values.tolist() == [2, 20]
+    score = data["position_loss"].sel(position=20) - data["position_loss"].sel(position=2)
+    np.testing.assert_allclose(data["icl_score"], score)
+    assert "ICL score: mean loss of token 20 minus token 2\n" in result.output
 
 
 def bad_inputs() -> list[tuple[str, str]]:
@@ -88,6 +93,10 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("ablate --ckpt {run} --plan --out {nothing}", "--out: changes nothing with --plan; leave one of them out"),
         ("ablate --ckpt {run} --heads none --replacement mean", "--replacement: changes nothing with --heads none"),
         ("ablate --ckpt {run} --mode full --preserve-heads 0.0", "--preserve-heads: changes nothing with --mode full"),
+        (
+            "ablate --ckpt {run} --icl-positions 5,1",
+            "--icl-positions: '5,1' must be two of the context's positions, 1 to 24",
+        ),
         ("ablate --ckpt {run} --positions 5 --icl-window 3", "--icl-window: changes nothing at positions 5"),
         ("ablate --ckpt {run} --positions " + "9" * 5000, "--positions: '999"),
         ("ablate --ckpt {run} --memory " + "9" * 5000, "--memory: '999"),
@@ -112,7 +121,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("report {run} --out {nothing} --copying -1.1", "--copying: must be from -1 to 1"),
         ("report {run} --out {nothing} --modes full,full,pattern-preserving", "--modes: full is given twice"),
         ("report {run} --out {nothing} --modes pattern-preserving,", "--modes: an empty value"),
-        ("report {run} --out {nothing} --text {config} --text {config}", "--text: {config} is given twice"),
+        ("report {run} --out {nothing} --passage {config} --passage {config}", "--passage: {config} is given twice"),
         ("report {run} --out {nothing} --interval run=0:6 --interval run=6:12", "--interval: run is given twice"),
         ("report {run} --out {nothing} --interval run=0:" + "9" * 5000, "is not RUN=START:END"),
         ("report {run} --out {config}", "--out: {config} is a file; give a folder"),

@@ -132,6 +132,7 @@ def bad_inputs() -> list[tuple[str, str]]:
         "--positions": "all",
         "--replacement": "zero",
         "--preserve-heads": "1.0",
+        "--icl-positions": "1,2",
         "--icl-window": "3",
         "--examples": "5",
         "--memory": "1GiB",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icl_fast import Transformer, TransformerConfig
+from icl_fast.models import parse_transformer_config
 
 
 class Sizes(TorchDispatchMode):
@@ -50,6 +51,55 @@ def shapes() -> st.SearchStrategy[dict[str, Any]]:
             "unembed_bias": st.booleans(),
         }
     )
+
+
+@st.composite
+def _architectures(draw: st.DrawFn) -> dict[str, Any]:
+    def one(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
+    heads, layers, mlp = one(2, 4), one(1, 2, 3), one(True, True, False)
+    place, parallel, position = one("before", "after", "both"), one(False, True), one("rotary", "alibi", "learned")
+    values = {
+        "vocab": 50, "context": 24, "layers": layers, "width": one(16, 24), "heads": heads, "head_width": one(4, 8),
+        "kv_heads": one(*(k for k in (1, 2, 4) if heads % k == 0)), "mlp": mlp, "mlp_width": one(None, 20),
+        "mlp_bias": one(True, False), "gated": mlp and one(True, False),
+        "activation": one("gelu", "gelu_tanh", "silu", "relu", "solu", "solu_plain"),
+        "norm": one("layer", "rms", "none"),
+        "norm_affine": one(True, False), "norm_place": place, "parallel": parallel,
+        "shared_norm": parallel and place == "before" and one(True, False), "qk_norm": one("none", "head", "all"),
+        "qkv_clip": one(None, None, 2.0), "score_scale": one(None, 0.3), "score_cap": one(None, 5.0),
+        "logit_cap": one(None, None, 6.0), "attention_bias": one(True, False), "out_bias": one(None, True),
+        "tied": one(True, False), "embed_scale": one(1.0, 3.0), "position": position,
+        "windows": one(None, [[5] * heads] * layers),
+    }  # fmt: skip
+    if position == "rotary":
+        values["rotary_local_base"] = one(None, 100.0)
+        values["rotary_scaling"] = one(None, {"kind": "llama3", "factor": 4.0, "original_context": 16})
+    plain = values["qk_norm"] == "none" and values["score_cap"] is None and position != "alibi"
+    if plain and values["kv_heads"] == heads:
+        values["key"] = one("plain", "smeared")
+    return values
+
+
+@pytest.fixture(scope="session")
+def architectures() -> st.SearchStrategy[dict[str, Any]]:
+    """Any combination of options that a model can have."""
+    return _architectures()
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Transformer]:
+    """Makes a model of `architectures` in which every parameter matters, `random_model(values, dtype)`."""
+
+    def make(values: dict[str, Any], dtype: torch.dtype) -> Transformer:
+        torch.manual_seed(0)
+        model = Transformer(parse_transformer_config(values)).to(dtype).requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")

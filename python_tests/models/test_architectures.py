@@ -269,6 +269,32 @@ def test_a_position_table_ends_and_the_other_kinds_do_not(build: Build, draw_tok
 # --- norms, biases, sizes, inputs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("norm", "affine"), [("layer", True), ("layer", False), ("rms", True), ("none", True)])
+@pytest.mark.parametrize("activation", ["solu", "solu_plain"])
+def test_solu_and_no_norm(build: Build, draw_tokens: DrawTokens, norm: str, affine: bool, activation: str) -> None:
+    """SoLU's own norm has a gain and a bias where those of the stream have; without norms the stream is read raw."""
+    model = build(layers=1, mlp=True, activation=activation, norm=norm, norm_affine=affine, dtype=torch.float64)
+    solu = {name for name, _ in model.named_parameters() if "mlp.1" in name}
+    with_norm = activation == "solu" and norm == "layer" and affine
+    assert solu == ({"blocks.0.mlp.1.norm.weight", "blocks.0.mlp.1.norm.bias"} if with_norm else set())
+    record = ["0.resid_pre", "0.v", "0.resid_mid", "0.mlp_out", "0.resid_post", "final_norm"]
+    with torch.no_grad():
+        _, r = model(draw_tokens(), record=record)
+        block = model.blocks[0]
+        up = block.mlp[0](block.norm2(r["0.resid_mid"]))
+        hidden = up * torch.exp(up) / torch.exp(up).sum(-1, keepdim=True)
+        if activation == "solu":
+            centred = hidden - hidden.mean(-1, keepdim=True)
+            hidden = centred / (centred.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+            hidden = hidden * block.mlp[1].norm.weight + block.mlp[1].norm.bias if with_norm else hidden
+        torch.testing.assert_close(r["0.mlp_out"], block.mlp[2](hidden))
+        if norm == "none":
+            assert not [name for name, _ in model.named_parameters() if "norm" in name]
+            v = block.attention.v(r["0.resid_pre"])
+            torch.testing.assert_close(r["0.v"].transpose(1, 2).flatten(2), v)
+            torch.testing.assert_close(r["final_norm"], r["0.resid_post"])
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("eps", [1e-5, 3.0])
 def test_layer_norms(build: Build, draw_tokens: DrawTokens, affine: bool, eps: float) -> None:

@@ -40,7 +40,7 @@ def test_defaults_are_the_papers_small_models() -> None:
         ({"norm_eps": "1e-5"}, "model.norm_eps: input should be a valid number, got '1e-5'"),
         ({"position": "Rotary"}, "model.position: input should be 'learned', 'sinusoidal', 'shortformer', 'rotary', 'alibi' or 'none', got 'Rotary'"),  # noqa: E501
         ({"key": None}, "model.key: input should be 'plain' or 'smeared', got None"),
-        ({"activation": "tanh"}, "model.activation: input should be 'gelu', 'gelu_tanh', 'silu', 'relu' or 'solu', got 'tanh'"),  # noqa: E501
+        ({"activation": "tanh"}, "model.activation: input should be 'gelu', 'gelu_tanh', 'silu', 'relu', 'solu' or 'solu_plain', got 'tanh'"),  # noqa: E501
         # ranges
         ({"layers": 0}, "model.layers: input should be greater than or equal to 1, got 0"),
         ({"heads": -3}, "model.heads: input should be greater than or equal to 1, got -3"),

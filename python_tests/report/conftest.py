@@ -14,7 +14,7 @@ import xarray as xr
 
 from icl_fast.analysis import attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
 from icl_fast.models import TransformerConfig
-from icl_fast.report.study import Claim, ExemplarStudy, ModelStudy, Study
+from icl_fast.report.study import Claim, EvaluationGroup, ExemplarStudy, ModelStudy, Study
 from icl_fast.runs import open_series, parse_config
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.training import train
@@ -44,7 +44,8 @@ def made_study() -> MadeStudy:
             models[name] = _model(name, depth, heads, snapshots, context, examples, length, texts, random)
         pca = joint_pca({name: model.losses for name, model in models.items()})
         claims = (Claim("Heads <b>form</b>", "Argument 1", "holds", "two_layer: yes"),)
-        return Study("A made-up study", models, pca, claims)
+        groups = (EvaluationGroup("made up", context, "<bos>", tuple(models), pca),)
+        return Study("A made-up study", models, groups, claims)
 
     return make
 
@@ -81,7 +82,7 @@ def _model(
                 "position_loss": ((*dims, "position"), by_position),
                 "position_loss_sem": ((*dims, "position"), small),
                 "loss": ((*dims, "example"), loss.astype(np.float32)),
-                "icl_score": (dims, score, {"long_name": "mean loss at positions 31 minus at 4"}),
+                "icl_score": (dims, score, {"long_name": "mean loss of token 31 minus token 4"}),
                 "icl_score_sem": (dims, small[..., 0]),
                 "icl_effect_sem": (dims, small[..., 0]),
             },
@@ -162,10 +163,11 @@ def _text(
     random: np.random.Generator,
 ) -> xr.Dataset:
     pieces = [SENTENCE[index % len(SENTENCE)] for index in range(length)]
-    pattern = np.tril(random.gamma(0.3, 1, (layers, heads, length, length)) + 1e-6)
+    shown = list(np.ndindex(layers, heads))
+    pattern = np.tril(random.gamma(0.3, 1, (len(shown), length, length)) + 1e-6)
     pattern /= pattern.sum(-1, keepdims=True)
     logits = np.tril(random.normal(size=pattern.shape)) * pattern
-    dims = ("layer", "head", "position", "source")
+    dims = ("shown", "position", "source")
     steps = time["snapshot"][1]
     category = np.full(length, -1)
     if kind == "template":  # every third token is a label
@@ -178,6 +180,8 @@ def _text(
         },
         coords={
             **time,
+            "layer": ("shown", [layer for layer, _ in shown]),
+            "head": ("shown", [head for _, head in shown]),
             "position": np.arange(1, length + 1),
             "input": ("position", ["<bos>", *pieces[:-1]]),
             "target": ("position", pieces),

@@ -31,7 +31,7 @@ from icl_fast.training import train
 Values = dict[str, dict[str, Any]]
 STEPS = list(range(0, 13, 2))
 TEXT = Text("words", "Some words", "passage", "one two one two one", "made up")
-OPTIONS = Options(examples=6, icl_window=3)
+OPTIONS = Options(examples=6, icl_positions="3,20", icl_window=3)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def studied(runs: list[Path], options: Options = OPTIONS) -> tuple[Study, Watche
 def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     study, _ = studied(runs)
     assert list(study.models) == ["layers1", "layers2"]
-    assert study.pca is not None
+    (group,) = study.groups
+    assert group.pca is not None
+    assert (group.models, group.context, group.bos) == (("layers1", "layers2"), 24, "<|bos|>")
     two, folder = study.models["layers2"], Run(runs[1])
     for data in (two.losses, two.heads, two.texts["words"], *two.ablations.values()):
         assert data["snapshot"].values.tolist() == STEPS
@@ -81,7 +83,16 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     assert two.losses.sizes["position"] == 24
     for mode in ("pattern-preserving", "full"):
         alone = open_results(
-            sweep(runs[1], out=runs[1] / mode, snapshots="6", mode=mode, examples=6, icl_window=3, memory="1GiB")
+            sweep(
+                runs[1],
+                out=runs[1] / mode,
+                snapshots="6",
+                mode=mode,
+                examples=6,
+                icl_positions="3,20",
+                icl_window=3,
+                memory="1GiB",
+            )
         )
         np.testing.assert_allclose(two.ablations[mode]["loss"].sel(at), alone["loss"].sel(at), atol=1e-6)
     text = tokenise(TEXT, load_tokenizer(runs[1]), 24)
@@ -89,8 +100,8 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     np.testing.assert_array_equal(reading["loss"].sel(at).values, token_losses(model, text).numpy())
     last = folder.load_snapshot(12).model
     direct = logit_attribution(last, text.inputs[None], text.targets[None], 1, 0)
-    np.testing.assert_allclose(reading["pattern"][1, 0], direct.pattern[0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(reading["logits"][1, 0], direct.logits[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(reading["pattern"][2], direct.pattern[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(reading["logits"][2], direct.logits[0], rtol=1e-4, atol=1e-6)
     assert two.parameters == sum(weights.numel() for weights in model.parameters())
     assert two.types.types.shape == (2, 2)
 
@@ -133,6 +144,21 @@ def test_other_options_and_snapshots_are_measured_again(runs: list[Path]) -> Non
     assert watched.done["layers1: heads"]
 
 
+def test_some_heads_of_many_are_shown_on_texts(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icl_fast.studies.collect.MOST_SHOWN", 2)
+    monkeypatch.setattr("icl_fast.studies.collect.MOST_TOKENS", 5)
+    two = studied(runs)[0].models["layers2"]
+    matching = two.heads["prefix_matching"].values[-1]
+    effect = np.abs(two.attributions["icl"].values[-1])  # [0.0, 0.1, 1.0, 1.1]
+    order = np.argsort(-effect)
+    best = int(matching.argmax())
+    shown = sorted({best, int(next(head for head in order if head != best))})
+    text = two.texts["words"]
+    assert list(zip(text["layer"].values, text["head"].values, strict=True)) == [divmod(head, 2) for head in shown]
+    assert text.sizes["position"] == text.sizes["source"] == 5
+    assert text.attrs["left_out_tokens"] > 0
+
+
 def test_more_examples_than_there_are(runs: list[Path]) -> None:
     study, _ = studied(runs[:1], replace(OPTIONS, examples=10**6, modes=("pattern-preserving",)))
     assert study.models["layers1"].losses.sizes["example"] == 40
@@ -166,14 +192,14 @@ def test_damaged_snapshots_are_left_out(runs: list[Path], tmp_path: Path) -> Non
     assert study.models["layers2"].losses["snapshot"].values.tolist() == [0, 6, 10, 12]
     assert study.models["layers1"].losses["snapshot"].values.tolist() == STEPS
     assert list(study.models["layers2"].left_out) == [2, 4, 8]
-    for step in (6, 10):
+    for step in (0, 6, 10, 12):
         Run(runs[1]).snapshot_path(step).unlink()
-    with pytest.raises(InputError, match=r"3 usable snapshots after step 0.*it has 1 \(step 2: missing; step 4: trunc"):
+    with pytest.raises(InputError, match=r"layers2: a usable snapshot is needed, it has none \(step 0: missing;"):
         studied(runs)
 
 
 def report(*arguments: object) -> Result:
-    options = ("--examples", 6, "--icl-window", 3)
+    options = ("--examples", 6, "--icl-positions", "3,20", "--icl-window", 3)
     return CliRunner().invoke(cli, [str(argument) for argument in ("report", *arguments, *options)])
 
 
@@ -186,7 +212,7 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
         tmp_path / "out",
         "--claims",
         tmp_path / "claims.json",
-        "--text",
+        "--passage",
         tmp_path / "mine.txt",
     ]
     result = report(*arguments, "--interval", "layers2=4:10", "--modes", "pattern-preserving", "--title", "Mine")
@@ -209,9 +235,8 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
         (["--modes", "full"], "modes: pattern-preserving must be among them"),
         (["--modes", "pattern-preserving,sideways"], "mode: 'sideways' is neither"),
         (["--claims", "nowhere.json"], "claims: nowhere.json does not exist"),
-        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--passage", "nowhere.txt"], "nowhere.txt"),
         (["--snapshots", "0,3"], "snapshots: none at step 3"),
-        (["--snapshots", "0,2,4"], "3 usable snapshots after step 0 or more are needed, it has 2"),
         (["--memory", "much"], "memory: 'much' is not an amount"),
     ],
 )
@@ -221,6 +246,12 @@ def test_bad_options(runs: list[Path], tmp_path: Path, arguments: list[str], mes
     assert result.output.splitlines()[-1].startswith("error: ")
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_positions_that_a_context_lacks(runs: list[Path]) -> None:
+    with pytest.raises(InputError, match="icl_positions: '5,99' must be two of the context's positions"):
+        studied(runs, replace(OPTIONS, icl_positions="5,99"))
+    assert not list(runs[0].rglob("report/*"))
 
 
 def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_both_kinds_at_once(run: Path, tiny_values: dict[str, dict[str, Any]], t
     ("arguments", "message"),
     [
         (["--modes", "full"], "--modes: for runs on text; "),
-        (["--text", "x.txt", "--examples", "3"], "--text, --examples: for runs on text; "),
+        (["--passage", "x.txt", "--examples", "3"], "--passage, --examples: for runs on text; "),
         (["--prefix-matching", "0.3"], "--prefix-matching: for runs on text; "),
         (["--memory", "1GiB", "--interval", "seeds=0:6"], "--interval, --memory: for runs on text; "),
         (["--sequences", "0"], "sequences: must be 1 or more, got 0"),
@@ -207,7 +207,7 @@ def test_other_mistakes(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     assert "--sequences: for runs on exemplars; " in result.output
     for path in (run / "snapshots").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"a usable snapshot is needed, it has 0 \(step 0: truncated; "):
+    with pytest.raises(InputError, match=r"a usable snapshot is needed, it has none \(step 0: truncated; "):
         studied(run)
     (run / "log.jsonl").unlink()
     with pytest.raises(InputError, match=r"log\.jsonl: is gone, and manifest\.json lists it"):

@@ -142,19 +142,20 @@ def test_cuda_graphs_make_the_same_steps(impl: str, tmp_path: Path) -> None:
         assert (weight - cuda.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-4, name
 
 
-def test_a_step_is_adam_written_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("l2_on", "weights"), [("attention", ".attention."), ("embedding", "embed_")])
+def test_a_step_is_adam_written_out(l2_on: str, weights: str, tmp_path: Path) -> None:
     """The first step of a chapter 5 run with L2, from autograd on the model and Adam's formula in float64."""
     values = changed(
         sequences={"p_icl": 0.0, "held_out_label_pairs": 0.0, "classes": 12}, model={"position": "learned"}
     )
-    values = changed(values, training={"l2": 0.01, "l2_on": "attention", "steps": 1, "lr": 1e-3})
+    values = changed(values, training={"l2": 0.01, "l2_on": l2_on, "steps": 1, "lr": 1e-3})
     done = run(values, tmp_path / "run")
     config, exemplars = done.config, load_exemplars(done.population.config.exemplars)
     before, after = (done.load_snapshot(step).model.double() for step in (0, 1))
     drawn = training_sequences([config.sequences], exemplars).draw(0, 4)
     logits, _ = before(exemplars.features.double()[drawn.classes, drawn.exemplars], drawn.labels)
     loss = F.cross_entropy(logits[0], drawn.target[0])
-    squares = sum(w.square().sum() for name, w in before.named_parameters() if ".attention." in name)
+    squares = sum(w.square().sum() for name, w in before.named_parameters() if weights in name)
     (loss + 0.01 * squares).backward()
     assert training_curves(done)["training_loss"].values[0, 0] == pytest.approx(loss.item(), abs=1e-5)
     for name, weight in before.named_parameters():

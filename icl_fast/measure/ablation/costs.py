@@ -23,12 +23,14 @@ class PassSize:
         context: T.
         rows: R, positions whose losses are wanted.
         itemsize: bytes of a number (4 for float32).
+        device: "cpu" or "cuda".
     """
 
     config: TransformerConfig
     context: int
     rows: int
     itemsize: int
+    device: str = "cpu"
 
     @property
     def few(self) -> bool:
@@ -39,6 +41,11 @@ class PassSize:
     def inner(self) -> int:
         """H*D, the width of all heads side by side."""
         return self.config.heads * self.config.d_head
+
+    @property
+    def shared(self) -> int:
+        """KV*D, the width of all keys, or all values, side by side."""
+        return self.config.kv * self.config.d_head
 
     @property
     def hidden(self) -> int:
@@ -68,7 +75,7 @@ class Costs:
 
     def __init__(self, size: PassSize, mode: AblationMode) -> None:
         self.config, self.context, self.rows, self.itemsize = size.config, size.context, size.rows, size.itemsize
-        self.few, self.inner = size.few, size.inner
+        self.few, self.inner, self.shared = size.few, size.inner, size.shared
         self.values_change = mode.preserved_values != "all"
 
     def low_rank_flops(self, heads: int, examples: int) -> float:
@@ -93,39 +100,30 @@ class Costs:
 
     def delta_layer_flops(self, layer: int) -> float:
         """One example and ablation that goes through a layer in delta form (see delta.py)."""
-        config = self.config
-        c, inner, t = config.width, self.inner, self.context
-        if self.few and layer == config.layers - 1:
-            summed = min(  # values first, or sums over positions first
-                2.0 * t * c * inner + self._attention_flops(self.rows),
-                2.0 * config.heads * self.rows * t * c + 2.0 * self.rows * c * inner,
-            )
-            t = self.rows
-        else:
-            summed = 2.0 * t * c * inner + self._attention_flops(t)
-        mlp = t * self._mlp_flops
-        return (summed + 2.0 * t * inner * c if self.values_change else 0.0) + mlp
+        c, inner, t, r = self.config.width, self.inner, self.context, self._rows_of(layer)
+        summed = 2.0 * t * c * self.shared + self._attention_flops(r)
+        if r < t:  # values first, or sums over positions first
+            summed = min(summed, 2.0 * self.config.heads * r * t * c + 2.0 * r * c * inner)
+        return (summed + 2.0 * r * inner * c if self.values_change else 0.0) + r * self._mlp_flops
 
-    def _rerun_layer_flops(self) -> float:
-        """One example and ablation: a layer run again at all positions."""
-        c, inner, t = self.config.width, self.inner, self.context
-        mlp = t * self._mlp_flops
-        return 8.0 * t * c * inner + 2 * self._attention_flops(t) + mlp
+    def start_flops(self, layer: int, heads: int) -> float:
+        """One example and ablation in the layer of its first removed heads: what they had written, and the MLP."""
+        r = self._rows_of(layer)
+        return r * (2.0 * heads * self.config.d_head * self.config.width + self._mlp_flops)
 
-    def _base_flops(self) -> float:
-        """One example: the run of the whole model, up to the unembedding."""
-        config = self.config
-        whole = self._rerun_layer_flops()
-        if not self.few:
-            return config.layers * whole
-        t, r, c, inner = self.context, self.rows, self.config.width, self.inner
-        mlp = r * self._mlp_flops
-        last = 4.0 * t * c * inner + 4.0 * r * c * inner + 2 * self._attention_flops(r) + mlp
-        return (config.layers - 1) * whole + last
+    def _rows_of(self, layer: int) -> int:
+        """At how many positions a layer's results are computed."""
+        return self.rows if layer == self.config.layers - 1 else self.context
+
+    def run_layer_flops(self, layer: int) -> float:
+        """One example: a layer run, of the whole model or of an ablated one."""
+        c, t, r = self.config.width, self.context, self._rows_of(layer)
+        projections = 2.0 * c * (t * (self.inner + 2 * self.shared) + r * self.inner)
+        return projections + 2 * self._attention_flops(r) + r * self._mlp_flops
 
     @property
     def _mlp_flops(self) -> float:
-        """One position: the MLP's two projections, or three where it is gated."""
+        """One position: the MLP's two projections, or three where it is gated; 0 without an MLP."""
         return (6.0 if self.config.gated else 4.0) * self.config.hidden_width * self.config.width
 
     def _attention_flops(self, queries: int) -> float:
@@ -153,15 +151,14 @@ class Costs:
             chosen[method].append(ablation)
         low_rank, source_sums = len(chosen["low rank"]), len(chosen["source sums"])
         passes = max(1, -(-(len(methods) - low_rank) // variants))
-        found = [Stage("base pass", 1, passes * n * self._base_flops(), passes * config.layers * 12 * stream)]
+        base_flops = sum(map(self.run_layer_flops, range(config.layers)))
+        found = [Stage("base pass", 1, passes * n * base_flops, passes * config.layers * 12 * stream)]
         for layer in range(config.layers):
-            for method, each in (("delta", self.delta_layer_flops(layer)), ("rerun", self._rerun_layer_flops())):
+            for method, each in (("delta", self.delta_layer_flops(layer)), ("rerun", self.run_layer_flops(layer))):
                 starting = [ablation for ablation in chosen[method] if ablation.first_layer == layer]
                 through = sum(ablation.first_layer < layer for ablation in chosen[method])
-                rank = sum(len(ablation.heads_of(layer)) for ablation in starting) * config.d_head
-                flops = n * (through * each + 2.0 * self.context * rank * c)
-                if config.mlp:
-                    flops += n * len(starting) * self.context * self._mlp_flops
+                starts = sum(self.start_flops(layer, len(ablation.heads_of(layer))) for ablation in starting)
+                flops = n * (through * each + starts)
                 if through or starting:
                     traffic = (8 * through + 2 * len(starting)) * stream
                     found.append(Stage(f"layer {layer}, {method}", through + len(starting), flops, traffic))

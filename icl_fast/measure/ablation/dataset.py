@@ -29,6 +29,11 @@ def ablation_coords(ablations: Sequence[Ablation]) -> dict[str, tuple[str, list[
     }
 
 
+def _tokens(positions: Sequence[int]) -> str:
+    """What is said of neighbouring context positions."""
+    return f"token {positions[0]}" if len(positions) == 1 else f"tokens {positions[0]} to {positions[-1]}"
+
+
 def sweep_variables(plan: SweepPlan) -> dict[str, tuple[str, ...]]:
     """Name -> dims of what `sweep_dataset` gives."""
     names: dict[str, tuple[str, ...]] = {name: _DIMS for name in ("position_loss", "position_loss_sem", "effect_sem")}
@@ -94,9 +99,7 @@ def sweep_dataset(
             dataset["position_loss"].sel(position=list(at)).mean("position") for at in plan.positions.of_score
         )
         score = (late - early).values
-        definition = "mean loss at positions {} to {} minus at {} to {}".format(
-            *(at[end] for at in reversed(plan.positions.of_score) for end in (0, -1))
-        )
+        definition = f"mean loss of {_tokens(plan.positions.late)} minus {_tokens(plan.positions.early)}"
         dataset["icl_score"] = (_DIMS[:2], score, nats | {"long_name": definition})
         dataset["icl_score_sem"] = (_DIMS[:2], standard_error(stacked("score_squares"), score), nats)
         effect = score - score[:, :1]

@@ -19,7 +19,8 @@ from icl_fast.measure.ablation.differences import mlp_hidden_difference, norm_di
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
-from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
+from icl_fast.measure.base_pass import BaseLayer, attend, merged
+from icl_fast.ops._project import project
 
 
 class Delta:
@@ -32,26 +33,32 @@ class Delta:
 
     def layer(self, base: BaseLayer) -> None:
         """Go through a layer; after the last one, `removed` holds its rows only."""
-        alive = self.ablations[: self.alive]
-        moved = attention_change(self.removed[: self.alive], base, alive, self.mode, self.removal) if alive else None
-        if base.rows is not None:
-            self.removed = base.take(self.removed)
-        # of what a parallel MLP reads, ablations that start here change nothing
-        before = self.removed[: self.alive].clone() if base.block.config.parallel else None
-        if moved is not None:
-            _add_written(self.removed[: self.alive], moved, base.attention.out, base.block.after1, base.attended)
+        through, before = self.alive, self.removed
+        self.removed = base.take(before)
         while self.alive < len(self.ablations) and self.ablations[self.alive].first_layer == base.layer:
             taken = self.removal.of_stream(base, self.ablations[self.alive].heads_of(base.layer))
             self.removed[self.alive] = norm_difference(base.attended, taken[None], base.block.after1)[0]
             self.alive += 1
-        if base.block.mlp is None or not self.alive:
+        for part in base.stream_slices(through):
+            self._go_through(base, self.ablations[part], before[part], self.removed[part])
+        if not base.block.config.parallel:  # else what it reads has not changed yet
+            self._mlp(base, self.removed[through : self.alive], self.removed[through : self.alive])
+
+    def _go_through(self, base: BaseLayer, ablations: Sequence[Ablation], before: Tensor, removed: Tensor) -> None:
+        """What these had removed before the layer, [A,n,T,C], and what after it, [A,n,R,C], written in its place."""
+        reads = removed.clone() if base.block.config.parallel else removed
+        moved = attention_change(before, base, ablations, self.mode, self.removal)
+        if moved is not None:
+            _add_written(removed, moved, base.attention.out, base.block.after1, base.attended)
+        self._mlp(base, reads, removed)
+
+    def _mlp(self, base: BaseLayer, reads: Tensor, removed: Tensor) -> None:
+        """removed [A,n,R,C] += what the MLP writes less when `reads` is taken from what it reads."""
+        if base.block.mlp is None:
             return
-        reads = self.removed[: self.alive] if before is None else before
-        for removed, read in zip(
-            slices(self.removed[: len(reads)], base.hidden_bytes), slices(reads, base.hidden_bytes), strict=True
-        ):
-            change = mlp_hidden_difference(base, read)
-            _add_written(removed, change, base.block.down, base.block.after2, base.mlp_written)
+        for part in base.hidden_slices(len(removed)):
+            change = mlp_hidden_difference(base, reads[part])
+            _add_written(removed[part], change, base.block.down, base.block.after2, base.mlp_written)
 
 
 def attention_change(
@@ -75,15 +82,17 @@ def attention_change(
     else:
         normed = norm_difference(base.resid, removed, base.block.norm1)
         attention = base.attention
-        weight = attention.v.weight.view(1, -1, v.shape[3], normed.shape[-1])  # [1,KV,D,C]
-        weight = attention.of_each_head(weight.transpose(0, 2)).transpose(0, 2)[0]  # [H,D,C]
-        if base.rows is not None and base.rows.shape[1] < v.shape[3]:  # fewer rows than values are wide: sum first
+        kv, depth = attention.config.kv, v.shape[3]
+        group = base.heads // kv
+        if base.rows is not None and group * base.rows.shape[1] < depth:  # less to sum than values are wide: sum first
             sums = base.pattern.flatten(1, 2) @ normed  # [A,n,H*R,C]
-            z = sums.view(*normed.shape[:2], *base.pattern.shape[1:3], -1) @ weight.mT
+            weight = attention.v.weight.view(kv, depth, -1)
+            z = sums.view(*normed.shape[:2], kv, -1, normed.shape[-1]) @ weight.mT  # [A,n,KV,H/KV*R,D]
+            z = z.view(*normed.shape[:2], *base.pattern.shape[1:3], depth)
         else:
-            values = normed @ weight.flatten(0, 1).T
-            values = values.view(*values.shape[:3], *weight.shape[:2]).transpose(2, 3)
-            z = attend(base.attention, q, k, values, base.rows)  # [A,n,H,R,D]
+            values = project(normed, attention.v.weight)
+            values = values.view(*values.shape[:3], kv, depth).transpose(2, 3)  # [A,n,KV,T,D]
+            z = attend(attention, q, k, values, base.rows)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
     for index, ablation in enumerate(ablations):
         if heads := ablation.heads_of(base.layer):
@@ -91,18 +100,15 @@ def attention_change(
     return merged(z)
 
 
-def add_product(removed: Tensor, change: Tensor, linear: nn.Linear) -> None:
-    """removed [A,n,R,C] += change [...,K] W^T, without the bias: it is in both runs."""
-    removed.view(-1, removed.shape[-1]).addmm_(change.reshape(-1, change.shape[-1]), linear.weight.T)
-
-
 def _add_written(removed: Tensor, change: Tensor, linear: nn.Linear, after: nn.Module, written: Tensor) -> None:
-    """removed [A,n,R,C] += what `change` [...,K] changes behind a projection and the norm after it, if there is one.
+    """removed [A,n,R,C] += what `change` [A,n,R,K] changes behind a projection and the norm after it, if there is one.
+
+    A bias of the projection is in both runs.
 
     Args:
         written: what the whole model has between the two, [n,R,C].
     """
     if isinstance(after, nn.Identity):
-        add_product(removed, change, linear)
+        project(change, linear.weight, onto=removed)
     else:
-        removed += norm_difference(written, (change @ linear.weight.T).view(removed.shape), after)
+        removed += norm_difference(written, project(change, linear.weight), after)

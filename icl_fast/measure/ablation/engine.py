@@ -111,8 +111,12 @@ class _Chunk:
         hidden, weight, bias = final.flatten(0, 1), self.model.unembed.weight, self.model.unembed.bias
         for name, carried in (("delta", delta), ("source sums", sums)):
             if carried is not None:
-                removed = norm_difference(base.post, carried.removed, self.model.final_norm).flatten(1, 2)
-                losses, effects = cross_entropy_difference(hidden, removed, weight, self.targets, bias=bias)
+                removed = carried.removed  # [A,n,R,C]
+                for part in base.stream_slices(len(removed)):
+                    removed[part] = norm_difference(base.post, removed[part], self.model.final_norm)
+                losses, effects = cross_entropy_difference(
+                    hidden, removed.flatten(1, 2), weight, self.targets, bias=bias
+                )
                 self._keep(losses, chosen[name], effects)
         if low_rank:
             norm, heads = layer_norm(self.model.final_norm), [self.ablations[index].heads[0][1] for index in low_rank]

@@ -14,7 +14,8 @@ from icl_fast.errors import InputError
 from icl_fast.measure.ablation.costs import Method, PassSize
 from icl_fast.ops.linear_cross_entropy import LOGITS_AT_A_TIME
 
-LOSS_BYTES = 96 << 20  # most that a loss op of the fast engine asks for itself, weights and activations aside
+# most that a step of the fast engine asks for itself, weights and activations aside: a loss op, or a slice of ablations
+WORK_BYTES = 96 << 20
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -40,8 +41,10 @@ def too_little(size: PassSize, needed: int, budget: int) -> InputError:
 
 def base_bytes(size: PassSize) -> int:
     """The fast engine's run of the whole model, which all ablations read: one example."""
-    config, inner = size.config, size.inner
-    numbers = size.context * (6 * config.width + 8 * inner + 2 * size.hidden) + size.rows * 4 * config.width
+    config, inner, hidden = size.config, size.inner, (2 if size.config.gated else 1) * size.hidden
+    numbers = size.context * (6 * config.width + 8 * inner + 2 * hidden) + size.rows * 4 * config.width
+    if size.device == "cpu":  # and what it takes to bring one ablation through a layer, which then are few at a time
+        numbers += size.context * (5 * max(config.width, inner) + 4 * size.hidden)
     if size.few:  # patterns of the rows, as they are and weighted
         numbers += 4 * config.heads * size.rows * size.context
     return size.itemsize * numbers
@@ -55,7 +58,9 @@ def variant_bytes(size: PassSize, method: Method) -> int:
         return size.itemsize * size.rows * config.d_head + 8 * size.rows
     if method == "source sums":  # the results that are removed, and what the rows' patterns become
         return size.itemsize * 4 * size.context * config.d_head + rows
-    # what is removed, its norm's output, values, their weighted sums, copies of these; hidden layers of the MLP
+    if method == "delta" and size.device == "cpu":  # what is removed; of few rows, before and after they are taken
+        return size.itemsize * (size.context + size.few * size.rows) * config.width + 8 * size.rows
+    # the stream, its norm's output, values, their weighted sums, copies of these; hidden layers of the MLP
     stream = size.context * (3 * config.width + 3 * size.inner + 3 * size.hidden)
     return size.itemsize * stream + rows
 

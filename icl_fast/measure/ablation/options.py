@@ -35,6 +35,8 @@ class AblationOptions:
             positions, as integers or text such as `50,500`. None: `all` in `ablate`, `paper` in a sweep.
         replacement: a removed result becomes `zero`, or its `mean` over all examples and positions.
         preserve_heads: only these heads' activations are preserved, such as `1.0+1.2`; None: those of all heads.
+        icl_positions: the two of the ICL score, early and late, such as `50,500`; None: those, scaled where the context
+            is under 512 (the paper's).
         icl_window: how many positions around each of the ICL score's two are averaged (odd; the paper: 1).
         memory: what activations may take, in bytes or text such as `2GiB`; the weights come on top.
         engine: `fast` (see `icl_fast.measure.ablation.schedule`), or the slow `definition`: the whole model runs again
@@ -47,6 +49,7 @@ class AblationOptions:
     positions: str | Sequence[int] | None = None
     replacement: Replacement = "zero"
     preserve_heads: str | Sequence[str] | None = None
+    icl_positions: str | Sequence[int] | None = None
     icl_window: int = 1
     memory: str | int = "2GiB"
     engine: Engine = "fast"
@@ -75,6 +78,7 @@ class AblationKeywords(TypedDict, total=False):
     positions: str | Sequence[int] | None
     replacement: Replacement
     preserve_heads: str | Sequence[str] | None
+    icl_positions: str | Sequence[int] | None
     icl_window: int
     memory: str | int
     engine: Engine

@@ -105,7 +105,7 @@ def make_plan(
     mode = AblationMode.parse(options.mode, preserve_heads)
     ablations = tuple(parse_ablations(options.heads, config))
     asked = "paper" if options.positions is None else options.positions
-    positions = parse_positions(asked, context, options.icl_window)
+    positions = parse_positions(asked, context, options.icl_window, options.icl_positions)
     if options.engine not in ("fast", "definition"):
         raise InputError(f"engine: {options.engine!r} is neither fast nor definition")
     dtype = "float32" if options.dtype is None else options.dtype

@@ -58,14 +58,19 @@ class Positions:
         return torch.cat((rows, random_position[:, None] - 1), dim=1) if self.example else rows
 
 
-def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1) -> Positions:
+def parse_positions(
+    text: str | Sequence[int],
+    context: int,
+    icl_window: int = 1,
+    icl_pair: str | Sequence[int] | None = None,
+) -> Positions:
     """From `all`, `paper` (one random position per example and those of the ICL score) or a list such as `50,500`.
 
     Raises:
-        InputError: a position outside 1..context, repeated, or not a number; a window that does not fit, or that is of
-            a score which these positions do not give.
+        InputError: a position outside 1..context, repeated, or not a number; a window or a pair of the ICL score
+            (see `icl_positions`) that does not fit, or that is of a score which these positions do not give.
     """
-    early, late = icl_positions(context, icl_window)
+    early, late = icl_positions(context, icl_window, icl_pair)
     if not isinstance(text, str):
         text = ",".join(str(whole_number("positions", item)) for item in np.ravel(np.array(text, dtype=object)))
     if text == "all":
@@ -81,6 +86,7 @@ def parse_positions(text: str | Sequence[int], context: int, icl_window: int = 1
     if len(set(listed)) < len(listed):
         raise InputError(f"positions: {text!r} names a position twice")
     chosen = Positions(tuple(sorted(listed)), False, early, late)
-    if icl_window != 1 and not chosen.has_score:
-        raise InputError(f"icl_window: changes nothing at positions {text}, which lack the ICL score's; leave it out")
+    for name, changed in {"icl_window": icl_window != 1, "icl_positions": icl_pair is not None}.items():
+        if changed and not chosen.has_score:
+            raise InputError(f"{name}: changes nothing at positions {text}, which lack the ICL score's; leave it out")
     return chosen

@@ -14,7 +14,7 @@ from icl_fast.measure.ablation.differences import norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
-from icl_fast.measure.base_pass import BaseLayer, attend, merged, slices
+from icl_fast.measure.base_pass import BaseLayer, attend, merged
 
 # with which preserved sites a projection is that of the run without ablation
 PRESERVED_WITH = {"q": ("q", "pattern"), "k": ("k", "pattern"), "v": ("v",)}
@@ -51,8 +51,8 @@ class Rerun:
             self.resid[old : self.alive] += block.after2(base.mlp_written)  # it reads nothing of what they remove
         streams = self.resid[: self.alive if before is None else old]
         reads = streams if before is None else before
-        for resid, read in zip(slices(streams, base.hidden_bytes), slices(reads, base.hidden_bytes), strict=True):
-            resid += block.mlp_out(read)
+        for part in base.hidden_slices(len(streams)):
+            streams[part] += block.mlp_out(reads[part])
 
     def _attention(self, base: BaseLayer) -> Tensor:
         """What attention writes in each run that is alive, [A,n,R,C]."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from icl_fast.measure.ablation.costs import Costs, Method, PassSize, Stage
-from icl_fast.measure.ablation.memory import LOSS_BYTES, base_bytes, example_bytes, too_little, variant_bytes
+from icl_fast.measure.ablation.memory import WORK_BYTES, base_bytes, example_bytes, too_little, variant_bytes
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.models import TransformerConfig
@@ -92,10 +92,10 @@ def make_schedule(
     Raises:
         InputError: not even one example and one ablation fit the memory.
     """
-    size = PassSize(config, context, rows, itemsize)
+    size = PassSize(config, context, rows, itemsize, device)
     costs = Costs(size, mode)
     methods = [_method(ablation, mode, size, costs) for ablation in ablations]
-    budget = memory - min(LOSS_BYTES, memory // 2)
+    budget = memory - min(WORK_BYTES, memory // 2)
     allowed = budget
     if device == "cpu":
         allowed = min(budget, max(ENOUGH_BYTES, -(-ENOUGH_ROWS // rows) * example_bytes(size, methods)))
@@ -109,7 +109,7 @@ def make_schedule(
         shared = example_bytes(size, [method for method in methods if method == "low rank"])
         most = max((variant_bytes(size, method) for method in methods), default=0)
         if budget < shared + most:
-            raise too_little(size, shared + most + LOSS_BYTES, memory)
+            raise too_little(size, shared + most + WORK_BYTES, memory)
         together, variants = 1, min(variants, (budget - shared) // max(1, most))
     together = -(-examples // -(-examples // min(together, examples)))  # chunks of like size
     largest = sorted((variant_bytes(size, method) for method in methods), reverse=True)[:variants]
@@ -122,7 +122,7 @@ def make_schedule(
         rows=rows,
         context=context,
         stages=costs.stages(methods, ablations, together, variants),
-        bytes=together * (base_bytes(size) + sum(largest)) + LOSS_BYTES,
+        bytes=together * (base_bytes(size) + sum(largest)) + WORK_BYTES,
     )
 
 
@@ -154,5 +154,5 @@ def _full_rank_method(mode: AblationMode, config: TransformerConfig) -> Method:
 def _carries(mode: AblationMode, config: TransformerConfig) -> bool:
     """Whether what an ablation removes can be carried through the layers: patterns are frozen, and every nonlinearity
     on the way has a difference that is exact (clipped values, SoLU and capped logits have none)."""
-    linear = config.qkv_clip is None and config.logit_cap is None and config.activation != "solu"
-    return linear and mode.freezes_patterns(config)
+    linear = config.qkv_clip is None and config.logit_cap is None
+    return linear and config.activation not in ("solu", "solu_plain") and mode.freezes_patterns(config)

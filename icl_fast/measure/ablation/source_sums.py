@@ -23,12 +23,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icl_fast.measure.ablation.delta import add_product, attention_change
+from icl_fast.measure.ablation.delta import attention_change
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, merged
 from icl_fast.models.blocks import layer_norm
+from icl_fast.ops._project import project
 
 LEAST_VARIANCE = 0.05  # var' / var under which the direct way is taken: rounding grows by its inverse
 
@@ -62,7 +63,7 @@ class SourceSums:
             elif heads := ablation.heads_of(1):
                 by_head = change.view(*change.shape[:2], *base.z.shape[1::2])  # [n,R,H,D]
                 by_head[:, :, list(heads)] = self.removal.of_heads(base, heads).transpose(1, 2)
-            add_product(rows[index], change, base.attention.out)
+            project(change, base.attention.out.weight, onto=rows[index])
         self.removed = rows
 
 

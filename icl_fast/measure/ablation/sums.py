@@ -124,9 +124,16 @@ def _chunk_sums(
 
 def _not_finite(model: Transformer, plan: SweepPlan, losses: Tensor) -> InputError:
     """The error of losses [A+1,n,R], some of which are NaN or infinite."""
-    for name, weight in model.named_parameters():
+    for name, weight in _weights(model):
         if not bool(weight.isfinite().all()):
             return InputError(f"model: {name} holds NaN or infinity in {plan.dtype}; nothing can be measured of it")
     bad = int((~losses.isfinite()).flatten(1).any(1).nonzero()[0])
     what = "the whole model" if bad == 0 else f"the model without {plan.ablations[bad - 1].name}"
     return InputError(f"dtype: in {plan.dtype} losses of {what} are NaN or infinite; take a wider one, such as float64")
+
+
+def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Its weights by name, those of a layer while they are there (see `icl_fast.models.layer_stream`)."""
+    yield from ((name, weight) for name, weight in model.named_parameters() if not name.startswith("blocks."))
+    for layer, block in enumerate(model.blocks):
+        yield from ((f"blocks.{layer}.{name}", weight) for name, weight in block.named_parameters())

@@ -37,12 +37,17 @@ class SweepProgress:
 
 @dataclass(frozen=True)
 class PlannedSweep:
-    """All that a sweep will do, before it does anything."""
+    """All that a sweep will do, before it does anything.
+
+    Attributes:
+        streamed: bytes of the weights of a snapshot that are read layer by layer; 0: all are in memory.
+    """
 
     series: Series
     config: TransformerConfig
     evaluation: EvaluationSet
     plan: SweepPlan
+    streamed: int = 0
 
 
 def plan_sweep(
@@ -65,7 +70,11 @@ def plan_sweep(
     model = series.load(series.steps[0]).model
     changed = why_not_plain(model) is not None
     plan = make_plan(model.config, evaluation, chosen, device=on.type, whole_logits=changed)
-    return PlannedSweep(series, model.config, evaluation, plan)
+    streamed = 0
+    if model.blocks.stream is not None:
+        itemsize = DTYPES[plan.dtype].itemsize
+        streamed = sum(weight.numel() for weight in model.blocks.parameters()) * itemsize
+    return PlannedSweep(series, model.config, evaluation, plan, streamed)
 
 
 def sweep(

@@ -1,7 +1,13 @@
 """What single heads of a text model do: scores, circuits, attributions, and what they read on texts."""
 
 from icl_fast.measure.heads.attribution import Attribution, logit_attribution
-from icl_fast.measure.heads.circuits import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
+from icl_fast.measure.heads.circuits import (
+    composition_scores,
+    copying_eigenvalue_score,
+    copying_eigenvalues,
+    qk_trace,
+    why_undefined,
+)
 from icl_fast.measure.heads.evaluate import evaluate
 from icl_fast.measure.heads.reading import (
     TokenisedText,
@@ -29,7 +35,7 @@ __all__ += ["copying_scores", "prefix_matching_scores", "previous_token_scores"]
 # the same of given patterns, and the tokens to take these on
 __all__ += ["copying", "distinct_random_tokens", "prefix_matching", "previous_token", "repeated_random_tokens"]
 # circuits of every head of a model, from its weights
-__all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalues", "qk_trace"]
+__all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalues", "qk_trace", "why_undefined"]
 # one text
 __all__ += ["Attribution", "TokenisedText", "head_views", "logit_attribution", "template_attention"]
 __all__ += ["text_dataset", "token_losses", "tokenise"]

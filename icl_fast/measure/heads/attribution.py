@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import measures_weights
 from icl_fast.models import Intervention, Transformer, site
-from icl_fast.models.blocks import gain
+from icl_fast.models.blocks import Block, gain
 from icl_fast.models.ids import as_ids
 
 
@@ -46,14 +46,44 @@ def logit_directions(model: Transformer, tokens: Tensor) -> Tensor:
     directions = weight[tokens].double() - weight.mean(0, dtype=torch.float64)
     if (gained := gain(model.final_norm)) is not None:
         directions = directions * gained.double()
-    if model.config.norm == "rms":
-        return directions
-    return directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
+    if isinstance(model.final_norm, nn.LayerNorm):
+        directions = directions - directions.mean(-1, keepdim=True)  # instead of centring the stream
+    return directions
 
 
-def head_outputs(model: Transformer, layer: int) -> Tensor:
-    """What the heads of a layer write into the residual stream for their results: [H,D,C] float64."""
-    return model.blocks[layer].attention.w_o.double()
+def through_norm(norm: nn.Module, rows: Tensor) -> Tensor:
+    """What is linear in a norm, of rows [...,C]: a LayerNorm centres them; all multiply by their gain."""
+    if isinstance(norm, nn.LayerNorm):
+        rows = rows - rows.mean(-1, keepdim=True)
+    return rows if (gained := gain(norm)) is None else rows * gained.double()
+
+
+def norm_scale(norm: nn.Module, rows: Tensor) -> Tensor | None:
+    """What a norm divides rows [...,C] by, [...] float64; None: nothing, as there is none."""
+    if isinstance(norm, nn.Identity):
+        return None
+    wide, eps = rows.double(), getattr(norm, "eps", None) or 0.0
+    variance = wide.var(-1, correction=0) if isinstance(norm, nn.LayerNorm) else wide.square().mean(-1)
+    return (variance + eps).sqrt()
+
+
+def head_outputs(block: Block) -> Tensor:
+    """What the heads of a layer write into the residual stream for their results: [H,D,C] float64.
+
+    Where a norm comes after attention, its scale is left out: see `output_scale`.
+    """
+    return through_norm(block.after1, block.attention.w_o.double())
+
+
+def output_scale(block: Block, z: Tensor) -> Tensor | None:
+    """What the norm after attention, if there is one, divides all that the heads write by: [B,T] float64.
+
+    Args:
+        z: [B,H,T,D], the results of all heads of the layer.
+    """
+    if isinstance(block.after1, nn.Identity):
+        return None
+    return norm_scale(block.after1, block.attention.out(z.transpose(1, 2).flatten(2)))
 
 
 def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tensor:
@@ -66,12 +96,11 @@ def scaled_directions(model: Transformer, tokens: Tensor, last: Tensor) -> Tenso
     Returns:
         [B,T,K,C] float64.
     """
-    wide = last.double()
-    variance = wide.square().mean(-1) if model.config.norm == "rms" else wide.var(-1, correction=0)  # [B,T]
-    return logit_directions(model, tokens) / (variance + model.config.norm_eps).sqrt()[..., None, None]
+    directions, scale = logit_directions(model, tokens), norm_scale(model.final_norm, last)
+    return directions if scale is None else directions / scale[..., None, None]
 
 
-def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: Tensor) -> Tensor:
+def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: Tensor, scale: Tensor | None) -> Tensor:
     """What heads add along the direct path to the logits of K tokens at each destination, source by source.
 
     Args:
@@ -79,10 +108,13 @@ def direct_logits(outputs: Tensor, directions: Tensor, values: Tensor, pattern: 
         directions: [B,T,K,C] of `scaled_directions`.
         values: [B,H,T,D] of the same heads.
         pattern: [B,H,T,T] of the same heads, in the same run.
+        scale: [B,T] of `output_scale`, in the same run.
 
     Returns:
         [B,H,T,T,K] float64: destinations, sources, tokens.
     """
+    if scale is not None:
+        directions = directions / scale[..., None, None]
     reads = torch.einsum("bikc,hdc->bhikd", directions, outputs)
     logits = torch.einsum("bhikd,bhjd->bhijk", reads, values.double())
     return logits.mul_(pattern[..., None])
@@ -98,6 +130,8 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
             times (unembedding of the target - mean over the vocabulary)
 
     with A the pattern and v_j the value that the head read in this run, its bias (of `attention_bias`) included.
+    Where a norm comes after attention, its centring, its gain and its scale in this run at i come after W_O. Logits are
+    those before a cap.
     Summed over sources it is the head's whole direct effect. The bias of the output projection belongs to no head. What
     later layers make of the head's result is not in it: this is the direct path alone. Of all that is as large as the
     text squared, only the pattern of the head's own layer and one such array a target are ever held.
@@ -127,13 +161,14 @@ def logit_attribution(model: Transformer, inputs: Tensor, targets: Tensor, layer
         recorded.append(patterns[:, head].clone())  # a view would hold the patterns of all heads
         return patterns
 
-    values, last = site("v", layer), site("resid_post", config.layers - 1)
+    values, results, last = site("v", layer), site("z", layer), site("resid_post", config.layers - 1)
     recording = Intervention.apply(site("pattern", layer), record)
-    _, sites = model.hidden(inputs, record=[values, last], interventions=[recording])
+    _, sites = model.hidden(inputs, record=[values, results, last], interventions=[recording])
     (pattern,) = recorded
     directions = scaled_directions(model, targets.reshape(*inputs.shape, -1), sites[last])
     one = slice(head, head + 1)
-    logits = direct_logits(
-        head_outputs(model, layer)[one], directions, sites[values][:, one], pattern[:, None]
-    ).squeeze(1)  # [B,T,T,K]
+    block = model.blocks[layer]
+    scale = output_scale(block, sites[results])
+    logits = direct_logits(head_outputs(block)[one], directions, sites[values][:, one], pattern[:, None], scale)
+    logits = logits.squeeze(1)  # [B,T,T,K]
     return Attribution(pattern, logits if several else logits[..., 0])

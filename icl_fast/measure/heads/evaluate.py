@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
 from icl_fast.arguments import MOST_SEED, whole_number
@@ -16,6 +17,7 @@ from icl_fast.measure.heads.circuits import (
     copying_eigenvalue_score,
     copying_eigenvalues,
     qk_trace,
+    why_undefined,
 )
 from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_matching_scores, previous_token_scores
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
@@ -70,9 +72,9 @@ def evaluate(
         The path of the store. Its Dataset, float64: `prefix_matching`, `copying`, `previous_token`, `qk_trace` (NaN in
         layer 0), `ov_copying` [snapshot, layer, head]; `composition_q`, `_k`, `_v` [snapshot, writer_layer,
         writer_head, layer, head] (NaN where the writer's layer is not earlier); coords `snapshot` (optimizer steps) and
-        `tokens` (seen).
+        `tokens` (seen). What the architecture does not define is NaN.
         Attributes: `measurement`, all that decides the values, as JSON; `left_out`, JSON: step -> why, of snapshots
-        asked for that are not in it (see `Series.readable`).
+        asked for that are not in it (see `Series.readable`); `undefined`, JSON: variable -> why (see `why_undefined`).
 
     Raises:
         OtherResults: `out` holds an evaluation with another seed, of other snapshots, ...
@@ -90,7 +92,8 @@ def evaluate(
         reasons = "; ".join(f"step {step}: {why}" for step, why in left_out.items())
         raise InputError(f"ckpt: {series.path} has no snapshot that can be used ({reasons})")
     evaluation = series.evaluation_set()
-    windows = min(EXAMPLES, len(evaluation.inputs))
+    windows, ids = min(EXAMPLES, len(evaluation.inputs)), torch.from_numpy(series.ids)
+    undefined = why_undefined(series.shape)
     identity = {
         "measured": "head scores and circuits, 1",  # raise the number when what is measured changes
         "seed": seed,
@@ -99,23 +102,31 @@ def evaluate(
         "device": on.type,
         "left_out": {str(step): why for step, why in left_out.items()},
     }
+    if undefined:  # only then, so that stores of before that hold all of them are known again
+        identity["undefined"] = sorted(undefined)
 
     def measure(snapshot: Snapshot[Transformer]) -> Arrays:
         model = snapshot.model.to(on)
         previous_token = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
         scores = {
-            "prefix_matching": prefix_matching_scores(model, seed=seed),
-            "copying": copying_scores(model, seed=seed),
+            "prefix_matching": prefix_matching_scores(model, bos=series.bos, seed=seed, ids=ids),
+            "copying": copying_scores(model, seed=seed, ids=ids),
             "previous_token": previous_token,
-            "qk_trace": qk_trace(model, previous_token),
-            "ov_copying": copying_eigenvalue_score(copying_eigenvalues(model)),
-            **{f"composition_{by}": score for by, score in composition_scores(model).items()},
         }
-        return {name: score.double().cpu().numpy() for name, score in scores.items()}
+        if "qk_trace" not in undefined:
+            scores["qk_trace"] = qk_trace(model, previous_token)
+        if "ov_copying" not in undefined:
+            scores["ov_copying"] = copying_eigenvalue_score(copying_eigenvalues(model))
+        if "composition_v" not in undefined:
+            scores |= {f"composition_{by}": score for by, score in composition_scores(model).items()}
+        found = {name: score.double().cpu().numpy() for name, score in scores.items()}
+        heads = (model.config.layers, model.config.heads)
+        shapes = {name: heads if dims == _HEADS else heads * 2 for name, (dims, _, _) in _VARIABLES.items()}
+        return {name: found[name] if name in found else np.full(shape, np.nan) for name, shape in shapes.items()}
 
     def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:
         dataset = _assemble(parts, steps, seen)
-        return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]))
+        return dataset.assign_attrs(left_out=json.dumps(identity["left_out"]), undefined=json.dumps(undefined))
 
     store = Path(out) if out is not None else series.results / "heads.zarr"
     names = {name: dims for name, (dims, _, _) in _VARIABLES.items()} | {"snapshot": _HEADS[:1], "tokens": _HEADS[:1]}

@@ -21,7 +21,7 @@ from icl_fast.arguments import whole_number
 from icl_fast.data import Text
 from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
-from icl_fast.measure.heads.attribution import direct_logits, head_outputs, scaled_directions
+from icl_fast.measure.heads.attribution import direct_logits, head_outputs, output_scale, scaled_directions
 from icl_fast.measure.of_model import measures_model, measures_weights
 from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Transformer, site
@@ -124,57 +124,81 @@ def token_losses(model: Transformer, text: TokenisedText) -> Tensor:
 
 
 @measures_weights
-def head_views(model: Transformer, text: TokenisedText) -> tuple[Tensor, Tensor]:
-    """Every head's attention and its direct-path logit attribution of the true next token.
+def head_views(
+    model: Transformer, text: TokenisedText, heads: Sequence[tuple[int, int]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of A heads, and their direct-path logit attribution of the true next token.
 
     The second is `icl_fast.measure.logit_attribution` of each head with the text's targets. The model runs once, and
     beside the result no more is held than what one layer's heads need.
 
+    Args:
+        heads: (layer, head) of each; None: all, in order.
+
     Returns:
-        pattern and logits, each [layers,H,T,T] float32 on the CPU: destinations, then sources.
+        pattern and logits, each [A,T,T] float32 on the CPU: destinations, then sources.
 
     Raises:
         InputError: tokens that the model does not have, or more of them than its context.
     """
     config, device = model.config, model.device
     _check_vocabulary(model, text)
+    heads = list(np.ndindex(config.layers, config.heads)) if heads is None else heads
     length = len(text.inputs)
-    pattern = torch.empty(config.layers, config.heads, length, length, dtype=torch.float32, device="cpu")
+    pattern = torch.empty(len(heads), length, length, dtype=torch.float32, device="cpu")
     logits = torch.empty_like(pattern)
+    places = {
+        layer: [place for place, (of, _) in enumerate(heads) if of == layer]
+        for layer in sorted({of for of, _ in heads})
+    }
+    chosen = {layer: [heads[place][1] for place in at] for layer, at in places.items()}
 
     def recording(layer: int) -> Intervention:
         def record(value: Tensor) -> Tensor:
-            pattern[layer] = value[0]
+            pattern[places[layer]] = value[0, chosen[layer]].float().cpu()
             return value
 
         return Intervention.apply(site("pattern", layer), record)
 
-    layers = range(config.layers)
     last = site("resid_post", config.layers - 1)
     _, sites = model.hidden(
         text.inputs[None].to(device),
-        record=[last, *(site("v", layer) for layer in layers)],
-        interventions=[recording(layer) for layer in layers],
+        record=[last, *(site(name, layer) for layer in places for name in "vz")],
+        interventions=[recording(layer) for layer in places],
     )
     directions = scaled_directions(model, text.targets[None, :, None].to(device), sites[last])
-    for layer in layers:
+    for layer, at in places.items():
         # no name for what is computed: it would be held while the next layer's is
-        logits[layer] = direct_logits(
-            head_outputs(model, layer), directions, sites[site("v", layer)], pattern[layer].to(device)[None]
-        )[0, ..., 0]
+        logits[at] = (
+            direct_logits(
+                head_outputs(model.blocks[layer])[chosen[layer]],
+                directions,
+                sites[site("v", layer)][:, chosen[layer]],
+                pattern[at].to(device)[None],
+                output_scale(model.blocks[layer], sites[site("z", layer)]),
+            )[0, ..., 0]
+            .float()
+            .cpu()
+        )
     return pattern, logits
 
 
-_VIEW = ("layer", "head", "position", "source")
+_VIEW = ("shown", "position", "source")
 TEXT_VARIABLES: dict[str, tuple[str, ...]] = {  # of `text_dataset`: name -> dims
     **{"loss": ("snapshot", "position"), "pattern": _VIEW, "logits": _VIEW},
-    **{"snapshot": ("snapshot",), "tokens": ("snapshot",)},
+    **{"snapshot": ("snapshot",), "tokens": ("snapshot",), "layer": _VIEW[:1], "head": _VIEW[:1]},
     **{name: ("position",) for name in ("position", "input", "target", "category")},
 }
 
 
 def text_dataset(
-    text: TokenisedText, steps: Sequence[int], tokens: Sequence[int], losses: Tensor, pattern: Tensor, logits: Tensor
+    text: TokenisedText,
+    steps: Sequence[int],
+    tokens: Sequence[int],
+    losses: Tensor,
+    heads: Sequence[tuple[int, int]],
+    pattern: Tensor,
+    logits: Tensor,
 ) -> xr.Dataset:
     """All that is known of a text and a run, as one Dataset.
 
@@ -183,13 +207,14 @@ def text_dataset(
         steps: of the snapshots, rising.
         tokens: seen by then.
         losses: [snapshot,T] of `token_losses`.
-        pattern, logits: [layers,H,T,T] of `head_views` at the last snapshot.
+        heads: (layer, head) of each that is shown.
+        pattern, logits: [A,T,T] of `head_views` of these, at the last snapshot.
 
     Returns:
-        `loss` [snapshot, position] and `pattern`, `logits` [layer, head, position, source] with coords `snapshot`
-        (steps), `tokens`, `position` (1-based), `input` and `target` (pieces of the token that is read there, first
-        "<bos>" where there is one, and of the one that is predicted), `category` (of a label that is predicted
-        there, else -1); attributes name, title, kind, source, left_out_tokens.
+        `loss` [snapshot, position] and `pattern`, `logits` [shown, position, source] with coords `snapshot` (steps),
+        `tokens`, `layer` and `head` of those shown, `position` (1-based), `input` and `target` (pieces of the token
+        that is read there, first "<bos>" where there is one, and of the one that is predicted), `category` (of a label
+        that is predicted there, else -1); attributes name, title, kind, source, left_out_tokens.
     """
     return xr.Dataset(
         {
@@ -204,6 +229,8 @@ def text_dataset(
         coords={
             "snapshot": list(steps),
             "tokens": ("snapshot", list(tokens)),
+            "layer": ("shown", [layer for layer, _ in heads]),
+            "head": ("shown", [head for _, head in heads]),
             "position": np.arange(1, len(text.pieces) + 1),
             # as objects: numpy's own strings lose a zero character at the end
             "input": ("position", np.array([text.first, *text.pieces[:-1]], dtype=object)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_fast.models.config import TransformerConfig, parse_transformer_config
 from icl_fast.models.foreign import family_fields, family_weights
-from icl_fast.models.foreign.checkpoint import Layout, Names, match_weights, split_name
+from icl_fast.models.foreign.checkpoint import FoundWeights, Layout, Names, match_weights, place
 from icl_fast.models.foreign.family_fields import Fields
 
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
@@ -36,27 +36,28 @@ class Family:
         Raises:
             InputError: a field that is missing or not understood.
         """
-        values = self.shape(fields)
+        with family_fields.understood(fields.source):
+            values = self.shape(fields)
         fields.check_all_read()
         return parse_transformer_config(values, fields.source)
 
     def weights(
         self, names: Iterable[str], config: TransformerConfig, theirs: Mapping[str, Tensor], source: str
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> FoundWeights:
         """Our weights by name, out of theirs: see `Checkpoint.weights`."""
         prefix = self.prefix if any(name.startswith(self.prefix) for name in theirs) else ""
+        places = self.places(names, prefix)
+        twice = ("lm_head.weight",) if config.tied else ()  # some files hold it twice
+        return match_weights(places, theirs, config, source, passed_over=_NO_WEIGHTS + twice)
 
-        def theirs_of(name: str) -> tuple[str, Layout | None]:
-            layer, part, kind = split_name(name)
-            entry = self.names[part]
-            found, layout = (entry, None) if isinstance(entry, str) else entry
-            found = f"{found.format(layer)}.{kind}"
-            return found if part == "unembed" else prefix + found, layout
-
-        def passed_over(name: str) -> bool:
-            return name.endswith(_NO_WEIGHTS) or (config.tied and name == "lm_head.weight")  # some files hold it twice
-
-        return match_weights(names, theirs_of, theirs, config, source, passed_over=passed_over)
+    def places(self, names: Iterable[str], prefix: str | None = None) -> dict[str, tuple[str, Layout | None]]:
+        """By the names of our weights, the name of theirs that holds it, and how it lies in it."""
+        prefix = self.prefix if prefix is None else prefix
+        found = {}
+        for name in names:
+            theirs, layout = place(self.names, name)
+            found[name] = (theirs if name.startswith("unembed.") else prefix + theirs), layout
+        return found
 
 
 FAMILIES: dict[str, Family] = {

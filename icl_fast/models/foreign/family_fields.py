@@ -7,7 +7,8 @@ refused by name, never passed over. A function for each family gives the values 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from icl_fast.errors import InputError
@@ -22,15 +23,19 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 _DECIDES_NOTHING = frozenset({
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",
-    "attn_pdrop", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "dtype",
-    "embd_pdrop", "embed_dropout", "eos_token_id", "gradient_checkpointing", "hidden_dropout", "id2label",
-    "initializer_range", "is_decoder", "label2id", "max_window_layers", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "reorder_and_upcast_attn",
-    "resid_dropout", "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map",
+    "cache_implementation", "chunk_size_feed_forward", "dtype", "gradient_checkpointing", "id2label",
+    "initializer_range", "is_decoder", "is_llama_config", "is_qwen2_config", "label2id", "max_sequence_length",
+    "max_window_layers", "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states",
+    "pretraining_tp", "problem_type", "reorder_and_upcast_attn", "return_dict", "summary_activation",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "use_return_dict",
+    "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
+    # of generation, which older configs hold too
+    "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
+_DECIDE_NOTHING = ("dropout", "dropout_prob", "_pdrop", "_token_id")  # ends of the names of fields that do not either
 
 
 class Fields:
@@ -71,11 +76,22 @@ class Fields:
             f"{self.source}: field {name!r} is {value!r}, which is not understood; the model would not be the same"
         )
 
-    def check_all_read(self) -> None:
+    def check_all_read(self, decides_nothing: frozenset[str] = _DECIDES_NOTHING) -> None:
         """Refuse fields that nothing read and that may decide something."""
-        for name in sorted(self.values.keys() - self.read - _DECIDES_NOTHING):
-            if self.values[name] not in (None, False):
+        for name in sorted(self.values.keys() - self.read - decides_nothing):
+            if self.values[name] not in (None, False, {}, []) and not name.endswith(_DECIDE_NOTHING):
                 raise self.not_understood(name, self.values[name])
+
+
+@contextmanager
+def understood(source: str) -> Iterator[None]:
+    """Turn what a value of the wrong type or size does to a formula into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
+        raise InputError(f"{source}: has a value that is not understood ({type(error).__name__}: {error})") from None
 
 
 def _rotary(fields: Fields, *, base: float = 10_000.0, fraction: float | None = None) -> dict[str, Any]:
@@ -356,6 +372,8 @@ def gpt2(fields: Fields) -> dict[str, Any]:
 
 
 def gptj(fields: Fields) -> dict[str, Any]:
+    fields.only("rotary", True)
+    fields.only("scale_attn_weights", True)
     values = _gpt(fields)
     head = values["width"] // values["heads"]
     return values | {

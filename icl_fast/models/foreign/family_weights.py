@@ -5,55 +5,53 @@ Names are without `.weight` and `.bias`; `{}` is the layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from icl_fast.models.config import TransformerConfig
-from icl_fast.models.foreign.checkpoint import Layout, Names
+from icl_fast.models.foreign.checkpoint import Layout, Names, one
 
 
-def _transposed(weight: Tensor, _: TransformerConfig) -> Tensor:
+def _turned(weight: Tensor, _: TransformerConfig) -> Tensor:
     return weight.T if weight.ndim == 2 else weight
 
 
-def _plus_one(weight: Tensor, _: TransformerConfig) -> Tensor:
-    return weight.float() + 1  # in their code the gain is 1 + weight, in float32
+def _split_columns(weight: Tensor, config: TransformerConfig) -> list[Tensor]:
+    return [_turned(part, config) for part in weight.chunk(3, dim=-1)]
 
 
-def _third(index: int) -> Layout:
-    """Queries, keys or values of a matrix [C,3C] of all three (GPT-2)."""
-
-    def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
-        return _transposed(weight.chunk(3, dim=-1)[index], config)
-
-    return layout
+def _join_columns(parts: Sequence[Tensor], config: TransformerConfig) -> Tensor:
+    return torch.cat([_turned(part, config) for part in parts], dim=-1)
 
 
-def _of_heads(index: int) -> Layout:
-    """Queries, keys or values of a matrix [3C,C] that has them head by head (GPT-NeoX)."""
-
-    def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
-        by_head = weight.view(config.heads, 3, config.d_head, *weight.shape[1:])
-        return by_head[:, index].flatten(0, 1)
-
-    return layout
+def _split_heads(weight: Tensor, config: TransformerConfig) -> list[Tensor]:
+    by_head = weight.view(config.heads, 3, config.d_head, *weight.shape[1:])
+    return [part.flatten(0, 1) for part in by_head.unbind(1)]
 
 
-def _rows(index: int) -> Layout:
-    """Queries, keys or values of a matrix of all three, one below the other (Phi-3)."""
-
-    def layout(weight: Tensor, config: TransformerConfig) -> Tensor:
-        shared = config.kv * config.d_head
-        return torch.split(weight, [config.heads * config.d_head, shared, shared])[index]
-
-    return layout
+def _join_heads(parts: Sequence[Tensor], config: TransformerConfig) -> Tensor:
+    by_head = [part.reshape(config.heads, config.d_head, *part.shape[1:]) for part in parts]
+    return torch.stack(by_head, dim=1).flatten(0, 2)
 
 
-def _half(index: int) -> Layout:
-    def layout(weight: Tensor, _: TransformerConfig) -> Tensor:
-        return weight.chunk(2)[index]
+def _split_rows(weight: Tensor, config: TransformerConfig) -> Sequence[Tensor]:
+    shared = config.kv * config.d_head
+    return torch.split(weight, [config.heads * config.d_head, shared, shared])
 
-    return layout
+
+def _join_rows(parts: Sequence[Tensor], _: TransformerConfig) -> Tensor:
+    return torch.cat(list(parts))
+
+
+TRANSPOSED = one(_turned, _turned)
+# in their code the gain is 1 + weight, in float32
+PLUS_ONE = one(lambda weight, _: weight.float() + 1, lambda gain, _: gain - 1)
+COLUMNS = Layout(_split_columns, _join_columns).each(3)  # queries, keys, values as [C,3C] (GPT-2)
+BY_HEAD = Layout(_split_heads, _join_heads).each(3)  # the three as [3C,C], head by head (GPT-NeoX)
+ROWS = Layout(_split_rows, _join_rows).each(3)  # the three one below the other (Phi-3)
+HALVES = Layout(lambda weight, _: weight.chunk(2), _join_rows).each(2)
 
 
 DECODER: Names = {
@@ -74,13 +72,13 @@ DECODER: Names = {
 }
 AFTER: Names = {"after1": "layers.{}.post_attention_layernorm", "after2": "layers.{}.post_feedforward_layernorm"}
 GEMMA: Names = DECODER | {
-    name: (str(DECODER[name]), _plus_one)
+    name: (str(DECODER[name]), PLUS_ONE)
     for name in ("final_norm", "norm1", "norm2", "attention.q_norm", "attention.k_norm")
 }
 GEMMA_BOTH: Names = (
     GEMMA
-    | {name: (str(theirs), _plus_one) for name, theirs in AFTER.items()}
-    | {"norm2": ("layers.{}.pre_feedforward_layernorm", _plus_one)}
+    | {name: (str(theirs), PLUS_ONE) for name, theirs in AFTER.items()}
+    | {"norm2": ("layers.{}.pre_feedforward_layernorm", PLUS_ONE)}
 )
 PHI: Names = DECODER | {
     "final_norm": "final_layernorm",
@@ -89,11 +87,11 @@ PHI: Names = DECODER | {
     "mlp.2": "layers.{}.mlp.fc2",
 }
 PHI3: Names = DECODER | {
-    "attention.q": ("layers.{}.self_attn.qkv_proj", _rows(0)),
-    "attention.k": ("layers.{}.self_attn.qkv_proj", _rows(1)),
-    "attention.v": ("layers.{}.self_attn.qkv_proj", _rows(2)),
-    "mlp.gate": ("layers.{}.mlp.gate_up_proj", _half(0)),
-    "mlp.up": ("layers.{}.mlp.gate_up_proj", _half(1)),
+    "attention.q": ("layers.{}.self_attn.qkv_proj", ROWS[0]),
+    "attention.k": ("layers.{}.self_attn.qkv_proj", ROWS[1]),
+    "attention.v": ("layers.{}.self_attn.qkv_proj", ROWS[2]),
+    "mlp.gate": ("layers.{}.mlp.gate_up_proj", HALVES[0]),
+    "mlp.up": ("layers.{}.mlp.gate_up_proj", HALVES[1]),
 }
 GPT_NEOX: Names = {
     "embed": "embed_in",
@@ -104,9 +102,9 @@ GPT_NEOX: Names = {
     "attention.out": "layers.{}.attention.dense",
     "mlp.0": "layers.{}.mlp.dense_h_to_4h",
     "mlp.2": "layers.{}.mlp.dense_4h_to_h",
-    "attention.q": ("layers.{}.attention.query_key_value", _of_heads(0)),
-    "attention.k": ("layers.{}.attention.query_key_value", _of_heads(1)),
-    "attention.v": ("layers.{}.attention.query_key_value", _of_heads(2)),
+    "attention.q": ("layers.{}.attention.query_key_value", BY_HEAD[0]),
+    "attention.k": ("layers.{}.attention.query_key_value", BY_HEAD[1]),
+    "attention.v": ("layers.{}.attention.query_key_value", BY_HEAD[2]),
 }
 _GPT: Names = {
     "embed": "wte",
@@ -117,12 +115,12 @@ _GPT: Names = {
     "norm2": "h.{}.ln_2",
 }
 GPT2: Names = _GPT | {
-    "attention.q": ("h.{}.attn.c_attn", _third(0)),
-    "attention.k": ("h.{}.attn.c_attn", _third(1)),
-    "attention.v": ("h.{}.attn.c_attn", _third(2)),
-    "attention.out": ("h.{}.attn.c_proj", _transposed),
-    "mlp.0": ("h.{}.mlp.c_fc", _transposed),
-    "mlp.2": ("h.{}.mlp.c_proj", _transposed),
+    "attention.q": ("h.{}.attn.c_attn", COLUMNS[0]),
+    "attention.k": ("h.{}.attn.c_attn", COLUMNS[1]),
+    "attention.v": ("h.{}.attn.c_attn", COLUMNS[2]),
+    "attention.out": ("h.{}.attn.c_proj", TRANSPOSED),
+    "mlp.0": ("h.{}.mlp.c_fc", TRANSPOSED),
+    "mlp.2": ("h.{}.mlp.c_proj", TRANSPOSED),
 }
 GPTJ: Names = _GPT | {
     "attention.q": "h.{}.attn.q_proj",

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.files import read_json
-from icl_fast.models.foreign.checkpoint import Checkpoint, WeightFiles
+from icl_fast.models.foreign.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    FoundWeights,
+    named_tensors,
+    read_safetensors,
+    read_torch,
+)
 from icl_fast.models.foreign.families import FAMILIES
 from icl_fast.models.foreign.family_fields import Fields
 
-CONFIG = "config.json"
+_QUANTISED = ("quantization_config", "quantization")
+_REFUSED = {
+    "gemma3": "it reads images too: save its text part alone, as a Gemma3ForCausalLM",
+    "smollm3": "some of its layers have positions and some have none",
+}
 
 
 class HuggingFace(Checkpoint):
@@ -22,9 +33,12 @@ class HuggingFace(Checkpoint):
     def __init__(self, folder: Path) -> None:
         path = folder / CONFIG
         values = read_json(path, "model")
-        kind = values.get("model_type") if isinstance(values, dict) else None
+        kind = values.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
-            raise InputError(f"model: {path}: model_type {kind!r} is not known; known are {', '.join(FAMILIES)}")
+            other = f": {_REFUSED[kind]}" if isinstance(kind, str) and kind in _REFUSED else ""
+            raise InputError(f"model: {path}: model_type {kind!r} is not known{other}; known are {', '.join(FAMILIES)}")
+        if quantised := next((name for name in _QUANTISED if values.get(name)), None):
+            raise InputError(f"model: {path}: {quantised}: the weights are quantised; give those they were made of")
         self.folder, self.source, self.kind = folder, f"model {folder}", f"{kind} (Hugging Face)"
         self.family = FAMILIES[kind]
         self.config = self.family.config(Fields(values, f"model {path}"))
@@ -36,8 +50,14 @@ class HuggingFace(Checkpoint):
             raise InputError(f"{self.source}: holds no weights (model.safetensors, pytorch_model.bin, or their index)")
         return found
 
-    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        return self.family.weights(names, self.config, WeightFiles(self.files), self.source)
+    def weights(self, names: Iterable[str]) -> FoundWeights:
+        files = self.files
+        theirs: Mapping[str, Tensor]
+        if files[0].suffix == ".safetensors":
+            theirs = read_safetensors(*files)
+        else:
+            theirs = {name: weight for path in files for name, weight in named_tensors(read_torch(path), path).items()}
+        return self.family.weights(names, self.config, theirs, self.source)
 
 
 def _files(folder: Path, name: str, suffix: str) -> list[Path]:

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from icl_fast.analysis.arrays import Floats
+from icl_fast.analysis.heads import MOST_OPAQUE
 from icl_fast.report.colours import (
     BAND,
     DEPTH,
@@ -34,7 +35,7 @@ from icl_fast.report.colours import (
     series_colours,
 )
 from icl_fast.report.draw.figures import save_figure
-from icl_fast.report.panels.builders import SEQUENCES, TOKENS
+from icl_fast.report.panels.builders import PROGRESS, SEQUENCES
 from icl_fast.report.panels.panel import Heatmap, Panel
 from icl_fast.report.panels.table import ROWS
 from icl_fast.report.study import Study
@@ -105,7 +106,7 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
         panels: as `table_panels` gives them.
     """
     wide, high, across, down = 2.35, 1.7, 0.5, 0.62  # inches: of a panel, and between two
-    left, right, above, below = 3.95, 1.9, 1.15, 0.75
+    left, right, above, below = 3.95, 1.9, 1.3, 0.75
     columns = len(panels)
     width = left + columns * (wide + across) + right
     height = above + len(ROWS) * (high + down) + below
@@ -123,9 +124,10 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
             _fill(axis, panel, series_colours(study, panel), detailed=False)
             if index == 0:
                 axis.set_title(_column_title(study, name), loc="left", fontweight="bold", pad=12)
-            # the y axis is that of the whole row, and tokens are that of all rows but the first
+            # y is the same in the whole row, and x in all rows but the first
             axis.set_ylabel(panel.y_label if column == 0 else "", fontsize=8)
-            axis.set_xlabel(panel.x_label if index in (0, len(ROWS) - 1) else "", fontsize=8)
+            labelled = index in (0, len(ROWS) - 1) or not panel.over_training
+            axis.set_xlabel(panel.x_label if labelled else "", fontsize=8)
         at = left + columns * (wide + across) - across + 0.15
         shown = next((panel for panel in of_row if panel.absent is None), None)
         if shown is not None and shown.heatmap is not None:
@@ -138,8 +140,10 @@ def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
                 frameon=False,
                 borderaxespad=0,
             )
+    counted = PROGRESS[next(iter(study.models.values())).progress]
     note = (
-        "x axis of rows 2 to 9: training tokens seen. A faint band around a line: one standard error over examples. "
+        f"x axis of rows 2 to 9: {counted}; of one snapshot, heads by layer. A faint band around a line: one standard "
+        "error over examples. "
         "Rows 8 and 9: pattern-preserving ablation. After Olsson et al. 2022, Model Analysis Table."
     )
     wrapped = "\n".join(_wrap(note, int(15 * width)))
@@ -188,7 +192,9 @@ def _wrap(text: str, width: int) -> list[str]:
 def _column_title(study: Study, name: str) -> str:
     model = study.models[name]
     layers = "1 layer" if model.config.layers == 1 else f"{model.config.layers} layers"
-    return "\n".join([*_wrap(name, 30), f"{layers}, {model.parameters:,} parameters"])
+    group = study.group_of(name)
+    on = _wrap(f"on {group.text}, {group.context} tokens", 30)
+    return "\n".join([*_wrap(name, 30), f"{layers}, {model.parameters:,} parameters", *on])
 
 
 def _row_text(figure: Figure, x: float, y: float, title: str, explanation: str, reading: str) -> None:
@@ -239,7 +245,7 @@ def _scales(axis: Axes, panel: Panel) -> None:
         else:
             whole = label.startswith(("layer", "member"))
             coordinate.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
-        if log or label in (TOKENS, SEQUENCES):
+        if log or label in (*PROGRESS.values(), SEQUENCES):
             coordinate.set_major_formatter(lambda value, _: short(value))
 
 
@@ -268,14 +274,16 @@ def _shown(panel: Panel, x: Floats, y: Floats) -> Any:
 
 
 def _lines(axis: Axes, panel: Panel, colours: Sequence[str]) -> None:
+    heads = sum(series.head is not None for series in panel.series)
     many = len(panel.series) > 20
+    width, opacity = (0.5, 0.6) if heads > MOST_OPAQUE else (0.9 if many else 1.4, 0.9)
     for series, colour, dashes in zip(panel.series, colours, _dashes(panel, colours), strict=True):
         shown = _shown(panel, series.x, series.y)
         x, y = series.x[shown], series.y[shown]
-        alpha, order = (0.9, 2.2) if series.opaque else (_FAINT, 2)
+        alpha, order = (opacity, 2.2) if series.opaque else (_FAINT, 2)
         marker = "o" if len(x) <= 12 else ""
-        axis.plot(x, y, dashes, color=colour, lw=0.9 if many else 1.4, alpha=alpha, zorder=order, marker=marker, ms=3)
-        if series.error is not None and series.opaque:
+        axis.plot(x, y, dashes, color=colour, lw=width, alpha=alpha, zorder=order, marker=marker, ms=3)
+        if series.error is not None and series.opaque and heads <= MOST_OPAQUE:
             error = series.error[shown]
             axis.fill_between(x, y - error, y + error, color=colour, alpha=0.08 if many else 0.18, lw=0, zorder=1.5)
 

@@ -13,10 +13,11 @@ from icl_fast.analysis.arrays import Floats, ablated, unablated
 from icl_fast.errors import InputError
 from icl_fast.report import colours
 from icl_fast.report.page.payload import Blob
+from icl_fast.report.panels.builders import PROGRESS, icl_definition, seen, undefined
 from icl_fast.report.panels.exemplars import Groups, learning_times
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import Row
-from icl_fast.report.study import ExemplarStudy, ModelStudy, Study
+from icl_fast.report.study import EvaluationGroup, ExemplarStudy, ModelStudy, Progress, Study
 
 # of what `icl_fast.measure.evaluate` wrote: what each score is called on the page
 SCORES = {
@@ -54,8 +55,11 @@ def manifest(
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
+    progress: Progress = next((model.progress for model in study.models.values()), "tokens")
     return {
         "title": study.title,
+        "progress": {"unit": progress, "label": PROGRESS[progress]},
+        "groups": [_group(study, group) for group in study.groups],
         "models": [_model(study, model, blob) for model in study.models.values()],
         "scores": SCORES,
         "colours": {
@@ -73,6 +77,16 @@ def manifest(
             for name, of_run in exemplars.items()
         ],
         "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
+    }
+
+
+def _group(study: Study, group: EvaluationGroup) -> dict[str, Any]:
+    names = list(study.models)
+    return {
+        "text": group.text,
+        "context": group.context,
+        "bos": group.bos,
+        "models": sorted(names.index(name) for name in group.models),
     }
 
 
@@ -108,7 +122,7 @@ def _panel(study: Study, panel: Panel, blob: Blob) -> dict[str, Any]:
 
 def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
     config = model.config
-    steps, tokens = model.losses["snapshot"].values, model.losses["tokens"].values
+    steps = model.losses["snapshot"].values
     interval = None
     if model.interval is not None:
         interval = [int(np.flatnonzero(steps == step)[0]) for step in model.interval]
@@ -128,14 +142,13 @@ def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
         "parameters": model.parameters,
         "corpus": model.corpus,
         "steps": blob.add(steps),
-        "tokens": blob.add(tokens),
+        "seen": blob.add(seen(model)),
         "left_out": [[int(step), why] for step, why in sorted(model.left_out.items())],
         "interval": interval,  # indices of snapshots
-        "change": {
-            "happened": bool(model.change.happened),
-            "drop": _number(model.change.drop),
-            "prefix_matching": _number(model.change.prefix_matching),
-        },
+        "changed": None if model.change is None else bool(model.change.happened),
+        "icl": icl_definition(model),
+        "notes": list(model.notes),
+        "undefined": undefined(model),
         "types": model.types.types.tolist(),
         "thresholds": {
             field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)

@@ -14,11 +14,14 @@ from icl_fast.analysis import opaque_heads
 from icl_fast.analysis.arrays import Floats, finite, unablated
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.errors import InputError
+from icl_fast.measure.store import json_attribute
 from icl_fast.report.panels.panel import Heatmap, Panel, Series
-from icl_fast.report.study import ModelStudy
+from icl_fast.report.study import ModelStudy, Progress, Study
 
-TOKENS, SEQUENCES = "training tokens seen", "training sequences seen"
+PROGRESS: dict[Progress, str] = {"tokens": "training tokens seen", "steps": "optimizer step"}
+SEQUENCES = "training sequences seen"
 NATS = "nats per token"
+LAYER = "layer, counted from 0"
 _LONGEST_SLUG = 80  # characters, of the 255 that a file's name may have
 NOTHING_FINITE = "there is no finite value to show"
 
@@ -51,24 +54,35 @@ def over_training(model: ModelStudy, kind: str = "lines") -> dict[str, Any]:
     """The fields of a panel that shows one model over training."""
     return {
         "kind": kind,
-        "x_label": TOKENS,
-        "over_training": True,
-        "log_x": spaced_exponentially(tokens_seen(model)),
+        "x_label": PROGRESS[model.progress],
+        "over_training": model.snapshots > 1,
+        "log_x": spaced_exponentially(seen(model)),
         "band": band(model),
     }
 
 
-def tokens_seen(model: ModelStudy) -> Floats:
-    """[snapshot]."""
-    return np.asarray(model.losses["tokens"].values, dtype=np.float64)
+def heads_over_training(model: ModelStudy) -> dict[str, Any]:
+    """The fields of a panel with a line a head (see `head_lines`): of one snapshot a point a head, by layer."""
+    return over_training(model) if model.snapshots > 1 else {"kind": "points", "x_label": LAYER}
+
+
+def each_head(model: ModelStudy) -> str:
+    """What a caption says of such a panel."""
+    return "A line a head" if model.snapshots > 1 else "Of the only snapshot, a point a head against its layer"
+
+
+def seen(model: ModelStudy) -> Floats:
+    """[snapshot] how much training each snapshot had, as `model.progress` counts it."""
+    counted = model.losses["tokens" if model.progress == "tokens" else "snapshot"]
+    return np.asarray(counted.values, dtype=np.float64)
 
 
 def band(model: ModelStudy) -> tuple[float, float] | None:
-    """The interval of the phase change in tokens."""
+    """The interval of the phase change, as `seen` counts."""
     if model.interval is None:
         return None
     # an interval set by hand need not begin and end at a snapshot
-    start, end = np.interp(model.interval, model.losses["snapshot"].values, tokens_seen(model))
+    start, end = np.interp(model.interval, model.losses["snapshot"].values, seen(model))
     return float(start), float(end)
 
 
@@ -84,7 +98,9 @@ def spaced_exponentially(tokens: Floats) -> bool:
 def snapshot_names(model: ModelStudy) -> tuple[str, ...]:
     """[snapshot] what each snapshot is called."""
     steps = model.losses["snapshot"].values
-    return tuple(f"step {step:,}, {int(seen):,} tokens" for step, seen in zip(steps, tokens_seen(model), strict=True))
+    if model.progress == "steps":
+        return tuple(f"step {step:,}" for step in steps)
+    return tuple(f"step {step:,}, {int(tokens):,} tokens" for step, tokens in zip(steps, seen(model), strict=True))
 
 
 def line(label: str, x: Floats, y: Floats, error: Floats | None = None, **fields: Any) -> Series | None:
@@ -119,7 +135,14 @@ def scores(model: ModelStudy, name: str) -> xr.DataArray:
     """
     if name not in model.heads:
         raise InputError(f"{name} of {model.name} was not measured; run `icl-fast evaluate` on it")
+    if why := undefined(model).get(name):
+        raise InputError(f"undefined because {why}")
     return model.heads[name].transpose("snapshot", "layer", "head")
+
+
+def undefined(model: ModelStudy) -> dict[str, str]:
+    """By measure that the model's architecture does not define, why."""
+    return json_attribute(model.heads, "undefined")
 
 
 def final_scores(model: ModelStudy, name: str) -> Floats:
@@ -159,13 +182,13 @@ def single_heads(values: xr.DataArray) -> dict[tuple[int, ...], int]:
 
 
 def head_lines(model: ModelStudy, of: Mapping[tuple[int, ...], tuple[Floats, Floats | None]]) -> tuple[Series, ...]:
-    """A line over training for each head, from its values and standard errors.
+    """A line over training for each head, from its values and standard errors; of one snapshot a point at its layer.
 
     Raises:
         InputError: no value is finite.
     """
-    x = tokens_seen(model)
-    return of_heads(model, {head: (x, values, error) for head, (values, error) in of.items()})
+    x, alone = seen(model), model.snapshots == 1
+    return of_heads(model, {head: (np.array(head[:1], float) if alone else x, *values) for head, values in of.items()})
 
 
 def head_points(model: ModelStudy, x: Floats, y: Floats) -> tuple[Series, ...]:
@@ -239,11 +262,29 @@ def icl_definition(model: ModelStudy) -> str:
 def no_phase_change(model: ModelStudy) -> str:
     """Why a model has no before-and-after vector."""
     change = model.change
+    if change is None:
+        return f"{_counted(model)}, and 3 after step 0 or more are needed to find a phase change"
     return (
         f"no phase change: the ICL score fell by {change.drop:.2f} nats and the best head's prefix-matching score "
         f"ended at {change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g} and {MIN_PREFIX_MATCHING:g}, so "
         "there is no before and after"
     )
+
+
+def over_all_snapshots(model: ModelStudy, y: Floats, error: Floats | None) -> tuple[Series, ...]:
+    """A curve of a model over training.
+
+    Raises:
+        InputError: nothing is finite; one snapshot, whose value the message gives.
+    """
+    if model.snapshots == 1:
+        spread = "" if error is None else f" ± {error[0]:.3f}"
+        raise InputError(f"{model.name} has one snapshot: {y[0]:.3f}{spread} {NATS}")
+    return there([line(model.name, seen(model), y, error, model=model.name)])
+
+
+def _counted(model: ModelStudy) -> str:
+    return "one snapshot" if model.snapshots == 1 else f"{model.snapshots} snapshots"
 
 
 def share_range(panels: Sequence[Panel]) -> list[Panel]:
@@ -254,6 +295,16 @@ def share_range(panels: Sequence[Panel]) -> list[Panel]:
     low, high = min(ends), max(ends)
     margin = 0.04 * (high - low) or 0.5
     return [replace(panel, y_range=(low - margin, high + margin)) for panel in panels]
+
+
+def share_by_group(study: Study, panels: Sequence[Panel]) -> list[Panel]:
+    """Panels, one a model, with one y axis for those evaluated on the same examples: others cannot be compared."""
+    shared: dict[str, Panel] = {}
+    of_model = dict(zip(study.models, panels, strict=True))
+    for group in study.groups:
+        names = [name for name in group.models if name in of_model]
+        shared |= zip(names, share_range([of_model[name] for name in names]), strict=True)
+    return [shared[name] for name in of_model]
 
 
 def _extent(series: Series) -> tuple[float, float]:
@@ -279,9 +330,9 @@ def share_colours(panels: Sequence[Panel]) -> list[Panel]:
 
 
 def heatmap(model: ModelStudy, values: xr.DataArray, units: str, most: float | None = None) -> Heatmap:
-    """Values [snapshot, position] over tokens seen: about 0 up to `most` either way, or, if there is none, sequential
+    """Values [snapshot, position] over training: about 0 up to `most` either way, or, if there is none, sequential
     with colours whose ends `share_colours` sets."""
     z, y = values.transpose("position", "snapshot").values, values["position"].values.astype(np.float64)
     if most is not None:
-        return Heatmap(tokens_seen(model), y, z, "diverging", -most, most, units)
-    return Heatmap(tokens_seen(model), y, z, "sequential", float(z.min()), float(z.max()), units)
+        return Heatmap(seen(model), y, z, "diverging", -most, most, units)
+    return Heatmap(seen(model), y, z, "sequential", float(z.min()), float(z.max()), units)

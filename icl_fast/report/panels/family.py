@@ -11,6 +11,7 @@ import xarray as xr
 
 from icl_fast.analysis import (
     attribute_heads,
+    attribute_icl,
     compare_ablations,
     compare_by_position,
     correlate,
@@ -24,28 +25,31 @@ from icl_fast.errors import InputError
 from icl_fast.report.panels.builders import (
     NATS,
     NOTHING_FINITE,
-    TOKENS,
+    PROGRESS,
+    each_head,
     effect_lines,
     filled,
     final_scores,
     head_points,
+    heads_over_training,
     icl_curve,
     icl_definition,
     line,
     loss_curve,
     no_phase_change,
+    over_all_snapshots,
     over_training,
     sampled,
     scores,
-    share_range,
+    seen,
+    share_by_group,
     single_heads,
     slugs,
     spaced_exponentially,
     there,
-    tokens_seen,
 )
 from icl_fast.report.panels.panel import Panel, Series
-from icl_fast.report.panels.table import component_labels, pca_path
+from icl_fast.report.panels.pca import family_pca
 from icl_fast.report.study import ModelStudy, Study
 
 SLOPE_BINS = 12  # between neighbouring snapshots late in training a derivative is noise
@@ -61,7 +65,7 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
     What is not measured or refused by an analysis is a panel that says so in `absent`.
     """
     return [
-        ("All models in one space", [_joint_pca(study)]),
+        ("All models in one space", family_pca(study)),
         ("Losses and in-context learning, all models", [_losses(study), _icl_scores(study)]),
         ("How fast the loss falls", [_loss_slopes(study)]),
         ("In-context-learning score for other positions", _each(study, "icl-pairs", _other_pairs)),
@@ -84,10 +88,10 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
 
 
 def _each(study: Study, key: str, build: Callable[[ModelStudy], Panel]) -> list[Panel]:
-    """A panel a model, with one y axis."""
+    """A panel a model, with one y axis a group."""
     keys = slugs(study.models)
-    return share_range(
-        [replace(build(model), key=f"family-{key}-{keys[name]}") for name, model in study.models.items()]
+    return share_by_group(
+        study, [replace(build(model), key=f"family-{key}-{keys[name]}") for name, model in study.models.items()]
     )
 
 
@@ -113,26 +117,21 @@ def _all_models(
     return filled(panel, content)
 
 
+def _progress(study: Study) -> str:
+    """What training is counted by."""
+    return PROGRESS[next(iter(study.models.values())).progress]
+
+
+def _check_several(model: ModelStudy) -> None:
+    """Raises: InputError: there is nothing to follow over training."""
+    if model.snapshots == 1:
+        raise InputError(f"{model.name} has one snapshot")
+
+
 def _axes_over_training(study: Study) -> dict[str, Any]:
-    exponential = all(spaced_exponentially(tokens_seen(model)) for model in study.models.values())
-    return {"kind": "lines", "x_label": TOKENS, "over_training": True, "log_x": exponential}
-
-
-def _joint_pca(study: Study) -> Panel:
-    panel = Panel(
-        key="family-pca",
-        kind="path",
-        title="PCA of token losses, all models",
-        caption="A path a model, a point a snapshot: losses on one random token of each evaluation example, projected "
-        "onto the first two principal components of all snapshots of all models. Olsson et al. 2022, Analyses, PCA.",
-        x_label="component 1",
-        y_label="component 2",
-    )
-    if study.pca is None:
-        return replace(panel, absent="N/A: the models were not evaluated on the same examples, or too few snapshots")
-    x_label, y_label = component_labels(study)
-    panel = replace(panel, x_label=x_label, y_label=y_label)
-    return _all_models(study, panel, lambda model: pca_path(study, model))
+    several = [model for model in study.models.values() if model.snapshots > 1]
+    exponential = bool(several) and all(spaced_exponentially(seen(model)) for model in several)
+    return {"kind": "lines", "x_label": _progress(study), "over_training": True, "log_x": exponential}
 
 
 def _losses(study: Study) -> Panel:
@@ -144,7 +143,7 @@ def _losses(study: Study) -> Panel:
         y_label=f"loss ({NATS})",
         **_axes_over_training(study),
     )
-    return _all_models(study, panel, lambda of: line(of.name, tokens_seen(of), *loss_curve(of), model=of.name))
+    return _all_models(study, panel, lambda of: over_all_snapshots(of, *loss_curve(of))[0])
 
 
 def _icl_scores(study: Study) -> Panel:
@@ -157,24 +156,25 @@ def _icl_scores(study: Study) -> Panel:
         y_label=f"ICL score ({NATS})",
         **_axes_over_training(study),
     )
-    return _all_models(study, panel, lambda of: line(of.name, tokens_seen(of), *icl_curve(of), model=of.name))
+    return _all_models(study, panel, lambda of: over_all_snapshots(of, *icl_curve(of))[0])
 
 
 def _loss_slopes(study: Study) -> Panel:
     panel = Panel(
         key="family-loss-slope",
-        title="d loss / d ln(training tokens), all models",
+        title=f"d loss / d ln({_progress(study)}), all models",
         caption="How fast the loss falls for e times more training: derivative of the mean loss over all positions "
-        f"along ln(tokens), by finite differences between {SLOPE_BINS} bins of snapshots, equally wide in ln(tokens). "
-        "In the paper the order of small and large models inverts at the phase change. "
+        f"along ln({_progress(study)}), by finite differences between {SLOPE_BINS} bins of snapshots, equally wide in "
+        "it. In the paper the order of small and large models inverts at the phase change. "
         f"{_CURIOSITIES}, Phase Change Effect on Loss Derivatives.",
-        y_label="nats per unit of ln(tokens)",
+        y_label="nats per unit of ln",
         **_axes_over_training(study) | {"log_x": True},
     )
 
     def slope(model: ModelStudy) -> Series | None:
+        _check_several(model)
         curve = unablated(model.name, model.losses, "position_loss").mean("position", skipna=False)
-        slopes = loss_by_log_tokens(curve, bins=SLOPE_BINS)
+        slopes = loss_by_log_tokens(curve, seen(model).tolist(), bins=SLOPE_BINS)
         return line(model.name, slopes["tokens"].values.astype(np.float64), slopes.values, model=model.name)
 
     return _all_models(study, panel, slope)
@@ -189,6 +189,8 @@ def _other_pairs(model: ModelStudy) -> Panel:
         y_label=f"late minus early loss ({NATS})",
         **over_training(model),
     )
+    if model.snapshots == 1:
+        return replace(panel, absent="N/A: one snapshot")
 
     def content() -> dict[str, object]:
         positions = model.losses["position"].values
@@ -196,7 +198,7 @@ def _other_pairs(model: ModelStudy) -> Panel:
         near = {int(positions[np.abs(positions - late / 2**power).argmin()]) for power in (6, 5, 4, 3, 2, 1)}
         pairs = [(early, late) for early in sorted(near - {late})]
         values = icl_score_variants(model.losses, pairs)  # [snapshot, pair]
-        x = tokens_seen(model)
+        x = seen(model)
         return {
             "series": there(
                 line(f"{late} minus {early}", x, values[:, at], model=model.name) for at, (early, _) in enumerate(pairs)
@@ -207,7 +209,9 @@ def _other_pairs(model: ModelStudy) -> Panel:
 
 
 def _smallest(study: Study) -> ModelStudy:
-    return min(study.models.values(), key=lambda model: model.parameters)
+    """The smallest model of those evaluated on the same examples as most others."""
+    group = max(study.groups, key=lambda group: len(group.models))
+    return min((study.models[name] for name in group.models), key=lambda model: model.parameters)
 
 
 def _by_position(study: Study) -> Panel:
@@ -243,13 +247,15 @@ def _compared_by_position(study: Study) -> Panel:
         y_label=f"difference of losses ({NATS})",
         log_x=True,
     )
-    if len(study.models) < 2:
-        return replace(panel, absent="N/A: one model; there is none to compare it with")
+    if len(study.group_of(baseline.name).models) < 2:
+        return replace(panel, absent="N/A: no two models are evaluated on the same examples")
     shares = []
 
     def difference(model: ModelStudy) -> Series | None:
         if model is baseline:
             return None
+        if study.group_of(model.name) is not study.group_of(baseline.name):
+            raise InputError(f"{model.name} is evaluated on other examples than {baseline.name}")
         pair = {of.name: of.losses.isel(snapshot=-1) for of in (baseline, model)}
         found = compare_by_position(pair, baseline.name, first=FIRST_TOKENS).isel(model=0)
         shares.append(
@@ -291,21 +297,22 @@ def _formation(study: Study) -> Panel:
         key="family-formation",
         kind="points",
         title="When each layer's first prefix-matching head forms",
-        caption=f"A point a layer: tokens seen at the first snapshot at which a head's prefix-matching score is over "
-        f"{threshold}, against relative depth, 1 being the last layer. Layers without such a head have no "
+        caption=f"A point a layer: {_progress(study)} at the first snapshot at which a head's prefix-matching score is "
+        f"over {threshold}, against relative depth, 1 being the last layer. Layers without such a head have no "
         f"point. {_APPENDIX}, Where induction heads form; the time is ours.",
         x_label="depth (layer / layers)",
-        y_label=TOKENS,
+        y_label=_progress(study),
         log_y=bool(_axes_over_training(study)["log_x"]),
     )
 
     def formed(model: ModelStudy) -> Series | None:
+        _check_several(model)
         matching = scores(model, "prefix_matching")
         found = head_formation(
             matching, model.losses["snapshot"].values.tolist(), model.types.thresholds.prefix_matching
         )
         first = found["first_of_layer"].values
-        when = np.where(first >= 0, tokens_seen(model)[first], np.nan)
+        when = np.where(first >= 0, seen(model)[first], np.nan)
         names = tuple(
             f"layer {layer}: {ever} of {model.config.heads} heads passed, {last} at the end"
             for layer, (ever, last) in enumerate(zip(found["formed"].values, found["last"].values, strict=True))
@@ -453,10 +460,10 @@ def _ablation_difference(model: ModelStudy, of: str) -> Panel:
     panel = Panel(
         key="",
         title=f"What heads do through later patterns, {what}: {model.name}",
-        caption=f"A line a head: change of the {what} under full ablation minus that under pattern-preserving "
+        caption=f"{each_head(model)}: change of the {what} under full ablation minus that under pattern-preserving "
         f"ablation, {bound}. 0 for heads of the last layer. Olsson et al. 2022, Data Collection (2).",
         y_label="full minus pattern-preserving (nats)",
-        **over_training(model),
+        **heads_over_training(model),
     )
 
     def content() -> dict[str, object]:
@@ -478,7 +485,7 @@ def _full_attribution(model: ModelStudy, of: str) -> Panel:
         f"standard error. {'Negative' if of == 'before_after' else 'Positive'} for induction heads. Olsson "
         "et al. 2022, Data Collection (2).",
         y_label="projection (nats)" if of == "before_after" else "change of ICL score (nats)",
-        **over_training(model),
+        **heads_over_training(model),
     )
     if of == "before_after" and model.interval is None:
         return replace(panel, absent=f"N/A: {no_phase_change(model)}")
@@ -486,10 +493,8 @@ def _full_attribution(model: ModelStudy, of: str) -> Panel:
     def content() -> dict[str, object]:
         if "full" not in model.ablations:
             raise InputError("no full ablation; run `icl-fast ablate --mode full` on it")
-        steps = model.losses["snapshot"].values
-        # the ICL score's attribution needs no interval, but the function that gives it does
-        start, end = model.interval or (int(steps[0]), int(steps[-1]))
-        found = attribute_heads(model.ablations["full"], start, end)
+        full = model.ablations["full"]
+        found = attribute_icl(full) if model.interval is None else attribute_heads(full, *model.interval)
         return {
             "series": effect_lines(model, found[of], found[f"{of}_sem"]),
             "caption": panel.caption + sampled(model),

@@ -5,32 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from icl_fast.analysis import loss_by_log_position, loss_heatmap
 from icl_fast.errors import InputError
-from icl_fast.report.colours import PHASE_CHANGE
 from icl_fast.report.panels.builders import (
     NATS,
+    each_head,
     effect_lines,
     filled,
+    heads_over_training,
     heatmap,
     icl_curve,
     icl_definition,
-    line,
     loss_curve,
     no_phase_change,
+    over_all_snapshots,
     over_training,
     sampled,
     score_lines,
+    share_by_group,
     share_colours,
-    share_range,
     slugs,
-    snapshot_names,
-    there,
-    tokens_seen,
 )
-from icl_fast.report.panels.panel import Panel, Series
+from icl_fast.report.panels.panel import Panel
+from icl_fast.report.panels.pca import table_pca
 from icl_fast.report.study import ModelStudy, Study
 
 ANALYSES = "Olsson et al. 2022, Analyses"
@@ -65,9 +62,9 @@ ROWS = (
         "pca",
         "PCA of token losses",
         "Each point is a snapshot: its losses on one random token of each evaluation example, projected onto the first "
-        "two principal components of all snapshots of all models together.",
+        "two principal components of all snapshots of all models that are evaluated on the same examples.",
         "Follow the path from the untrained model to the trained one. A sharp turn means that another kind of thing is "
-        "being learned; the phase change is marked. The other models' paths are grey.",
+        "being learned; the phase change is marked. Paths of other models in the plane are grey.",
     ),
     Row(
         "loss",
@@ -130,11 +127,11 @@ ROWS = (
 def table_panels(study: Study) -> dict[str, list[Panel]]:
     """The table's panels by model, in the order of `ROWS`.
 
-    Panels of a row have the same y axis, heatmaps the same colours. What is not defined, not measured or refused by an
-    analysis is a panel that says so in `absent`.
+    Panels of a row have the same y axis (of models evaluated on the same examples), heatmaps the same colours. What is
+    not defined, not measured or refused by an analysis is a panel that says so in `absent`.
     """
     builders: tuple[Callable[[Study, ModelStudy], Panel], ...] = (
-        _pca,
+        table_pca,
         _loss,
         _loss_by_position,
         _slope_by_position,
@@ -154,70 +151,19 @@ def table_panels(study: Study) -> dict[str, list[Panel]]:
         if build is _prefix_matching:
             panels = [replace(panel, y_range=(-0.02, 1.02)) for panel in panels]
         else:
-            panels = share_range(share_colours(panels))
+            panels = share_by_group(study, share_colours(panels))
         for name, panel in zip(study.models, panels, strict=True):
             table[name].append(panel)
     return table
 
 
 def _panel(model: ModelStudy, kind: str, caption: str, y_label: str) -> Panel:
-    frame = over_training(model, kind)
-    return Panel(key="", title="", caption=caption, y_label=y_label, **frame)
+    return Panel(key="", title="", caption=caption, y_label=y_label, **over_training(model, kind))
 
 
-def _pca(study: Study, model: ModelStudy) -> Panel:
-    panel = Panel(
-        key="",
-        kind="path",
-        title="",
-        caption="Losses on one random token of each evaluation example, the same for all models and "
-        "snapshots, projected onto the first two principal components of all snapshots of all models. The other "
-        f"models' paths are behind it. {ANALYSES}, PCA.",
-        x_label="component 1",
-        y_label="component 2",
-    )
-    if study.pca is None:
-        return replace(panel, absent="N/A: the models were not evaluated on the same examples, or too few snapshots")
-    labels = component_labels(study)
-
-    def content() -> dict[str, object]:
-        series = [pca_path(study, model), _changing(study, model)]
-        others = [pca_path(study, other) for other in study.models.values() if other is not model]
-        series += [None if path is None else replace(path, opaque=False) for path in others]
-        return {"series": there(series), "x_label": labels[0], "y_label": labels[1]}
-
-    return filled(panel, content)
-
-
-def component_labels(study: Study) -> tuple[str, str]:
-    """Axis labels of the joint PCA, with what each component explains; the study has one."""
-    assert study.pca is not None
-    first, second = study.pca.explained_variance_ratio[:2]
-    return f"component 1 (nats; {first:.0%} of the variance)", f"component 2 (nats; {second:.0%})"
-
-
-def pca_path(study: Study, model: ModelStudy) -> Series | None:
-    """A model's trajectory in the joint PCA, which the study has.
-
-    Raises:
-        InputError: the PCA does not have the model, or not its snapshots.
-    """
-    assert study.pca is not None
-    coordinates = study.pca.coordinates.get(model.name)
-    if coordinates is None or len(coordinates) != model.losses.sizes["snapshot"]:
-        raise InputError(f"the joint PCA is not of the snapshots of {model.name}")
-    return line(model.name, coordinates[:, 0], coordinates[:, 1], model=model.name, names=snapshot_names(model))
-
-
-def _changing(study: Study, model: ModelStudy) -> Series | None:
-    """The part of a model's path that lies in its phase change."""
-    path = pca_path(study, model)
-    if model.interval is None or path is None:
-        return None
-    steps = model.losses["snapshot"].values
-    inside = np.flatnonzero((steps >= model.interval[0]) & (steps <= model.interval[1]))
-    names = tuple(path.names[at] for at in inside)
-    return line(PHASE_CHANGE, path.x[inside], path.y[inside], model=model.name, names=names)
+def _head_panel(model: ModelStudy, caption: str, y_label: str) -> Panel:
+    caption = f"{each_head(model)}{caption}"
+    return Panel(key="", title="", caption=caption, y_label=y_label, **heads_over_training(model))
 
 
 def _loss(study: Study, model: ModelStudy) -> Panel:
@@ -226,11 +172,8 @@ def _loss(study: Study, model: ModelStudy) -> Panel:
         model, "lines", f"Mean of {count:,} examples, one random token each, with one standard error.", f"loss ({NATS})"
     )
 
-    def content() -> dict[str, object]:
-        mean, error = loss_curve(model)
-        return {"series": there([line(model.name, tokens_seen(model), mean, error, model=model.name)])}
-
-    return filled(replace(panel, caption=f"{panel.caption} {ANALYSES}, Loss curve."), content)
+    panel = replace(panel, caption=f"{panel.caption} {ANALYSES}, Loss curve.")
+    return filled(panel, lambda: {"series": over_all_snapshots(model, *loss_curve(model))})
 
 
 _CLIPPED = "Colours are the same for all models and end at {}; what lies beyond has the colour of the end."
@@ -272,18 +215,15 @@ def _icl_score(study: Study, model: ModelStudy) -> Panel:
         f"ICL score ({NATS})",
     )
 
-    def content() -> dict[str, object]:
-        return {"series": there([line(model.name, tokens_seen(model), *icl_curve(model), model=model.name)])}
-
-    return filled(panel, content)
+    return filled(panel, lambda: {"series": over_all_snapshots(model, *icl_curve(model))})
 
 
 def _prefix_matching(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "A line a head. 25 random tokens, repeated four times: mean share of attention on the tokens that followed the "
+        ". 25 random tokens, repeated four times: mean share of attention on the tokens that followed the "
         "present token in earlier repeats; 1 is perfect. Olsson et al. 2022, Data Collection (3)."
     )
-    panel = _panel(model, "lines", caption, "share of attention")
+    panel = _head_panel(model, caption, "share of attention")
     return filled(
         panel,
         lambda: {"series": score_lines(model, "prefix_matching"), "caption": panel.caption + sampled(model)},
@@ -292,11 +232,11 @@ def _prefix_matching(study: Study, model: ModelStudy) -> Panel:
 
 def _qk_trace(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "A line a head from the second layer on. Trace of the W of the QK circuit's term Id x h_prev x W (keys through "
+        " from the second layer on. Trace of the W of the QK circuit's term Id x h_prev x W (keys through "
         "earlier heads, each scaled by how well it matches an ideal previous-token head); positive: matches what is "
         "the same. Olsson et al. 2022, Data Collection (4)."
     )
-    panel = _panel(model, "lines", caption, "trace")
+    panel = _head_panel(model, caption, "trace")
     if model.config.layers < 2:
         return replace(panel, absent="N/A: one layer; the trace needs earlier heads to compose with")
     return filled(panel, lambda: {"series": score_lines(model, "qk_trace"), "caption": panel.caption + sampled(model)})
@@ -304,11 +244,11 @@ def _qk_trace(study: Study, model: ModelStudy) -> Panel:
 
 def _before_after(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "A line a head, with one standard error over examples. Dot product of the change of token losses when the head "
+        ", with one standard error over examples. Dot product of the change of token losses when the head "
         "is removed (ablated minus whole) with the unit vector of their change in the phase change (end minus start); "
         f"negative for induction heads. {PATTERN_PRESERVING}. {ANALYSES}, Ablation attribution."
     )
-    panel = _panel(model, "lines", caption, "projection (nats)")
+    panel = _head_panel(model, caption, "projection (nats)")
     if "before_after" not in model.attributions:
         return replace(panel, absent=f"N/A: {no_phase_change(model)}")
     return filled(panel, lambda: _effect(model, panel, "before_after"))
@@ -316,11 +256,11 @@ def _before_after(study: Study, model: ModelStudy) -> Panel:
 
 def _icl_ablation(study: Study, model: ModelStudy) -> Panel:
     caption = (
-        "A line a head, with one standard error over examples, paired. ICL score without the head minus that of the "
+        ", with one standard error over examples, paired. ICL score without the head minus that of the "
         f"whole model ({icl_definition(model)}); positive for induction heads. {PATTERN_PRESERVING}. "
         f"{ANALYSES}, Ablation attribution."
     )
-    panel = _panel(model, "lines", caption, f"change of ICL score ({NATS})")
+    panel = _head_panel(model, caption, f"change of ICL score ({NATS})")
     return filled(panel, lambda: _effect(model, panel, "icl"))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from icl_fast.analysis.arrays import Floats, finite
 from icl_fast.measure.heads import template_attention
+from icl_fast.report.panels.builders import seen
 from icl_fast.report.study import ModelStudy, Study
 
 STEP = 0.01  # of what is kept of attention, logits and losses over training; before and after are float32
@@ -23,7 +24,7 @@ Add = Callable[[NDArray[Any]], int]
 def texts_payload(study: Study, add: Add) -> dict[str, Any]:
     """The data of the page's passage view, its abstract-head examples and the text view of a head's sheet.
 
-    Attention and logit attribution are multiples of 0.01, lower triangles row by row [layer, head, T*(T+1)/2]; signed
+    Attention and logit attribution are multiples of 0.01, lower triangles row by row [shown head, T*(T+1)/2]; signed
     arrays are zigzag coded (0, -1, 1, -2 are 0, 1, 2, 3). Losses over training are multiples of 0.01 nats, differences
     from one snapshot kept to the next, at no more than 101 snapshots, the first and the last and both ends of the
     interval among them.
@@ -48,7 +49,7 @@ def texts_payload(study: Study, add: Add) -> dict[str, Any]:
 
 def _model(model: ModelStudy, texts: list[dict[str, Any]], add: Add) -> dict[str, Any]:
     steps = model.losses["snapshot"].values
-    tokens = model.losses["tokens"].values
+    progress = seen(model)
     before, after = compared(steps, model.interval)
     kept = _kept(len(steps), before, after)
     heads = (model.config.layers, model.config.heads)
@@ -61,10 +62,11 @@ def _model(model: ModelStudy, texts: list[dict[str, Any]], add: Add) -> dict[str
     return {
         "name": model.name,
         "changed": model.interval is not None,
-        "before": {"step": int(steps[before]), "tokens": int(tokens[before])},
-        "after": {"step": int(steps[after]), "tokens": int(tokens[after])},
+        "before": {"step": int(steps[before]), "seen": float(progress[before])},
+        "after": {"step": int(steps[after]), "seen": float(progress[after])},
         "snapshots": len(steps),
-        "tokens": add(tokens[kept]),
+        "seen": add(progress[kept]),
+        "shown": _shown(model),
         "prefix": add(last("prefix_matching")),
         "copying": add(last("copying")),
         "texts": [
@@ -74,11 +76,18 @@ def _model(model: ModelStudy, texts: list[dict[str, Any]], add: Add) -> dict[str
     }
 
 
+def _shown(model: ModelStudy) -> list[list[int]]:
+    """[layer, head] of the heads whose attention on the texts was kept, in order."""
+    for text in model.texts.values():
+        return [list(map(int, head)) for head in zip(text["layer"].values, text["head"].values, strict=True)]
+    return []
+
+
 def _text(
     name: str, text: xr.Dataset, ends: tuple[int, int], kept: NDArray[np.intp], texts: list[dict[str, Any]], add: Add
 ) -> dict[str, Any]:
     losses = finite(f"{name}: loss", text["loss"], ("snapshot", "position"))
-    dims = ("layer", "head", "position", "source")
+    dims = ("shown", "position", "source")
     pattern = finite(f"{name}: pattern", text["pattern"], dims)
     logits = finite(f"{name}: logits", text["logits"], dims)
     lower = np.tril_indices(pattern.shape[-1])

@@ -227,6 +227,15 @@ def test_positions_chunks_and_statistics() -> None:
     scores = per_token[:, 9:].mean(1) - per_token[:, :2].mean(1)
     np.testing.assert_allclose(wide["icl_score"].sel(ablation="none"), scores.mean(), rtol=1e-12)
     np.testing.assert_allclose(wide["icl_score_sem"].sel(ablation="none"), scores.std() / N**0.5, rtol=1e-10)
+    assert wide["icl_score"].attrs["long_name"] == "mean loss of tokens 10 to 11 minus tokens 1 to 2"
+    for pair in ("3, 8", (3, 8), np.array([3, 8])):
+        other = ablate(model, inputs, targets, icl_positions=pair)
+        np.testing.assert_allclose(
+            other["icl_score"].sel(ablation="none"), (per_token[:, 7] - per_token[:, 2]).mean(), rtol=1e-12
+        )
+        assert other["icl_score"].attrs["long_name"] == "mean loss of token 8 minus token 3"
+        planned = json.loads(other.attrs["plan"])["positions"]
+        assert (planned["early"], planned["late"]) == ([3], [8])
     removed = losses(model(inputs, interventions=[Intervention.zero("2.z", heads=[1])]), targets)
     changes = (removed - per_token)[:, 9:].mean(1) - (removed - per_token)[:, :2].mean(1)
     np.testing.assert_allclose(wide["icl_effect_sem"].sel(ablation="2.1"), changes.std() / N**0.5, rtol=1e-8)
@@ -298,6 +307,15 @@ def test_without_targets_every_token_is_predicted_from_those_before() -> None:
         ({"preserve_heads": "0.0,0.0"}, "preserve_heads: 0.0 asked for more than once"),
         ({"icl_window": 2}, "icl_window: must be odd"),
         ({"icl_window": 11}, "leave room between positions 1 and 11"),
+        ({"icl_window": 3, "icl_positions": "4,6"}, "leave room between positions 4 and 6"),
+        ({"icl_positions": "8,3"}, "icl_positions: '8,3' must be two of the context's positions, 1 to 11, the earlier"),
+        ({"icl_positions": "3"}, "icl_positions: '3' must be two"),
+        ({"icl_positions": "0,3"}, "icl_positions: '0,3' must be two"),
+        ({"icl_positions": (3, 12)}, "icl_positions: .3, 12. must be two"),
+        ({"icl_positions": "3,x"}, "icl_positions: '3,x' must be two"),
+        ({"icl_positions": 3}, "icl_positions: must be a list, got 3"),
+        ({"icl_positions": [3, 4.0]}, "icl_positions: must be a whole number, got 4.0"),
+        ({"icl_positions": [3, 4], "positions": "5"}, "icl_positions: changes nothing at positions 5"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:

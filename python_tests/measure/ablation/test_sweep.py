@@ -171,12 +171,13 @@ def memory(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 model = Transformer(TransformerConfig(**json.loads(sys.argv[1])))
-tokens = torch.randint(0, model.config.vocab, (60, model.config.context + 1))
+tokens = torch.randint(0, model.config.vocab, (int(sys.argv.pop()), model.config.context + 1))
 ablate(model, tokens[:1], heads="0.0", positions="paper")
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 before = memory("VmRSS")
 positions, mode, engine, budget = sys.argv[2:]
-ablate(model, tokens, heads="0.0", positions=positions, mode=mode, engine=engine, memory=int(budget))
+heads = "all" if model.config.gated else "0.0"
+ablate(model, tokens, heads=heads, positions=positions, mode=mode, engine=engine, memory=int(budget))
 print(memory("VmHWM") - before)
 """
 
@@ -187,7 +188,20 @@ print(memory("VmHWM") - before)
 def test_peak_memory_stays_within_the_budget(positions: str, mode: str, engine: str, mlp: bool) -> None:
     config = {"vocab": 2000, "context": 192, "layers": 2, "width": 128, "heads": 4, "mlp": mlp}
     budget = 64 * 2**20
-    arguments = [json.dumps(config), positions, mode, engine, str(budget)]
+    arguments = [json.dumps(config), positions, mode, engine, str(budget), "60"]
     measured = subprocess.run([sys.executable, "-c", MEASURE_MEMORY, *arguments], capture_output=True, check=True)
     # under the budget, and not by leaving most of it unused
+    assert budget / 8 < int(measured.stdout) < budget
+
+
+@pytest.mark.parametrize(("positions", "context"), [("all", 64), ("paper", 300)])
+def test_peak_memory_of_a_deep_model(positions: str, context: int) -> None:
+    """With groups of heads and gated MLPs, all its heads: their streams stay within the budget too."""
+    config = {
+        "vocab": 500, "context": context, "layers": 4, "width": 96, "heads": 6, "kv_heads": 2, "mlp": True,
+        "mlp_width": 256, "gated": True, "activation": "silu", "norm": "rms", "position": "rotary",
+    }  # fmt: skip
+    budget = 96 * 2**20
+    arguments = [json.dumps(config), positions, "pattern-preserving", "fast", str(budget), "20"]
+    measured = subprocess.run([sys.executable, "-c", MEASURE_MEMORY, *arguments], capture_output=True, check=True)
     assert budget / 8 < int(measured.stdout) < budget

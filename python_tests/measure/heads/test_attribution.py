@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icl_fast import InputError, Transformer
 from icl_fast.measure import logit_attribution
+from icl_fast.measure.heads import TokenisedText, head_views
 
 Build = Callable[..., Transformer]
 Shapes = st.SearchStrategy[dict[str, Any]]
@@ -53,6 +54,21 @@ def test_against_all_logits_written_out(noisy: Build, shapes: Shapes, data: st.D
     torch.testing.assert_close(logit_attribution(model, inputs, every, layer, head).logits, everything)
 
 
+@pytest.mark.parametrize("norm", ["none", "rms"])
+def test_without_centring(noisy: Build, norm: str) -> None:
+    """Nothing is centred; where there is no norm at all, what a head adds is in the logits as it is."""
+    model = noisy(norm=norm, norm_affine=False)
+    inputs, _ = text()
+    every = torch.arange(model.config.vocab).expand(2, 6, -1)
+    with torch.no_grad():
+        _, sites = model(inputs, record=["1.head_out", "1.resid_post"])
+        added = sites["1.head_out"][:, 0] @ model.unembed.weight.T
+        if norm == "rms":
+            added /= (sites["1.resid_post"].square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+    found = logit_attribution(model, inputs, every, 1, 0).logits.sum(2)
+    torch.testing.assert_close(found, added - added.mean(-1, keepdim=True))
+
+
 @given(st.data())
 @settings(max_examples=20)
 def test_heads_and_the_rest_make_the_logits(noisy: Build, shapes: Shapes, data: st.DataObject) -> None:
@@ -79,6 +95,49 @@ def test_heads_and_the_rest_make_the_logits(noisy: Build, shapes: Shapes, data: 
             total += logit_attribution(model, inputs, targets, layer, head).logits.sum(-1)
         expected = (logits - logits.mean(-1, keepdim=True)).gather(2, targets[:, :, None])[..., 0]
     torch.testing.assert_close(total, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_architecture(architectures: Shapes, random_model: Callable[..., Transformer], data: st.DataObject) -> None:
+    """As above, whatever norms there are; logits are those before a cap."""
+    model = random_model(data.draw(architectures), torch.float64)
+    config, (inputs, targets) = model.config, text()
+    layers = range(config.layers)
+
+    def normed(norm: torch.nn.Module, rows: Tensor, stream: Tensor) -> Tensor:
+        """What a norm makes of a part of a stream, without its bias."""
+        if isinstance(norm, torch.nn.Identity):
+            return rows
+        if isinstance(norm, torch.nn.LayerNorm):
+            rows, stream = (x - x.mean(-1, keepdim=True) for x in (rows, stream))
+        rows = rows / (stream.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+        return rows if norm.weight is None else rows * norm.weight
+
+    record = ["embed", *(f"{layer}.mlp_out" for layer in layers if config.mlp)]
+    _, sites = model(inputs, record=[*record, *(f"{layer}.z" for layer in layers)])
+    rest = sum(sites[name] for name in record)
+    stream = rest
+    for layer in layers:
+        block = model.blocks[layer]
+        written = block.attention.out(sites[f"{layer}.z"].transpose(1, 2).flatten(2))
+        constant = block.attention.out(torch.zeros(config.heads * config.d_head, dtype=torch.float64))
+        rest = rest + normed(block.after1, constant.expand_as(written), written)
+        rest = rest + (getattr(block.after1, "bias", None) if getattr(block.after1, "bias", None) is not None else 0)
+        stream = stream + block.after1(written)
+    logits = model.unembed(model.final_norm(stream))
+    torch.testing.assert_close(model.capped(logits), model(inputs))
+    total = model.unembed(normed(model.final_norm, rest, stream))
+    bias = getattr(model.final_norm, "bias", None)
+    total = total if bias is None else total + bias @ model.unembed.weight.T
+    added = torch.zeros(2, 6, dtype=torch.float64)
+    for layer, head in product(layers, range(config.heads)):
+        added += logit_attribution(model, inputs, targets, layer, head).logits.sum(-1)
+    expected = (logits - total) - (logits - total).mean(-1, keepdim=True)
+    torch.testing.assert_close(added, expected.gather(2, targets[:, :, None])[..., 0])
+    words = TokenisedText("x", "", "", "", inputs[0], targets[0], tuple("a" * 6), torch.full((6,), -1), 0)
+    _, views = head_views(model, words)
+    torch.testing.assert_close(views.sum((0, 2)).double(), added[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_perfect_induction_head(induction: Build) -> None:

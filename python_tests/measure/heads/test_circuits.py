@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from icl_fast import InputError, Transformer
+from icl_fast import InputError, Transformer, TransformerConfig
 from icl_fast.measure import composition_scores, copying_eigenvalue_score, copying_eigenvalues, qk_trace
+from icl_fast.measure.heads import circuits
+from icl_fast.measure.heads.circuits import why_undefined
 
 Build = Callable[..., Transformer]
 Shapes = st.SearchStrategy[dict[str, Any]]
@@ -39,7 +41,7 @@ def weights(model: Transformer, layer: int, head: int, name: str) -> Tensor:
 @given(st.data())
 @settings(max_examples=25)
 def test_qk_trace_against_the_whole_circuit(noisy: Build, shapes: Shapes, data: st.DataObject) -> None:
-    model = noisy(**data.draw(shapes))
+    model = noisy(**data.draw(shapes.filter(lambda shape: shape["position"] != "rotary")))
     config = model.config
     previous = torch.rand(config.layers, config.heads)
     expected = torch.full((config.layers, config.heads), NAN, dtype=torch.float64)
@@ -93,6 +95,90 @@ def test_composition_against_loops(noisy: Build, shapes: Shapes, data: st.DataOb
             w_o, read = weights(model, *writer, "out") @ centre, weights(model, *reader, name)
             expected = ((w_o @ read) ** 2).sum().sqrt() / (w_o**2).sum().sqrt() / (read**2).sum().sqrt()
         assert score == pytest.approx(expected.item())
+
+
+def linear_part(norm: torch.nn.Module, rows: Tensor) -> Tensor:
+    """What a norm does to rows [...,C] but for its scale and its bias."""
+    if isinstance(norm, torch.nn.Identity):
+        return rows
+    if isinstance(norm, torch.nn.LayerNorm):
+        rows = rows - rows.mean(-1, keepdim=True)
+    return rows if norm.weight is None else rows * norm.weight
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_architecture(architectures: Shapes, random_model: Callable[..., Transformer], data: st.DataObject) -> None:
+    """Every circuit that is defined, against V x V matrices: tokens go through norms, heads and norms one by one."""
+    model = random_model(data.draw(architectures), torch.float64)
+    config, undefined = model.config, why_undefined(model.config)
+    layers, heads, width, group = config.layers, config.heads, config.d_head, config.heads // config.kv
+    embed, unembed = config.embed_scale * model.embed.weight, model.unembed.weight
+
+    def reads(layer: int, head: int, name: str, rows: Tensor) -> Tensor:
+        block = model.blocks[layer]
+        own = slice((head if name == "q" else head // group) * width, None)
+        found = linear_part(block.norm1, rows) @ getattr(block.attention, name).weight[own][:width].T
+        norm = getattr(block.attention, f"{name}_norm", None)
+        return found if norm is None else found * (norm.weight[own][:width] if config.qk_norm == "all" else norm.weight)
+
+    def writes(layer: int, head: int, rows: Tensor) -> Tensor:
+        block = model.blocks[layer]
+        own = slice(head * width, (head + 1) * width)
+        return linear_part(block.after1, rows @ block.attention.out.weight[:, own].T)
+
+    every = list(product(range(layers), range(heads)))
+    if "ov_copying" in undefined:
+        with pytest.raises(InputError, match=r"copying_eigenvalues: undefined because .* clipped"):
+            copying_eigenvalues(model)
+        with pytest.raises(InputError, match=r"composition_scores: undefined because .* clipped"):
+            composition_scores(model)
+    else:
+        eigenvalues, scores = copying_eigenvalues(model), composition_scores(model)
+        for at in every:
+            circuit = linear_part(model.final_norm, writes(*at, reads(*at, "v", embed))) @ unembed.T
+            power = circuit
+            for n in range(1, 4):
+                assert abs((eigenvalues[at] ** n).sum() - power.trace()) < 1e-9 * circuit.norm() ** n
+                power = power @ circuit
+        eye, basis = torch.eye(width, dtype=torch.float64), torch.eye(config.width, dtype=torch.float64)
+        for name, writer, reader in product("qkv", every, every):
+            if writer[0] < reader[0]:
+                written = writes(*writer, eye)
+                if isinstance(model.blocks[0].norm1, torch.nn.LayerNorm):
+                    written = written - written.mean(-1, keepdim=True)
+                over = written.norm() * reads(*reader, name, basis).norm()
+                expected = (reads(*reader, name, written).norm() / over).item()
+                assert scores[name][(*writer, *reader)].item() == pytest.approx(expected, abs=1e-9)
+    previous = torch.rand(layers, heads, dtype=torch.float64)
+    if "qk_trace" in undefined:
+        with pytest.raises(InputError, match="qk_trace: undefined because"):
+            qk_trace(model, previous)
+        return
+    traces = qk_trace(model, previous)
+    for layer, head in every[heads:]:
+        moved = sum(previous[at] * writes(*at, reads(*at, "v", embed)) for at in every if at[0] < layer)
+        expected = (reads(layer, head, "q", embed) * reads(layer, head, "k", moved)).sum().item()
+        assert traces[layer, head].item() == pytest.approx(expected)
+
+
+def test_what_is_undefined() -> None:
+    def of(**shape: Any) -> set[str]:
+        return set(why_undefined(TransformerConfig(vocab=9, context=9, width=8, heads=2, **shape)))
+
+    for shape in ({}, {"position": "alibi"}, {"position": "learned"}, {"score_cap": 2.0}, {"logit_cap": 2.0}):
+        assert of(**shape) == set()
+    assert of(norm="rms", parallel=True, mlp=True, kv_heads=1, tied=True, key="plain", embed_scale=2.0) == set()
+    for shape in ({"position": "rotary"}, {"qk_norm": "head"}, {"norm_place": "after"}, {"norm_place": "both"}):
+        assert of(**shape) == {"qk_trace"}
+    assert of(qkv_clip=1.0) == {"qk_trace", "ov_copying", "composition_q", "composition_k", "composition_v"}
+
+
+def test_gram_matrices_in_strips(noisy: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = noisy(layers=3, heads=3, width=18, head_width=6)
+    whole = composition_scores(model)
+    monkeypatch.setattr(circuits, "_GRAM_NUMBERS", 1)
+    torch.testing.assert_close(composition_scores(model), whole, equal_nan=True)
 
 
 def test_qk_trace_of_a_perfect_induction_circuit(induction: Build) -> None:

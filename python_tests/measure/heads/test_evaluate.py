@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from icl_fast import InputError
+from icl_fast.cli.tables import print_head_scores
 from icl_fast.data import load_text
 from icl_fast.files import sha256
 from icl_fast.measure import (
@@ -32,9 +33,11 @@ from icl_fast.measure import (
     qk_trace,
     sweep,
 )
+from icl_fast.measure.heads import why_undefined
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.models import Snapshot
-from icl_fast.runs import Run, RunSeries
+from icl_fast.models.foreign import load_foreign
+from icl_fast.runs import ForeignSeries, Run, RunSeries
 
 HEADS = ("snapshot", "layer", "head")
 PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
@@ -100,6 +103,27 @@ def test_fewer_than_ten_held_out_windows(run: Path) -> None:
     assert len(text) == 4
     expected = previous_token_scores(folder.load_snapshot(12).model, text, examples=4)
     np.testing.assert_array_equal(results["previous_token"][0], expected)
+
+
+def test_what_the_architecture_does_not_define(
+    llama: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NaN, with the reason; what it defines is there, on sequences that begin as the texts do."""
+    series = ForeignSeries(llama(tmp_path / "model"))
+    assert series.bos is None
+    results = open_results(evaluate(series, out=tmp_path / "heads.zarr"))
+    model = load_foreign(tmp_path / "model")
+    matching = prefix_matching_scores(model, bos=None)
+    np.testing.assert_array_equal(results["prefix_matching"][0], matching)
+    np.testing.assert_array_equal(results["copying"][0], copying_scores(model))
+    np.testing.assert_array_equal(results["composition_k"][0], composition_scores(model)["k"])
+    assert results["qk_trace"].isnull().all()
+    assert results["ov_copying"].notnull().all()
+    reasons = json.loads(results.attrs["undefined"])
+    assert reasons == why_undefined(model.config)
+    print_head_scores(results)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "QK trace: undefined because rotary positions turn queries and keys" in printed
 
 
 KILLED = """

@@ -153,17 +153,24 @@ def test_views_are_those_of_each_head(noisy: Build, shapes: Shapes, data: st.Dat
     for dtype, rtol, atol in ((torch.float64, 2e-7, 0.0), (torch.float32, 1e-5, 1e-6)):
         model = model.to(dtype)
         pattern, logits = head_views(model, text)
-        assert pattern.shape == logits.shape == (model.config.layers, model.config.heads, 6, 6)
+        every = list(product(range(model.config.layers), range(model.config.heads)))
+        assert pattern.shape == logits.shape == (len(every), 6, 6)
         assert pattern.dtype == logits.dtype == torch.float32
-        for layer, head in product(range(model.config.layers), range(model.config.heads)):
+        for place, (layer, head) in enumerate(every):
             one = logit_attribution(model, text.inputs[None], text.targets[None], layer, head)
-            torch.testing.assert_close(pattern[layer, head], one.pattern[0].float(), rtol=rtol, atol=atol)
-            torch.testing.assert_close(logits[layer, head], one.logits[0].float(), rtol=rtol, atol=atol)
+            torch.testing.assert_close(pattern[place], one.pattern[0].float(), rtol=rtol, atol=atol)
+            torch.testing.assert_close(logits[place], one.logits[0].float(), rtol=rtol, atol=atol)
+        some = every[::-2]  # in any order
+        for views, of_all in zip(head_views(model, text, some), (pattern, logits), strict=True):
+            expected = torch.stack([of_all[every.index(head)] for head in some])
+            torch.testing.assert_close(views, expected, rtol=rtol, atol=atol)
 
 
 def test_views_of_a_perfect_induction_circuit(induction: Build) -> None:
     said = torch.arange(1, 9)
-    pattern, logits = head_views(induction(40, 16), of_ids(torch.cat((said, said))))
+    model = induction(40, 16)
+    views = head_views(model, of_ids(torch.cat((said, said))))
+    pattern, logits = (of.unflatten(0, (model.config.layers, model.config.heads)) for of in views)
     for i in range(1, 16):
         assert pattern[0, 0, i, i - 1] == pytest.approx(1, abs=1e-6)  # the previous token
     for i in range(9, 16):
@@ -224,16 +231,18 @@ def test_dataset(noisy: Build, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = noisy(vocab=tokenizer.get_vocab_size(), context=20)
     text = tokenise(passage("é<script>\0: 1 and what is left out", Mark(12, 3)), tokenizer, 9)
     losses = torch.stack([token_losses(model, text)] * 2)
-    pattern, logits = head_views(model, text)
-    made = text_dataset(text, [0, 5], [0, 100], losses, pattern, logits)
+    heads = [(1, 0), (0, 1)]
+    pattern, logits = head_views(model, text, heads)
+    made = text_dataset(text, [0, 5], [0, 100], losses, heads, pattern, logits)
     made.to_zarr(tmp_path / "text", mode="w", zarr_format=2, consolidated=True)
     with xr.open_zarr(tmp_path / "text") as stored:
         for dataset in (made, stored.load()):
             assert dataset.loss.dims == ("snapshot", "position")
-            assert dataset.pattern.dims == dataset.logits.dims == ("layer", "head", "position", "source")
+            assert dataset.pattern.dims == dataset.logits.dims == ("shown", "position", "source")
             for name, values in (("loss", losses), ("pattern", pattern), ("logits", logits)):
                 assert dataset[name].dtype == "float32"
                 assert (dataset[name].values == values.numpy()).all()
+            assert list(zip(dataset.layer.values, dataset["head"].values, strict=True)) == heads
             assert dataset.snapshot.values.tolist() == [0, 5]
             assert dataset.tokens.values.tolist() == [0, 100]
             assert dataset.position.values.tolist() == list(range(1, 10))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from icl_fast import InputError, Transformer, TransformerConfig
+from icl_fast.measure import base_pass
 from icl_fast.measure.heads import (
     copying,
     copying_scores,
@@ -26,6 +26,8 @@ from icl_fast.measure.heads import (
     repeated_random_tokens,
 )
 from icl_fast.measure.heads import scores as module
+from icl_fast.measure.heads.attribution import logit_directions
+from icl_fast.models import site
 
 Build = Callable[..., Transformer]
 Shapes = st.SearchStrategy[dict[str, Any]]
@@ -227,36 +229,79 @@ def test_distinct_tokens() -> None:
     assert not torch.equal(tokens, distinct_random_tokens(512, seed=1))
 
 
-def test_one_layers_patterns_at_a_time(noisy: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a layer's pattern is looked at, none of another layer is alive."""
-    seen: list[weakref.ref[Tensor]] = []
+def test_no_whole_patterns(noisy: Build, monkeypatch: pytest.MonkeyPatch, sizes: Any) -> None:
+    """No pattern of all rows is ever there, and no score depends on the tiles or on the examples in a pass."""
+    model = noisy(layers=2, heads=2, position="rotary", windows=[[None, 3], [5, None]], vocab=33)
+    text = torch.randint(0, 33, (3, 200))
 
-    def watching(score: Any) -> Any:
-        def watch(pattern: Tensor, *rest: Any, **named: Any) -> Tensor:
-            assert all(earlier() is None for earlier in seen)
-            seen.append(weakref.ref(pattern))
-            return score(pattern, *rest, **named)
+    def scores() -> list[Tensor]:
+        return [previous_token_scores(model, text, examples=3), prefix_matching_scores(model), copying_scores(model)]
 
-        return watch
-
-    for name in ("copying", "prefix_matching"):
-        monkeypatch.setattr(module, name, watching(getattr(module, name)))
-    model = noisy(layers=3)
-    copying_scores(model)
-    prefix_matching_scores(model)
-    assert len(seen) == 3 + 3
-
-
-def test_previous_token_by_tiles(noisy: Build, monkeypatch: pytest.MonkeyPatch, sizes: Any) -> None:
-    """No whole pattern is ever there, and the score does not depend on the tiles."""
-    model = noisy(layers=2, heads=2, position="rotary", windows=[[None, 3], [5, None]])
-    text = torch.randint(0, 17, (3, 200))
-    whole = previous_token_scores(model, text, examples=3)
-    monkeypatch.setattr(module, "SCORES_AT_A_TIME", 2 * 200 * 7)
-    with sizes:
-        tiled = previous_token_scores(model, text, examples=3)
+    whole = scores()
+    for tile, positions in ((2 * 200 * 7, 1024), (2 * 101 * 101 * 3, 250), (1, 1)):
+        monkeypatch.setattr(base_pass, "TILE_SCORES", tile)
+        monkeypatch.setattr(module, "_POSITIONS", positions)
+        if tile == 2 * 200 * 7:
+            with sizes:
+                tiled = scores()
+            assert sizes.largest < 2 * 101 * 101 * 10
+            continue
+        torch.testing.assert_close(scores(), whole)
     torch.testing.assert_close(tiled, whole)
-    assert sizes.largest < 2 * 200 * 200
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_architecture(architectures: Shapes, random_model: Callable[..., Transformer], data: st.DataObject) -> None:
+    """Every score of every head is that of its recorded pattern; of a changed model too."""
+    model = random_model(data.draw(architectures) | {"vocab": 60, "context": 33}, torch.float32)
+    bos = data.draw(st.sampled_from([None, 3]))
+    layers = range(model.config.layers)
+    sites = [site(name, layer) for layer in layers for name in ("pattern", "v")]
+
+    def record(tokens: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return model(tokens, record=sites)[1]
+
+    period = 8 if model.config.position == "learned" else 25
+    repeated = record(repeated_random_tokens(60, bos, period=period, seed=1))
+    matching = torch.stack([prefix_matching(repeated[f"{layer}.pattern"], period=period) for layer in layers])
+    text = torch.randint(0, 60, (3, 30))
+    read = record(text)
+    previous = torch.stack([previous_token(read[f"{layer}.pattern"]) for layer in layers])
+    torch.testing.assert_close(prefix_matching_scores(model, bos=bos, seed=1), matching, rtol=0, atol=1e-6)
+    torch.testing.assert_close(previous_token_scores(model, text, examples=3), previous, rtol=0, atol=1e-6)
+    tokens = distinct_random_tokens(60, seed=1)
+    distinct, directions, copied = record(tokens), logit_directions(model, tokens), []
+    for layer in layers:
+        out = model.blocks[layer].attention.out.weight.double().view(model.config.width, model.config.heads, -1)
+        written = torch.einsum("chd,bhjd->bhjc", out, distinct[f"{layer}.v"].double())
+        after = model.blocks[layer].after1  # but for its scale
+        if isinstance(after, torch.nn.LayerNorm):
+            written = written - written.mean(-1, keepdim=True)
+        if getattr(after, "weight", None) is not None:
+            written = written * after.weight.double()
+        raised = torch.einsum("bhjc,bkc->bhjk", written, directions).relu()
+        copied.append(copying(distinct[f"{layer}.pattern"], raised))
+    torch.testing.assert_close(copying_scores(model, seed=1), torch.stack(copied), rtol=0, atol=1e-5)
+    model.register_forward_hook(lambda module, inputs, output: None)  # it changes nothing but the way that is taken
+    torch.testing.assert_close(prefix_matching_scores(model, bos=bos, seed=1), matching, rtol=0, atol=1e-6)
+    torch.testing.assert_close(previous_token_scores(model, text, examples=3), previous, rtol=0, atol=1e-6)
+
+
+def test_tokens_that_may_be_drawn() -> None:
+    """The middle 80% up to the last id of the tokenizer, less what is no text; with all ids the same as without."""
+    every = torch.arange(512)
+    assert torch.equal(repeated_random_tokens(512, 0, ids=every), repeated_random_tokens(512, 0))
+    assert torch.equal(distinct_random_tokens(512, ids=every), distinct_random_tokens(512))
+    ids = every[(every < 400) & (every % 2 == 0)]
+    for tokens in (repeated_random_tokens(512, None, ids=ids), distinct_random_tokens(512, ids=ids)):
+        assert (tokens % 2 == 0).all()
+        assert tokens.min() >= 39
+        assert tokens.max() < 360
+    assert repeated_random_tokens(512, None, ids=ids).shape == (10, 100)
+    with pytest.raises(InputError, match="too few to draw"):
+        distinct_random_tokens(512, ids=ids[:25])
 
 
 def test_bad_input() -> None:

@@ -131,7 +131,7 @@ def test_a_legend_of_many_names_the_first(study: Study) -> None:
 
 def test_runs_on_exemplars_alone(exemplar_runs: dict[str, ExemplarStudy], tmp_path: Path) -> None:
     """Every panel, drawn in the page's colours, and no table."""
-    runs = Study("Runs", {}, None, (), {"alone": exemplar_runs["alone"]})
+    runs = Study("Runs", {}, (), (), {"alone": exemplar_runs["alone"]})
     groups = exemplar_panels(runs)["alone"]
     written = write_static(runs, {}, groups, tmp_path)
     panels = [panel for _, of_group in groups for panel in of_group]
@@ -209,7 +209,7 @@ def test_the_whole_table(study: Study) -> None:
 def test_names_are_no_formulas(study: Study, tmp_path: Path) -> None:
     name = r"a_$x^2$_{b \frac"
     model = replace(study.models["two_layer"], name=name)
-    odd = replace(study, models={name: model}, pca=None)
+    odd = replace(study, models={name: model}, groups=(replace(study.groups[0], models=(name,)),))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for panel in (
@@ -292,7 +292,7 @@ def test_colours_of_series(study: Study, panels: dict[str, Panel]) -> None:
 def test_more_models_than_colours_are_told_apart_by_dashes(study: Study) -> None:
     model = study.models["two_layer"]
     names = [f"model {number}" for number in range(10)]
-    many = replace(study, models={name: replace(model, name=name) for name in names}, pca=None)
+    many = replace(study, models={name: replace(model, name=name) for name in names})
     series = tuple(Series(name, np.arange(3.0), np.arange(3.0), model=name) for name in names)
     lines = draw(Panel("k", "lines", "t", "c", "x", "y", series=series), many).axes[0].lines[:10]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10

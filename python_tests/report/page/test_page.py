@@ -425,7 +425,7 @@ def test_six_columns_fit_a_wide_window(
     page.wait_for_timeout(100)
     head, body = (
         page.evaluate(f"document.querySelector('{selector}').getBoundingClientRect().left")
-        for selector in (".column-head:nth-child(4)", ".row:nth-child(7) .cell:nth-child(4)")
+        for selector in (".group-head ~ .column-head:nth-child(5)", ".row:nth-child(7) .cell:nth-child(4)")
     )
     assert head == body
     top = page.evaluate("document.querySelector('.strip').getBoundingClientRect().top")
@@ -469,7 +469,7 @@ def test_a_study_with_little_in_it(study: Study, browser_page: OpenPage, tmp_pat
     bare = replace(
         study,
         models={name: replace(model, ablations={}, left_out={}, texts={})},
-        pca=None,
+        groups=(replace(study.groups[0], models=(name,), pca=None),),
         claims=(),
     )
     page = browser_page(write_page(bare, table_panels(bare), ROWS, [], tmp_path / "bare.html"))
@@ -495,7 +495,7 @@ def test_panels_of_any_kind_without_a_model(browser_page: OpenPage, tmp_path: Pa
     named = Series("learned", np.array([1.0, 2]), np.array([300.0, 9000]), names=("seed 7", "seed 8"), head=(0, 1))
     paths = Panel("paths", "path", "Paths", "", "x", "y", series=(Series("run", seen, seen**2),))
     panels = [lines, wiring, replace(times, series=(named,)), paths]
-    page = browser_page(write_page(Study("Runs", {}, None), {}, [], [("All", panels)], tmp_path / "runs.html"))
+    page = browser_page(write_page(Study("Runs", {}, ()), {}, [], [("All", panels)], tmp_path / "runs.html"))
     assert page.locator("#table, #passage, #abstract, footer dl").count() == 0
     tip, at = page.locator(".tip"), "#family .figures > :nth-child({}) .plot"
     for number in range(1, 5):

@@ -27,7 +27,7 @@ Runs = dict[str, ExemplarStudy]
 
 @pytest.fixture(scope="module")
 def study(exemplar_runs: Runs) -> Study:
-    return Study("Runs on exemplars", {}, None, (), exemplar_runs)
+    return Study("Runs on exemplars", {}, (), (), exemplar_runs)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,15 @@ def test_beside_runs_on_text(
     both = replace(text, exemplars={"alone": left})
     page = browser_page(write_report(both, tmp_path, static=False))
     sections = page.locator("main > section > h2").all_text_contents()
-    assert sections == ["Model Analysis Table", "Further figures", "Passage", "Abstract heads", "alone", "Claims"]
+    assert sections == [
+        "Model Analysis Table",
+        "Heads",
+        "Further figures",
+        "Passage",
+        "Abstract heads",
+        "alone",
+        "Claims",
+    ]
     assert page.locator(".head .wide").count() == 2
     assert page.locator(".note li").all_text_contents()[-1] == "alone, step 6: truncated"
     assert page.locator("input[name=colour]").count() == 3

@@ -74,7 +74,7 @@ def test_passage_values_by_keyboard(study: Study, file: Path, browser_page: Open
     before, after = ends(study, "two_layer", "first")
     layer, head = best_head(study, "two_layer")
     assert passage.locator("select").nth(2).input_value() == f"{layer}.{head}"
-    pattern = texts_of(study, "two_layer", "first")["pattern"].values[layer, head]
+    pattern = texts_of(study, "two_layer", "first")["pattern"].values[2 * layer + head]
     tokens = passage.locator(".texts-token")
     assert tokens.count() == LENGTH + 1
     passage.locator(".texts-token[tabindex='0']").focus()
@@ -130,7 +130,7 @@ def test_another_head_text_and_model(study: Study, file: Path, browser_page: Ope
     before, after = ends(study, "one_layer", "again")
     passage.locator(".texts-token").nth(5).hover()
     assert passage.locator(".texts-change dd").inner_text() == signed(after[4] - before[4])
-    row = texts_of(study, "one_layer", "again")["pattern"].values[0, 1, 4, :5]
+    row = texts_of(study, "one_layer", "again")["pattern"].values[1, 4, :5]
     assert passage.locator(".texts-share").first.inner_text() == percent(float(row.max()))
     assert passage.locator(".texts-chart .band").is_hidden()
 
@@ -285,7 +285,7 @@ def test_head_values_by_keyboard(study: Study, file: Path, browser_page: OpenPag
     section.locator(f"input[value={side}]").click()
     layer, head = best_head(study, "two_layer")
     text = texts_of(study, "two_layer", "first")
-    pattern, logits = (text[name].values[layer, head].astype(np.float64) for name in ("pattern", "logits"))
+    pattern, logits = (text[name].values[2 * layer + head].astype(np.float64) for name in ("pattern", "logits"))
     shown = (pattern if what == "attention" else logits).round(2)
     full = 1.0 if what == "attention" else float(np.abs(text["logits"].values).max().round(2))
     section.locator(".texts-token").first.focus()
@@ -336,7 +336,7 @@ def test_the_picture_is_the_lower_triangle(study: Study, file: Path, browser_pag
     section.locator("select").nth(1).select_option(label="A passage")
     page.evaluate("ICL.settled()")
     layer, head = best_head(study, "two_layer")
-    pattern = texts_of(study, "two_layer", "first")["pattern"].values[layer, head].astype(np.float64).round(2)
+    pattern = texts_of(study, "two_layer", "first")["pattern"].values[2 * layer + head].astype(np.float64).round(2)
     opacity = section.locator("canvas.texts-pattern").evaluate(
         """(canvas, n) => {
           const size = canvas.width, all = canvas.getContext("2d").getImageData(0, 0, size, size).data;
@@ -365,7 +365,7 @@ def test_only_labels_are_predicted(study: Study, file: Path, browser_page: OpenP
     section.locator("select").nth(1).select_option(label="A template")
     page.evaluate("ICL.settled()")
     assert switch.is_checked()
-    pattern = texts_of(study, "two_layer", "lines")["pattern"].values.astype(np.float64)
+    pattern = texts_of(study, "two_layer", "lines")["pattern"].values.astype(np.float64).reshape(2, 2, LENGTH, LENGTH)
     right = (pattern[..., 8, 3] + pattern[..., 11, 3] + pattern[..., 11, 9]) / 2
     wrong = (pattern[..., 8, 6] + pattern[..., 11, 6]) / 2
     layer, head = best_head(study, "two_layer")
@@ -393,7 +393,7 @@ def test_view_of_one_head(study: Study, file: Path, browser_page: OpenPage) -> N
     view.locator("select").select_option(label="A passage")
     page.evaluate("ICL.settled()")
     view.locator(".texts-token").nth(7).focus()
-    pattern, logits = (texts_of(study, "one_layer", "first")[name].values[0, 1, 6] for name in ("pattern", "logits"))
+    pattern, logits = (texts_of(study, "one_layer", "first")[name].values[1, 6] for name in ("pattern", "logits"))
     for token, attention, logit in rows(view):
         j = number(token)
         assert [attention, logit] == [percent(float(pattern[j])), signed(float(logits[j]))]

@@ -19,7 +19,7 @@ STRATEGIES = {"icl", "ciwl", "flip", "iwl"}
 
 def panels_of(run: ExemplarStudy) -> dict[str, Panel]:
     """By key without what all keys of the run begin with."""
-    study = Study("Runs", {}, None, (), {run.name: run})
+    study = Study("Runs", {}, (), (), {run.name: run})
     panels = [panel for _, of_group in exemplar_panels(study)[run.name] for panel in of_group]
     return {panel.key.removeprefix(f"exemplars-{run.name}-"): panel for panel in panels}
 
@@ -220,7 +220,7 @@ def test_of_many_members_the_first_have_figures_of_their_heads(exemplar_runs: Ru
 
 def test_evaluators_have_one_colour_everywhere(exemplar_runs: Runs) -> None:
     run = exemplar_runs["alone"]
-    study = Study("Runs", {}, None, (), {run.name: run})
+    study = Study("Runs", {}, (), (), {run.name: run})
     for panel in panels_of(run).values():
         for series, colour in zip(panel.series, series_colours(study, panel), strict=True):
             if series.evaluator is not None:
@@ -253,7 +253,7 @@ def test_one_layer_has_no_wiring(exemplar_runs: Runs) -> None:
 
 
 def test_keys_are_unique(exemplar_runs: Runs) -> None:
-    study = Study("Runs", {}, None, (), exemplar_runs)
+    study = Study("Runs", {}, (), (), exemplar_runs)
     panels = [one for groups in exemplar_panels(study).values() for _, of_group in groups for one in of_group]
     keys = [panel.key for panel in panels]
     assert len(set(keys)) == len(keys)

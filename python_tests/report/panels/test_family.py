@@ -61,12 +61,13 @@ def test_keys_of_any_names_are_short_and_differ() -> None:
 
 
 def test_joint_pca(study: Study, panels: dict[str, Panel]) -> None:
-    assert study.pca is not None
+    pca = study.groups[0].pca
+    assert pca is not None
     paths = panels["pca"].series
     assert [path.model for path in paths] == list(study.models)
     for path in paths:
-        np.testing.assert_array_equal(np.stack([path.x, path.y], 1), study.pca.coordinates[path.label])
-    assert f"{study.pca.explained_variance_ratio[1]:.0%}" in panels["pca"].y_label
+        np.testing.assert_array_equal(np.stack([path.x, path.y], 1), pca.coordinates[path.label])
+    assert f"{pca.explained_variance_ratio[1]:.0%}" in panels["pca"].y_label
 
 
 def test_losses_scores_and_slopes_of_all_models(study: Study, panels: dict[str, Panel]) -> None:
@@ -247,7 +248,7 @@ def test_sweeps_of_other_text_are_refused_in_words(made_study: MadeStudy) -> Non
 
 def test_one_model_of_one_layer(made_study: MadeStudy) -> None:
     panels = by_key(made_study((1,)))
-    assert panels["loss-by-position-compared"].absent == "N/A: one model; there is none to compare it with"
+    assert panels["loss-by-position-compared"].absent == "N/A: no two models are evaluated on the same examples"
     assert "all models have one layer" in (panels["prefix-weights"].absent or "")
     assert panels["pca"].absent is None
 
@@ -261,11 +262,15 @@ def test_a_model_that_is_refused_is_left_out_and_named(study: Study) -> None:
 
 def test_models_of_other_contexts_are_not_compared_by_position(made_study: MadeStudy) -> None:
     long, short = made_study((1, 2)), made_study((3,), context=16)
-    panels = by_key(replace(long, models=long.models | short.models, pca=None))
+    both = replace(long, models=long.models | short.models, groups=long.groups + short.groups)
+    panels = by_key(both)
     panel = panels["loss-by-position-compared"]
     assert [series.label for series in panel.series] == ["two_layer"]
-    assert "Left out: losses of three_layer: their positions are not those of one_layer" in panel.caption
-    assert panels["pca"].absent is not None
+    assert "Left out: three_layer is evaluated on other examples than one_layer" in panel.caption
+    by_hand = replace(both, groups=(replace(long.groups[0], models=tuple(both.models), pca=None),))
+    panels = by_key(by_hand)
+    assert "Left out: losses of three_layer: their positions are not" in panels["loss-by-position-compared"].caption
+    assert (panels["pca"].absent or "").startswith("N/A: no plane: 3 snapshots or more")
 
 
 def test_over_100_heads_a_sample_is_opaque(made_study: MadeStudy) -> None:

@@ -62,11 +62,12 @@ def test_nine_rows_a_model_in_the_papers_order(study: Study, table: dict[str, li
 
 
 def test_path_of_the_joint_pca(study: Study, table: dict[str, list[Panel]]) -> None:
-    assert study.pca is not None
+    pca = study.groups[0].pca
+    assert pca is not None
     for name, panels in table.items():
         panel, model = row(panels, "pca"), study.models[name]
         own, *rest = panel.series
-        np.testing.assert_array_equal(np.stack([own.x, own.y], 1), study.pca.coordinates[name])
+        np.testing.assert_array_equal(np.stack([own.x, own.y], 1), pca.coordinates[name])
         assert own.opaque
         assert own.model == name
         assert own.names[1] == "step 10, 20,480 tokens"
@@ -80,7 +81,7 @@ def test_path_of_the_joint_pca(study: Study, table: dict[str, list[Panel]]) -> N
         others = [series for series in rest if series.label != PHASE_CHANGE]
         assert [series.label for series in others] == [other for other in study.models if other != name]
         assert not any(series.opaque for series in others)
-        assert f"{study.pca.explained_variance_ratio[0]:.0%} of the variance" in panel.x_label
+        assert f"{pca.explained_variance_ratio[0]:.0%} of the variance" in panel.x_label
         assert panel.band is None
 
 
@@ -95,7 +96,7 @@ def test_losses_and_scores(study: Study, table: dict[str, list[Panel]]) -> None:
         (score,) = row(panels, "icl_score").series
         np.testing.assert_array_equal(score.y, losses["icl_score"])
         np.testing.assert_array_equal(score.error, losses["icl_score_sem"])
-        assert "at positions 31 minus at 4" in row(panels, "icl_score").caption
+        assert "token 31 minus token 4" in row(panels, "icl_score").caption
 
 
 def test_heatmaps(study: Study, table: dict[str, list[Panel]]) -> None:
@@ -178,8 +179,8 @@ def test_what_is_not_defined_says_so(study: Study, table: dict[str, list[Panel]]
     assert absent.startswith("N/A: no phase change: the ICL score fell by 0.00 nats")
     assert not row(one, "ablation_before_after").series
     assert all(panel.absent is None for panel in two)
-    alone = table_panels(replace(study, pca=None))["two_layer"]
-    assert "same examples" in (row(alone, "pca").absent or "")
+    alone = table_panels(replace(study, groups=(replace(study.groups[0], pca=None),)))["two_layer"]
+    assert "no plane: 3 snapshots or more" in (row(alone, "pca").absent or "")
     assert row(alone, "loss").absent is None
 
 
@@ -251,5 +252,6 @@ def test_names_that_differ_in_signs_alone_have_their_own_keys(study: Study) -> N
         name: replace(model, name=name)
         for name, model in zip(("a.b", "A b", "日本"), study.models.values(), strict=True)
     }
-    keys = [panels[1].key for panels in table_panels(replace(study, models=models, pca=None)).values()]
+    groups = (replace(study.groups[0], models=tuple(models)),)
+    keys = [panels[1].key for panels in table_panels(replace(study, models=models, groups=groups)).values()]
     assert keys == ["table-2-loss-a-b", "table-2-loss-a-b-2", "table-2-loss-model"]

@@ -45,7 +45,8 @@ def test_payload_equals_the_arrays(study: Study) -> None:
         last = model.heads.isel(snapshot=-1)
         np.testing.assert_array_equal(kept[packed["prefix"]], last["prefix_matching"])
         np.testing.assert_array_equal(kept[packed["copying"]], last["copying"])
-        np.testing.assert_array_equal(kept[packed["tokens"]], model.losses["tokens"])
+        np.testing.assert_array_equal(kept[packed["seen"]], model.losses["tokens"])
+        assert packed["shown"] == [list(head) for head in np.ndindex(model.types.types.shape)]
         for one, text in zip(packed["texts"], model.texts.values(), strict=True):
             ends = [packed["before"]["step"], packed["after"]["step"]]
             for name, step in zip(("before", "after"), ends, strict=True):
@@ -54,11 +55,8 @@ def test_payload_equals_the_arrays(study: Study) -> None:
             np.testing.assert_allclose(curves.T, text["loss"], rtol=0, atol=0.005 + 1e-6)
             for name, values in (("pattern", kept[one["pattern"]]), ("logits", kept.signed(one["logits"]))):
                 for i in range(LENGTH):
-                    row = values[:, :, i * (i + 1) // 2 :][:, :, : i + 1]
-                    expected = [
-                        [[round(float(x) * 100) for x in head] for head in layer]
-                        for layer in text[name].values[:, :, i, : i + 1]
-                    ]
+                    row = values[:, i * (i + 1) // 2 :][:, : i + 1]
+                    expected = [[round(float(x) * 100) for x in head] for head in text[name].values[:, i, : i + 1]]
                     np.testing.assert_array_equal(row, expected)
             direct = text["logits"].values.astype(np.float64).sum(-1)
             np.testing.assert_array_equal(kept.signed(one["direct"]), np.rint(direct * 100))
@@ -116,7 +114,7 @@ def test_many_snapshots_are_thinned(made_study: MakeStudy) -> None:
     model = study.models["two_layer"]
     kept = Kept()
     packed = texts_payload(study, kept.add)["models"][0]
-    tokens = kept[packed["tokens"]]
+    tokens = kept[packed["seen"]]
     assert packed["snapshots"] == 333
     assert len(tokens) <= LARGEST_SNAPSHOTS
     assert (np.diff(tokens) > 0).all()
@@ -140,7 +138,7 @@ def test_texts_are_held_once_unless_the_tokens_differ(study: Study) -> None:
 def test_a_value_that_is_not_finite_is_named(study: Study) -> None:
     model = study.models["one_layer"]
     text = model.texts["first"].copy(deep=True)
-    text["logits"].values[0, 1, 2, 1] = np.nan
+    text["logits"].values[1, 2, 1] = np.nan
     broken = dataclasses.replace(model, texts={"first": text})
     with pytest.raises(InputError, match=r"one_layer, text first: logits.*position 3"):
         texts_payload(dataclasses.replace(study, models={"one_layer": broken}), Kept().add)

@@ -45,6 +45,6 @@ export function array(reference) {
 /** The numbers of an array given by its number, or as it is. */
 export const values = (of) => (typeof of === "number" ? array(of).data : of);
 
-/** [snapshot] of a model, by its index: tokens seen, and optimizer steps. */
-export const tokens = (model) => array(data.models[model].tokens).data;
+/** [snapshot] of a model, by its index: how much training it had (`data.progress` says what is counted), and steps. */
+export const seen = (model) => array(data.models[model].seen).data;
 export const steps = (model) => array(data.models[model].steps).data;

@@ -1,8 +1,8 @@
 // Linked hover: one cursor for the page (a model, a snapshot, perhaps a head, perhaps a context position), shown in
-// every panel of that model's column, and at the nearest snapshot by tokens in the other columns.
+// every panel of that model's column, and at the snapshot nearest in training in the other columns.
 import { px, py } from "./chart.js";
 import { headColours } from "./colour.js";
-import { tokens } from "./data.js";
+import { seen } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { bySnapshot, pointed, sideways, start, upward } from "./pointing.js";
@@ -28,10 +28,10 @@ function show(next, where = null, aloud = false) {
   tell(cursor, beside, aloud);
 }
 
-/** Where the cursor is in a model's snapshots: its own, or the nearest by tokens to another model's. */
+/** Where the cursor is in a model's snapshots: its own, or that nearest in training to another model's. */
 export function snapshotOf(model) {
   if (!cursor || cursor.at === null || cursor.model === null || model === null) return null;
-  return model === cursor.model ? cursor.at : nearest(tokens(model), tokens(cursor.model)[cursor.at]);
+  return model === cursor.model ? cursor.at : nearest(seen(model), seen(cursor.model)[cursor.at]);
 }
 
 /** Bring what a panel shows of the cursor up to date. */
@@ -86,23 +86,23 @@ function colourOf(panel, { model, head, colour }) {
 /** The marks of a column's panel for a snapshot of its model. */
 function linkedMarks(panel, at) {
   const { spec, model, margin, heatmap } = panel;
-  const seen = tokens(model)[at];
+  const now = seen(model)[at];
   if (spec.kind === "path") {
     const own = panel.series.find((one) => one.model === model && bySnapshot(one));
     return own ? { dot: dot(panel, own, at) } : {};
   }
-  if (!spec.over_training || (panel.x.log && seen <= 0)) return {};
-  const x = Math.max(margin.l, Math.min(panel.width - margin.r, px(panel, seen)));
+  if (!spec.over_training || (panel.x.log && now <= 0)) return {};
+  const x = Math.max(margin.l, Math.min(panel.width - margin.r, px(panel, now)));
   if (heatmap) {
     if (cursor.position === null) return { cursor: { x } };
     const row = nearest(heatmap.y, cursor.position);
-    const value = heatmap.z[row * heatmap.x.length + nearest(heatmap.x, seen)];
+    const value = heatmap.z[row * heatmap.x.length + nearest(heatmap.x, now)];
     const text = `position ${format.whole(heatmap.y[row])}: ${format.value(value)}`;
-    return { cursor: { x }, cross: { ...place(panel, seen, heatmap.y[row]), x }, readout: { text } };
+    return { cursor: { x }, cross: { ...place(panel, now, heatmap.y[row]), x }, readout: { text } };
   }
   const own = chosenLine(panel);
   if (!own) return { cursor: { x } };
-  const i = nearest(own.x, seen);
+  const i = nearest(own.x, now);
   const text = (own.head ? `${format.head(own.head)}: ` : "") + withError(own, i);
   return { cursor: { x }, dot: dot(panel, own, i), readout: { text } };
 }

@@ -1,6 +1,7 @@
 // Puts the page together, one section a task.
 import { array, data, load } from "./data.js";
 import { el } from "./dom.js";
+import { heads } from "./heads.js";
 import { current, panels } from "./hover.js";
 import * as sections from "./sections.js";
 import { openHead } from "./sheet.js";
@@ -20,6 +21,7 @@ async function build() {
 
   const parts = [
     ["table", "Model Analysis Table", table, data.models.length],
+    ["heads", "Heads", heads, data.models.length],
     ["family", "Further figures", sections.family, data.family.length],
     ["passage", "Passage", passage, data.models.length],
     ["abstract", "Abstract heads", abstract, data.models.length],

@@ -10,6 +10,7 @@ import { apart, axis } from "./scale.js";
 import { on, state } from "./state.js";
 import { later } from "./tasks.js";
 
+const MANY = 100; // heads, of which some are drawn fainter
 const byPlot = new WeakMap();
 
 /** Calls `call` for the panel of each plot that an observer reports on. */
@@ -67,7 +68,8 @@ export function mount(container, spec, { height = 220, model = null, bare = fals
   const graph = el("div", { class: "graph" });
   const overlay = el("div", { class: "overlay", "aria-hidden": "true" });
   const plot = el("div", { class: "plot", style: `height:${height}px;--height:${height}px` }, band, graph, overlay);
-  const figure = el("figure", { class: `panel ${spec.kind}${bare ? " bare" : ""}`, "data-by": spec.by });
+  const heads = (spec.series || []).filter((one) => one.head).length;
+  const figure = el("figure", { class: `panel ${spec.kind}${bare ? " bare" : ""}${heads > MANY ? " many" : ""}`, "data-by": spec.by });
   if (!bare) figure.append(el("figcaption", { class: "title", text: spec.title }), legend(spec));
   figure.append(plot);
   if (!bare) figure.append(el("p", { class: "caption", text: spec.caption }));

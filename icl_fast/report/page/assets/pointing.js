@@ -1,12 +1,12 @@
 // What of a panel is pointed at, by a place in it or by keys: {model (index), at (snapshot), head, panel, series, point
 // (index in the series, or column of a heatmap), position (of a heatmap's row)}; null where there is none.
 import { px, py } from "./chart.js";
-import { steps, tokens } from "./data.js";
+import { seen, steps } from "./data.js";
 import { nearest, nearestOn } from "./scale.js";
 
 const NEAR = 16; // px within which a line or point counts as pointed at
 
-const snapshot = (model, seen) => (model === null ? null : nearest(tokens(model), seen));
+const snapshot = (model, at) => (model === null ? null : nearest(seen(model), at));
 
 /** Whether each point of a series is a snapshot of its model. */
 export const bySnapshot = ({ x, model }) => model !== null && x.length === steps(model).length;

@@ -1,5 +1,5 @@
 // The parts of the page around the table: head, switches, further figures, runs on exemplars, claims, foot.
-import { data, tokens } from "./data.js";
+import { data, seen } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { mount } from "./panel.js";
@@ -16,8 +16,12 @@ export function head(box) {
       el("ul", {}, ...left.flatMap((one) => one.left_out.map(([step, why]) =>
         el("li", { text: `${one.name}, step ${format.whole(step)}: ${why}` }))))));
   }
-  const corpora = new Set(data.models.map((model) => model.corpus));
-  if (corpora.size > 1) box.append(el("p", { class: "muted", text: "The models were trained on different corpora: compare their losses with care." }));
+  const noted = data.models.filter((model) => model.notes.length);
+  if (noted.length) {
+    box.append(el("div", { class: "note" }, el("h2", { text: "To be known" }),
+      el("ul", {}, ...noted.flatMap((model) => model.notes.map((note) => el("li", { text: `${model.name}: ${note}` }))))));
+  }
+  if (data.groups.length > 1) box.append(el("p", { class: "muted", text: "The models are not all evaluated on the same examples: losses of different groups of columns cannot be compared." }));
 }
 
 /** A table with a row a thing: `columns` are [title, whether a number, text of a thing]. */
@@ -58,14 +62,15 @@ function headOfModels(box) {
     el("p", { class: "how", text: "Each column is a model, each row a measurement over training; the orange band is the phase change, the "
       + "interval in which the model suddenly gets better at using its context. Point at a moment and every row shows it; point at a "
       + "line and that attention head lights up in every row. Click a head, or press Enter on it, for everything measured of it." }));
-  const seen = (model) => tokens(models.indexOf(model));
+  const progress = (model) => seen(models.indexOf(model));
   listed(box, "The models", models, [
     ["model", false, (model) => model.name], ["layers", true, (model) => String(model.layers)],
     ["heads a layer", true, (model) => `${model.heads} × ${model.width / model.heads}`],
     ["MLPs", false, (model) => (model.mlp ? "yes" : "no")], ["keys", false, (model) => model.key],
-    ["parameters", true, (model) => format.count(model.parameters)], ["corpus", false, (model) => model.corpus],
-    ["snapshots", true, (model) => String(seen(model).length)],
-    ["tokens seen", true, (model) => format.count(seen(model)[seen(model).length - 1])],
+    ["parameters", true, (model) => format.count(model.parameters)], ["evaluated on", false, (model) => model.corpus],
+    ["ICL score", false, (model) => model.icl.replace("mean loss of ", "")],
+    ["snapshots", true, (model) => String(progress(model).length)],
+    [data.progress.unit === "tokens" ? "tokens seen" : "last step", true, (model) => format.count(progress(model)[progress(model).length - 1])],
     ["verdict", false, verdict],
   ]);
 }
@@ -78,7 +83,7 @@ export function bar(box, targets) {
   };
   box.append(el("nav", { "aria-label": "Sections" },
     ...targets.map(([id, label]) => el("button", { type: "button", class: "link", text: label, on: { click: () => jump(id) } }))));
-  const labels = { axis: data.models.length && !data.exemplars.length ? "tokens" : "training", colour: "heads by", theme: "theme" };
+  const labels = { axis: data.models.length && !data.exemplars.length ? data.progress.unit : "training", colour: "heads by", theme: "theme" };
   const group = el("div", { class: "switches" });
   for (const [name, options] of Object.entries(choices)) {
     if (name === "colour" && !data.models.length) continue; // no heads that have a depth or a type

@@ -1,6 +1,6 @@
 // The sheet of one head: everything that was measured of it.
 import { palette } from "./colour.js";
-import { array, data, steps, tokens } from "./data.js";
+import { array, data, seen, steps } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { mount, unmount } from "./panel.js";
@@ -9,6 +9,7 @@ import { later } from "./tasks.js";
 import { headView } from "./texts_heads.js";
 import { facts as factsOf } from "./tip.js";
 
+const MOST = 24; // heads in a list
 let dialog = null;
 let back = null;
 
@@ -101,18 +102,19 @@ function over(reference, [layer, head]) {
 
 function charts(body, m, head) {
   const model = data.models[m];
-  const x = tokens(m);
+  const x = seen(m);
   const band = model.interval && model.interval.map((at) => x[at]);
   const chart = (box, title, caption, y_label, lines, more = {}) => {
+    const why = lines.map(({ name }) => model.undefined[name]).filter(Boolean).map((reason) => `undefined because ${reason}`)[0];
     const kept = lines.filter(({ y }) => y.some(Number.isFinite));
     mount(box, {
-      kind: "lines", title, caption, x_label: "training tokens seen", y_label, over_training: true, band,
+      kind: "lines", title, caption, x_label: data.progress.label, y_label, over_training: x.length > 1, band,
       series: kept.map((one) => ({ ...one, x, model: model.name })),
-      absent: kept.length ? null : "N/A: not defined for this head",
+      absent: kept.length ? null : `N/A: ${why || "not defined for this head"}`,
       colours: lines.map((_, i) => palette(i)), ...more,
     }, { height: 200 });
   };
-  const score = (name) => ({ label: data.scores[name], y: over(model.scores[name], head) });
+  const score = (name) => ({ name, label: data.scores[name], y: over(model.scores[name], head) });
   const known = (names) => names.filter((name) => name in model.scores).map(score);
   const scores = group(body, "Scores over training");
   chart(scores, "From what it attends to and writes", "Prefix matching and previous token: share of attention; copying from −1 to 1.",
@@ -151,7 +153,10 @@ function composition(body, m, [layer, head]) {
     + "‖W_O W‖ / (‖W_O‖ ‖W‖). The stronger the colour, the more.");
   const table = (caption, others, value) => {
     if (!others.length) return;
-    const rows = others.map((other) => el("tr", {}, el("th", { scope: "row" },
+    const strength = (other) => Math.max(...names.map((name) => value(name, other)).filter(Number.isFinite), 0);
+    const strongest = [...others].sort((a, b) => strength(b) - strength(a)).slice(0, MOST);
+    const left = others.length - strongest.length;
+    const rows = others.filter((other) => strongest.includes(other)).map((other) => el("tr", {}, el("th", { scope: "row" },
       el("button", { type: "button", class: "link", text: format.head(other), on: { click: () => openHead(m, other) } })),
     ...names.map((name) => {
       const v = value(name, other);
@@ -159,7 +164,7 @@ function composition(body, m, [layer, head]) {
       cell.style.setProperty("--part", Number.isFinite(v) ? `${Math.round((80 * v) / (most || 1))}%` : "0%");
       return cell;
     })));
-    box.append(el("div", { class: "tall", tabindex: rows.length > 12 ? 0 : null }, el("table", { class: "composition" }, el("caption", { text: caption }),
+    box.append(el("div", { class: "tall", tabindex: rows.length > 12 ? 0 : null }, el("table", { class: "composition" }, el("caption", { text: left ? `${caption}: the strongest ${MOST}, ${left} others are weaker` : caption }),
       el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "head" }),
         ...names.map((name) => el("th", { scope: "col", text: name.toUpperCase() })))),
       el("tbody", {}, ...rows))));

@@ -11,16 +11,19 @@ export const models = () => (data.texts ? data.texts.models.filter((model) => mo
 export const findModel = (name) => models().find((model) => model.name === name) || null;
 export const textOf = (entry) => data.texts.texts[entry.text];
 
-export function headsOf(model) {
-  const { shape } = array(model.prefix);
-  const heads = [];
-  for (let layer = 0; layer < shape[0]; layer++) {
-    for (let head = 0; head < shape[1]; head++) heads.push([layer, head]);
-  }
-  return heads;
+/** The heads whose attention on the texts is kept: all, or of many some. */
+export const headsOf = (model) => model.shown;
+export const place = (model, [layer, head]) => model.shown.findIndex((one) => one[0] === layer && one[1] === head);
+export function score(model, which, [layer, head]) {
+  const { data: numbers, shape } = array(model[which]);
+  return numbers[layer * shape[1] + head];
 }
-const indexOf = (model, [layer, head]) => layer * array(model.prefix).shape[1] + head;
-export const score = (model, which, head) => array(model[which]).data[indexOf(model, head)];
+/** What is said of a model whose heads are not all shown; empty of others. */
+export function someOf(model) {
+  const [layers, heads] = array(model.prefix).shape;
+  const count = model.shown.length;
+  return count === layers * heads ? "" : `${count} of the ${layers * heads} heads are shown: those that match prefixes best, and those without which the in-context-learning score changes most. `;
+}
 export const nameOf = ([layer, head]) => `${layer}.${head}`;
 
 export function bestHead(model) {
@@ -34,8 +37,8 @@ export function headOn(model, entry, head) {
   const logits = array(entry.logits).data;
   const direct = array(entry.direct).data;
   const step = data.texts.step;
-  const index = indexOf(model, head);
-  const start = index * pattern.shape[2];
+  const index = place(model, head);
+  const start = index * pattern.shape[1];
   const length = textOf(entry).target.length;
   const at = (i, j) => start + (i * (i + 1)) / 2 + j;
   return {

@@ -1,16 +1,16 @@
 // Losses of single tokens over training.
 import { axes, drawSeries, inside, px } from "./chart.js";
+import { data as report } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { axis, nearestOn } from "./scale.js";
 import { state } from "./state.js";
 import { fixed } from "./texts.js";
 
-const LABELS = { x: "tokens seen in training", y: "loss of the token (nats)" };
 const HINT = "Point at the chart for the values at a snapshot.";
 
 /**
- * {node, draw({x, band, lines: [{name, values, color}]}), redraw()}; x in tokens seen, values in nats, color 0 to 7 or
+ * {node, draw({x, band, lines: [{name, values, color}]}), redraw()}; x: how much training, values in nats, color 0 to 7 or
  * "now". Under the pointer: every line's value at the nearest snapshot.
  */
 export function lossChart() {
@@ -37,7 +37,7 @@ export function lossChart() {
     });
     const { width, height } = frame;
     graph.replaceChildren(el("svg", { width, height, "aria-hidden": "true" },
-      axes(frame, { labels: LABELS, grid: true }), inside(frame, ...lines)));
+      axes(frame, { labels: { x: report.progress.label, y: "loss of the token (nats)" }, grid: true }), inside(frame, ...lines)));
     band.hidden = !data.band;
     if (data.band) {
       const [start, end] = data.band.map((seen) => px(frame, Math.max(frame.x.low, Math.min(frame.x.high, seen))));
@@ -56,7 +56,7 @@ export function lossChart() {
     cursor.hidden = false;
     cursor.style.transform = `translate(${px(frame, now.x[nearest]).toFixed(1)}px)`;
     const values = now.lines.map((line) => `${line.name} ${fixed(line.values[nearest])}`).join(", ");
-    said.textContent = `After ${format.count(now.x[nearest])} tokens: ${values} nats`;
+    said.textContent = `After ${format.count(now.x[nearest])} ${report.progress.unit}: ${values} nats`;
   });
   plot.addEventListener("pointerleave", () => {
     cursor.hidden = true;

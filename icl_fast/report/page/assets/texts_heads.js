@@ -3,8 +3,8 @@ import { array } from "./data.js";
 import { el } from "./dom.js";
 import { later } from "./tasks.js";
 import {
-  bestHead, choice, findModel, headOn, headsOf, models, nameOf, nothing, percent, quoted, score, scored,
-  select, shown, signed, strip, textOf, tint,
+  bestHead, choice, findModel, headOn, headsOf, models, nameOf, nothing, percent, place, quoted, score, scored,
+  select, shown, signed, someOf, strip, textOf, tint,
 } from "./texts.js";
 import { largest, opacity, paint, pattern } from "./texts_draw.js";
 
@@ -77,8 +77,8 @@ function explorer(container, fixed) {
   function setText(next) {
     entry = next;
     text = textOf(entry);
-    task.textContent = `${TASKS[text.kind] || ""}${text.source ? ` Text: ${text.source}.` : ""}`
-      + `${text.left_out ? ` Its last ${text.left_out} tokens do not fit the model's context and are left out.` : ""}`;
+    task.textContent = `${single ? "" : someOf(model)}${TASKS[text.kind] || ""}${text.source ? ` Text: ${text.source}.` : ""}`
+      + `${text.left_out ? ` Its last ${text.left_out} tokens are left out.` : ""}`;
     mask.hidden = !text.labels.length;
     chosen = pointed = null;
     tokens = strip(text, `${text.title}: tokens`, { hover: (s) => point(s), leave: () => point(null), choose: lock, escape: () => {
@@ -130,10 +130,7 @@ function explorer(container, fixed) {
   grid.addEventListener("pointerleave", () => focusHead(locked));
   grid.addEventListener("focusout", (event) => { if (!grid.contains(event.relatedTarget)) focusHead(locked); });
 
-  const share = (reference, [layer, head]) => {
-    const { data, shape } = array(reference);
-    return data[layer * shape[1] + head];
-  };
+  const share = (reference, head) => array(reference).data[place(model, head)];
 
   function focusHead(head) {
     shownHead = head;
@@ -263,7 +260,7 @@ export function abstract(container) {
   }
   const box = el("div");
   container.append(el("p", { class: "texts-lead texts", text: "Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that "
-    + "match patterns. The same texts, for every head of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
+    + "match patterns. The same texts, for heads of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
   box, el("p", { class: "texts-note", text: DEFINITIONS }));
   explorer(box, null);
 }
@@ -274,5 +271,6 @@ export function headView(container, modelName, head) {
   if (!model) return;
   const box = el("div");
   container.append(el("h3", { text: "On text" }), box, el("p", { class: "texts-note", text: DEFINITIONS }));
-  explorer(box, { model, head });
+  if (place(model, head) < 0) nothing(box, `Not kept of this head. ${someOf(model)}`);
+  else explorer(box, { model, head });
 }

@@ -1,5 +1,5 @@
 // The passage view: which tokens a model predicts better and worse after the phase change than before it.
-import { array } from "./data.js";
+import { array, data } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { lossChart } from "./texts_chart.js";
@@ -7,7 +7,7 @@ import { on } from "./state.js";
 import { later } from "./tasks.js";
 import {
   bestHead, findModel, fixed, headOn, headsOf, lossCurve, models, nameOf, nothing, percent, quoted, score,
-  scored, select, shown, signed, strip, textOf, tint,
+  scored, select, shown, signed, someOf, strip, textOf, tint,
 } from "./texts.js";
 
 const FULL = 3; // nats at which a colour is full: the same for all models and texts, so that they can be compared
@@ -79,13 +79,16 @@ export function passage(container) {
     setHead(pickHead.value());
     pinned.length = 0;
     current = null;
-    const when = (one) => `step ${one.step.toLocaleString("en")} (${format.count(one.tokens)} tokens seen)`;
-    compared.textContent = model.changed
+    const counted = (one) => (data.progress.unit === "tokens" ? ` (${format.count(one.seen)} tokens seen)` : "");
+    const when = (one) => `step ${one.step.toLocaleString("en")}${counted(one)}`;
+    compared.textContent = model.snapshots === 1
+      ? `${model.name} has one snapshot: nothing to compare it with, so that before and after are the same.`
+      : model.changed
       ? `Before: ${when(model.before)}, where the phase change of ${model.name} begins. After: ${when(model.after)}, where it ends.`
       : `${model.name} had no phase change. Before is its first trained snapshot, ${when(model.before)}; after is its last, ${when(model.after)}.`;
     about.textContent = `${text.source ? `Text: ${text.source}. ` : ""}`
-      + `${text.left_out ? `Its last ${text.left_out} tokens do not fit the model's context and are left out. ` : ""}`
-      + `Attention is kept to 1%, of the last snapshot; the chart's losses to 0.01 nats, at ${array(model.tokens).data.length} of ${model.snapshots} snapshots.`;
+      + `${text.left_out ? `Its last ${text.left_out} tokens are left out. ` : ""}`
+      + `${someOf(model)}Attention is kept to 1%, of the last snapshot; the chart's losses to 0.01 nats, at ${array(model.seen).data.length} of ${model.snapshots} snapshots.`;
     drawPage();
     drawFound();
     drawLists();
@@ -190,7 +193,7 @@ export function passage(container) {
       lines.push({ name: `\u201c${shown(tokens.pieces[current])}\u201d`, values: lossCurve(entry, current - 1), color: "now" });
     }
     plot.draw({
-      x: Array.from(array(model.tokens).data), lines, band: model.changed ? [model.before.tokens, model.after.tokens] : null,
+      x: Array.from(array(model.seen).data), lines, band: model.changed ? [model.before.seen, model.after.seen] : null,
     });
   }
 

@@ -1,6 +1,6 @@
 // The tip beside the pointer, which names what is pointed at and gives its values; a screen reader is told the same.
 import { tickText } from "./chart.js";
-import { array, data, steps, tokens } from "./data.js";
+import { array, data, seen, steps } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
 import { nearest } from "./scale.js";
@@ -11,7 +11,7 @@ document.body.append(tip, live);
 
 /** Which snapshot of a model. */
 export const when = (model, at) =>
-  `step ${format.whole(steps(model)[at])} · ${format.count(tokens(model)[at])} tokens`;
+  `step ${format.whole(steps(model)[at])}${data.progress.unit === "tokens" ? ` · ${format.count(seen(model)[at])} tokens` : ""}`;
 
 /** A value of a series with its standard error. */
 export function withError({ y, error }, i) {

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from icl_fast.errors import InputError
-from icl_fast.models import Transformer
-from icl_fast.models.foreign import foreign_config, load_foreign
+from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.models.foreign import describe, foreign_config, hugging_face, load_foreign
+from icl_fast.models.foreign.checkpoint import Safetensors, read_safetensors
 from icl_fast.models.foreign.families import FAMILIES
 
 transformers = pytest.importorskip("transformers")
@@ -129,7 +130,13 @@ def copy_with(llama: Path, folder: Path, fields: dict[str, Any] | None = None, *
     ("fields", "message"),
     [
         ({"num_experts": 8}, r"field 'num_experts' is 8, which is not understood"),
-        ({"quantization_config": {"bits": 4}}, r"field 'quantization_config' is"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config: the weights are quantised; give those"),
+        ({"quantization": {"bits": 4}}, r"quantization: the weights are quantised; give those they were made of"),
+        ({"model_type": "gemma3"}, r"model_type 'gemma3' is not known: it reads images too: save its text part alone"),
+        ({"model_type": "smollm3"}, r"model_type 'smollm3' is not known: some of its layers have positions and some"),
+        ({"num_attention_heads": 0}, r"has a value that is not understood \(ZeroDivisionError"),
+        ({"hidden_size": "wide"}, r"has a value that is not understood \(TypeError"),
+        ({"sliding_window": 5}, r"field 'sliding_window' is 5"),
         ({"hidden_act": "quick_gelu"}, r"field 'hidden_act' is 'quick_gelu', which is not understood"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, r"rope_parameters.rope_type' is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "default", "mystery": 1}}, r"rope_parameters.mystery' is 1"),
@@ -137,7 +144,7 @@ def copy_with(llama: Path, folder: Path, fields: dict[str, Any] | None = None, *
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"'partial_rotary_factor' is 0.5, which is not"),
         ({"rope_parameters": "foo"}, r"field 'rope_parameters' is 'foo'"),
         ({"model_type": ["llama"]}, r"model_type \['llama'\] is not known"),
-        ({"model_type": "gone"}, r"model_type None is not known"),
+        ({"model_type": "gone"}, r"is of no kind that is known, it has no field model_type"),
         ({"hidden_size": "gone"}, r"field 'hidden_size' is missing"),
         ({"vocab_size": 62}, r"embed.weight is \[61, 16\], its config says \[62, 16\]"),
         ({"num_hidden_layers": 3}, r"weight 'model.layers.2.input_layernorm.weight' is missing"),
@@ -150,7 +157,10 @@ def test_what_is_not_understood_is_named(llama: Path, tmp_path: Path, fields: di
 
 
 def test_fields_that_decide_nothing_are_passed_over(llama: Path, tmp_path: Path) -> None:
-    fields = {"use_cache": False, "torch_dtype": "bfloat16", "new_flag": False, "attention_dropout": 0.5}
+    fields = {
+        "use_cache": False, "torch_dtype": "bfloat16", "new_flag": False, "attention_dropout": 0.5, "top_p": 0.9,
+        "hidden_dropout_prob": 0.1, "pruned_heads": {}, "sep_token_id": 3, "is_llama_config": True,
+    }  # fmt: skip
     assert foreign_config(copy_with(llama, tmp_path, fields)) == foreign_config(llama)
 
 
@@ -159,7 +169,7 @@ def test_fields_that_decide_nothing_are_passed_over(llama: Path, tmp_path: Path)
     [
         ({"model.norm.weight": None}, "weight 'model.norm.weight' is missing"),
         ({"model.layers.0.adapter.weight": torch.ones(2)}, "weight 'model.layers.0.adapter.weight' is not used"),
-        ({"model.norm.weight": torch.full((16,), torch.nan)}, "final_norm.weight holds NaN or infinity"),
+        ({"model.norm.weight": torch.full((16,), torch.nan)}, "model.norm.weight holds NaN or infinity"),
         ({"model.norm.weight": torch.ones(16, dtype=torch.int8)}, "final_norm.weight is torch.int8; quantised"),
     ],
 )
@@ -195,6 +205,69 @@ def test_weights_of_other_kinds_of_files(llama: Path, tmp_path: Path) -> None:
     torch.save(transformers.LlamaConfig(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model.bin: cannot be read"):
         load_foreign(tmp_path)
+
+
+def test_files_as_they_were_published_first(tmp_path: Path) -> None:
+    """GPT-2 without the prefix of newer files, Pythia in float16; both with the buffers of older code."""
+    tokens = torch.arange(CONTEXT)[None]
+    for kind, values in (("GPT2Config", GPT | {"n_layer": 1, "n_head": 2}), ("GPTNeoXConfig", {
+        **TOKENS, "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": CONTEXT,
+    })):  # fmt: skip
+        theirs = write(getattr(transformers, kind)(**values), folder := tmp_path / kind)
+        weights = {name: weight.half() for name, weight in load_file(folder / "model.safetensors").items()}
+        if kind == "GPT2Config":
+            weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+            weights |= {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+        else:
+            weights["gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(2)
+            weights |= {f"gpt_neox.layers.0.attention.{name}": torch.ones(1) for name in ("bias", "masked_bias")}
+        save_file(weights, folder / "model.safetensors")
+        with torch.no_grad():
+            expected = theirs.half().float()(tokens).logits
+            torch.testing.assert_close(load_foreign(folder)(tokens), expected, rtol=0, atol=2e-5)
+            assert load_foreign(folder, dtype=torch.bfloat16)(tokens).dtype == torch.bfloat16
+
+
+def test_fused_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {k: v for k, v in {**NEO, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "intermediate_size": 24}.items() if k not in ("num_layers", "num_heads", "attention_types")}  # fmt: skip
+    write(transformers.Phi3Config(**values), tmp_path)
+    read: list[str] = []
+
+    class Counted(Safetensors):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return super().__getitem__(name)
+
+    monkeypatch.setattr(hugging_face, "read_safetensors", lambda *paths: Counted(read_safetensors(*paths)._files))
+    load_foreign(tmp_path)
+    assert sorted(read) == sorted(load_file(tmp_path / "model.safetensors"))
+
+
+def test_our_own_config_and_weights(tmp_path: Path) -> None:
+    config = TransformerConfig(vocab=VOCAB, context=CONTEXT, layers=2, width=16, heads=2, tied=True)
+    model = Transformer(config)
+    weights = {name: weight.detach() for name, weight in model.state_dict().items() if name != "unembed.weight"}
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    save_file(weights, tmp_path / "model.safetensors")
+    found = load_foreign(tmp_path)
+    assert describe(tmp_path) == "Transformer (icl_fast)"
+    assert torch.equal(found(torch.arange(9)[None]), model(torch.arange(9)[None]))
+    for change, message in (
+        ({"extra.weight": torch.ones(2)}, r"weight 'extra.weight' is not used"),
+        ({"final_norm.bias": torch.ones(3)}, r"final_norm.bias is \[3\], its config says \[16\]"),
+        ({"embed.weight": torch.full((VOCAB, 16), torch.inf)}, r"embed.weight holds NaN or infinity"),
+    ):
+        save_file(weights | change, tmp_path / "model.safetensors")
+        with pytest.raises(InputError, match=message):
+            load_foreign(tmp_path)
+    save_file({"wte.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"weight 'position.weight' is missing|weight 'embed.weight' is missing"):
+        load_foreign(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"layers": 2, "vocab": 5}))
+    with pytest.raises(InputError, match=r"config.json.*context"):
+        foreign_config(tmp_path)
 
 
 def test_tied_embeddings_stay_tied(llama: Path, tmp_path: Path) -> None:
