@@ -44,13 +44,13 @@ def case(score: str, examples: int, length: int, options: Options) -> Case:
     shared = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
     layer = width * (2 * width + 2 * shared + 3 * shape["intermediate_size"])
     pairs = examples * length * (length + 1) // 2
-    without = missing()
+    without, no_kernel = missing(), harness.not_built("frozen_attention", options.device)
     return Case(
         shape=f"{score} {examples} x {length} tokens",
         dtype=torch.float32,
         make=lambda maker: Inputs() if without else make(maker, shape, examples, length),
         candidates=[
-            Candidate("ours", lambda x: ours(x, score), missing=without),
+            Candidate("ours", lambda x: ours(x, score), missing=without or no_kernel),
             Candidate("reference", lambda x: theirs(x.theirs, x.tokens, score), missing=without),
             Candidate("without logits", lambda x: theirs(x.theirs.model, x.tokens, score), missing=without),
         ],
