@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,8 @@ class ForeignSeries(Series):
         notes += order_notes([self._places[step] for step in self.steps])
         by_hash: dict[str, list[int]] = {}
         for step in self.steps:
-            by_hash.setdefault(self.weights_hash(step), []).append(step)
+            with suppress(InputError):  # what is wrong with it is said when it is loaded
+                by_hash.setdefault(self.weights_hash(step), []).append(step)
         for same in by_hash.values():
             if len(same) > 1:
                 between = [step for step in self.steps if same[0] < step < same[-1] and step not in same]
