@@ -139,7 +139,8 @@ def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: T
     for layer, block in enumerate(model.blocks):
         base = BaseLayer(layer, block, resid, positions, rows if layer == last else None)
         yield base
-        resid = base.post
+        if layer < last:  # what the last one writes is computed if it is asked for
+            resid = base.post
 
 
 def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
