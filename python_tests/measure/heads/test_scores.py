@@ -254,7 +254,9 @@ def test_no_whole_patterns(noisy: Build, monkeypatch: pytest.MonkeyPatch, sizes:
 @given(st.data())
 def test_any_architecture(architectures: Shapes, random_model: Callable[..., Transformer], data: st.DataObject) -> None:
     """Every score of every head is that of its recorded pattern; of a changed model too."""
-    model = random_model(data.draw(architectures) | {"vocab": 60, "context": 33}, torch.float32)
+    shape = data.draw(architectures) | {"vocab": 60, "context": 33}
+    # without norms streams and scores grow so large that patterns are not known to 1e-6 in float32, by any way
+    model = random_model(shape, torch.float64 if shape["norm"] == "none" else torch.float32)
     bos = data.draw(st.sampled_from([None, 3]))
     layers = range(model.config.layers)
     sites = [site(name, layer) for layer in layers for name in ("pattern", "v")]
