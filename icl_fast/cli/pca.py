@@ -56,20 +56,19 @@ def pca(
     for run in runs:
         check_out(run, out)
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
-    for series in open_all(runs, snapshots, foreign).values():
+    opened = open_all(runs, snapshots, foreign)
+    for series in opened.values():
         say_missing(series)
         say_notes(series)
     found, figure = pca_of_runs(
-        runs,
+        opened,
         out,
         lambda name: sweep_progress(name, "losses of"),
         components=components,
-        snapshots=snapshots,
         examples=examples,
         memory=memory,
         device=device,
         repair=repair,
-        foreign=foreign,
     )
     print_pca(found)
     echo(f"results in {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ class EvaluationText:
             context = min(LONGEST_BY_DEFAULT, made_for)
         elif context > made_for:
             raise InputError(f"context: {context} is more than the {made_for} positions that the model of {ckpt} has")
-        return EvaluationText(sources, context, self.examples, self.seed, self.bos)
+        return replace(self, sources=sources, context=context)
 
     @property
     def name(self) -> str:

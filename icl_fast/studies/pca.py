@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,39 +16,36 @@ from icl_fast.measure import AblationOptions, OtherResults, open_results, save_r
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
 from icl_fast.measure.store import check_replaceable, held, json_attribute
 from icl_fast.report.draw.figures import pca_figure, save_figure
-from icl_fast.runs import ForeignOptions, Series, open_all
+from icl_fast.runs import Series
 
 ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], None]]]
 
 
 def pca_of_runs(
-    runs: Sequence[str | Path],
+    runs: Mapping[str, Series],
     out: str | Path,
     show_sweep: ShowSweep,
     *,
     components: int = 2,
-    snapshots: str = "all",
     examples: int | None = None,
     memory: str | int = "2GiB",
     device: str = "auto",
     repair: bool = False,
-    foreign: ForeignOptions | None = None,
 ) -> tuple[JointPCA, list[Path]]:
     """Where all snapshots of all runs lie in their common principal components (see `icl_fast.analysis.joint_pca`).
 
     Args:
-        runs: run folders, or other people's models, evaluated on the same examples. What their `losses.zarr` hold is
-            kept.
+        runs: series by name (see `icl_fast.runs.open_all`), evaluated on the same examples. What their `losses.zarr`
+            hold is kept.
         out: a zarr store, `NAME.zarr`: `coordinates` [point, component], a point a snapshot of a run, with coords
             `run`, `snapshot` (optimizer steps) and `tokens` (seen); `components` [component, example]; `mean`
             [example]; `explained_variance` and `explained_variance_ratio` [component]. An earlier one is replaced.
         show_sweep: a context manager that shows progress (see `icl_fast.cli.progress`).
         components: how many, 2 or more.
-        snapshots, examples, memory, device, repair: see `icl_fast.measure.sweep`.
-        foreign: see `icl_fast.runs.open_all`.
+        examples, memory, device, repair: see `icl_fast.measure.sweep`.
 
     Returns:
-        The PCA, by name of the run (its folder's, or the path as given where two have the same); and the files of the
+        The PCA, by name of the run; and the files of the
         figure, `NAME.png` and `NAME.svg`.
 
     Raises:
@@ -63,13 +60,12 @@ def pca_of_runs(
         check_replaceable(
             out, "explained_variance_ratio", what=" than a PCA", beside="NAME.png and NAME.svg", repair=repair
         )
-        named = open_all(runs, snapshots, foreign)
-        points = sum(len(series.steps) for series in named.values())
+        points = sum(len(series.steps) for series in runs.values())
         if components >= points:  # before losses are measured, which takes long
             raise InputError(f"components: {components} need more snapshots than that, there are {points}")
-        _check_one_text(named)
+        _check_one_text(runs)
         losses, ablation = {}, AblationOptions(heads=UNABLATED, memory=memory)
-        for name, series in named.items():
+        for name, series in runs.items():
             with show_sweep(name) as on_part:
                 try:
                     store = sweep(
