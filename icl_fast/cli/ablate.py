@@ -102,7 +102,7 @@ def ablate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
-    from icl_fast.cli.left_out import say_left_out, say_missing
+    from icl_fast.cli.left_out import say_left_out
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -121,10 +121,7 @@ def ablate(
         "engine": engine,
         "dtype": dtype,
     }
-    if skip_damaged:
-        series = say_left_out(series)
-    else:
-        say_missing(series)
+    series = say_left_out(series, skip_damaged=skip_damaged)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})

@@ -64,7 +64,7 @@ def evaluate(
 
     If it is stopped, the same command continues it, to the same bits.
     """
-    from icl_fast.cli.left_out import say_left_out, say_missing
+    from icl_fast.cli.left_out import say_left_out
     from icl_fast.runs import open_series
 
     check_out(ckpt, out)
@@ -72,10 +72,7 @@ def evaluate(
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
         distinct("--clamp", clamps)
-        if skip_damaged:
-            series = say_left_out(series)
-        else:
-            say_missing(series)
+        series = say_left_out(series, skip_damaged=skip_damaged)
         _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)
         return
     refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})

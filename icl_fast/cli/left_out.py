@@ -11,21 +11,18 @@ if TYPE_CHECKING:
     from icl_fast.runs import Series
 
 
-def say_left_out(series: Series) -> Series:
-    """The snapshots of a series that can be used; one line on stderr for each of the others.
+def say_left_out(series: Series, *, skip_damaged: bool = False) -> Series:
+    """The snapshots to measure; one line on stderr for each that its run took and that is gone.
+
+    Args:
+        skip_damaged: leave out those that cannot be used, and say so of each, rather than meet them on the way.
 
     Raises:
-        InputError: there is none.
+        InputError: with `skip_damaged`, none is left.
     """
-    usable, left_out = series.readable()
+    usable, left_out = series.readable() if skip_damaged else (series, series.missing())
     for step, why in left_out.items():
         echo(f"{series.name}: snapshot {step} is left out: {why}", err=True)
-    if not usable.steps:
+    if skip_damaged and not usable.steps:
         raise InputError(f"ckpt: {series.path} has no snapshot that can be used")
     return usable
-
-
-def say_missing(series: Series) -> None:
-    """One line on stderr for each snapshot of a series that its run took and that is gone."""
-    for step, why in series.missing().items():
-        echo(f"{series.name}: snapshot {step} is left out: {why}", err=True)

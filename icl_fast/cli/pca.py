@@ -48,7 +48,7 @@ def pca(
     Losses are kept in RUN/results/losses.zarr (of other people's models in results/NAME) and not measured
     twice; if it is stopped, the same command continues.
     """
-    from icl_fast.cli.left_out import say_missing
+    from icl_fast.cli.left_out import say_left_out
     from icl_fast.cli.tables import print_pca
     from icl_fast.runs import open_all
     from icl_fast.studies.pca import pca_of_runs
@@ -58,7 +58,7 @@ def pca(
         require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
     opened = open_all(runs, snapshots, foreign)
     for series in opened.values():
-        say_missing(series)
+        say_left_out(series)
         say_notes(series)
     found, figure = pca_of_runs(
         opened,

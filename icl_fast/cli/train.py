@@ -10,7 +10,7 @@ import click
 
 from icl_fast.cli.commands import stopped
 from icl_fast.cli.console import echo
-from icl_fast.cli.left_out import say_missing
+from icl_fast.cli.left_out import say_left_out
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, training_progress
 
@@ -66,7 +66,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
 
     with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
-    say_missing(RunSeries(done))
+    say_left_out(RunSeries(done))
     echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
@@ -82,7 +82,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
         population_progress(folder.name, config.training.steps) as update,
     ):
         done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
-    say_missing(RunSeries(done))
+    say_left_out(RunSeries(done))
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
