@@ -30,7 +30,7 @@ class EvaluationText:
 
     Attributes:
         sources: texts, in this order: corpora by name, folders, files (see `icl_fast.data.read_text`); or
-            `repeated-random` alone: random tokens, of which the second half of an example repeats the first. None:
+            `repeated-random` alone: random tokens, of which the second half of an example repeats the first. Empty:
             `stdlib` where the model has a tokenizer, else `repeated-random`.
         context: T, tokens to predict in an example. None: 512, or the model's own context where that is shorter.
         examples: how many at most.
