@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from icl_fast.analysis.arrays import Floats
 from icl_fast.errors import InputError
 
 _CONDITION = re.compile(r"(mean )?([a-z][a-z0-9_]*) (<=|>=|<|>) (-?[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)")
@@ -29,9 +29,13 @@ class Curve:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float] | Sequence[Sequence[float]] | Sequence[Floats]
+    x: ArrayLike
+    y: ArrayLike
     kind: Literal["line", "points"] = "line"
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):  # as lists, so that what is written as JSON and read again is the same
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float).tolist())
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Measurement:
 
     quantities: Mapping[str, Sequence[float]]
     chart: Chart
+
+    def __post_init__(self) -> None:
+        numbers = {name: np.atleast_1d(np.asarray(of, dtype=float)).tolist() for name, of in self.quantities.items()}
+        object.__setattr__(self, "quantities", numbers)
 
 
 @dataclass(frozen=True)

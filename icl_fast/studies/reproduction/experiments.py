@@ -122,9 +122,8 @@ def load_experiments(configs: str | Path, work: Work, scale: Scale, out: str | P
 
 def _check(source: Path, name: str, row: Any) -> None:
     whole = isinstance(row, dict) and "config" in row and row.keys() <= _KEYS
-    if not whole or not all(
-        isinstance(row.get(at, {}), dict) and row.get(at, {}).keys() <= _SCALE_KEYS for at in SCALES
-    ):
+    scales = [row.get(scale, {}) for scale in SCALES] if whole else []
+    if not whole or not all(isinstance(at, dict) and at.keys() <= _SCALE_KEYS for at in scales):
         raise InputError(
             f"config {source}: {name}: must have config, and may have set, {', '.join(SCALES)} (each with seeds, "
             "minutes, set)"

@@ -135,10 +135,13 @@ def strategies(trained: Trained) -> xr.Dataset:
 
 
 def exemplar_ablations(trained: Trained) -> xr.Dataset:
-    """Every head of some snapshots removed, in every mode, on every evaluator (`icl_fast.measure.measure_ablations`)."""
+    """Every head of some snapshots removed, in every mode, on every evaluator (`measure_ablations`)."""
     out, snapshots = trained.results / "ablation.zarr", few(trained)
-    measured = lambda: open_measured(trained.run.path, snapshots=snapshots, sequences=SEQUENCES)  # noqa: E731
-    return trained.cut(kept(lambda: measure_ablations(measured(), out=out), out))
+
+    def measure() -> Path:
+        return measure_ablations(open_measured(trained.run.path, snapshots=snapshots, sequences=SEQUENCES), out=out)
+
+    return trained.cut(kept(measure, out))
 
 
 def model(trained: Trained, step: int | None = None) -> Any:
