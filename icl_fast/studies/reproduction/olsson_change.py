@@ -50,7 +50,7 @@ class Curves:
     @property
     def name(self) -> str:
         """The experiment's and the seed's."""
-        return f"{self.trained.name}, {self.trained.run.path.name}"
+        return self.trained.label
 
 
 def curves(trained: Trained) -> Curves:
@@ -96,12 +96,10 @@ def phase_changes(runs: Runs) -> Measurement:
 def lasting(runs: Runs) -> Measurement:
     """What of the fall of the ICL score is there at the end of training, of the change's own fall."""
     found = _all(runs)
-    kept = [
-        np.nan
-        if one.start is None
-        else (one.score[one.start] - one.score[-1]) / (one.score[one.start] - one.score[one.end])
-        for one in found
-    ]
+    kept = []
+    for one in found:
+        before = np.nan if one.start is None else one.score[one.start]
+        kept.append((before - one.score[-1]) / (before - one.score[one.end or -1]))
     return Measurement({"kept": kept}, _chart("ICL score", found, lambda one: one.score))
 
 
@@ -167,7 +165,7 @@ def same_score(runs: Runs) -> Measurement:
     """How much the ICL scores of models of different sizes differ at the end: their deviation over their mean."""
     found = _all(runs)
     last = np.array([one.score[-1] for one in found])
-    quantities = {"relative_deviation": [last.std(ddof=1) / abs(last.mean())], "icl_score": last}
+    quantities = {"relative_deviation": [last.std(ddof=1) / abs(last.mean())], "icl_score": last.tolist()}
     return Measurement(quantities, _chart("ICL score", found, lambda one: one.score))
 
 
@@ -198,7 +196,7 @@ def derivative_order(runs: Runs) -> Measurement:
     before, after, lines = [], [], []
     for small, large in zip(runs["small"], runs["large"], strict=True):
         slow, fast = curves(small), curves(large)
-        slopes = [loss_by_log_tokens(one.loss, one.data["tokens"].values, bins=24) for one in (slow, fast)]
+        slopes = [loss_by_log_tokens(one.loss, one.data["tokens"].values.tolist(), bins=24) for one in (slow, fast)]
         at = slopes[0]["tokens"].values / 1e6
         difference = slopes[0].values - slopes[1].values
         lines += [Curve(one.name, at, slope.values) for one, slope in zip((slow, fast), slopes, strict=True)]
@@ -206,7 +204,7 @@ def derivative_order(runs: Runs) -> Measurement:
             before.append(np.nan)
             after.append(np.nan)
             continue
-        before.append(difference[at < fast.tokens[fast.end]].mean())
+        before.append(difference[at < fast.tokens[fast.start]].mean())
         after.append(difference[at >= fast.tokens[fast.end]].mean())
     chart = Chart("d loss / d ln(tokens)", TOKENS, "nats", lines, log_x=True)
     return Measurement({"before": before, "after": after}, chart)

@@ -67,7 +67,7 @@ def _icl_chart(trained: Sequence[Trained]) -> Chart:
         effects, data = attribute_icl(ablations(one))["icl"], ablations(one)
         tokens = data["tokens"].values / 1e6
         lines += [
-            Curve(f"{one.name}, {one.run.path.name}: without {name}", tokens, effects.sel(ablation=name))
+            Curve(f"{one.label}: without {name}", tokens, effects.sel(ablation=name))
             for name, layer in zip(data["ablation"].values, data["layer"].values, strict=True)
             if layer >= 0
         ]
@@ -118,11 +118,7 @@ def before_after(runs: Runs, *, induction: bool = True) -> Measurement:
         ],
     }
     bars = [
-        Curve(
-            f"{trained.name}, {trained.run.path.name}: {'induction' if kind else 'other'} heads",
-            *_by_head(one, kind),
-            "points",
-        )
+        Curve(f"{trained.label}: {'induction' if kind else 'other'} heads", *_by_head(one, kind), "points")
         for trained, one in zip(_all(runs), found, strict=True)
         for kind in (True, False)
         if (one.induction == kind).any()
@@ -148,7 +144,7 @@ def evaluator_agrees(runs: Runs, *, score: str, weights: str, first_layer: int =
         x, y = (last[name].values[first_layer:].ravel() for name in (weights, score))
         xs.append(x)
         ys.append(y)
-        points.append(Curve(f"{trained.name}, {trained.run.path.name}", x, y, "points"))
+        points.append(Curve(f"{trained.label}", x, y, "points"))
     x, y = np.concatenate(xs), np.concatenate(ys)
     found = correlate(y[:, None], x[:, None])
     chart = Chart(f"{score} and {weights}", weights, score, points)
@@ -163,6 +159,6 @@ def in_layer(runs: Runs, *, layer: int = -1) -> Measurement:
         formed = (matching > PREFIX_MATCHING).sum(1)
         shares.append(formed[layer] / formed.sum() if formed.sum() else float("nan"))
         layers = np.repeat(np.arange(len(matching)), matching.shape[1]).astype(float)
-        points.append(Curve(f"{trained.name}, {trained.run.path.name}", layers, matching.ravel(), "points"))
+        points.append(Curve(f"{trained.label}", layers, matching.ravel(), "points"))
     chart = Chart("Prefix matching by layer", "layer", "prefix-matching score", points)
     return Measurement({"share_in_layer": shares}, chart)

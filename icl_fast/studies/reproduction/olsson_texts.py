@@ -42,11 +42,10 @@ def repeated_tokens(runs: Runs) -> Measurement:
         for kind, of_kind in changes.items():
             of_kind.append(float((after - before)[kinds == kind].mean()))
         at = np.linspace(0, len(steps) - 1, 12).round().astype(int)
-        over = np.array([[_losses(trained, int(steps[i]))[kinds == kind].mean() for i in at] for kind in changes])
-        lines += [
-            Curve(f"{trained.run.path.name}: {kind}", window.tokens[at], of)
-            for kind, of in zip(changes, over, strict=True)
-        ]
+        at_each = [_losses(trained, int(steps[i])) for i in at]
+        over = [[of_all[kinds == kind].mean() for of_all in at_each] for kind in changes]
+        named = zip(changes, over, strict=True)
+        lines += [Curve(f"{trained.label}: {kind}", window.tokens[at], of) for kind, of in named]
     quantities = {f"{kind}_change": of_kind for kind, of_kind in changes.items()}
     pairs = zip(changes["repeated"], changes["other"], strict=True)
     quantities["repeated_less_other"] = [repeated - other for repeated, other in pairs]
@@ -69,11 +68,10 @@ def _kinds(trained: Trained) -> NDArray[np.str_]:
 
 def _losses(trained: Trained, step: int) -> Floats:
     examples = open_series(trained.run.path).evaluation_set(EXAMPLES)
+    whole = model(trained, step)
     with torch.inference_mode():
-        parts = [
-            run_losses(model(trained, step), inputs, targets)[0]
-            for inputs, targets in zip(examples.inputs.split(32), examples.targets.split(32), strict=True)
-        ]
+        chunks = zip(torch.split(examples.inputs, 32), torch.split(examples.targets, 32), strict=True)
+        parts = [run_losses(whole, inputs, targets)[0] for inputs, targets in chunks]
     found: Floats = torch.cat(parts).double().numpy()
     return found
 

@@ -40,6 +40,11 @@ class Trained:
     share: float = 1.0
 
     @property
+    def label(self) -> str:
+        """In legends: the experiment's name and, on text, the seed."""
+        return self.name if self.member is not None else f"{self.name}, {self.run.path.name}"
+
+    @property
     def steps(self) -> list[int]:
         """Steps of the snapshots that are looked at, rising."""
         whole = self.run.snapshot_steps()
