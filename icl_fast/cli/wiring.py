@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from icl_fast.cli.console import echo
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, PathType
+from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, PATH, PathType
 from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import check_out, chosen_snapshots, require
 from icl_fast.errors import InputError
@@ -17,7 +18,9 @@ from icl_fast.errors import InputError
 @click.option("--ckpt", required=True, type=PATH, help="A run folder on exemplars, or one of its snapshots.")
 @click.option("--snapshot", help="A step, or last; default last.")
 @click.option("--evaluator", default="train", show_default=True, help="Whose sequences: train, icl, ciwl, flip, ...")
-@click.option("--sequences", type=INTEGER, default=1000, show_default=True, help="How many of them.")
+@click.option(
+    "--sequences", type=COUNT_OR_ALL, default=1000, show_default=True, help="How many of them; all: each that there is."
+)
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file.")
@@ -31,7 +34,7 @@ def wiring(
     ckpt: Path,
     snapshot: str | None,
     evaluator: str,
-    sequences: int,
+    sequences: int | Literal["all"],
     member: str | None,
     device: str,
     out: Path | None,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class MeasuredRun:
         features: `[K,E,F]`.
         evaluators: with fields `[P,N,...]`.
         clamps: what its members were trained with.
+        every: whether these are all sequences that the evaluators could draw.
     """
 
     series: Series
@@ -55,6 +56,7 @@ class MeasuredRun:
     evaluators: list[EvaluationSequences]
     clamps: Clamps
     device: torch.device
+    every: bool = False
 
     def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
         """The one at a step.
@@ -76,6 +78,11 @@ class MeasuredRun:
         return self.evaluators[0].answered.shape[-1]
 
     @property
+    def asked(self) -> int | str:
+        """How many sequences were asked for: a part of what decides the results of a measurement."""
+        return "all" if self.every else self.count
+
+    @property
     def features_hash(self) -> str:
         """SHA-256 (hex) of the exemplars: a part of what decides the results of a measurement."""
         return hashlib.sha256(self.features.cpu().numpy().tobytes()).hexdigest()
@@ -86,7 +93,7 @@ def open_measured(
     *,
     snapshots: str = "all",
     evaluators: Sequence[str] = (),
-    sequences: int = 1000,
+    sequences: int | Literal["all"] = 1000,
     device: str = "auto",
     on_exemplars: Callable[[int, int, str], None] | None = None,
 ) -> MeasuredRun:
@@ -96,21 +103,27 @@ def open_measured(
         ckpt: a series, a run folder or one of its snapshots.
         snapshots: `all`, `last`, or steps such as `0,50,100`.
         evaluators: by name; by default all that are defined for every member.
-        sequences: of each evaluator.
+        sequences: of each evaluator; "all": every one that it could draw, of one evaluator (Singh 2025, C.1).
         on_exemplars: called while glyphs are rendered.
 
     Raises:
         InputError: no run on exemplars there, no such snapshot or evaluator, exemplars that cannot be had.
     """
-    whole_number("sequences", sequences, 1)
     chosen = different_names("evaluators", evaluators)
+    if sequences == "all":
+        if len(chosen) != 1:
+            raise InputError(f"evaluators: with sequences all name one, got {len(chosen)}")
+    else:
+        sequences = whole_number("sequences", sequences, 1)
     series, where = open_series(ckpt, snapshots), resolve_device(device)
     population = series.population
     tokens = 2 * population.config.sequences.pairs + 1
-    check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")  # three numbers for each
+    if sequences != "all":  # three numbers for each token
+        check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")
     exemplars = series.exemplars(on_exemplars)
     sets = population.evaluators(exemplars, chosen, sequences, where)
-    return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
+    clamps = population.clamps().to(where)
+    return MeasuredRun(series, exemplars.features.to(where), sets, clamps, where, sequences == "all")
 
 
 def measure_strategies(
@@ -151,7 +164,7 @@ def measure_strategies(
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
         "evaluators": names,
-        "sequences": count,
+        "sequences": measured.asked,
         "clamps": list(forced),
         "graft": graft or "",
         "donor": donor,
