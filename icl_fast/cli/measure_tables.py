@@ -172,7 +172,7 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
     of = f"{one['member'].values}, " if len(names) > 1 else ""
     echo(
         f"{of}step {one.attrs['step']}, {one.attrs['evaluated']:,} sequences of {one.attrs['evaluator']}; rows: heads "
-        "of the first layer, columns: heads of the last, all others of that layer removed"
+        "of the first layer, columns: heads of the last, all others of that layer removed; accuracy over all outputs"
     )
     for preserve in one["preserve"].values:
         at = one["accuracy"].sel(preserve=preserve)
@@ -181,7 +181,8 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         change = one["accuracy"].sel(preserve=preserve, kind="single") - one["accuracy_alone"]
         _print_map(f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
     for matrix in ("k", "v"):
-        _print_map(f"composition score with {matrix.upper()}", one["composition"].sel(matrix=matrix), ".3f")
+        for name, what in (("composition", "weights as they are"), ("composition_folded", "norms folded in")):
+            _print_map(f"composition score with {matrix.upper()}, {what}", one[name].sel(matrix=matrix), ".3f")
     heads = Table("", *map(str, range(len(one["writer"]))), box=box.SIMPLE, title="heads")
     heads.add_row("first layer: previous token", *(f"{float(value):.2f}" for value in one["previous_token"]))
     heads.add_row("last layer: induction", *(f"{float(value):.2f}" for value in one["induction"]))
@@ -193,6 +194,32 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         text = f"{name} ({', '.join(previous) or 'none'})" if name == "previous token" else str(name)
         sets.add_row(text, *(f"{float(value):.4f}" for value in one["accuracy_without"].sel(set=name)))
     print_table(sets)
+
+
+def print_heads(found: xr.Dataset, member: str | None = None) -> None:
+    """Each head of the last layer removed, alone, and on what the best one gets wrong (Fig 4.5a, tables C.1, C.2).
+
+    Args:
+        found: of `icl_fast.studies.exemplar_heads.measure_heads`.
+        member: by default the first.
+
+    Raises:
+        InputError: no such member.
+    """
+    names = [str(name) for name in found["member"].values]
+    check_member(names, member)
+    one = found.sel(member=names[0] if member is None else member)
+    table = Table("", *map(str, range(one.sizes["head"])), box=box.SIMPLE, title="heads of the last layer, all outputs")
+    table.add_row("induction strength", *(f"{float(value):.3f}" for value in one["induction"]))
+    table.add_row(f"without it (with all {float(one['whole']):.4f})", *(f"{float(x):.4f}" for x in one["without"]))
+    for patterns in one["patterns"].values:
+        at = one.sel(patterns=patterns)
+        best, wrong = int(at["reference"]), int(at["mistakes"])
+        what = "it alone" if patterns == "as it is" else "it alone, its pattern perfect"
+        table.add_row(what, *(f"{float(value):.4f}" for value in at["overall"]))
+        cells = ["" if head == best else f"{float(value):.4f}" for head, value in enumerate(at["on_mistakes"])]
+        table.add_row(f"  on the {wrong:,} mistakes of head {best}", *cells)
+    print_table(table)
 
 
 def _print_map(title: str, values: xr.DataArray, form: str) -> None:

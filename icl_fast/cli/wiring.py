@@ -40,15 +40,19 @@ def wiring(
     out: Path | None,
     figures: Path | None,
 ) -> None:
-    """Which heads of the first layer which heads of the last one read, and whether for patterns or for values.
+    """Which heads of the first layer which heads of the last one read, and what each of those does alone.
 
-    Accuracy with one head of each layer, or without one of the first layer, patterns or values as in the whole model;
-    beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
+    Whether for patterns or for values: accuracy with one head of each layer, or without one of the first layer,
+    patterns or values as in the whole model; beside it composition scores, and what removing all previous-token heads
+    does (Singh 2025, Fig C.3, table C.3). Then each head of the last layer removed, alone, and on what the best one
+    gets wrong (Fig 4.5a, tables C.1, C.2): of a run of one layer that alone.
     """
-    from icl_fast.cli.measure_tables import check_member, print_wiring
+    from icl_fast.cli.measure_tables import check_member, print_heads, print_wiring
     from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
     from icl_fast.measure.exemplar.wiring import save_wiring
+    from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
     from icl_fast.runs import open_series
+    from icl_fast.studies.exemplar_heads import measure_heads
 
     require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
     check_out(ckpt, out)
@@ -58,6 +62,9 @@ def wiring(
         raise InputError(f"--snapshot: {step} is not one snapshot; give a step, or last")
     series = open_series(ckpt, step)
     check_member(series.population.names, member)
+    reads = series.population.config.model.layers > 1
+    if out is not None and not reads:
+        raise InputError(f"--out: {ckpt} has one layer, so that no head reads another; leave it out")
     with counting("rendering glyphs") as rendering:
         measured = open_measured(
             series,
@@ -66,15 +73,15 @@ def wiring(
             device=device,
             on_exemplars=rendering,
         )
-    found = measure_wiring(measured)
-    print_wiring(found, member)
-    if out is not None:
+    number = 0 if member is None else series.population.names.index(member)
+    found = measure_wiring(measured) if reads else None
+    heads = measure_heads(measured)
+    if found is not None:
+        print_wiring(found, member)
+    print_heads(heads, member)
+    if found is not None and out is not None:
         echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
-        from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
-        from icl_fast.studies.exemplar_heads import measure_heads
-
-        number = 0 if member is None else series.population.names.index(member)
-        drawn = draw_wiring(found, number, figures / "wiring")
-        drawn += draw_heads(measure_heads(measured), number, figures / "heads")
+        drawn = [] if found is None else draw_wiring(found, number, figures / "wiring")
+        drawn += draw_heads(heads, number, figures / "heads")
         echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")

@@ -26,7 +26,7 @@ def count_every_sequence(recipe: Recipe) -> int:
         if wrong:
             raise InputError(f"sequences all: {what}; give a number of sequences")
     classes, exemplars = len(recipe.classes), recipe.exemplars.shape[1]
-    return classes * (classes - 1) * exemplars**3 * len(_ordered_pairs(recipe)) * 2
+    return int(classes * (classes - 1) * exemplars**3 * len(_ordered_pairs(recipe)) * 2)
 
 
 def every_sequence(recipe: Recipe) -> Sequences:

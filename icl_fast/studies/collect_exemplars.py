@@ -89,7 +89,7 @@ def _wiring(measured: MeasuredRun, out: Path, repair: bool) -> xr.Dataset:
         evaluators=[of for of in measured.evaluators if of.name == "train"],
     )
     identity = {
-        "measured": "wiring, 1",  # raise the number when what is measured changes
+        "measured": "wiring, 2",  # raise the number when what is measured changes
         "sequences": one.count,
         "snapshots": one.series.hashes(),
         "features": one.features_hash,
