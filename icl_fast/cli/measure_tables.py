@@ -16,6 +16,7 @@ from icl_fast.cli.console import echo, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
+from icl_fast.studies.head_race import AGAINST
 
 if TYPE_CHECKING:
     from icl_fast.measure.exemplar.ablation_sweep import AblationPlan
@@ -116,6 +117,9 @@ def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
 def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, most: int = 40) -> None:
     """What each ablation does to the accuracies of one member at the last snapshot; a table a mode, worst falls first.
 
+    Where labels are fixed, first at the snapshot where in-context learning is strongest: it may be gone by the last one
+    (Singh 2025, 5.9.2).
+
     Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
 
     Args:
@@ -127,12 +131,21 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
     """
     names = [str(name) for name in results["member"].values]
     check_member(names, member)
-    last = results.isel(snapshot=-1).sel(member=names[0] if member is None else member)
-    shown = max(8, most // results.sizes["mode"])
+    of_member = results.sel(member=names[0] if member is None else member)
+    places = [results.sizes["snapshot"] - 1]
+    if {"icl", "ciwl"} <= set(results["evaluator"].values.tolist()):
+        strength = of_member["accuracy_in_context"].sel(evaluator="icl", ablation=UNABLATED).isel(mode=0)
+        places = sorted({int(strength.fillna(-1).values.argmax()), *places})
+    for place in places:
+        _print_ablations_at(of_member.isel(snapshot=place), len(names) > 1, most)
+
+
+def _print_ablations_at(last: xr.Dataset, named: bool, most: int) -> None:
+    shown = max(8, most // last.sizes["mode"])
     undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation"))
     accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
-    of = f"{last['member'].item()}, " if len(names) > 1 else ""
-    for mode in results["mode"].values:
+    of = f"{last['member'].item()}, " if named else ""
+    for mode in last["mode"].values:
         whole = accuracy.sel(mode=mode, ablation=UNABLATED)
         changes = accuracy.sel(mode=mode).drop_sel(ablation=UNABLATED) - whole
         lowest = changes.min("evaluator")
@@ -140,7 +153,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
             "removed",
             *(
                 Column(f"{name}{'*' if undefined.sel(evaluator=name) else ''}".replace("-", "\n"), justify="right")
-                for name in results["evaluator"].values
+                for name in last["evaluator"].values
             ),
             title=f"{of}{mode}, step {int(last['snapshot'])}: accuracy among the labels in context, and its change",
             caption="* among all outputs" if undefined.any() else None,
@@ -149,7 +162,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
         table.add_row(UNABLATED, *(f"{float(value):.3f}" for value in whole))
         for ablation in lowest.sortby(lowest)["ablation"].values[:shown]:
             cells = []
-            for name in results["evaluator"].values:
+            for name in last["evaluator"].values:
                 change = changes.sel(evaluator=name)
                 text = f"{float(change.sel(ablation=ablation)):+.3f}"
                 strongest = bool(change.sel(ablation=ablation) == change.min() < 0)
@@ -220,6 +233,16 @@ def print_heads(found: xr.Dataset, member: str | None = None) -> None:
         cells = ["" if head == best else f"{float(value):.4f}" for head, value in enumerate(at["on_mistakes"])]
         table.add_row(f"  on the {wrong:,} mistakes of head {best}", *cells)
     print_table(table)
+
+
+def print_race(found: xr.Dataset) -> None:
+    """Strengths of heads against what each does alone (Singh 2025, Fig C.6), of `measure_race`."""
+    echo(f"over {found['induction'].size} heads of {found.sizes['seed']} seeds, induction strength against")
+    for name, what in AGAINST.items():
+        one = found.sel(against=name)
+        echo(f"  {what}: r = {float(one['pearson']):.3f}, by ranks {float(one['spearman']):.3f}")
+    if never := int(found["learning_time"].isnull().sum()):
+        echo(f"  {never} heads had not learned alone by the end; they are left out of the last")
 
 
 def _print_map(title: str, values: xr.DataArray, form: str) -> None:

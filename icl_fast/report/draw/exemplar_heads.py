@@ -81,6 +81,25 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     return save_figure(figure, path)
 
 
+def draw_race(found: xr.Dataset, path: Path) -> list[Path]:
+    """Draw what `icl_fast.studies.head_race.measure_race` found: a point a head, a colour a seed (Fig C.6).
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    names = [str(name) for name in found["against"].values]
+    figure = Figure(figsize=(5 * len(names), 4.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for number, seed in enumerate(found["seed"].values):
+            of_seed = found.sel(seed=seed)
+            axis.plot(of_seed["induction"], of_seed[name], "o", color=MODELS[number % 8], label=f"seed {seed}")
+        one = found.sel(against=name)
+        title = f"r = {float(one['pearson']):.2f}, by ranks {float(one['spearman']):.2f}"
+        label_axes(axis, title, "induction strength", name.replace("_", " "))
+        axis.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
 def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
     strength = one["induction"].values
     alone, perfect = one["overall"].values
