@@ -78,7 +78,7 @@ class Condition:
 
     def holds(self, values: Sequence[float]) -> bool:
         """Whether the mean of the values, or each of them, is as demanded; NaN never is."""
-        compared = [float(np.mean(values))] if self.of_mean else values
+        compared = [float(np.mean(values))] if self.of_mean and len(values) else values
         return len(compared) > 0 and all(bool(_COMPARE[self.relation](value, self.bound)) for value in compared)
 
 

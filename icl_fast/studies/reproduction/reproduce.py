@@ -16,7 +16,7 @@ from icl_fast import __version__
 from icl_fast.analysis.claims import Chart, Curve, Measurement, Rule
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, locked, read_json, sha256, to_json
-from icl_fast.runs import Run, RunConfig
+from icl_fast.runs import Run, RunConfig, open_series
 from icl_fast.runs.run import MANIFEST
 from icl_fast.studies.reproduction import CLAIMS
 from icl_fast.studies.reproduction.claim import Claim, Scale, Work
@@ -25,6 +25,7 @@ from icl_fast.studies.reproduction.trained import Trained
 from icl_fast.training import train
 
 PART_MINUTES = 30.0
+PUBLIC = "public"  # in the place of an experiment: other people's models
 UNKNOWN_MINUTES = 10.0  # counted for an experiment whose time was not measured
 
 Verdict = Literal["holds", "does not hold", "cannot be tested", "not run yet"]
@@ -63,8 +64,22 @@ class Reproduction:
         home: the folder of all of it.
     """
 
-    def __init__(self, work: Work, scale: Scale, out: str | Path, configs: str | Path, names: Sequence[str] = ()):
+    def __init__(
+        self,
+        work: Work,
+        scale: Scale,
+        out: str | Path,
+        configs: str | Path,
+        names: Sequence[str] = (),
+        public: str | Path | None = None,
+    ) -> None:
         """
+        Args:
+            out: the folder of all reproductions.
+            configs: the folder `configs` of a checkout.
+            names: of claims; none: all of the work.
+            public: other people's models, for the claims that speak of them (see `icl_fast.open_series`).
+
         Raises:
             InputError: an unknown claim, or an experiment file that is missing or not as it should be.
         """
@@ -74,7 +89,8 @@ class Reproduction:
         self.work, self.scale = work, scale
         self.claims = [known[name] for name in names] if names else list(known.values())
         every = load_experiments(configs, work, scale, out)
-        needed = {name for claim in self.testable() for name in claim.experiments}
+        self.public = public
+        needed = {name for claim in self.testable() for name in claim.experiments} - {PUBLIC}
         if missing := needed - every.keys():
             raise InputError(f"configs: {work}.yaml has no experiment {min(missing)}")
         for one in reversed(every.values()):
@@ -83,8 +99,14 @@ class Reproduction:
         self.home = Path(out) / f"{work}-{scale}"
 
     def testable(self) -> Iterator[Claim]:
-        """The chosen claims that can be tested at this scale."""
-        return (claim for claim in self.claims if self.scale not in claim.untested)
+        """The chosen claims that can be tested."""
+        return (claim for claim in self.claims if self.why_not(claim) is None)
+
+    def why_not(self, claim: Claim) -> str | None:
+        """Why a claim cannot be tested, or None if it can."""
+        if PUBLIC in claim.experiments and self.public is None:
+            return "other people's models are needed: give --public FOLDER, FILE.gguf or hf:ORG/NAME"
+        return claim.untested.get(self.scale)
 
     def parts(self) -> list[list[Experiment]]:
         """The experiments in order, in parts of at most `PART_MINUTES` where one alone does not take longer."""
@@ -126,9 +148,9 @@ class Reproduction:
         rows = []
         for number, claim in enumerate(self.claims):
             on_claim(number, len(self.claims), claim.name)
-            if self.scale in claim.untested:
-                rows.append(Row(claim, "cannot be tested", why=claim.untested[self.scale]))
-            elif not finished.issuperset(claim.experiments):
+            if (why := self.why_not(claim)) is not None:
+                rows.append(Row(claim, "cannot be tested", why=why))
+            elif not finished.issuperset(set(claim.experiments) - {PUBLIC}):
                 rows.append(Row(claim, "not run yet"))
             else:
                 rows.append(self._row(claim, again))
@@ -148,11 +170,7 @@ class Reproduction:
             "measure": f"{claim.measure.__module__}.{claim.measure.__qualname__}",
             "runs": [dict(claim.runs), dict(claim.control)],
             "arguments": [repr(claim.arguments), repr(claim.without_arguments)],
-            "trained": {
-                str(folder.relative_to(self.home)): sha256(folder / MANIFEST)
-                for name in claim.experiments
-                for folder in self.experiments[name].runs()
-            },
+            "trained": {name: self._weights(name) for name in claim.experiments},
         }
         with locked(self.home / "claims" / f".lock-{claim.name}", f"claim {claim.name}"):
             if path.exists() and not again and (kept := read_json(path, "claim")).get("identity") == identity:
@@ -170,7 +188,15 @@ class Reproduction:
                 temporary.write_text(to_json(found, indent=1), encoding="utf-8")
             return found
 
+    def _weights(self, name: str) -> list[str]:
+        """SHA-256 (hex) of all that an experiment's measurements read."""
+        if name == PUBLIC:
+            return list(map(str, open_series(self.public or "", "last").hashes().items()))
+        return [sha256(folder / MANIFEST) for folder in self.experiments[name].runs()]
+
     def _trained(self, which: str) -> list[Trained]:
+        if which == PUBLIC:
+            return [Trained(PUBLIC, Run(self.public or ""))]
         named, _, share = which.partition("@")
         name, _, member = named.partition(":")
         return self.experiments[name].trained(member or None, float(share) if share else 1.0)

@@ -40,6 +40,11 @@ class Trained:
     share: float = 1.0
 
     @property
+    def label(self) -> str:
+        """In legends: the experiment's name and, on text, the seed."""
+        return self.name if self.member is not None else f"{self.name}, {self.run.path.name}"
+
+    @property
     def steps(self) -> list[int]:
         """Steps of the snapshots that are looked at, rising."""
         whole = self.run.snapshot_steps()
@@ -70,12 +75,14 @@ def few(trained: Trained, most: int = MOST_SNAPSHOTS) -> str:
 
 def losses(trained: Trained) -> xr.Dataset:
     """Losses and ICL score of every snapshot of a run on text, no head removed (`icl_fast.measure.sweep`)."""
-    return _sweep(trained, UNABLATED, "pattern-preserving", "all", "losses")
+    options = AblationOptions(heads=UNABLATED, positions="all", icl_window=ICL_WINDOW, memory="128MiB")
+    return _sweep(trained, options, "all", "losses")
 
 
 def ablations(trained: Trained, mode: str = "pattern-preserving") -> xr.Dataset:
     """The same with each head removed, at some of the snapshots."""
-    return _sweep(trained, "all", mode, few(trained), f"ablation_{mode}")
+    options = AblationOptions(mode=mode, icl_window=ICL_WINDOW, memory="128MiB")
+    return _sweep(trained, options, few(trained), f"ablation_{mode}")
 
 
 def heads(trained: Trained) -> xr.Dataset:
@@ -84,10 +91,9 @@ def heads(trained: Trained) -> xr.Dataset:
     return trained.cut(kept(lambda: evaluate(open_series(trained.run.path), out=out), out))
 
 
-def _sweep(trained: Trained, which: str, mode: str, snapshots: str, name: str) -> xr.Dataset:
+def _sweep(trained: Trained, options: AblationOptions, snapshots: str, name: str) -> xr.Dataset:
     series, out = open_series(trained.run.path, snapshots), trained.results / f"{name}.zarr"
     examples = min(EXAMPLES, len(series.evaluation_set().inputs))
-    options = AblationOptions(heads=which, mode=mode, icl_window=ICL_WINDOW, memory="128MiB")
     return trained.cut(kept(lambda: sweep(series, options, examples=examples, out=out), out))
 
 
