@@ -106,8 +106,8 @@ class ExemplarStudy:
         left_out: snapshots that could not be used: step -> why.
         curves: of `icl_fast.measure.exemplar.curves.training_curves`.
         strategies: what `icl_fast.measure.measure_strategies` wrote, of all snapshots, as the run was trained.
-        ablations: what `icl_fast.measure.measure_ablations` wrote: every head removed from every snapshot, in all
-            modes.
+        ablations: what `icl_fast.measure.measure_ablations` wrote: every head, and all of every layer together (`0.*`),
+            removed from every snapshot, in all modes.
         wiring: of `icl_fast.measure.exemplar.measured_run.measure_wiring`, last snapshot; None: the model has one
             layer.
     """
