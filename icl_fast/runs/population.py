@@ -12,7 +12,7 @@ from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, 
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
-from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_clamps
+from icl_fast.models import Clamps, ExemplarConfig, ExemplarModel, make_exemplar_model, stack_clamps
 from icl_fast.runs.config import parse_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
 
@@ -110,7 +110,7 @@ class Population:
                 raise InputError(f"{member.name}: {error}") from None
         return stack_clamps(clamps)
 
-    def model(self, exemplars: Exemplars) -> ExemplarTransformer:
+    def model(self, exemplars: Exemplars) -> ExemplarModel:
         """The population at step 0, before any graft.
 
         Raises:
@@ -124,7 +124,7 @@ class Population:
             outputs=max(outputs),
             pairs=self.config.sequences.pairs,
         )
-        return ExemplarTransformer(config, [member.config.training.seed for member in self.all], outputs)
+        return make_exemplar_model(config, [member.config.training.seed for member in self.all], outputs)
 
     def evaluators(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
-from icl_fast.models import Clamps, ExemplarTransformer, Intervention
+from icl_fast.models import Clamps, ExemplarModel, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
 from icl_fast.training.exemplar_steps import (
     Architecture,
@@ -58,7 +58,7 @@ def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Dr
 class Engine(Protocol):
     """Takes optimizer steps; `model` holds the weights at any time."""
 
-    model: ExemplarTransformer
+    model: ExemplarModel
 
     def run(self, draws: Draws, step: int) -> Tensor:
         """Take the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
@@ -82,7 +82,7 @@ class Task:
             plain engine.
     """
 
-    model: ExemplarTransformer
+    model: ExemplarModel
     features: Tensor
     clamps: Clamps
     trainable: dict[str, Tensor]
@@ -114,7 +114,9 @@ class Task:
             pairs=config.pairs,
             position=config.position,
             mlp=config.mlp,
+            attention_bias=config.attention_bias,
             encoder=config.encoder,
+            architecture=config.architecture,
         )
 
 
@@ -129,7 +131,10 @@ def make_engine(task: Task, noisy: bool) -> Engine:
     if not noisy and task.can_be_fused():
         return FusedEngine(task)
     if task.training.engine == "fused":
-        why = "needs attention-only models of 1 or 2 layers, up to 256 wide, up to 16 pairs, the encoder linear, a CPU"
+        why = (
+            "needs attention-only transformers of 1 or 2 layers without biases, up to 256 wide, up to 16 pairs, the "
+            "encoder linear, a CPU"
+        )
         if noisy:
             why = "reads features from a table, so sequences.noise must be 0"
         elif task.interventions:
@@ -275,6 +280,7 @@ class FusedEngine:
                 outputs=self.model.outputs,
                 clamps=self.task.clamps,
                 rotary_base=config.rotary_base,
+                sinusoid_base=config.sinusoid_base,
                 norm_eps=config.norm_eps,
             ),
             Optimizer(

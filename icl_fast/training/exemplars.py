@@ -17,7 +17,7 @@ from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
-from icl_fast.models import ExemplarTransformer, Intervention, load_snapshot
+from icl_fast.models import ExemplarModel, Intervention, load_snapshot
 from icl_fast.models.grafts import graft, part_parameters
 from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
@@ -62,6 +62,8 @@ class ExemplarTrainer:
         """
         self.config, self.on_progress = config, on_progress
         self.interventions = tuple(interventions)
+        if self.interventions:
+            config.model.check_attention("interventions")
         device = resolve_device(config.training.device)
         check_exemplar_run_fits(config, 1, device)
         self.population = Population(config)
@@ -140,7 +142,12 @@ class ExemplarTrainer:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         measured = evaluate_strategies(
-            self.model, self.features, self.evaluators, self.clamps, interventions=self.interventions, attention=True
+            self.model,
+            self.features,
+            self.evaluators,
+            self.clamps,
+            interventions=self.interventions,
+            attention=self.config.model.architecture == "transformer",
         )
         return {name: _numbers(metrics) for name, metrics in measured.items()}
 
@@ -197,7 +204,7 @@ class ExemplarTrainer:
         self.engine.load_state(state["engine"], self.step)
 
 
-def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tensor]:
+def _graft(model: ExemplarModel, population: Population) -> dict[str, Tensor]:
     """Put other runs' weights into members; which parameters of which members are still trained."""
     trainable: dict[str, Tensor] = {}
     for number, member in enumerate(population.all):
@@ -206,7 +213,7 @@ def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tens
             continue
         try:
             donor = load_snapshot(os.path.expanduser(config.snapshot)).model
-            if not isinstance(donor, ExemplarTransformer):
+            if not isinstance(donor, ExemplarModel):
                 raise InputError(f"snapshot {config.snapshot}: is of a model on text")
             graft(model, donor, config.parts, member=number, donor_member=config.member)
         except InputError as error:

@@ -42,19 +42,22 @@ def draw_curves(curves: xr.Dataset, title: str, pairs: int, path: Path) -> Path:
 
 
 def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
-    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer attend to.
+    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer, if any, attend to.
 
     Args:
         curves: of `training_curves`, one member.
         title: over the figure.
         pairs: n, which gives the loss of guessing one of the labels in context.
     """
-    figure = Figure(figsize=(15, 8.4), layout="constrained")
+    attends = "layer" in curves.sizes
+    figure = Figure(figsize=(15, 8.4 if attends else 4.4), layout="constrained")
     figure.suptitle(plain(title))
-    axes = figure.subplots(2, 3)
+    axes = figure.subplots(1 + attends, 3, squeeze=False)
     _loss(axes[0, 0], curves, pairs)
     _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
     _accuracies(axes[0, 2], curves, "accuracy", "Accuracy among all outputs", None)
+    if not attends:
+        return figure
     shown = "flip" if "flip" in curves["evaluator"] else "train"
     last = curves.sizes["layer"] - 1
     measured = (

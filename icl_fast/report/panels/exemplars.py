@@ -60,6 +60,10 @@ def _groups(run: ExemplarStudy) -> Groups:
     ]
     if not alone:
         groups.insert(1, ("Learning times", [_learning_times(run)]))
+    if run.ablations is None:
+        absent = f"N/A: a model of architecture {run.config.model.architecture} has no attention"
+        nothing = Panel("attention", "lines", "Attention", "", x_label="", y_label="", absent=absent)
+        return [*groups, ("Heads", [nothing])]
     drawn = run.members[:MOST_MEMBERS]
     member_keys = slugs(run.members)
     for number, member in enumerate(drawn):
@@ -360,6 +364,7 @@ def _wiring(run: ExemplarStudy, member: int) -> list[Panel]:
 def _effects(run: ExemplarStudy, member: int) -> xr.DataArray:
     """[snapshot, mode, evaluator, ablation] change of accuracy without a head: among the labels in context, or among
     all outputs where none of those is right."""
+    assert run.ablations is not None
     data = run.ablations.isel(member=member)
     accuracy = data["accuracy_in_context"].where(np.isfinite(data["accuracy_in_context"]), data["accuracy"])
     whole = accuracy.sel(ablation=UNABLATED, drop=True)
@@ -372,6 +377,7 @@ _CHANGE = f"Change of accuracy {_WITHIN} (where none of those is right: {_AMONG}
 
 def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
     """A map of evaluators by heads for each mode, with one scale."""
+    assert run.ablations is not None
     effects = _effects(run, member).isel(snapshot=-1).sel(evaluator=_evaluators(run.ablations))
     most = _largest([effects])
     panels = []
@@ -394,6 +400,7 @@ def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
     """A line a head, fully removed from every snapshot, on each of the evaluators that tell strategies apart."""
+    assert run.ablations is not None
     effects, seen = _effects(run, member), _floats(run.ablations["sequences"])
     mode = "full" if "full" in effects["mode"].values else effects["mode"].values[0]
     panels = []
