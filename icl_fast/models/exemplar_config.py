@@ -40,18 +40,8 @@ class ExemplarShape(Config):
     @property
     def trunk(self) -> ModelShape:
         """The same as the shape of a Transformer's blocks."""
-        names = (
-            "layers",
-            "width",
-            "heads",
-            "mlp",
-            "mlp_ratio",
-            "attention_bias",
-            "position",
-            "rotary_base",
-            "norm_eps",
-        )
-        return ModelShape(rotary_interleaved=True, **{name: getattr(self, name) for name in names})
+        shared = ExemplarShape.model_fields.keys() & ModelShape.model_fields.keys()
+        return ModelShape(rotary_interleaved=True, **{name: getattr(self, name) for name in shared})
 
     def check_attention(self, what: str) -> None:
         """Refuse what is done to attention heads, called `what`, where there are none.

@@ -115,8 +115,8 @@ def exemplar_steps_supported(
 ) -> bool:
     """Whether `exemplar_steps` trains such a model here: the kernels are built, and the shape is one of theirs.
 
-    Transformers of one or two attention-only layers without biases up to 256 wide, exemplars embedded by one matrix, 1 to 16 pairs, any position; any
-    number of features, labels, examples and members.
+    Transformers of one or two attention-only layers without biases, up to 256 wide, exemplars embedded by one matrix,
+    1 to 16 pairs, any position; any number of features, labels, examples and members.
     """
     fits = 1 <= layers <= MOST_LAYERS and 1 <= width <= MOST_WIDTH and 1 <= pairs <= MOST_PAIRS
     whole = heads >= 1 and width % heads == 0 and (position != "rotary" or width // heads % 2 == 0)

@@ -126,7 +126,8 @@ def test_a_snapshot_is_the_model(architecture: str, tmp_path: Path) -> None:
     save_snapshot(tmp_path / "it.safetensors", model, step=3, seen=12)
     loaded = load_snapshot(tmp_path / "it.safetensors").model
     assert type(loaded) is ExemplarRecurrent
-    assert loaded.config == model.config and loaded.outputs.tolist() == [7, 4]
+    assert loaded.config == model.config
+    assert loaded.outputs.tolist() == [7, 4]
     exemplars, labels = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 4, 2))
     assert torch.equal(loaded(exemplars, labels)[0], model(exemplars, labels)[0])
 

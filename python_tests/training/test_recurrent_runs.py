@@ -110,4 +110,5 @@ def test_figures_have_what_there_is(done: Run, tmp_path: Path) -> None:
     from icl_fast.runs import open_series
 
     study = study_exemplars("lstm", open_series(done.path), {}, lambda _: Quiet(), sequences=20)
-    assert study.ablations is None and study.wiring is None
+    assert study.ablations is None
+    assert study.wiring is None
