@@ -78,8 +78,9 @@ class ExemplarTrainer:
         )
         self.features = exemplars.features.to(device)
         check_any_batch(self.interventions, self.model.config)
-        task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions)
-        self.engine: Engine = make_engine(task, self.population.noisy)
+        own = tuple(member.config.training for member in self.population.all)
+        self.task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions, own)
+        self.engine: Engine = make_engine(self.task, self.population.noisy)
         self.snapshots = snapshot_steps(config.training.steps, config.snapshots)
         self.step = 0
         # sums of losses since the last log line
@@ -129,8 +130,7 @@ class ExemplarTrainer:
         last = step == self.steps
         seen = {"step": step, "sequences": step * config.training.batch}
         if self.since and (step % config.training.log_every == 0 or last):
-            mean = _rounded(self.losses / self.since)
-            run.append_log(seen | {"loss": mean, "lr": learning_rate(step - 1, config.training)})
+            run.append_log(seen | self._training_line(step))
             self.losses.zero_()
             self.since = 0
         if step % config.evaluation.every == 0 or last:
@@ -139,6 +139,16 @@ class ExemplarTrainer:
             run.save_snapshot(self.model, step=step, seen=seen["sequences"])
         if last or step % config.training.checkpoint_every == 0:
             run.save_state(self.state())
+
+    def _training_line(self, step: int) -> dict[str, Any]:
+        """Losses and learning rates; where there is L2, `total_loss` too: with that of the weights after this step."""
+        mean = self.losses / self.since
+        rates = [learning_rate(step - 1, member.config.training) for member in self.population.all]
+        line = {"loss": _rounded(mean), "lr": rates[0] if len(set(rates)) == 1 else rates}
+        if self.task.l2:
+            with torch.no_grad():
+                line["total_loss"] = _rounded(mean + self.task.penalty().double().cpu())
+        return line
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         measured = evaluate_strategies(

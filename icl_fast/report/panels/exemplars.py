@@ -55,7 +55,7 @@ def learning_times(run: ExemplarStudy) -> Floats:
 def _groups(run: ExemplarStudy) -> Groups:
     alone = len(run.members) == 1
     groups = [
-        ("Training curves", [_loss(run), *_accuracies(run)]),
+        ("Training curves", [_loss(run), *_total_loss(run), *_accuracies(run)]),
         ("Strategies over snapshots", _strategies(run)),
     ]
     if not alone:
@@ -156,6 +156,21 @@ def _loss(run: ExemplarStudy) -> Panel:
         return {"series": there([train, *others])}
 
     return filled(panel, content)
+
+
+def _total_loss(run: ExemplarStudy) -> list[Panel]:
+    """Of runs with L2."""
+    if "total_loss" not in run.curves:
+        return []
+    seen = _floats(run.curves["logged_sequences"])
+    panel = Panel(
+        key="total-loss",
+        title="Loss with its L2 term",
+        caption=f"A line a member: the loss of training and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
+        y_label="loss (nats)",
+        **_over_training(seen),
+    )
+    return [filled(panel, lambda: {"series": _by_member(seen, run.curves["total_loss"])})]
 
 
 def _learned(run: ExemplarStudy) -> str:

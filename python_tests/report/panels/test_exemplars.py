@@ -262,6 +262,14 @@ def test_without_attention_there_are_no_heads(exemplar_runs: Runs) -> None:
     assert "curves-accuracy" in panels
 
 
+def test_the_loss_with_its_l2_term(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    assert "total-loss" not in panels_of(run)
+    total = run.curves["training_loss"] + 1
+    panel = panels_of(replace(run, curves=run.curves.assign(total_loss=total)))["total-loss"]
+    assert panel.series[0].y.tolist() == total.isel(member=0).values.tolist()
+
+
 def test_keys_are_unique(exemplar_runs: Runs) -> None:
     study = Study("Runs", {}, (), (), exemplar_runs)
     panels = [one for groups in exemplar_panels(study).values() for _, of_group in groups for one in of_group]
