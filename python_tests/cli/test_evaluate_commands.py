@@ -53,7 +53,8 @@ def test_evaluate(run: Path, tmp_path: Path) -> None:
         names = ("prefix_matching", "copying", "previous_token", "qk_trace", "ov_copying")
         expected = [f"{float(scores[name]):.3f}".replace("nan", "-") for name in names]
         assert numbers.split() == expected
-    assert "prefix matching > 0.2 and copying > -0.6" in result.stdout
+    assert "prefix matching > 0.2 and copying > -0.6, else" in result.stdout
+    assert "(copying: the paper's 0 is out of reach of models under 512 wide" in result.stdout
     assert "left out" not in result.stdout
     before = contents(store)
     assert call("evaluate", "--ckpt", run).stdout == result.stdout
@@ -76,7 +77,7 @@ def test_evaluate_every_option(run: Path, tmp_path: Path) -> None:
 def test_at_most_forty_heads(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from icl_fast.cli.tables import print_head_scores
 
-    print_head_scores(open_results(evaluate(run)), most=3)
+    print_head_scores(open_results(evaluate(run)), 128, most=3)
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ +\d\.\d ", shown, re.MULTILINE)) == 3
     assert "… and 1 more in the results" in shown
