@@ -109,6 +109,27 @@ def print_head_scores(results: xr.Dataset, width: int, *, most: int = 40) -> Non
         echo(f"left out: step {step}, {why}")
 
 
+def print_idealised(results: xr.Dataset, *, most: int = 40) -> None:
+    """The heads of the last snapshot that do most for the loss, and how much of that each idealised pattern keeps."""
+    last = results.isel(snapshot=-1)
+    names = [str(name) for name in last["pattern"].values]
+    titles = ("head", "effect, nats", *(f"kept by {name}" for name in names))
+    table = Table(
+        *(Column(title, justify="right") for title in titles), box=box.SIMPLE, title=f"step {int(last.snapshot)}"
+    )
+    effect = last["effect"].values
+    for layer, head in zip(*np.unravel_index(np.argsort(-effect, axis=None)[:most], effect.shape), strict=True):
+        of = last.isel(layer=layer, head=head)
+        row = [f"{float(of['effect']):.4f}±{float(of['effect_sem']):.4f}"]
+        for share, sem in zip(of["recovered"].values, of["recovered_sem"].values, strict=True):
+            row.append("-" if np.isnan(share) else f"{share:.2f}±{sem:.2f}")
+        table.add_row(f"{layer}.{head}", *row)
+    print_table(table)
+    if (more := effect.size - most) > 0:
+        echo(f"… and {more} more, which do less, in the results")
+    echo("effect: loss without the head less that of the whole model; kept: 1 as by its own pattern, 0 as without it")
+
+
 def print_results(results: xr.Dataset, store: Path) -> None:
     """What a store holds: its dims, variables and attributes, and how it is opened."""
     echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))

@@ -192,3 +192,26 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     result = call("pca", run, "--out", store)
     assert "holds something else than a PCA" in result.output
     assert "loss" in open_results(store)
+
+
+def test_idealise(run: Path) -> None:
+    result = call("idealise", "--ckpt", run, "--examples", 9, "--snapshots", "6,12")
+    assert result.exit_code == 0, result.output
+    store = run / "results" / "idealised.zarr"
+    assert result.stdout.splitlines()[-1] == f"results in {store}"
+    last = open_results(store).isel(snapshot=-1)
+    rows = re.findall(r"^ +(\d)\.(\d) +(\S+)±\S+ +(.*?) *$", result.stdout, re.MULTILINE)
+    assert len(rows) == 4
+    for layer, head, effect, shares in rows:
+        of = last.sel(layer=int(layer), head=int(head))
+        assert effect == f"{float(of['effect']):.4f}"
+        expected = ["-" if np.isnan(share) else f"{share:.2f}" for share in of["recovered"].values]
+        assert [share.partition("±")[0] for share in shares.split()] == expected
+    assert call("idealise", "--ckpt", run, "--examples", 9, "--snapshots", "6,12").stdout == result.stdout
+
+
+def test_idealise_refuses(run: Path) -> None:
+    result = call("idealise", "--ckpt", run, "--examples", 0)
+    assert result.exit_code == 2
+    assert "--examples: must be from 1 to" in result.stderr
+    assert not (run / "results" / "idealised.zarr").exists()
