@@ -18,12 +18,12 @@ from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
-from icl_fast.measure.exemplar.progress import STRATEGY_VARIABLES, Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays, strategy_variables
 from icl_fast.measure.exemplar.wiring import WIRING_MAP, previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.memory import check_fits
-from icl_fast.models import ClampName, Clamps, ExemplarTransformer, Snapshot, stack_clamps
+from icl_fast.models import ClampName, Clamps, ExemplarModel, Snapshot, stack_clamps
 from icl_fast.models.grafts import part_parameters
 from icl_fast.runs import Series, open_series, resolve_device
 
@@ -58,7 +58,7 @@ class MeasuredRun:
     device: torch.device
     every: bool = False
 
-    def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
+    def snapshot(self, step: int) -> Snapshot[ExemplarModel]:
         """The one at a step.
 
         Raises:
@@ -67,7 +67,7 @@ class MeasuredRun:
         snapshot = self.series.load(step)
         return replace(snapshot, model=snapshot.model.to(self.device))
 
-    def on_each(self, model: ExemplarTransformer, clamps: Clamps | None = None) -> list[MeasuredModel]:
+    def on_each(self, model: ExemplarModel, clamps: Clamps | None = None) -> list[MeasuredModel]:
         """A snapshot's model on each evaluator, in order, under what it was trained with or other clamps."""
         forced = self.clamps if clamps is None else clamps
         return MeasuredModel.on_each(model, self.features, self.evaluators, forced)
@@ -181,7 +181,7 @@ def measure_strategies(
         "device": measured.device.type,
     }
 
-    def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
+    def measure(snapshot: Snapshot[ExemplarModel]) -> Arrays:
         model = snapshot.model.to(measured.device)
         model = model if transplant is None else transplant(model)
         return strategy_arrays([measured.on_each(model, one) for one in forced.values()])
@@ -203,7 +203,7 @@ def measure_strategies(
         measure,
         assemble,
         on_snapshot,
-        variables=STRATEGY_VARIABLES,
+        variables=strategy_variables(measured.series.population.config.model),
         repair=repair,
     )
 
@@ -246,6 +246,7 @@ def _with_clamp(measured: MeasuredRun, name: str, heads: Mapping[str, list[int]]
     if name not in get_args(ClampName):
         raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
     population = measured.series.population
+    population.config.model.check_attention(f"clamp {name}")
     configs = [member.config.interventions for member in population.all]
     with_clamp = [
         config.model_copy(update={**heads, "clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs

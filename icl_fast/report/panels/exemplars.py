@@ -55,11 +55,15 @@ def learning_times(run: ExemplarStudy) -> Floats:
 def _groups(run: ExemplarStudy) -> Groups:
     alone = len(run.members) == 1
     groups = [
-        ("Training curves", [_loss(run), *_accuracies(run)]),
+        ("Training curves", [_loss(run), *_total_loss(run), *_accuracies(run)]),
         ("Strategies over snapshots", _strategies(run)),
     ]
     if not alone:
         groups.insert(1, ("Learning times", [_learning_times(run)]))
+    if run.ablations is None:
+        absent = f"N/A: a model of architecture {run.config.model.architecture} has no attention"
+        nothing = Panel("attention", "lines", "Attention", "", x_label="", y_label="", absent=absent)
+        return [*groups, ("Heads", [nothing])]
     drawn = run.members[:MOST_MEMBERS]
     member_keys = slugs(run.members)
     for number, member in enumerate(drawn):
@@ -153,6 +157,21 @@ def _loss(run: ExemplarStudy) -> Panel:
         return {"series": there([train, *others])}
 
     return filled(panel, content)
+
+
+def _total_loss(run: ExemplarStudy) -> list[Panel]:
+    """Of runs with L2."""
+    if "total_loss" not in run.curves:
+        return []
+    seen = _floats(run.curves["logged_sequences"])
+    panel = Panel(
+        key="total-loss",
+        title="Loss with its L2 term",
+        caption=f"A line a member: training loss and L2 term of the weights at that point. {_THESIS}, Fig B.4.",
+        y_label="loss (nats)",
+        **_over_training(seen),
+    )
+    return [filled(panel, lambda: {"series": _by_member(seen, run.curves["total_loss"])})]
 
 
 def _learned(run: ExemplarStudy) -> str:
@@ -362,6 +381,7 @@ def _wiring(run: ExemplarStudy, member: int) -> list[Panel]:
 def _effects(run: ExemplarStudy, member: int) -> xr.DataArray:
     """[snapshot, mode, evaluator, ablation] change of accuracy without a head: among the labels in context, or among
     all outputs where none of those is right."""
+    assert run.ablations is not None
     data = run.ablations.isel(member=member)
     accuracy = data["accuracy_in_context"].where(np.isfinite(data["accuracy_in_context"]), data["accuracy"])
     whole = accuracy.sel(ablation=UNABLATED, drop=True)
@@ -374,6 +394,7 @@ _CHANGE = f"Change of accuracy {_WITHIN} (where none of those is right: {_AMONG}
 
 def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
     """A map of evaluators by heads for each mode, with one scale."""
+    assert run.ablations is not None
     effects = _effects(run, member).isel(snapshot=-1).sel(evaluator=_evaluators(run.ablations))
     most = _largest([effects])
     panels = []
@@ -396,6 +417,7 @@ def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
     """A line a head, fully removed from every snapshot, on each of the evaluators that tell strategies apart."""
+    assert run.ablations is not None
     effects, seen = _effects(run, member), _floats(run.ablations["sequences"])
     mode = "full" if "full" in effects["mode"].values else effects["mode"].values[0]
     panels = []
@@ -416,6 +438,7 @@ def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _cut_from_output(run: ExemplarStudy, member: int) -> Panel:
     """Fig 4.4: what the loss becomes where the output no longer reads a layer's heads."""
+    assert run.ablations is not None
     data = run.ablations.isel(member=member)
     seen = _floats(data["sequences"])
     name = "train" if "train" in data["evaluator"].values else str(data["evaluator"].values[0])

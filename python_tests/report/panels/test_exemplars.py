@@ -262,6 +262,24 @@ def test_one_layer_has_no_wiring(exemplar_runs: Runs) -> None:
     assert panels["wiring"].absent == "N/A: one layer; there is nothing before it to read"
 
 
+def test_without_attention_there_are_no_heads(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    shape = run.config.model.model_copy(update={"architecture": "lstm"})
+    config = run.config.model_copy(update={"model": shape})
+    panels = panels_of(replace(run, config=config, ablations=None, wiring=None))
+    assert panels["attention"].absent == "N/A: a model of architecture lstm has no attention"
+    assert not [key for key in panels if key.startswith(("removed", "wiring", "attention-"))]
+    assert "curves-accuracy" in panels
+
+
+def test_the_loss_with_its_l2_term(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    assert "total-loss" not in panels_of(run)
+    total = run.curves["training_loss"] + 1
+    panel = panels_of(replace(run, curves=run.curves.assign(total_loss=total)))["total-loss"]
+    assert panel.series[0].y.tolist() == total.isel(member=0).values.tolist()
+
+
 def test_keys_are_unique(exemplar_runs: Runs) -> None:
     study = Study("Runs", {}, (), (), exemplar_runs)
     panels = [one for groups in exemplar_panels(study).values() for _, of_group in groups for one in of_group]
