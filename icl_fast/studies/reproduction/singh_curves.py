@@ -97,7 +97,8 @@ def later(runs: Runs, evaluator: str = "icl", than: str | None = None) -> Measur
         second.append(time_to(other, than))
         bound = accuracy(run, evaluator)[0][-1] if np.isnan(first[-1]) else first[-1]
         ratios.append(bound / second[-1])
-    quantities = {"times_later": ratios, "run_reached": first, "other_reached": second}
+    highest = [risen(one, evaluator).height for one in runs["run"]]
+    quantities = {"times_later": ratios, "run_reached": first, "other_reached": second, "run_highest": highest}
     curves = [curves_of(f"run: {evaluator}", runs["run"], evaluator), curves_of(f"other: {than}", runs["other"], than)]
     return Measurement(quantities, Chart("When it is learned", SEQUENCES, "accuracy", curves))
 
