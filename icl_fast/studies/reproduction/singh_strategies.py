@@ -14,7 +14,7 @@ from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.singh_curves import (
     SEQUENCES,
     Runs,
-    curves_of,
+    highest_of,
     later,
     risen,
     strategies_learned,
@@ -67,11 +67,6 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
     return Measurement({"difference": differences}, chart)
 
 
-def highest_icl(runs: Runs) -> Measurement:
-    """The highest accuracy on ICL sequences of each of some trainings, by their roles."""
-    quantities = {role: [risen(one, "icl").height for one in trained] for role, trained in runs.items()}
-    curves = [curves_of(role, trained, "icl") for role, trained in runs.items()]
-    return Measurement(quantities, Chart("In-context learning", SEQUENCES, "accuracy within context", curves))
 
 
 def coopetition(runs: Runs, mu: float = 0.1, alpha: float = 0.1) -> Measurement:
@@ -163,7 +158,7 @@ CLAIMS = (
         source="D.1.2, Figure D.2",
         statement="With rotary or sinusoidal positions two attention-only layers show no ICL.",
         runs={"rotary": "rotary", "sinusoidal": "sinusoidal"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="rotary < 0.6 and sinusoidal < 0.6",
         without={"rotary": "transience", "sinusoidal": "transience"},
     ),
@@ -218,7 +213,7 @@ CLAIMS = (
         source="5.6.3, Figure 5.8b",
         statement="So do layers 2 from the middle of a training on CIWL alone; early and late ones do not.",
         runs={"early": "icl_on_early_ciwl", "middle": "icl_on_middle_ciwl", "late": "icl_on_late_ciwl"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="middle >= 0.75 and early < 0.6 and late < 0.6",
         without={"middle": "icl_on_late_ciwl"},
     ),
@@ -227,7 +222,7 @@ CLAIMS = (
         source="5.6.4, Figure 5.8c",
         statement="Trained on from an early CIWL checkpoint, ICL still emerges; once CIWL has formed it does not.",
         runs={"early": "bursty_after_early_ciwl", "late": "bursty_after_late_ciwl"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="early >= 0.75 and late < 0.6",
         without={"late": "transience"},
     ),
