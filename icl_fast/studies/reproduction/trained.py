@@ -134,12 +134,18 @@ def training_loss(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     return data["logged_sequences"].values.astype(float), data["training_loss"].values
 
 
-def strategies(trained: Trained) -> xr.Dataset:
-    """How every snapshot answers every evaluator and where it attends (`icl_fast.measure.measure_strategies`)."""
-    out = trained.results / "strategies.zarr"
-    return trained.cut(
-        kept(lambda: measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), out=out), out)
-    )
+def strategies(trained: Trained, graft: str | None = None) -> xr.Dataset:
+    """How every snapshot answers every evaluator and where it attends (`icl_fast.measure.measure_strategies`).
+
+    Args:
+        graft: what each is given first, `STEP:PARTS` such as `last:layer-2+unembed`.
+    """
+    out = trained.results / f"strategies{f'_{graft}'.replace(':', '_') if graft else ''}.zarr"
+
+    def measure() -> Path:
+        return measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), graft=graft, out=out)
+
+    return trained.cut(kept(measure, out))
 
 
 def exemplar_ablations(trained: Trained) -> xr.Dataset:
