@@ -166,7 +166,7 @@ def _total_loss(run: ExemplarStudy) -> list[Panel]:
     panel = Panel(
         key="total-loss",
         title="Loss with its L2 term",
-        caption=f"A line a member: the loss of training and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
+        caption=f"A line a member: the training loss and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
         y_label="loss (nats)",
         **_over_training(seen),
     )
