@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -132,10 +132,12 @@ class Population:
         self,
         exemplars: Exemplars,
         names: list[str] | None = None,
-        count: int = 1000,
+        count: int | Literal["all"] = 1000,
         device: torch.device | str = "cpu",
     ) -> list[EvaluationSequences]:
         """Evaluation sets of `[P,count]` sequences each; by default, those that every member has.
+
+        With "all" of whatever they could draw, once each.
 
         Raises:
             InputError: an unknown evaluator, or one that a member does not have; the message says why; or more
@@ -146,5 +148,6 @@ class Population:
             names = [name for name in first if all(name in other for other in others)]
         sequence = 8 * (4 * self.config.sequences.pairs + 3)  # bytes of the integers that make it
         what = f"sequences {count} of each of {len(names)} evaluators, {len(self.all)} members"
-        check_fits(len(names) * len(self.all) * count * sequence, what)
+        if count != "all":
+            check_fits(len(names) * len(self.all) * count * sequence, what)
         return [evaluation_sequences(name, self.sequences, exemplars, count, device) for name in names]

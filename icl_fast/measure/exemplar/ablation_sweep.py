@@ -138,7 +138,7 @@ def measure_ablations(
         "modes": [[name, mode.preserve] for name, mode in plan.modes.items()],
         "ablations": [asdict(one) for one in plan.ablations],
         "evaluators": evaluators,
-        "sequences": count,
+        "sequences": measured.asked,
         "features": measured.features_hash,
         "device": measured.device.type,
     }

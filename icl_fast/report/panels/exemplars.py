@@ -77,6 +77,7 @@ def _groups(run: ExemplarStudy) -> Groups:
             (f"Wiring{of} at the last snapshot", _wiring(run, number)),
             (f"Removing each head{of}, at the last snapshot", _removed(run, number)),
             (f"Removing each head{of}, over snapshots", _removed_over_training(run, number)),
+            (f"What each layer{of} writes to the output, over snapshots", [_cut_from_output(run, number)]),
         ):
             keyed = [replace(one, key=one.key + suffix, caption=one.caption + more) for one in panels]
             groups.append((heading, keyed))
@@ -212,6 +213,7 @@ def _accuracies(run: ExemplarStudy) -> list[Panel]:
         return [
             _of_metric(run, seen, run.curves, "accuracy_in_context", source.format("5.1b"), "curves"),
             _of_metric(run, seen, run.curves, "accuracy", source.format("5.2"), "curves"),
+            _of_metric(run, seen, run.curves, "loss", source.format("5.9b"), "curves"),
         ]
     return [_of_evaluator(run, seen, run.curves, name, source.format("5.1b, 5.11")) for name in _evaluators(run.curves)]
 
@@ -432,6 +434,34 @@ def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
         )
         panels.append(filled(panel, _head_lines(seen, of)))
     return share_range(panels)
+
+
+def _cut_from_output(run: ExemplarStudy, member: int) -> Panel:
+    """Fig 4.4: what the loss becomes where the output no longer reads a layer's heads."""
+    assert run.ablations is not None
+    data = run.ablations.isel(member=member)
+    seen = _floats(data["sequences"])
+    name = "train" if "train" in data["evaluator"].values else str(data["evaluator"].values[0])
+    panel = Panel(
+        key="cut-from-output",
+        title="Change of loss without a layer's heads in what the output reads",
+        caption=f"A line a layer: all its heads removed from each snapshot, the patterns and values of later layers as "
+        f"they were; on {name} sequences. {_THESIS}, Fig 4.4.",
+        y_label="change of loss (nats)",
+        **_over_training(seen),
+    )
+
+    def content() -> dict[str, object]:
+        loss = data["loss"].sel(mode="direct", evaluator=name)
+        change = loss - loss.sel(ablation=UNABLATED, drop=True)
+        layers = range(run.config.model.layers)
+        return {
+            "series": there(
+                line(f"layer {layer}", seen, _floats(change.sel(ablation=f"{layer}.*"))) for layer in layers
+            )
+        }
+
+    return filled(panel, content)
 
 
 def _head_lines(seen: Floats, of: xr.DataArray) -> Callable[[], dict[str, object]]:

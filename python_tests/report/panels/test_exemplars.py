@@ -246,6 +246,16 @@ def test_a_run_that_has_only_begun(exemplar_runs: Runs) -> None:
     assert "curves-accuracy" not in panels_of(none)
 
 
+def test_a_layer_cut_from_the_output_costs_what_the_direct_ablation_says(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    panel = panels_of(run)["cut-from-output"]
+    loss = run.ablations["loss"].isel(member=0).sel(mode="direct", evaluator="train")
+    assert [series.label for series in panel.series] == ["layer 0", "layer 1"]
+    for layer, series in enumerate(panel.series):
+        removed = loss.sel(ablation=f"{layer}.*") - loss.sel(ablation="none")
+        np.testing.assert_array_equal(series.y, removed.values)
+
+
 def test_one_layer_has_no_wiring(exemplar_runs: Runs) -> None:
     panels = panels_of(replace(exemplar_runs["alone"], wiring=None))
     assert [key for key in panels if key.startswith("wiring")] == ["wiring"]
