@@ -40,7 +40,10 @@ class SequenceConfig(Config):
         default=None, ge=1, description="E: exemplars of a class trained on; all that are not held out"
     )
     noise: float = Field(
-        default=0.0, ge=0, le=1e6, description="standard deviation of Gaussian noise on every exemplar"
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="deviation of Gaussian noise on every exemplar shown: on vectors, or pixels if they are what is read",
     )
     labels_per_class: int = Field(
         default=1, ge=1, le=2**20, description="labels of a class, one of them drawn per sequence"
