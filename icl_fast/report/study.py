@@ -10,6 +10,7 @@ import xarray as xr
 
 from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
 from icl_fast.models import TransformerConfig
+from icl_fast.report.panels.panel import Panel
 from icl_fast.runs import ExemplarRunConfig
 
 Progress = Literal["tokens", "steps"]
@@ -128,12 +129,19 @@ class ExemplarStudy:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the claims table: what a paper claims, and what was found here."""
+    """A row of the claims table: what a paper claims, and what was found here.
+
+    Attributes:
+        rule: that decides, fixed beforehand; empty: none was written down.
+        panel: the figure behind the verdict.
+    """
 
     claim: str
     source: str
     verdict: str
     evidence: str
+    rule: str = ""
+    panel: Panel | None = None
 
 
 @dataclass(frozen=True)
