@@ -137,7 +137,7 @@ def measure_ablations(
         "measured": "ablations, 1",  # raise the number when what is measured changes
         "modes": [[name, mode.preserve] for name, mode in plan.modes.items()],
         "ablations": [asdict(one) for one in plan.ablations],
-        "evaluators": evaluators,
+        "evaluators": measured.definitions,
         "sequences": measured.asked,
         "features": measured.features_hash,
         "device": measured.device.type,

@@ -83,6 +83,12 @@ class MeasuredRun:
         return "all" if self.every else self.count
 
     @property
+    def definitions(self) -> list[str]:
+        """The evaluators' names, with a number where their sequences were drawn otherwise by earlier versions."""
+        bursty = any(one.burstiness > 1 for one in self.series.population.sequences)
+        return [f"{one.name}, 2" if one.name == "ciwl" and bursty else one.name for one in self.evaluators]
+
+    @property
     def features_hash(self) -> str:
         """SHA-256 (hex) of the exemplars: a part of what decides the results of a measurement."""
         return hashlib.sha256(self.features.cpu().numpy().tobytes()).hexdigest()
@@ -171,7 +177,7 @@ def measure_strategies(
     names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
-        "evaluators": names,
+        "evaluators": measured.definitions,
         "sequences": measured.asked,
         "clamps": list(forced),
         **heads,

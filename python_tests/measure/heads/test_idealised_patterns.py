@@ -101,8 +101,7 @@ def test_a_perfect_induction_circuit(induction: Callable[..., Transformer]) -> N
     recovered = (without - replaced) / effect  # [patterns, layers, heads]
     assert recovered[0, 0, 0].item() == pytest.approx(1, abs=1e-6)
     assert max(recovered[0, 1, 0], recovered[1, 0, 0]).item() < 0.7  # each in the other's place
-    # without a copy the circuit's head attends evenly, the ideal to the first token
-    assert recovered[1, 1, 0].item() == pytest.approx(1, abs=0.05)
+    assert recovered[1, 1, 0].item() >= 1  # without a copy the circuit's own pattern is worse: even on all tokens
 
 
 @pytest.fixture

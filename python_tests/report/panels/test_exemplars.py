@@ -176,7 +176,8 @@ def test_learning_times(exemplar_runs: Runs) -> None:
     np.testing.assert_array_equal(learning_times(made), [seen[1], np.nan, seen[3]])
     np.testing.assert_array_equal(learning_times(made), learning_time(seen, curves["training_loss"].values))
     panel = panels_of(made)["learning-times"]
-    (dots,) = panel.series
+    dots, first = panel.series
+    assert first.y.tolist() == [seen[1], seen[1]]
     assert dots.x.tolist() == [1, 3]
     assert dots.y.tolist() == [seen[1], seen[3]]
     assert dots.names == (run.members[0], run.members[2])
