@@ -26,18 +26,18 @@ SEEDS = range(100)  # of the toy models
 
 
 def layer_1(runs: Runs) -> Measurement:
-    """Attention of labels in layer 1, a mean over its heads: how much to the exemplar before is lost after its peak.
+    """Attention of labels in layer 1, a mean over its heads, from the peak of ICL to the end.
 
-    Quantities: `previous_lost`: the share of the highest attention to the previous token that is gone at the end;
-    `own_gained`: by how much attention to itself rose meanwhile.
+    Quantities: `previous_lost`: the share of the attention to the exemplar before that is lost; `own_gained`: by how
+    much attention to the label itself rises.
     """
     lost, gained, lines = [], [], {"previous token": [], "itself": []}
     for one in runs["run"]:
         seen, previous = curve(one, "train", "previous_token")
         previous, own = previous[:, 0].mean(-1), curve(one, "train", "own")[1][:, 0].mean(-1)
-        top = int(previous.argmax())
-        lost.append(float(1 - previous[-1] / previous[top]))
-        gained.append(float(own[-1] - own[top]))
+        peak = int(np.searchsorted(seen, risen(one, "icl").peak))
+        lost.append(float(1 - previous[-1] / previous[peak]))
+        gained.append(float(own[-1] - own[peak]))
         lines["previous token"].append(previous)
         lines["itself"].append(own)
     curves = [Curve(name, seen / 1e6, values) for name, values in lines.items()]
@@ -53,11 +53,9 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
     differences, lines = [], []
     for one in runs["run"]:
         peak = risen(one, "icl").peak
-        of = [
-            data["accuracy_in_context"].sel(evaluator=evaluator).isel(clamp=0).values
-            for data in (strategies(one), strategies(one, f"last:{parts}"))
-        ]
-        seen = strategies(one)["sequences"].values
+        found = [strategies(one), strategies(one, f"last:{parts}")]
+        of = [data["accuracy_in_context"].sel(evaluator=evaluator).isel(clamp=0).values for data in found]
+        seen = found[0]["sequences"].values
         differences.append(float(np.abs(of[1] - of[0])[seen >= peak].mean()))
         lines += [
             Curve(f"{one.name}: {name}", seen / 1e6, values)
