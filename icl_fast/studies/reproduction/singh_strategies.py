@@ -11,7 +11,7 @@ import numpy as np
 
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.studies.reproduction.claim import Claim
-from icl_fast.studies.reproduction.singh_curves import (
+from icl_fast.studies.reproduction.strategy_curves import (
     SEQUENCES,
     Runs,
     highest_of,
