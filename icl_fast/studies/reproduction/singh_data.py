@@ -7,7 +7,7 @@ small), "the more, the better" besides that no step goes the other way by more t
 from __future__ import annotations
 
 from icl_fast.studies.reproduction.claim import Claim
-from icl_fast.studies.reproduction.strategy_curves import compared, highest_of, strategies_learned
+from icl_fast.studies.reproduction.singh_curves import compared, highest_of, strategies_learned
 
 _NEW = "held-out-classes"  # ICL of classes never trained on, as in chapter 2
 _BURSTY = {
