@@ -109,6 +109,14 @@ def highest_of(runs: Runs, evaluator: str = "icl") -> Measurement:
     return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
 
 
+def best_end(runs: Runs, evaluator: str) -> Measurement:
+    """How far the accuracy at the end of the best training of each role is behind that of the role `transformer`."""
+    best = {role: max(end(one, evaluator) for one in trained) for role, trained in runs.items()}
+    behind = {f"{role}_behind": [best["transformer"] - value] for role, value in best.items() if role != "transformer"}
+    quantities = {**{role: [value] for role, value in best.items()}, **behind}
+    return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
+
+
 _OF_CURVE: dict[str, Callable[[Trained, str], float]] = {
     "highest": lambda one, evaluator: risen(one, evaluator).height,
     "end": end,
