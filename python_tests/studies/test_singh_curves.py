@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_fast.analysis.claims import Rule
-from icl_fast.runs import Run
+from icl_fast.runs import ExemplarRunConfig, Run
 from icl_fast.studies.reproduction import singh_curves, singh_data, singh_strategies
 from icl_fast.studies.reproduction.claim import Claim, Scale
 from icl_fast.studies.reproduction.experiments import load_experiments
@@ -143,5 +143,6 @@ def test_every_claim_has_its_trainings(scale: Scale, tmp_path: Path) -> None:
         for which in (*claim.runs.values(), *claim.without.values()):
             name, _, member = which.partition("@")[0].partition(":")
             for config in experiments[name].runs().values():
+                assert isinstance(config, ExemplarRunConfig)
                 names = [config.members] if isinstance(config.members, int) else [m.name for m in config.members]
                 assert not member or any(str(one).startswith(member) for one in names), (claim.name, which)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.singh_curves import (
@@ -31,7 +32,8 @@ def layer_1(runs: Runs) -> Measurement:
     Quantities: `previous_lost`: the share of the attention to the exemplar before that is lost; `own_gained`: by how
     much attention to the label itself rises.
     """
-    lost, gained, lines = [], [], {"previous token": [], "itself": []}
+    lost, gained = [], []
+    lines: dict[str, list[Floats]] = {"previous token": [], "itself": []}
     for one in runs["run"]:
         seen, previous = curve(one, "train", "previous_token")
         previous, own = previous[:, 0].mean(-1), curve(one, "train", "own")[1][:, 0].mean(-1)
