@@ -11,20 +11,20 @@ import xarray as xr
 from icl_fast.analysis import (
     PhaseChange,
     find_phase_change,
-    icl_score_variants,
+    icl_score,
     joint_pca,
     loss_by_log_tokens,
 )
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.measure.ablation import UNABLATED
-from icl_fast.studies.reproduction.trained import Trained, heads, losses
+from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, losses
 
 Runs = Mapping[str, Sequence[Trained]]
 TOKENS, NATS = "training tokens (millions)", "nats per token"
 ATTENTION = tuple(f"attention_{layers}" for layers in range(1, 7))
 MLP = tuple(f"mlp_{layers}" for layers in range(1, 7))
-PAIRS = ((10, 250), (25, 128), (25, 250), (50, 250), (100, 250))  # of positions, besides the score's own
+EARLY = (5, 10, 25, 50, 100)  # positions to compare the end of the context with
 
 
 @dataclass(frozen=True)
@@ -170,20 +170,20 @@ def same_score(runs: Runs) -> Measurement:
 
 
 def other_pairs(runs: Runs) -> Measurement:
-    """Whether the change happens by the ICL score of every other pair of positions too: the least drop of any pair."""
-    found, drops, lines = _all(runs), [], []
-    for one in found:
-        scores = icl_score_variants(one.data, PAIRS)
-        verdicts = [
-            find_phase_change(one.data["snapshot"].values.tolist(), scores[:, pair].tolist(), one.matching.tolist())
-            for pair in range(len(PAIRS))
-        ]
-        drops.append(float(np.mean([verdict.happened for verdict in verdicts])))
-        lines += [
-            Curve(f"{one.name}: {late} less {early}", one.tokens, scores[:, pair])
-            for pair, (early, late) in enumerate(PAIRS)
-        ]
-    return Measurement({"share_of_pairs": drops}, Chart("ICL scores of other pairs", TOKENS, NATS, lines))
+    """How much ICL scores of models differ at the end if they compare the context's end with other early positions.
+
+    As in `same_score`, the largest of several early positions; the late one is the last 13 of the context.
+    """
+    found, lines, deviations = _all(runs), [], []
+    length = found[0].data.sizes["position"]
+    late = list(range(length - ICL_WINDOW + 1, length + 1))
+    for early in EARLY:
+        around = list(range(early - min(early - 1, ICL_WINDOW // 2), early + ICL_WINDOW // 2 + 1))
+        last = np.array([icl_score(one.data.isel(snapshot=[-1]), around, late)[0] for one in found])
+        deviations.append(last.std(ddof=1) / abs(last.mean()))
+        lines.append(Curve(f"end of context less {early}", np.arange(1, len(found) + 1), last))
+    chart = Chart("ICL scores of other pairs", "model, by depth", NATS, lines)
+    return Measurement({"largest_deviation": [max(deviations)]}, chart)
 
 
 def derivative_order(runs: Runs) -> Measurement:
