@@ -263,7 +263,7 @@ CLAIMS = (
     Claim(
         name="matching-pattern",
         source="Comments, replication by Scherlis",
-        statement="The first token and exact matches, [A][B]...[A], recover most of what the induction head does (65%).",
+        statement="The first token and exact matches, [A][B]...[A], recover most of what an induction head does (65%).",
         runs={"model": "attention_2"},
         measure=pattern_recovers,
         arguments={"pattern": "match", "score": "prefix_matching"},
