@@ -10,7 +10,7 @@ from typing import Any
 
 from icl_fast.errors import InputError
 from icl_fast.runs import ExemplarRunConfig, Run, RunConfig, load_config
-from icl_fast.runs.config import parse_config
+from icl_fast.runs.config import differing_keys, parse_config
 from icl_fast.runs.config_files import read_yaml
 from icl_fast.studies.reproduction.claim import SCALES, Scale, Work
 from icl_fast.studies.reproduction.trained import Trained
@@ -84,8 +84,19 @@ class Experiment:
 
 
 def is_finished(run: Run, config: RunConfig) -> bool:
-    """Whether a run folder holds its last snapshot."""
-    return run.exists and config.training.steps in run.snapshot_steps()
+    """Whether a run folder holds its last snapshot.
+
+    Raises:
+        InputError: it holds a run with another config.
+    """
+    if not run.exists:
+        return False
+    wanted = config if isinstance(config, ExemplarRunConfig) else config.with_absolute_corpus()
+    if differing := differing_keys(run.config, wanted):
+        raise InputError(
+            f"out: {run.path} was begun with other values of {', '.join(differing)}; remove it, or take another folder"
+        )
+    return config.training.steps in run.snapshot_steps()
 
 
 def load_experiments(configs: str | Path, work: Work, scale: Scale, out: str | Path) -> dict[str, Experiment]:
