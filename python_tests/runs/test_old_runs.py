@@ -67,7 +67,7 @@ def test_text_snapshots(text: Run) -> None:
 
 
 def test_text_results_are_kept_as_they_are(text: Run) -> None:
-    """An equal sweep finds the old store finished; head scores, which were on other tokens, open and are not mixed up."""
+    """An equal sweep finds the old store finished; head scores, of other tokens, open and are not new ones."""
 
     def measured(_: object) -> None:
         raise AssertionError("it is measured again")
