@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from icl_fast.cli.console import echo
 from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
+from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
@@ -62,7 +62,11 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="On exemplars: whose sequences (train, icl, ciwl, flip, ...); may be repeated; default all.",
 )
-@click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
+@click.option(
+    "--sequences",
+    type=COUNT_OR_ALL,
+    help="On exemplars: of each evaluator; default 1000; all: each that there is, of one evaluator.",
+)
 @click.option("--member", help="On exemplars: of a population, whose table to print; default the first.")
 @click.option(
     "--out",
@@ -91,7 +95,7 @@ def ablate(
     engine: str | None,
     dtype: str | None,
     evaluators: tuple[str, ...],
-    sequences: int | None,
+    sequences: int | Literal["all"] | None,
     member: str | None,
     out: Path | None,
 ) -> None:
@@ -151,7 +155,7 @@ def _ablate_exemplars(
     modes: list[str] | None,
     heads: str,
     evaluators: tuple[str, ...],
-    sequences: int | None,
+    sequences: int | Literal["all"] | None,
     member: str | None,
     device: str,
     only_plan: bool,

@@ -12,6 +12,7 @@ from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
+from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions, Series
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     help="On exemplars: also with this clamped in every snapshot (a progress measure), such as match.",
+)
+@click.option(
+    "--induction-heads", metavar="HEADS", help="With --clamp: heads of the last layer for match and copy, such as 1.3."
+)
+@click.option(
+    "--previous-token-heads", metavar="HEADS", help="With --clamp: heads of the first layer for pt-attend: 0.1,0.2."
 )
 @click.option(
     "--graft",
@@ -53,6 +60,8 @@ def evaluate(
     skip_damaged: bool,
     sequences: int | None,
     clamps: tuple[str, ...],
+    induction_heads: str | None,
+    previous_token_heads: str | None,
     graft: str | None,
     out: Path | None,
 ) -> None:
@@ -72,10 +81,17 @@ def evaluate(
     if series.task == "exemplars":
         refuse(ckpt, "exemplars", {"--seed": seed})
         distinct("--clamp", clamps)
+        heads = {"--induction-heads": induction_heads, "--previous-token-heads": previous_token_heads}
+        if not clamps and (idle := [name for name, value in heads.items() if value is not None]):
+            raise InputError(f"{', '.join(idle)}: without --clamp nothing acts on them; name a clamp, or leave it out")
+        last = series.population.config.model.layers - 1
+        acted_on = _heads_of(series, heads, {"--induction-heads": last, "--previous-token-heads": 0})
         series = say_left_out(series, skip_damaged=skip_damaged)
-        _evaluate_strategies(series, device, 1000 if sequences is None else sequences, clamps, graft, repair, out)
+        count = 1000 if sequences is None else sequences
+        _evaluate_strategies(series, device, count, clamps, acted_on, graft, repair, out)
         return
-    refuse(ckpt, "text", {"--sequences": sequences, "--clamp": clamps or None, "--graft": graft})
+    on_exemplars = {"--sequences": sequences, "--clamp": clamps or None, "--induction-heads": induction_heads}
+    refuse(ckpt, "text", {**on_exemplars, "--previous-token-heads": previous_token_heads, "--graft": graft})
     from icl_fast.cli.tables import print_head_scores
     from icl_fast.measure import evaluate as run
     from icl_fast.measure import open_results
@@ -95,16 +111,36 @@ def evaluate(
     echo(f"results in {target}")
 
 
+def _heads_of(series: Series, options: dict[str, str | None], layers: dict[str, int]) -> dict[str, list[int]]:
+    """The heads that each option names, in the layer that it is about, by the name of the argument.
+
+    Raises:
+        InputError: a head that the models do not have, or one of another layer.
+    """
+    from icl_fast.measure.ablation.names import parse_heads
+
+    found = {}
+    for option, text in options.items():
+        if text is None:
+            continue
+        heads = parse_heads(text, series.population.config.model, option)
+        if any(layer != layers[option] for layer, _ in heads):
+            raise InputError(f"{option}: {text} must be heads of layer {layers[option]}, such as {layers[option]}.0")
+        found[option.removeprefix("--").replace("-", "_")] = [head for _, head in heads]
+    return found
+
+
 def _evaluate_strategies(
     series: Series,
     device: str,
     sequences: int,
     clamps: tuple[str, ...],
+    heads: dict[str, list[int]],
     graft: str | None,
     repair: bool,
     out: Path | None,
 ) -> None:
-    from icl_fast.cli.measure_tables import print_strategies
+    from icl_fast.cli.measure_tables import print_strategies, print_transience
     from icl_fast.measure import open_results
     from icl_fast.measure.exemplar.measured_run import measure_strategies, open_measured
     from icl_fast.report.draw.exemplar_curves import strategies_figure
@@ -113,9 +149,12 @@ def _evaluate_strategies(
     with counting("rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     with snapshot_progress(series.name) as update:
-        target = measure_strategies(measured, clamps=clamps, graft=graft, out=out, repair=repair, on_snapshot=update)
+        target = measure_strategies(
+            measured, clamps=clamps, **heads, graft=graft, out=out, repair=repair, on_snapshot=update
+        )
     results = open_results(target)
     print_strategies(results)
+    print_transience(results.isel(clamp=0))
     echo(f"results in {target}")
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
         title = f"{series.name}, every snapshot given {graft}" if graft else series.name

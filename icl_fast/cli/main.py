@@ -42,6 +42,9 @@ COMMANDS = {
         "icl_fast.cli.toy:toy", "The tensor-product models: phase changes, strategies that race and share."
     ),
     "demo": _Command("icl_fast.cli.demo:demo", "The whole story in minutes: train three models, ablate, plot."),
+    "reproduce": _Command(
+        "icl_fast.cli.reproduce:reproduce", "Test what the two works say, claim by claim, by rules fixed beforehand."
+    ),
     "verify": _Command("icl_fast.cli.verify:verify", "Check that runs, results and reports are as they were written."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
     "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),

@@ -16,6 +16,7 @@ from icl_fast.cli.console import echo, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
+from icl_fast.studies.head_race import AGAINST
 
 if TYPE_CHECKING:
     from icl_fast.measure.exemplar.ablation_sweep import AblationPlan
@@ -27,21 +28,37 @@ _NAME = 34  # of a member's name
 def print_end(curves: xr.Dataset) -> None:
     """The last evaluation of a training run, as `training_curves` gives it, and when each member had learned."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
-    times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values)
-    learned = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
-    print_strategies(
-        end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), {"learned after": learned}
+    columns = {}
+    for title, for_good in (("first below", False), ("learned after", True)):
+        times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values, for_good=for_good)
+        columns[title] = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
+    print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), columns)
+    echo(
+        "first below, learned after: sequences until the training loss drops below 0.4 log 2 for the first time, and "
+        "until it stays below"
     )
-    echo("learned after: sequences until the training loss stays below 0.4 log 2")
-    if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
-        for member in curves["member"].values:
-            seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
-            one = transience(curves["sequences"].values, seen, chance=float(seen[0]))
-            verdict = "transient" if one.transient else "not transient"
-            echo(
-                f"{member}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
-                f"{one.end:.3f} at the end: {verdict}"
-            )
+    print_transience(curves.rename(evaluation="snapshot"))
+
+
+def print_transience(results: xr.Dataset) -> None:
+    """When ICL of each member rose and how it fell, of a run whose labels are fixed (Singh 2025, Fig 3.2a).
+
+    Args:
+        results: `accuracy_in_context` `[snapshot, evaluator, member]`, and `sequences` `[snapshot]`.
+    """
+    if not {"icl", "ciwl"} <= set(results["evaluator"].values) or results.sizes["snapshot"] < 3:
+        return
+    for member in results["member"].values:
+        accuracy = results["accuracy_in_context"].sel(evaluator="icl", member=member).values
+        if not np.isfinite(accuracy).all():
+            continue
+        one = transience(results["sequences"].values, accuracy, chance=0.5)
+        fall = "" if np.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak"
+        verdict = "transient" if one.transient else "not transient"
+        echo(
+            f"{member}: ICL sets on after {one.onset / 1e6:.3g}M sequences, at most {one.height:.3f} after "
+            f"{one.peak / 1e6:.3g}M; {one.end:.3f} at the end{fall}: {verdict}"
+        )
 
 
 def print_strategies(
@@ -116,6 +133,9 @@ def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
 def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, most: int = 40) -> None:
     """What each ablation does to the accuracies of one member at the last snapshot; a table a mode, worst falls first.
 
+    Where labels are fixed, first at the snapshot where in-context learning is strongest: it may be gone by the last one
+    (Singh 2025, 5.9.2).
+
     Accuracy is that among the labels in context; with a star among all outputs, where no label in context is right.
 
     Args:
@@ -127,12 +147,21 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
     """
     names = [str(name) for name in results["member"].values]
     check_member(names, member)
-    last = results.isel(snapshot=-1).sel(member=names[0] if member is None else member)
-    shown = max(8, most // results.sizes["mode"])
+    of_member = results.sel(member=names[0] if member is None else member)
+    places = [results.sizes["snapshot"] - 1]
+    if {"icl", "ciwl"} <= set(results["evaluator"].values.tolist()):
+        strength = of_member["accuracy_in_context"].sel(evaluator="icl", ablation=UNABLATED).isel(mode=0)
+        places = sorted({int(strength.fillna(-1).values.argmax()), *places})
+    for place in places:
+        _print_ablations_at(of_member.isel(snapshot=place), len(names) > 1, most)
+
+
+def _print_ablations_at(last: xr.Dataset, named: bool, most: int) -> None:
+    shown = max(8, most // last.sizes["mode"])
     undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation"))
     accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
-    of = f"{last['member'].item()}, " if len(names) > 1 else ""
-    for mode in results["mode"].values:
+    of = f"{last['member'].item()}, " if named else ""
+    for mode in last["mode"].values:
         whole = accuracy.sel(mode=mode, ablation=UNABLATED)
         changes = accuracy.sel(mode=mode).drop_sel(ablation=UNABLATED) - whole
         lowest = changes.min("evaluator")
@@ -140,7 +169,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
             "removed",
             *(
                 Column(f"{name}{'*' if undefined.sel(evaluator=name) else ''}".replace("-", "\n"), justify="right")
-                for name in results["evaluator"].values
+                for name in last["evaluator"].values
             ),
             title=f"{of}{mode}, step {int(last['snapshot'])}: accuracy among the labels in context, and its change",
             caption="* among all outputs" if undefined.any() else None,
@@ -149,7 +178,7 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
         table.add_row(UNABLATED, *(f"{float(value):.3f}" for value in whole))
         for ablation in lowest.sortby(lowest)["ablation"].values[:shown]:
             cells = []
-            for name in results["evaluator"].values:
+            for name in last["evaluator"].values:
                 change = changes.sel(evaluator=name)
                 text = f"{float(change.sel(ablation=ablation)):+.3f}"
                 strongest = bool(change.sel(ablation=ablation) == change.min() < 0)
@@ -172,7 +201,7 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
     of = f"{one['member'].values}, " if len(names) > 1 else ""
     echo(
         f"{of}step {one.attrs['step']}, {one.attrs['evaluated']:,} sequences of {one.attrs['evaluator']}; rows: heads "
-        "of the first layer, columns: heads of the last, all others of that layer removed"
+        "of the first layer, columns: heads of the last, all others of that layer removed; accuracy over all outputs"
     )
     for preserve in one["preserve"].values:
         at = one["accuracy"].sel(preserve=preserve)
@@ -181,7 +210,8 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         change = one["accuracy"].sel(preserve=preserve, kind="single") - one["accuracy_alone"]
         _print_map(f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
     for matrix in ("k", "v"):
-        _print_map(f"composition score with {matrix.upper()}", one["composition"].sel(matrix=matrix), ".3f")
+        for name, what in (("composition", "weights as they are"), ("composition_folded", "norms folded in")):
+            _print_map(f"composition score with {matrix.upper()}, {what}", one[name].sel(matrix=matrix), ".3f")
     heads = Table("", *map(str, range(len(one["writer"]))), box=box.SIMPLE, title="heads")
     heads.add_row("first layer: previous token", *(f"{float(value):.2f}" for value in one["previous_token"]))
     heads.add_row("last layer: induction", *(f"{float(value):.2f}" for value in one["induction"]))
@@ -193,6 +223,42 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         text = f"{name} ({', '.join(previous) or 'none'})" if name == "previous token" else str(name)
         sets.add_row(text, *(f"{float(value):.4f}" for value in one["accuracy_without"].sel(set=name)))
     print_table(sets)
+
+
+def print_heads(found: xr.Dataset, member: str | None = None) -> None:
+    """Each head of the last layer removed, alone, and on what the best one gets wrong (Fig 4.5a, tables C.1, C.2).
+
+    Args:
+        found: of `icl_fast.studies.exemplar_heads.measure_heads`.
+        member: by default the first.
+
+    Raises:
+        InputError: no such member.
+    """
+    names = [str(name) for name in found["member"].values]
+    check_member(names, member)
+    one = found.sel(member=names[0] if member is None else member)
+    table = Table("", *map(str, range(one.sizes["head"])), box=box.SIMPLE, title="heads of the last layer, all outputs")
+    table.add_row("induction strength", *(f"{float(value):.3f}" for value in one["induction"]))
+    table.add_row(f"without it (with all {float(one['whole']):.4f})", *(f"{float(x):.4f}" for x in one["without"]))
+    for patterns in one["patterns"].values:
+        at = one.sel(patterns=patterns)
+        best, wrong = int(at["reference"]), int(at["mistakes"])
+        what = "it alone" if patterns == "as it is" else "it alone, its pattern perfect"
+        table.add_row(what, *(f"{float(value):.4f}" for value in at["overall"]))
+        cells = ["" if head == best else f"{float(value):.4f}" for head, value in enumerate(at["on_mistakes"])]
+        table.add_row(f"  on the {wrong:,} mistakes of head {best}", *cells)
+    print_table(table)
+
+
+def print_race(found: xr.Dataset) -> None:
+    """Strengths of heads against what each does alone (Singh 2025, Fig C.6), of `measure_race`."""
+    echo(f"over {found['induction'].size} heads of {found.sizes['seed']} seeds, induction strength against")
+    for name, what in AGAINST.items():
+        one = found.sel(against=name)
+        echo(f"  {what}: r = {float(one['pearson']):.3f}, by ranks {float(one['spearman']):.3f}")
+    if never := int(found["learning_time"].isnull().sum()):
+        echo(f"  {never} heads had not learned alone by the end; they are left out of the last")
 
 
 def _print_map(title: str, values: xr.DataArray, form: str) -> None:

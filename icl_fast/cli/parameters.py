@@ -78,6 +78,18 @@ class WholeNumber(click.ParamType):  # type: ignore[type-arg]  # has none before
         return number
 
 
+class CountOrAll(WholeNumber):
+    """A whole number from 1 on, or `all`."""
+
+    name = "integer|all"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
 class Number(click.ParamType):  # type: ignore[type-arg]  # has none before click 8.4
     """A finite number from `least` to `most`."""
 
@@ -101,6 +113,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # has none before clic
 
 PATH, FOLDER_TO_WRITE = PathType(), PathType("folder")
 COUNT, STEP, INTEGER, NUMBER = WholeNumber(1), WholeNumber(0), WholeNumber(), Number()
+COUNT_OR_ALL = CountOrAll()
 
 
 def distinct(option: str, values: Sequence[T]) -> Sequence[T]:

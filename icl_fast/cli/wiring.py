@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from icl_fast.cli.console import echo
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, PathType
+from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, PATH, PathType
 from icl_fast.cli.progress import counting
 from icl_fast.cli.tasks import check_out, chosen_snapshots, require
 from icl_fast.errors import InputError
@@ -17,8 +18,17 @@ from icl_fast.errors import InputError
 @click.option("--ckpt", required=True, type=PATH, help="A run folder on exemplars, or one of its snapshots.")
 @click.option("--snapshot", help="A step, or last; default last.")
 @click.option("--evaluator", default="train", show_default=True, help="Whose sequences: train, icl, ciwl, flip, ...")
-@click.option("--sequences", type=INTEGER, default=1000, show_default=True, help="How many of them.")
+@click.option(
+    "--sequences", type=COUNT_OR_ALL, default=1000, show_default=True, help="How many of them; all: each that there is."
+)
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
+@click.option(
+    "--alone",
+    type=PATH,
+    metavar="RUN",
+    help="A population in which each head of the last layer is alone from the start: are strong heads those that "
+    "learn fast?",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file.")
 @click.option(
@@ -31,23 +41,32 @@ def wiring(
     ckpt: Path,
     snapshot: str | None,
     evaluator: str,
-    sequences: int,
+    sequences: int | Literal["all"],
     member: str | None,
+    alone: Path | None,
     device: str,
     out: Path | None,
     figures: Path | None,
 ) -> None:
-    """Which heads of the first layer which heads of the last one read, and whether for patterns or for values.
+    """Which heads of the first layer which heads of the last one read, and what each of those does alone.
 
-    Accuracy with one head of each layer, or without one of the first layer, patterns or values as in the whole model;
-    beside it composition scores, and what removing all previous-token heads does (Singh 2025, Fig C.3, table C.3).
+    Whether for patterns or for values: accuracy with one head of each layer, or without one of the first layer,
+    patterns or values as in the whole model; beside it composition scores, and what removing all previous-token heads
+    does (Singh 2025, Fig C.3, table C.3). Then each head of the last layer removed, alone, and on what the best one
+    gets wrong (Fig 4.5a, tables C.1, C.2): of a run of one layer that alone. With --alone how strengths and learning
+    times go together (Fig C.6).
     """
-    from icl_fast.cli.measure_tables import check_member, print_wiring
+    from icl_fast.cli.measure_tables import check_member, print_heads, print_race, print_wiring
     from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
     from icl_fast.measure.exemplar.wiring import save_wiring
-    from icl_fast.runs import open_series
+    from icl_fast.report.draw.exemplar_heads import draw_heads, draw_race, draw_wiring
+    from icl_fast.runs import Run, open_series
+    from icl_fast.studies.exemplar_heads import measure_heads
+    from icl_fast.studies.head_race import measure_race
 
     require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
+    if alone is not None:
+        require("exemplars", alone, "wiring", "give --alone a population on exemplars")
     check_out(ckpt, out)
     check_out(ckpt, figures, "--figures")
     step = chosen_snapshots(ckpt, snapshot, "last", "--snapshot")
@@ -55,6 +74,9 @@ def wiring(
         raise InputError(f"--snapshot: {step} is not one snapshot; give a step, or last")
     series = open_series(ckpt, step)
     check_member(series.population.names, member)
+    reads = series.population.config.model.layers > 1
+    if out is not None and not reads:
+        raise InputError(f"--out: {ckpt} has one layer, so that no head reads another; leave it out")
     with counting("rendering glyphs") as rendering:
         measured = open_measured(
             series,
@@ -63,15 +85,19 @@ def wiring(
             device=device,
             on_exemplars=rendering,
         )
-    found = measure_wiring(measured)
-    print_wiring(found, member)
-    if out is not None:
+    number = 0 if member is None else series.population.names.index(member)
+    found = measure_wiring(measured) if reads else None
+    heads = measure_heads(measured)
+    if found is not None:
+        print_wiring(found, member)
+    print_heads(heads, member)
+    race = None if alone is None else measure_race(measured, Run(alone))
+    if race is not None:
+        print_race(race)
+    if found is not None and out is not None:
         echo(f"arrays in {save_wiring(found, out)}")
     if figures is not None:
-        from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
-        from icl_fast.studies.exemplar_heads import measure_heads
-
-        number = 0 if member is None else series.population.names.index(member)
-        drawn = draw_wiring(found, number, figures / "wiring")
-        drawn += draw_heads(measure_heads(measured), number, figures / "heads")
+        drawn = [] if found is None else draw_wiring(found, number, figures / "wiring")
+        drawn += draw_heads(heads, number, figures / "heads")
+        drawn += [] if race is None else draw_race(race, figures / "race")
         echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")

@@ -8,13 +8,15 @@ share them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from icl_fast.arguments import whole_number
+from icl_fast.data.every_sequence import count_every_sequence, every_sequence
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import CIWL, FLIP, ICL, IWL, KINDS, Recipe, Sequences, SequenceSampler, training_recipe
 from icl_fast.data.splits import ExemplarTable, Split, split
@@ -67,8 +69,6 @@ def _iwl_rare(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
 
 def _ciwl(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
     _check_fixed(config)
-    if 2 * recipe.burstiness > recipe.pairs:
-        raise InputError(f"sequences.pairs {recipe.pairs}: must be at least twice burstiness {recipe.burstiness}")
     return _only(recipe, CIWL)
 
 
@@ -122,7 +122,7 @@ EVALUATORS = {
     "iwl": "different classes throughout: neither the query's class nor its label is in context",
     "iwl-common": f"iwl, the query one of the {COMMON_CLASSES} commonest classes, each equally often",
     "iwl-rare": "iwl, the query one of all other classes, each equally often",
-    "ciwl": "the query's label is in context, next to another class; its own class is not",
+    "ciwl": "iwl, but one of the other classes shows the query's label",
     "flip": "two classes equally often, their labels swapped; the label in context is correct",
     "held-out-exemplars": "sequences as in training, of exemplars never trained on",
     "held-out-classes": "classes never trained on; labels drawn as in training, or 0 and 1 where those are fixed",
@@ -147,16 +147,19 @@ def evaluation_sequences(
     name: str,
     configs: SequenceConfig | Sequence[SequenceConfig],
     exemplars: ExemplarTable,
-    count: int = 1000,
+    count: int | Literal["all"] = 1000,
     device: torch.device | str = "cpu",
 ) -> EvaluationSequences:
     """The first `count` sequences of an evaluator, of one run or of P runs (Singh 2025, 2.2.3, 4.2.1, 5.2.3).
 
+    With "all" every sequence that it could draw, once (C.1: 78,400 in chapter 4).
+
     Raises:
         InputError: no such evaluator, or one that is not defined for a config (the message says why), or more sequences
-            than this machine can hold.
+            than this machine can hold; "all" of what cannot be listed.
     """
-    count = whole_number("count", count, 1)
+    if count != "all":
+        count = whole_number("count", count, 1)
     if name not in EVALUATORS:
         raise InputError(f"evaluator {name}: must be one of {', '.join(EVALUATORS)}")
     alone = isinstance(configs, SequenceConfig)
@@ -164,6 +167,8 @@ def evaluation_sequences(
     recipes = [_recipe(name, config, split(config, exemplars)) for config in members]
     sampler = SequenceSampler(recipes[0] if alone else recipes, device)
     most = max(config.labels_per_class for config in members)
+    if count == "all":
+        return _every(name, recipes, alone, device)
     if sampler.device.type == "cpu":
         check_fits(24 * len(members) * count * most, f"evaluator {name}: {count} sequences, labels_per_class {most}")
     sequences = sampler.draw(0, count)
@@ -173,6 +178,22 @@ def evaluation_sequences(
     if alone:
         correct, answered = correct[0], answered[0]
     return EvaluationSequences(name, sequences, correct, answered, noise)
+
+
+def _every(name: str, recipes: list[Recipe], alone: bool, device: torch.device | str) -> EvaluationSequences:
+    counts = [count_every_sequence(recipe) for recipe in recipes]
+    if len(set(counts)) > 1:
+        raise InputError(f"sequences all: members have {min(counts)} to {max(counts)} of them; give a number")
+    what = f"sequences all: {counts[0]:,} of {len(recipes)} members"
+    check_fits(400 * counts[0] * len(recipes), what)
+    of_each = [every_sequence(recipe) for recipe in recipes]
+    columns = (torch.stack([getattr(one, field.name) for one in of_each]).to(device) for field in fields(Sequences))
+    sequences = Sequences(*columns)
+    correct = _correct(sequences, recipes, device)
+    answered = torch.ones_like(sequences.target, dtype=torch.bool)
+    if alone:
+        sequences, correct, answered = sequences[0], correct[0], answered[0]
+    return EvaluationSequences(name, sequences, correct, answered)
 
 
 def _recipe(name: str, config: SequenceConfig, parts: Split) -> Recipe:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
 from icl_fast.models import TransformerConfig
+from icl_fast.report.panels.panel import Panel
 from icl_fast.runs import ExemplarRunConfig
 
 Progress = Literal["tokens", "steps"]
@@ -105,10 +106,10 @@ class ExemplarStudy:
         left_out: snapshots that could not be used: step -> why.
         curves: of `icl_fast.measure.exemplar.curves.training_curves`.
         strategies: what `icl_fast.measure.measure_strategies` wrote, of all snapshots, as the run was trained.
-        ablations: what `icl_fast.measure.measure_ablations` wrote: every head removed from every snapshot, in all
-            modes.
+        ablations: what `icl_fast.measure.measure_ablations` wrote: every head, and all of every layer together (`0.*`),
+            removed from every snapshot, in all modes; None: the model has no attention.
         wiring: of `icl_fast.measure.exemplar.measured_run.measure_wiring`, last snapshot; None: the model has one
-            layer.
+            layer, or no attention.
     """
 
     name: str
@@ -117,7 +118,7 @@ class ExemplarStudy:
     left_out: dict[int, str]
     curves: xr.Dataset
     strategies: xr.Dataset
-    ablations: xr.Dataset
+    ablations: xr.Dataset | None
     wiring: xr.Dataset | None
 
     @property
@@ -128,12 +129,19 @@ class ExemplarStudy:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the claims table: what a paper claims, and what was found here."""
+    """A row of the claims table: what a paper claims, and what was found here.
+
+    Attributes:
+        rule: that decides, fixed beforehand; empty: none was written down.
+        panel: the figure behind the verdict.
+    """
 
     claim: str
     source: str
     verdict: str
     evidence: str
+    rule: str = ""
+    panel: Panel | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def write_report(
         page, figures = folder / "index.html", []
         if static:
             groups = [*family, *(group for of_run in exemplars.values() for group in of_run)]
+            groups.append(("Claims", [claim.panel for claim in study.claims if claim.panel is not None]))
             figures = write_static(study, table, groups, folder / "figures", on_figure)
         with atomic_write(page) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="replace")  # a folder's name need not be UTF-8

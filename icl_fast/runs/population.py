@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,12 +12,13 @@ from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, 
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
-from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_clamps
+from icl_fast.models import Clamps, ExemplarConfig, ExemplarModel, make_exemplar_model, stack_clamps
 from icl_fast.runs.config import parse_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
 
 # what members of a population may differ in; they share everything else
-_FREE = ("interventions.", "sequences.", "training.seed", "graft.")
+_FREE = ("interventions.", "sequences.", "graft.")
+_FREE_OF_TRAINING = ("seed", "lr", "warmup", "l2", "l2_on")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ def members(config: ExemplarRunConfig) -> list[Member]:
 def _member(base: dict[str, Any], member: MemberConfig) -> Member:
     values = copy.deepcopy(base)
     for key, value in member.set.items():
-        if not key.startswith(_FREE) or key == "sequences.pairs":
-            raise InputError(
-                f"members: {member.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
-                "sequences.* but pairs, and training.seed"
-            )
         section, _, name = key.partition(".")
+        free = name in _FREE_OF_TRAINING if section == "training" else key.startswith(_FREE)
+        if not free or key == "sequences.pairs":
+            raise InputError(
+                f"members: {member.name}: {key} is one for all members, which may differ in interventions.*, graft.*, "
+                f"sequences.* but pairs, and training.{', '.join(_FREE_OF_TRAINING)}; make it another run"
+            )
         values[section][name] = value
     return Member(member.name, _parse(values, f"member {member.name}"))
 
@@ -110,7 +112,7 @@ class Population:
                 raise InputError(f"{member.name}: {error}") from None
         return stack_clamps(clamps)
 
-    def model(self, exemplars: Exemplars) -> ExemplarTransformer:
+    def model(self, exemplars: Exemplars) -> ExemplarModel:
         """The population at step 0, before any graft.
 
         Raises:
@@ -124,16 +126,18 @@ class Population:
             outputs=max(outputs),
             pairs=self.config.sequences.pairs,
         )
-        return ExemplarTransformer(config, [member.config.training.seed for member in self.all], outputs)
+        return make_exemplar_model(config, [member.config.training.seed for member in self.all], outputs)
 
     def evaluators(
         self,
         exemplars: Exemplars,
         names: list[str] | None = None,
-        count: int = 1000,
+        count: int | Literal["all"] = 1000,
         device: torch.device | str = "cpu",
     ) -> list[EvaluationSequences]:
         """Evaluation sets of `[P,count]` sequences each; by default, those that every member has.
+
+        With "all" of whatever they could draw, once each.
 
         Raises:
             InputError: an unknown evaluator, or one that a member does not have; the message says why; or more
@@ -144,5 +148,6 @@ class Population:
             names = [name for name in first if all(name in other for other in others)]
         sequence = 8 * (4 * self.config.sequences.pairs + 3)  # bytes of the integers that make it
         what = f"sequences {count} of each of {len(names)} evaluators, {len(self.all)} members"
-        check_fits(len(names) * len(self.all) * count * sequence, what)
+        if count != "all":
+            check_fits(len(names) * len(self.all) * count * sequence, what)
         return [evaluation_sequences(name, self.sequences, exemplars, count, device) for name in names]

@@ -29,8 +29,8 @@ def study_exemplars(
 ) -> ExemplarStudy:
     """Measure a run on exemplars, in `RUN/results/report/`, and put together what a report shows of it.
 
-    What is there from an equal measurement is kept; what was stopped goes on. Every head is removed from every snapshot
-    (a second or so each): a strategy may be gone by the last one (Singh 2025, 5.9.2).
+    What is there from an equal measurement is kept; what was stopped goes on. Every head, and every layer's together,
+    is removed from every snapshot (a second or so each): a strategy may be gone by the last one (Singh 2025, 5.9.2).
 
     Args:
         name: of the run in the report.
@@ -44,7 +44,7 @@ def study_exemplars(
     Raises:
         InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
     """
-    curves = training_curves(Run(series.path))
+    curves, population = training_curves(Run(series.path)), series.population
     with show(f"{name}: rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     results = series.path / "results" / "report"
@@ -62,12 +62,14 @@ def study_exemplars(
         with show(f"{name}: every head removed") as on:
             return measure_ablations(
                 measured,
+                heads=["all", *(f"{layer}.*" for layer in range(population.config.model.layers))],
                 out=results / "ablation.zarr",
                 repair=repair,
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
-    population = series.population
+    shape = population.config.model
+    attends = shape.architecture == "transformer"
     return ExemplarStudy(
         name=name,
         config=population.config,
@@ -75,8 +77,8 @@ def study_exemplars(
         left_out=dict(left_out),
         curves=curves,
         strategies=kept(strategies, results / "strategies.zarr"),
-        ablations=kept(ablations, results / "ablation.zarr"),
-        wiring=None if population.config.model.layers < 2 else _wiring(measured, results / "wiring.zarr", repair),
+        ablations=kept(ablations, results / "ablation.zarr") if attends else None,
+        wiring=_wiring(measured, results / "wiring.zarr", repair) if attends and shape.layers > 1 else None,
     )
 
 
@@ -89,7 +91,7 @@ def _wiring(measured: MeasuredRun, out: Path, repair: bool) -> xr.Dataset:
         evaluators=[of for of in measured.evaluators if of.name == "train"],
     )
     identity = {
-        "measured": "wiring, 1",  # raise the number when what is measured changes
+        "measured": "wiring, 2",  # raise the number when what is measured changes
         "sequences": one.count,
         "snapshots": one.series.hashes(),
         "features": one.features_hash,

@@ -101,7 +101,16 @@ def default_configs() -> Path:
     Raises:
         InputError: the package was installed without its checkout.
     """
-    folder = Path(__file__).resolve().parents[2] / "configs" / "demo"
+    return configs_folder() / "demo"
+
+
+def configs_folder() -> Path:
+    """The folder `configs` of the checkout that this package runs from.
+
+    Raises:
+        InputError: the package was installed without its checkout.
+    """
+    folder = Path(__file__).resolve().parents[2] / "configs"
     if not folder.is_dir():
-        raise InputError("configs: not found beside the package; run from a checkout or give --configs configs/demo")
+        raise InputError("configs: not found beside the package; run from a checkout, or give --configs")
     return folder

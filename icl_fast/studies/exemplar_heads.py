@@ -10,7 +10,6 @@ from icl_fast.measure.exemplar.ablation import (
     composition,
     cut_output_connections,
     embedding_path,
-    keep_one_head,
     knock_out_each_head,
 )
 from icl_fast.measure.exemplar.answers import StrategyMetrics
@@ -27,13 +26,18 @@ def measure_heads(measured: MeasuredRun) -> xr.Dataset:
     """What the last layer's heads do in the last chosen snapshot, on the first chosen evaluator (Singh 2025).
 
     Returns:
-        Accuracies are those among the labels in context, unless said otherwise:
+        Over all outputs, since accuracy among the labels in context has a floor of one in as many as there are:
 
-        - `induction [member, head]`: induction strength (Fig 4.5a); `without`, `alone`, `alone_perfect`
-          `[member, head]`: the head removed, kept alone in its layer, alone with a perfect pattern;
-        - for `patterns` "as it is" and "perfect", over all outputs (tables C.1, C.2): `overall` and `on_mistakes`
-          `[member, patterns, head]` of the head alone; `reference` and `mistakes` `[member, patterns]`: the best head
-          and how many sequences it gets wrong; `label_accuracy [member, head, label]` with perfect patterns (Fig C.1c);
+        - `induction [member, head]`: induction strength; `whole [member]`: accuracy with all heads; `without
+          [member, head]`: the head removed, of the last layer and, as `without_first`, of the first one (Fig 4.5a);
+        - for `patterns` "as it is" and "perfect": `overall` and `on_mistakes` `[member, patterns, head]` of the head
+          alone in its layer; `reference` and `mistakes` `[member, patterns]`: the best head and how many sequences it
+          gets wrong (Fig 4.5a, C.1a, tables C.1, C.2);
+        - `label_mistakes`, `label_accuracy` `[member, patterns, head, label]`: a label's share of the head's mistakes
+          and the accuracy on it (Fig C.1b, c).
+
+        Among the labels in context:
+
         - `forced_attention [member, head, weight]`: alone, so much of its attention on right labels (Fig 5.3c);
         - `temperature_alone`, `temperature_among_all` `[member, head, temperature]`: attending to labels only, its
           scores divided (Fig 5.4b, c);
@@ -64,15 +68,16 @@ def measure_heads(measured: MeasuredRun) -> xr.Dataset:
     )
     per_head = ("member", "head")
     found["induction"] = per_head, _array(attention.induction[:, -1])
-    found["without"] = ("head", "member"), _accuracy(knock_out_each_head(model))[-1]
-    found["alone"] = ("head", "member"), _accuracy(keep_one_head(model))
-    found["alone_perfect"] = ("head", "member"), _accuracy(keep_one_head(model.with_match()))
+    found["whole"] = "member", _array(model.means().accuracy)
+    removed = _array(knock_out_each_head(model).accuracy)
+    found["without"], found["without_first"] = (("head", "member"), removed[-1]), (("head", "member"), removed[0])
     singles = [single_heads(model), single_heads(model, perfect=True)]
     tables = [residual_heads(heads) for heads in singles]
     for name in ("overall", "on_mistakes", "reference", "mistakes"):
         values = np.stack([_array(getattr(table, name)) for table in tables])
         found[name] = ("patterns", "member", "head")[: values.ndim], values
-    found["label_accuracy"] = (*per_head, "label"), _array(singles[1].label_accuracy)
+    for name in ("label_mistakes", "label_accuracy"):
+        found[name] = ("patterns", *per_head, "label"), np.stack([_array(getattr(one, name)) for one in singles])
     found["forced_attention"] = ("weight", "head", "member"), _accuracy(attention_weight_curve(model, WEIGHTS))
     curves = temperature_curves(model, TEMPERATURES)
     found["temperature_alone"] = ("temperature", "head", "member"), _accuracy(curves.alone)

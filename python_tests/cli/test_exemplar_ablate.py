@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from icl_fast.cli.main import cli
+from icl_fast.cli.measure_tables import print_exemplar_ablations
 from icl_fast.measure import measure_ablations, open_measured, open_results
 from icl_fast.measure.ablation import MODES
 from icl_fast.runs import parse_config
@@ -72,6 +73,17 @@ def test_every_mode_and_evaluator(run: Path) -> None:
                 if ablation != "none":
                     changes[ablation] = min(changes.get(ablation, 1.0), value - whole)
         assert list(changes.values()) == sorted(changes.values())  # the worst fall first
+
+
+def test_the_peak_of_in_context_learning_is_shown_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = open_results(measure_ablations(open_measured(run, sequences=10), modes=["full"], out=run / "peak"))
+    for peak in range(3):  # wherever it is
+        accuracy = found["accuracy_in_context"].copy(deep=True)
+        accuracy.loc[{"evaluator": "icl"}] = 0.5
+        accuracy[peak, ...] = accuracy[peak].where(accuracy["evaluator"] != "icl", 0.9)
+        print_exemplar_ablations(found.assign(accuracy_in_context=accuracy))
+        steps = re.findall(r"full, step (\d+)", capsys.readouterr().out)
+        assert [int(step) for step in steps] == sorted({int(found["snapshot"][peak]), 60})
 
 
 def test_every_option(run: Path, tmp_path: Path) -> None:

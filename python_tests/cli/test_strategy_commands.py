@@ -18,9 +18,11 @@ from icl_fast.measure import OtherResults, open_results
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
 from icl_fast.measure.exemplar.measured_run import measure_strategies, measure_wiring, open_measured
 from icl_fast.measure.exemplar.progress import Transplant
+from icl_fast.measure.exemplar.single_heads import residual_heads, single_heads
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.wiring import remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress
+from icl_fast.models import make_clamps, stack_clamps
 from icl_fast.runs import Run, parse_config
 from icl_fast.training import train
 
@@ -135,7 +137,54 @@ def test_wiring(run: Path, tmp_path: Path) -> None:
 def test_wiring_of_a_run_as_data(run: Path) -> None:
     found = measure_wiring(open_measured(run, snapshots="0", evaluators=["train"], sequences=20))
     assert (found.attrs["step"], found.attrs["evaluated"]) == (0, 20)
-    assert found["loss_without"].sizes == {"set": 2, "preserve": 2, "member": 2}
+    assert found["loss_without"].sizes == {"set": 3, "preserve": 2, "member": 2}
+
+
+def test_clamps_act_on_chosen_heads(run: Path) -> None:
+    options = ["--sequences", 20, "--snapshots", "last", "--clamp", "match", "--clamp", "pt-attend"]
+    result = call("evaluate", "--ckpt", run, *options, "--induction-heads", "1.0,1.1", "--previous-token-heads", "0.1")
+    assert result.exit_code == 0, result.output
+    found = open_results(run / "results" / "strategies_match_pt-attend_pth1_ih0+1.zarr")
+    whole = Run(run)
+    exemplars, shape = load_exemplars(whole.population.config.exemplars), whole.population.config.model
+    sets = whole.population.evaluators(exemplars, count=20)
+    for name in ("match", "pt-attend"):
+        forced = stack_clamps(
+            [
+                make_clamps(shape, [name], induction_heads=[0, 1], previous_token_heads=[1], only_heads=only)
+                for only in (None, [(1, 1)])
+            ]
+        )
+        expected = evaluate_strategies(whole.load_snapshot(12).model, exemplars.features, sets, forced)["train"]
+        loss = found["loss"].sel(clamp=name, evaluator="train").isel(snapshot=0)
+        torch.testing.assert_close(torch.from_numpy(loss.values), expected.loss)
+
+
+def test_heads_of_one_layer_and_every_sequence(tmp_path: Path) -> None:
+    values = {
+        **VALUES,
+        "model": {"width": 16, "heads": 2, "layers": 1},
+        "sequences": {"p_icl": 1.0, "classes": 5, "exemplars": 1, "label_pool": 3},
+        "interventions": {},
+    }
+    path = train(parse_config(values), tmp_path / "one").path
+    result = call("wiring", "--ckpt", path, "--sequences", "all", "--figures", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == ["heads.png", "heads.svg"]
+    # 2 C (C - 1) L (L - 1) = 240 sequences
+    (evaluator,) = Run(path).population.evaluators(load_exemplars(parse_config(values).exemplars), ["train"], "all")
+    model = MeasuredModel(Run(path).load_snapshot(12).model, *_features(path), evaluator)
+    alone = single_heads(model)
+    assert alone.correct.shape == (1, 2, 240)
+    row = re.search(r"it alone +([\d. ]+)", result.stdout)
+    assert row is not None
+    assert row[1].split() == [f"{float(value):.4f}" for value in alone.accuracy[0]]
+    best = int(residual_heads(alone).reference[0])
+    assert f"on the {int(residual_heads(alone).mistakes[0])} mistakes of head {best}" in result.stdout
+
+
+def _features(path: Path) -> tuple[torch.Tensor]:
+    return (load_exemplars(Run(path).population.config.exemplars).features,)
 
 
 def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -157,6 +206,15 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", run, "--graft", ":embed"], "must be STEP:PARTS"),
         (["evaluate", "--ckpt", run, "--clamp", "match", "--clamp", "match"], "--clamp: match is given twice"),
         (["evaluate", "--ckpt", run, "--clamp", ""], "--clamp: an empty value"),
+        (["evaluate", "--ckpt", run, "--induction-heads", "1.0"], "--induction-heads: without --clamp nothing acts"),
+        (["evaluate", "--ckpt", run, "--clamp", "match", "--induction-heads", "0.1"], "must be heads of layer 1"),
+        (
+            ["evaluate", "--ckpt", run, "--clamp", "match", "--induction-heads", "1.5"],
+            "--induction-heads: '1.5' is not in",
+        ),
+        (["evaluate", "--ckpt", tiny_run, "--induction-heads", "1.0"], "--induction-heads: for runs on exemplars"),
+        (["wiring", "--ckpt", run, "--sequences", "all"], "sequences all: sequences.p_icl"),
+        (["ablate", "--ckpt", run, "--sequences", "all"], "with sequences all name one"),
         (["evaluate", "--ckpt", run, "--sequences", 10**18], "--sequences: 1000000000000000000: needs"),
         (["wiring", "--ckpt", run, "--snapshot", "all"], "--snapshot: all is not one snapshot"),
         (["wiring", "--ckpt", run, "--snapshot", "7"], "--snapshot: none at step 7; there are 0, 6, 12"),

@@ -56,9 +56,10 @@ def test_each_head_removed_alone_and_forced(found: xr.Dataset, model: MeasuredMo
     assert attention is not None
     same(found["induction"], ("member", "head"), attention.induction[:, 1])
     same(found["query"], ("member", "head", "place", "position"), attention.query[:, 1])
-    same(found["without"], ("head", "member"), knock_out(model).accuracy_in_context[1])
-    same(found["alone"], ("head", "member"), keep_one_head(model).accuracy_in_context)
-    same(found["alone_perfect"], ("head", "member"), keep_one_head(model.with_match()).accuracy_in_context)
+    same(found["without_first"], ("head", "member"), knock_out(model).accuracy[0])
+    same(found["without"], ("head", "member"), knock_out(model).accuracy[1])
+    same(found["overall"].sel(patterns="as it is"), ("head", "member"), keep_one_head(model).accuracy)
+    same(found["overall"].sel(patterns="perfect"), ("head", "member"), keep_one_head(model.with_match()).accuracy)
     forced = attention_weight_curve(model, WEIGHTS).accuracy_in_context
     same(found["forced_attention"], ("weight", "head", "member"), forced)
     curves = temperature_curves(model, TEMPERATURES)
@@ -66,9 +67,7 @@ def test_each_head_removed_alone_and_forced(found: xr.Dataset, model: MeasuredMo
         same(found[name], ("temperature", "head", "member"), metrics.accuracy_in_context)
     same(found["delta"], ("member", "head", "sequence"), attention_deltas(model))
     # without head 1.1 from the start, removing it changes nothing
-    assert float(found["without"].sel(member="clamped", head=1)) == float(
-        found["path_accuracy"].sel(member="clamped", path="nothing removed")
-    )
+    assert float(found["without"].sel(member="clamped", head=1)) == float(found["whole"].sel(member="clamped"))
 
 
 def test_copying(found: xr.Dataset, model: MeasuredModel) -> None:
@@ -79,8 +78,8 @@ def test_copying(found: xr.Dataset, model: MeasuredModel) -> None:
             same(one[name], ("member", "head"), getattr(table, name))
         for name in ("reference", "mistakes"):
             same(one[name], ("member",), getattr(table, name))
-        if perfect:
-            same(found["label_accuracy"], ("member", "head", "label"), heads.label_accuracy)
+        for name in ("label_accuracy", "label_mistakes"):
+            same(one[name], ("member", "head", "label"), getattr(heads, name))
 
 
 def test_paths(found: xr.Dataset, model: MeasuredModel) -> None:

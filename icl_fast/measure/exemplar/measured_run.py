@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,17 +18,17 @@ from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
-from icl_fast.measure.exemplar.progress import STRATEGY_VARIABLES, Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays, strategy_variables
 from icl_fast.measure.exemplar.wiring import WIRING_MAP, previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.memory import check_fits
-from icl_fast.models import ClampName, Clamps, ExemplarTransformer, Snapshot, stack_clamps
+from icl_fast.models import ClampName, Clamps, ExemplarModel, Snapshot, stack_clamps
 from icl_fast.models.grafts import part_parameters
 from icl_fast.runs import Series, open_series, resolve_device
 
 AS_TRAINED = "as trained"
-PREVIOUS_TOKEN, REST = "previous token", "rest"
+PREVIOUS_TOKEN, REST, ALL = "previous token", "rest", "all"
 
 _WITHOUT = ("set", "preserve", "member")
 WIRING_VARIABLES: dict[str, tuple[str, ...]] = {  # of `measure_wiring`: name -> dims
@@ -48,6 +48,7 @@ class MeasuredRun:
         features: `[K,E,F]`.
         evaluators: with fields `[P,N,...]`.
         clamps: what its members were trained with.
+        every: whether these are all sequences that the evaluators could draw.
     """
 
     series: Series
@@ -55,8 +56,9 @@ class MeasuredRun:
     evaluators: list[EvaluationSequences]
     clamps: Clamps
     device: torch.device
+    every: bool = False
 
-    def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
+    def snapshot(self, step: int) -> Snapshot[ExemplarModel]:
         """The one at a step.
 
         Raises:
@@ -65,7 +67,7 @@ class MeasuredRun:
         snapshot = self.series.load(step)
         return replace(snapshot, model=snapshot.model.to(self.device))
 
-    def on_each(self, model: ExemplarTransformer, clamps: Clamps | None = None) -> list[MeasuredModel]:
+    def on_each(self, model: ExemplarModel, clamps: Clamps | None = None) -> list[MeasuredModel]:
         """A snapshot's model on each evaluator, in order, under what it was trained with or other clamps."""
         forced = self.clamps if clamps is None else clamps
         return MeasuredModel.on_each(model, self.features, self.evaluators, forced)
@@ -74,6 +76,17 @@ class MeasuredRun:
     def count(self) -> int:
         """N, sequences of each evaluator."""
         return self.evaluators[0].answered.shape[-1]
+
+    @property
+    def asked(self) -> int | str:
+        """How many sequences were asked for: a part of what decides the results of a measurement."""
+        return "all" if self.every else self.count
+
+    @property
+    def definitions(self) -> list[str]:
+        """The evaluators' names, with a number where their sequences were drawn otherwise by earlier versions."""
+        bursty = any(one.burstiness > 1 for one in self.series.population.sequences)
+        return [f"{one.name}, 2" if one.name == "ciwl" and bursty else one.name for one in self.evaluators]
 
     @property
     def features_hash(self) -> str:
@@ -86,7 +99,7 @@ def open_measured(
     *,
     snapshots: str = "all",
     evaluators: Sequence[str] = (),
-    sequences: int = 1000,
+    sequences: int | Literal["all"] = 1000,
     device: str = "auto",
     on_exemplars: Callable[[int, int, str], None] | None = None,
 ) -> MeasuredRun:
@@ -96,27 +109,35 @@ def open_measured(
         ckpt: a series, a run folder or one of its snapshots.
         snapshots: `all`, `last`, or steps such as `0,50,100`.
         evaluators: by name; by default all that are defined for every member.
-        sequences: of each evaluator.
+        sequences: of each evaluator; "all": every one that it could draw, of one evaluator (Singh 2025, C.1).
         on_exemplars: called while glyphs are rendered.
 
     Raises:
         InputError: no run on exemplars there, no such snapshot or evaluator, exemplars that cannot be had.
     """
-    whole_number("sequences", sequences, 1)
     chosen = different_names("evaluators", evaluators)
+    if sequences == "all":
+        if len(chosen) != 1:
+            raise InputError(f"evaluators: with sequences all name one, got {len(chosen)}")
+    else:
+        sequences = whole_number("sequences", sequences, 1)
     series, where = open_series(ckpt, snapshots), resolve_device(device)
     population = series.population
     tokens = 2 * population.config.sequences.pairs + 1
-    check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")  # three numbers for each
+    if sequences != "all":  # three numbers for each token
+        check_fits(24 * tokens * sequences * len(population.names), f"sequences: {sequences}")
     exemplars = series.exemplars(on_exemplars)
     sets = population.evaluators(exemplars, chosen, sequences, where)
-    return MeasuredRun(series, exemplars.features.to(where), sets, population.clamps().to(where), where)
+    clamps = population.clamps().to(where)
+    return MeasuredRun(series, exemplars.features.to(where), sets, clamps, where, sequences == "all")
 
 
 def measure_strategies(
     measured: MeasuredRun,
     *,
     clamps: Sequence[str] = (),
+    previous_token_heads: Sequence[int] | None = None,
+    induction_heads: Sequence[int] | None = None,
     graft: str | None = None,
     out: str | Path | None = None,
     repair: bool = False,
@@ -128,7 +149,9 @@ def measure_strategies(
 
     Args:
         clamps: names of clamps; each is forced alone in every snapshot, besides what the run was trained with: progress
-            measures (Singh 2025, Fig 4.8). The heads are those that the run's config names.
+            measures (Singh 2025, Fig 4.8).
+        previous_token_heads, induction_heads: of the first and of the last layer, what those clamps act on; None: those
+            that the run's config names.
         graft: `STEP:PARTS`, such as `last:layer-2+unembed` (Fig 5.6b): given to every snapshot first.
         out: the store; by default `results/strategies.zarr` of the run folder, with the graft and the clamps in its
             name where there are some. What is there from an equal call is kept.
@@ -145,21 +168,26 @@ def measure_strategies(
     """
     clamps = different_names("clamps", clamps)
     forced = {AS_TRAINED: measured.clamps}
-    forced |= {name: _with_clamp(measured, name) for name in clamps}
+    chosen = {"previous_token_heads": previous_token_heads, "induction_heads": induction_heads}
+    heads = {key: list(value) for key, value in chosen.items() if value is not None}
+    if heads and not clamps:
+        raise InputError(f"{', '.join(heads)}: name the clamps that act on them")
+    forced |= {name: _with_clamp(measured, name, heads) for name in clamps}
     transplant, donor = (None, "") if graft is None else _transplant(measured, graft)
     names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
-        "evaluators": names,
-        "sequences": count,
+        "evaluators": measured.definitions,
+        "sequences": measured.asked,
         "clamps": list(forced),
+        **heads,
         "graft": graft or "",
         "donor": donor,
         "features": measured.features_hash,
         "device": measured.device.type,
     }
 
-    def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
+    def measure(snapshot: Snapshot[ExemplarModel]) -> Arrays:
         model = snapshot.model.to(measured.device)
         model = model if transplant is None else transplant(model)
         return strategy_arrays([measured.on_each(model, one) for one in forced.values()])
@@ -171,7 +199,8 @@ def measure_strategies(
         )
 
     given = [graft.replace(":", "_")] if graft is not None else []
-    name = "_".join(["strategies", *given, *clamps])
+    acted_on = ["".join(word[0] for word in key.split("_")) + "+".join(map(str, value)) for key, value in heads.items()]
+    name = "_".join(["strategies", *given, *clamps, *acted_on])
     target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
     return measure_snapshots(
         measured.series,
@@ -180,7 +209,7 @@ def measure_strategies(
         measure,
         assemble,
         on_snapshot,
-        variables=STRATEGY_VARIABLES,
+        variables=strategy_variables(measured.series.population.config.model),
         repair=repair,
     )
 
@@ -190,8 +219,8 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
 
     Returns:
         Of `wiring_map`, with the members' names; besides the metrics of `remove_sets` as `<metric>_without`
-        `[set, preserve, member]`, for the sets "previous token" (`previous_token_heads`) and "rest"; which those heads
-        are and what they rest on as `is_previous_token` and `previous_token` `[writer, member]`; the last layer's
+        `[set, preserve, member]`, for the sets "previous token" (`previous_token_heads`), "rest" and "all"; which those
+        heads are and what they rest on as `is_previous_token` and `previous_token` `[writer, member]`; the last layer's
         induction strengths as `induction` `[reader, member]`.
 
     Raises:
@@ -207,7 +236,8 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
     for member in range(snapshot.model.members):
         previous = previous_token_heads(attention.previous_token[member])
         is_previous[[head for _, head in previous], member] = True
-        sets = {PREVIOUS_TOKEN: previous, REST: [(0, head) for head in heads if (0, head) not in previous]}
+        every = [(0, head) for head in heads]
+        sets = {PREVIOUS_TOKEN: previous, REST: [head for head in every if head not in previous], ALL: every}
         tables.append(remove_sets(model, sets).isel(member=member))
     both = xr.concat(tables, dim="member").transpose(*_WITHOUT)
     found = found.merge(both.rename({name: f"{name}_without" for name in both}).assign_coords(member=found["member"]))
@@ -218,13 +248,14 @@ def measure_wiring(measured: MeasuredRun) -> xr.Dataset:
     return found
 
 
-def _with_clamp(measured: MeasuredRun, name: str) -> Clamps:
+def _with_clamp(measured: MeasuredRun, name: str, heads: Mapping[str, list[int]]) -> Clamps:
     if name not in get_args(ClampName):
         raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
     population = measured.series.population
+    population.config.model.check_attention(f"clamp {name}")
     configs = [member.config.interventions for member in population.all]
     with_clamp = [
-        config.model_copy(update={"clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs
+        config.model_copy(update={**heads, "clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs
     ]
     return stack_clamps([config.make(population.config.model) for config in with_clamp]).to(measured.device)
 

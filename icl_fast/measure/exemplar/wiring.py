@@ -19,7 +19,7 @@ from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
 from icl_fast.measure.of_model import as_stated, require_plain
-from icl_fast.models import ExemplarTransformer
+from icl_fast.models import ExemplarModel, ExemplarTransformer
 from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import Head
 from icl_fast.models.plain import model_of
@@ -35,7 +35,7 @@ WIRING_MAP: dict[str, tuple[str, ...]] = {  # of `wiring_map`: name -> dims
     **{name: (name,) for name in (*_MAP[:-1], "matrix")},
     **{metric: _MAP for metric in METRICS},
     **{f"{metric}_alone": _MAP[3:] for metric in METRICS},
-    "composition": ("matrix", *_MAP[2:]),
+    **{name: ("matrix", *_MAP[2:]) for name in ("composition", "composition_folded")},
 }
 
 
@@ -52,7 +52,7 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
         The metrics of `StrategyMetrics`, each `[kind, preserve, writer, reader, member]` with the kinds "single" (that
         writer removed; Fig C.3 left is its difference from "alone") and "single-pair" (only that writer kept; middle),
         and as `<metric>_alone` `[reader, member]`: no writer removed. `composition` `[matrix, writer, reader, member]`:
-        composition scores of q, k and v (right).
+        composition scores of q, k and v (right), as the thesis defines them; `composition_folded`: norms folded in.
 
     Raises:
         InputError: layers that are not one before the other.
@@ -92,10 +92,11 @@ def wiring_map(measured: MeasuredModel, *, writers: int = 0, readers: int = -1) 
         values = getattr(means, name).cpu().numpy()
         found[name] = _MAP, values[count:].reshape(shape)
         found[f"{name}_alone"] = _MAP[3:], values[:count]
-    scores = composition_scores(measured.model)
-    between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
-    found["composition"] = ("matrix", "member", "writer", "reader"), between
-    found["composition"] = found["composition"].transpose("matrix", *_MAP[2:])
+    for variable, folded in (("composition", False), ("composition_folded", True)):
+        scores = composition_scores(measured.model, folded=folded)
+        between = np.stack([scores[name][:, writers, :, readers].cpu().numpy() for name in "qkv"])
+        found[variable] = ("matrix", "member", "writer", "reader"), between
+        found[variable] = found[variable].transpose("matrix", *_MAP[2:])
     return found
 
 
@@ -158,27 +159,34 @@ def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
 
 
 @as_stated()
-def composition_scores(model: ExemplarTransformer) -> dict[str, Tensor]:
-    """`icl_fast.measure.heads.composition_scores` of every member: "q", "k" and "v", `[P,L,H,L,H]` float64.
+def composition_scores(model: ExemplarModel, *, folded: bool = True) -> dict[str, Tensor]:
+    """Composition scores of every member from its weights: "q", "k" and "v", `[P,L,H,L,H]` float64.
+
+    Args:
+        folded: with the norms' gain and centring in the weights, as `icl_fast.measure.heads.composition_scores`; else
+            of the weights as they are (Singh 2025, C.3).
 
     Raises:
         InputError: a model with hooks or other changes, which its weights say nothing of.
     """
     model = model_of(ExemplarTransformer, model)
     require_plain(model, "composition_scores")
-    members = [composition_of(_layer_weights(model, member)) for member in range(model.members)]
+    members = [composition_of(_layer_weights(model, member, folded)) for member in range(model.members)]
     return {name: torch.stack([scores[name] for scores in members]) for name in "qkv"}
 
 
-def _layer_weights(model: ExemplarTransformer, member: int) -> list[LayerWeights]:
+def _layer_weights(model: ExemplarTransformer, member: int, folded: bool) -> list[LayerWeights]:
     layers = []
     for block in model.blocks:
         attention, gain = block.attention, layer_norm(block.norm1).weight[member].double()
-        read = [
-            (linear.weight[member].double() * gain).view(model.config.heads, -1, model.config.width).mT
+        q, k, v = (
+            linear.weight[member].double().view(model.config.heads, -1, model.config.width).mT
             for linear in (attention.q, attention.k, attention.v)
-        ]
-        q, k, v = (weight - weight.mean(1, keepdim=True) for weight in read)  # [H,C,D]
+        )  # [H,C,D]
         o = attention.out.weight[member].double().T.view(model.config.heads, -1, model.config.width)  # [H,D,C]
-        layers.append(LayerWeights(q, k, v, o - o.mean(-1, keepdim=True)))
+        if folded:
+            q, k, v = (gain[:, None] * weight for weight in (q, k, v))
+            q, k, v = (weight - weight.mean(1, keepdim=True) for weight in (q, k, v))
+            o = o - o.mean(-1, keepdim=True)
+        layers.append(LayerWeights(q, k, v, o))
     return layers

@@ -42,19 +42,30 @@ def draw_curves(curves: xr.Dataset, title: str, pairs: int, path: Path) -> Path:
 
 
 def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
-    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer attend to.
+    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer, if any, attend to.
+
+    Where labels are fixed, the loss on every evaluator too.
 
     Args:
         curves: of `training_curves`, one member.
         title: over the figure.
         pairs: n, which gives the loss of guessing one of the labels in context.
     """
-    figure = Figure(figsize=(15, 8.4), layout="constrained")
+    attends, fixed_labels = "layer" in curves.sizes, "ciwl" in curves["evaluator"].values
+    rows = 1 + attends + fixed_labels
+    figure = Figure(figsize=(15, 4.2 * rows), layout="constrained")
     figure.suptitle(plain(title))
-    axes = figure.subplots(2, 3)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    if fixed_labels:  # Fig 5.9b
+        _by_evaluator(axes[-1, 0], curves, "loss", "Loss by evaluator", "nats")
+        axes[-1, 0].set_ylim(bottom=0)
+        for axis in axes[-1, 1:]:
+            axis.set_axis_off()
     _loss(axes[0, 0], curves, pairs)
     _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
     _accuracies(axes[0, 2], curves, "accuracy", "Accuracy among all outputs", None)
+    if not attends:
+        return figure
     shown = "flip" if "flip" in curves["evaluator"] else "train"
     last = curves.sizes["layer"] - 1
     measured = (
@@ -152,16 +163,20 @@ def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
 
 
 def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance: float | None) -> None:
+    _by_evaluator(axis, curves, metric, title, "accuracy")
+    if chance is not None:
+        axis.axhline(chance, color="0.6", lw=0.8, ls=":")
+    axis.set_ylim(-0.02, 1.02)
+
+
+def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit: str) -> None:
     for name, colour in EVALUATORS.items():
         if name not in curves["evaluator"].values:
             continue
         values = curves[metric].sel(evaluator=name)
         if bool(np.isfinite(values).any()):
             axis.plot(_millions(curves), values, color=colour, label=name)
-    if chance is not None:
-        axis.axhline(chance, color="0.6", lw=0.8, ls=":")
-    label_axes(axis, title, _SEQUENCES, "accuracy")
-    axis.set_ylim(-0.02, 1.02)
+    label_axes(axis, title, _SEQUENCES, unit)
     axis.legend(frameon=False, fontsize=8)
 
 

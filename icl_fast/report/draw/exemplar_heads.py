@@ -51,15 +51,19 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         InputError: the disk is full or the folder not writable.
     """
     one = found.isel(member=member)
-    figure = Figure(figsize=(15, 12.4), layout="constrained")
+    figure = Figure(figsize=(15, 16.4), layout="constrained")
     figure.suptitle(
         f"{one['member'].item()}: heads of the last layer after {one.attrs['sequences']:,} sequences, "
         f"on {one.attrs['evaluator']}"
     )
-    axes = figure.subplots(3, 3)
+    axes = figure.subplots(4, 3)
     _strength_panel(axes[0, 0], one)
     _residual_panel(axes[0, 1], one)
-    _label_panel(axes[0, 2], one["label_accuracy"])
+    perfect = one.sel(patterns="perfect")
+    _label_panel(axes[0, 2], perfect["label_accuracy"])
+    _mistakes_panel(axes[3, 0], perfect)
+    for axis in axes[3, 1:]:
+        axis.set_axis_off()
     _curves(axes[1, 0], one["forced_attention"])
     label_axes(
         axes[1, 0], "Each head alone, its attention forced", "attention to the right label", "accuracy in context"
@@ -77,14 +81,33 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     return save_figure(figure, path)
 
 
+def draw_race(found: xr.Dataset, path: Path) -> list[Path]:
+    """Draw what `icl_fast.studies.head_race.measure_race` found: a point a head, a colour a seed (Fig C.6).
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    names = [str(name) for name in found["against"].values]
+    figure = Figure(figsize=(5 * len(names), 4.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for number, seed in enumerate(found["seed"].values):
+            of_seed = found.sel(seed=seed)
+            axis.plot(of_seed["induction"], of_seed[name], "o", color=MODELS[number % 8], label=f"seed {seed}")
+        one = found.sel(against=name)
+        title = f"r = {float(one['pearson']):.2f}, by ranks {float(one['spearman']):.2f}"
+        label_axes(axis, title, "induction strength", name.replace("_", " "))
+        axis.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
 def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
     strength = one["induction"].values
+    alone, perfect = one["overall"].values
     for head in range(len(strength)):
-        for name, marker in (("without", "^"), ("alone", "o"), ("alone_perfect", "s")):
+        for values, marker in ((one["without"].values, "^"), (alone, "o"), (perfect, "s")):
             face = MODELS[head % 8] if marker != "s" else "none"
-            value = one[name].values[head]
-            axis.plot(strength[head], value, marker, color=MODELS[head % 8], markerfacecolor=face, markersize=6)
-        where = (strength[head], one["alone"].values[head])
+            axis.plot(strength[head], values[head], marker, color=MODELS[head % 8], markerfacecolor=face, markersize=6)
+        where = (strength[head], alone[head])
         axis.annotate(f"{head}", where, xytext=(4, 4), textcoords="offset points", fontsize=8)
     for marker, face, label in (
         ("^", "0.4", "without it"),
@@ -92,7 +115,7 @@ def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
         ("s", "none", "alone, perfect pattern"),
     ):
         axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
-    label_axes(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy in context")
+    label_axes(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy, all outputs")
     axis.set_ylim(-0.02, 1.04)
     axis.legend(frameon=False, fontsize=8)
 
@@ -127,6 +150,23 @@ def _label_panel(axis: Axes, accuracy: xr.DataArray) -> None:
     axis.set_xlabel("label")
     axis.set_ylabel("head alone")
     axis.get_figure().colorbar(image, ax=axis)  # type: ignore[union-attr]
+
+
+def _mistakes_panel(axis: Axes, one: xr.Dataset) -> None:
+    """The share of each label in a head's mistakes; heads are as opaque as they are strong (Fig C.1b)."""
+    shares, strength = one["label_mistakes"].values, one["induction"].values
+    if shares.shape[1] > _MOST_LABELS:
+        axis.set_axis_off()
+        axis.annotate(
+            f"{shares.shape[1]:,} labels: no panel by label", (0.5, 0.5), xycoords="axes fraction", ha="center"
+        )
+        return
+    for head, share in enumerate(shares):
+        opacity = float(np.clip(strength[head], 0.1, 1.0))
+        axis.plot(range(len(share)), share, "o-", color=MODELS[head % 8], alpha=opacity, label=str(head))
+    label_axes(axis, "Perfect patterns: mistakes by label", "label", "share of the head's mistakes")
+    axis.set_xticks(range(shares.shape[1]))
+    axis.legend(frameon=False, fontsize=8, ncols=2, title="head alone")
 
 
 def _query_panel(axis: Axes, query: Floats) -> None:

@@ -51,7 +51,8 @@ def manifest(
         given, there = (", ".join(names) or "none" for names in (exemplars, study.exemplars))
         raise InputError(f"exemplars: must have the panels of {there}; got {given}")
     groups = [group for of_run in (family, *exemplars.values()) for group in of_run]
-    keys = [panel.key for panels in (*table.values(), *(panels for _, panels in groups)) for panel in panels]
+    behind = [claim.panel for claim in study.claims if claim.panel is not None]
+    keys = [panel.key for panels in (*table.values(), *(panels for _, panels in groups), behind) for panel in panels]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"panels: {twice!r} is the key of two of them; keys must be unique")
@@ -76,7 +77,13 @@ def manifest(
             {**_exemplar_run(study.exemplars[name]), "groups": _groups(study, of_run, blob)}
             for name, of_run in exemplars.items()
         ],
-        "claims": [{field.name: getattr(claim, field.name) for field in fields(claim)} for claim in study.claims],
+        "claims": [
+            {
+                **{field.name: getattr(claim, field.name) for field in fields(claim)},
+                "panel": claim.panel and _panel(study, claim.panel, blob),
+            }
+            for claim in study.claims
+        ],
     }
 
 
@@ -175,6 +182,7 @@ def _exemplar_run(run: ExemplarStudy) -> dict[str, Any]:
     return {
         "name": run.name,
         "members": run.members,
+        "architecture": config.model.architecture,
         "layers": config.model.layers,
         "heads": config.model.heads,
         "width": config.model.width,

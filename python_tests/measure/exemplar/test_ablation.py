@@ -319,9 +319,10 @@ def test_planted_wiring_is_found() -> None:
     assert np.abs(change).max() < 1e-9
     patterns = found.sel(preserve="pattern-preserving")["loss"]
     assert float(patterns.sel(reader="1.2").max()) < 0.05  # its values do not come from the first layer
-    composed = found["composition"].sel(matrix="k").values
-    assert composed[1, 2] > 0.3
-    assert np.nansum(composed) == pytest.approx(composed[1, 2])
+    for name in ("composition", "composition_folded"):
+        composed = found[name].sel(matrix="k").values
+        assert composed[1, 2] > 0.3
+        assert np.nansum(composed) == pytest.approx(composed[1, 2])
     paths = composition(measured)
     for name in ("all but q", "all but v"):
         assert float(paths[name].accuracy) == 1, name
@@ -353,21 +354,24 @@ def planted() -> tuple[ExemplarTransformer, Exemplars]:
     return model, exemplars
 
 
-def test_composition_scores_are_products_of_centred_weights(world: World) -> None:
-    found = composition_scores(world.model)
+@pytest.mark.parametrize("folded", [False, True])
+def test_composition_scores_are_products_of_weights(world: World, folded: bool) -> None:
+    found = composition_scores(world.model, folded=folded)
     weights = world.model.state_dict()
     width = world.model.config.d_head
     for member in range(2):
         for writer in range(HEADS):
             columns = slice(writer * width, (writer + 1) * width)
             w_o = weights["blocks.0.attention.out.weight"][member][:, columns].T
-            w_o = w_o - w_o.mean(1, keepdim=True)
+            w_o = w_o - w_o.mean(1, keepdim=True) * folded
             for reader in range(HEADS):
                 rows = slice(reader * width, (reader + 1) * width)
                 for name in "qkv":
                     read = weights[f"blocks.1.attention.{name}.weight"][member][rows]
-                    read = read * weights["blocks.1.norm1.weight"][member]
-                    read = (read - read.mean(1, keepdim=True)).T
+                    if folded:
+                        read = read * weights["blocks.1.norm1.weight"][member]
+                        read = read - read.mean(1, keepdim=True)
+                    read = read.T
                     expected = (w_o @ read).norm() / (w_o.norm() * read.norm())
                     assert float(found[name][member, 0, writer, 1, reader]) == pytest.approx(float(expected))
         assert found["q"][member, 1].isnan().all()

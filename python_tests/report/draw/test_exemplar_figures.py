@@ -54,6 +54,7 @@ def test_curves_of_one_run(fixed: Run) -> None:
         assert np.array_equal(drawn(axes[1], name), curves["accuracy_in_context"].sel(evaluator=name).values)
     assert "iwl" not in [line.get_label() for line in axes[1].get_lines()]  # nothing in context is right there
     assert np.array_equal(drawn(axes[2], "iwl"), curves["accuracy"].sel(evaluator="iwl").values)
+    assert np.array_equal(drawn(axes[6], "ciwl"), curves["loss"].sel(evaluator="ciwl").values)
     for axis, metric, layer in ((axes[3], "induction", 1), (axes[4], "previous_token", 0), (axes[5], "own", 0)):
         values = curves[metric].sel(evaluator="flip").isel(layer=layer)
         for head in range(4):

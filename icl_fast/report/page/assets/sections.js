@@ -47,7 +47,7 @@ function headOfRuns(box) {
     + "which strategy answers, when, and through which heads." }));
   listed(box, "The runs on exemplars", runs, [
     ["run", false, (run) => run.name], ["members", true, (run) => String(run.members.length)],
-    ["layers", true, (run) => String(run.layers)], ["heads a layer", true, (run) => `${run.heads} × ${run.width / run.heads}`],
+    ["layers", true, (run) => String(run.layers)], ["heads a layer", true, (run) => run.architecture === "transformer" ? `${run.heads} × ${run.width / run.heads}` : `none (${run.architecture})`],
     ["exemplars", false, (run) => run.exemplars], ["pairs in context", true, (run) => String(run.pairs)],
     ["snapshots", true, (run) => String(run.snapshots)], ["sequences seen", true, (run) => format.count(run.sequences)],
     ["learned", false, (run) => learned(run.learned)],
@@ -119,11 +119,33 @@ export function figures(box, of) {
 }
 
 export function claims(box) {
-  const rows = data.claims.map((claim) => el("tr", {}, el("th", { scope: "row", text: claim.claim }),
-    ...[claim.source, claim.verdict, claim.evidence].map((text) => el("td", { text }))));
-  box.append(el("div", { class: "wide" }, el("table", { class: "plain claims" },
-    el("thead", {}, el("tr", {}, ...["claim", "where it is made", "found here", "evidence"].map((text) => el("th", { scope: "col", text })))),
-    el("tbody", {}, ...rows))));
+  const columns = [["claim", "claim"], ["where it is made", "source"], ["rule", "rule"], ["found here", "verdict"], ["evidence", "evidence"]]
+    .filter(([, name]) => name !== "rule" || data.claims.some((claim) => claim.rule));
+  const rows = data.claims.flatMap((claim, i) => {
+    const [first, ...others] = columns.map(([, name]) => claim[name]);
+    const row = el("tr", { "data-verdict": claim.verdict }, el("th", { scope: "row", text: first }), ...others.map((text) => el("td", { text })));
+    return claim.panel ? [row, behind(claim.panel, row.lastElementChild, columns.length, `claim-figure-${i}`)] : [row];
+  });
+  const verdicts = [...new Set(data.claims.map((claim) => claim.verdict))];
+  const counted = verdicts.map((verdict) => `${data.claims.filter((claim) => claim.verdict === verdict).length} ${verdict}`);
+  box.append(el("p", { class: "how", text: `${data.claims.length} claims: ${counted.join("; ")}.` }),
+    el("div", { class: "wide" }, el("table", { class: "plain claims" },
+      el("thead", {}, el("tr", {}, ...columns.map(([text]) => el("th", { scope: "col", text })))),
+      el("tbody", {}, ...rows))));
+}
+
+/** The row below a claim with the figure behind it, which a button in the claim's last cell opens. */
+function behind(panel, cell, columns, id) {
+  const place = el("td", { colspan: columns });
+  const row = el("tr", { class: "behind", id, hidden: true }, place);
+  const button = el("button", { type: "button", class: "link", text: "figure", "aria-expanded": "false", "aria-controls": id });
+  button.addEventListener("click", () => {
+    row.hidden = !row.hidden;
+    button.setAttribute("aria-expanded", String(!row.hidden));
+    if (!place.firstChild) mount(place, panel, { height: 260 });
+  });
+  cell.append(" ", button);
+  return row;
 }
 
 export function foot(box) {
