@@ -107,7 +107,7 @@ def evaluate(
             repair=repair,
             on_snapshot=update,
         )
-    print_head_scores(open_results(target))
+    print_head_scores(open_results(target), series.shape.width)
     echo(f"results in {target}")
 
 

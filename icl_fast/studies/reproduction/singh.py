@@ -1,5 +1,5 @@
 """All claims of Singh 2025, in the order of the thesis."""
 
-from icl_fast.studies.reproduction import singh_induction
+from icl_fast.studies.reproduction import singh_clamps, singh_heads, singh_induction
 
-CLAIMS = (*singh_induction.CLAIMS,)
+CLAIMS = (*singh_induction.CLAIMS, *singh_heads.CLAIMS, *singh_clamps.CLAIMS)
