@@ -12,7 +12,7 @@ import xarray as xr
 
 from icl_fast.analysis import learning_time, transience
 from icl_fast.analysis.arrays import Floats
-from icl_fast.analysis.learning import LEARNED
+from icl_fast.analysis.learning import LEARNED, LEAST_RISE
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.report.colours import EVALUATORS
 from icl_fast.report.panels.builders import SEQUENCES, filled, line, share_range, slugs, spaced_exponentially, there
@@ -254,6 +254,8 @@ def _transience(seen: Floats, data: xr.Dataset) -> str:
     if len(found) != 1:
         return f" ICL is transient in {sum(one.transient for one in found)} of {len(found)} members."
     (one,) = found
+    if one.height < 0.5 + LEAST_RISE:
+        return f" There is no ICL: at most {one.height:.3f}."
     fall = "" if math.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak on"
     verdict = "transient" if one.transient else "not transient"
     return (
