@@ -157,7 +157,7 @@ def _experiment(
 
 def _with_seeds(config: ExemplarRunConfig, seeds: int) -> ExemplarRunConfig:
     """The population of every member of the config with each of so many seeds, the config's own first."""
-    values = config.model_dump(mode="json")
+    values = config.model_dump(mode="json") | {"seeds": 1}
     members: Sequence[tuple[str, dict[str, Any]]] = [("", {})]
     if not isinstance(config.members, int):
         members = [(f"{member.name} | ", member.set) for member in config.members]
