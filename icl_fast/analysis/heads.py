@@ -7,7 +7,7 @@ token in [0, 1] (Olsson et al. 2022, Data Collection (3)). A score passes a thre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -19,26 +19,46 @@ from icl_fast.errors import InputError
 
 PREVIOUS_TOKEN, INDUCTION, OTHER = "previous token", "induction", "other"
 MOST_OPAQUE = 100
+WIDE, NARROW_COPYING = 512, -0.6
+NARROW = (
+    f"copying: the paper's 0 is out of reach of models under {WIDE} wide, in which embeddings overlap; chance is -0.85"
+)
 _LAYERS_HEADS = ("layer", "head")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a score must be greater than. Olsson et al. 2022 name the types but no thresholds; these are ours.
+    """What a score must be greater than. Olsson et al. 2022 name the types, and no threshold but the sign of copying.
 
-    Of what a head raises among 25 random tokens, chance leaves the one attended to 1/25, a copying score of -0.85; -0.6
-    is 1/9. It is so low because in a narrow model the embeddings of random tokens overlap: heads of width-128 models
-    whose OV eigenvalues are positive almost to the last score -0.5 to -0.4, their other heads under -0.65.
+    Attributes:
+        previous_token, prefix_matching: ours.
+        copying: None: 0, where a head goes from copying to its opposite in the paper, and -0.6 in a model narrower than
+            512 (the paper's have a width of 768 or more). There the embeddings of random tokens overlap, and what
+            raises one raises others: heads of width-128 models whose OV eigenvalues are positive almost to the last
+            score -0.5 to -0.4, their other heads under -0.65. Chance is -0.85: of what a head raises among 25 tokens it
+            leaves the one attended to 1/25; -0.6 is 1/9.
     """
 
     previous_token: float = 0.5
     prefix_matching: float = 0.2
-    copying: float = -0.6
+    copying: float | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("previous_token", 0), ("prefix_matching", 0), ("copying", -1)):
-            if not low <= (value := getattr(self, name)) <= 1:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= 1:
                 raise InputError(f"{name}: must be from {low} to 1, as the scores are; got {value}")
+
+    def for_width(self, width: int) -> Thresholds:
+        """The same for a model of this width, with a threshold of copying."""
+        return self if self.copying is not None else replace(self, copying=NARROW_COPYING if width < WIDE else 0.0)
+
+    def __str__(self) -> str:
+        rule = (
+            f"induction if prefix matching > {self.prefix_matching} and copying > {self.copying}, else previous token "
+            f"if that score > {self.previous_token}"
+        )
+        return rule if self.copying != NARROW_COPYING else f"{rule} ({NARROW})"
 
 
 @dataclass(frozen=True)
@@ -60,15 +80,16 @@ def head_types(
 
     Args:
         previous_token, prefix_matching, copying: [layers,heads].
-        thresholds: default `Thresholds()`; returned with the types.
+        thresholds: `Thresholds().for_width(width)` of the model; default: those of a wide one. Returned with the types.
 
     Raises:
         InputError: shapes that disagree, a score that is not finite or outside its range.
     """
-    chosen = Thresholds() if thresholds is None else thresholds
+    chosen = (thresholds or Thresholds()).for_width(WIDE)
     previous, prefix, copies = _scores(
         ("previous_token", previous_token, 0), ("prefix_matching", prefix_matching, 0), ("copying", copying, -1)
     )
+    assert chosen.copying is not None
     induction = (prefix > chosen.prefix_matching) & (copies > chosen.copying)
     types = np.where(induction, INDUCTION, np.where(previous > chosen.previous_token, PREVIOUS_TOKEN, OTHER))
     return HeadTypes(types, chosen)

@@ -16,24 +16,30 @@ from icl_fast.errors import InputError
 LEARNED = 0.4 * math.log(2)  # nats; the plateau of guessing one of two labels is log 2
 
 
-def learning_time(sequences: Sequence[int] | ArrayLike, losses: ArrayLike, *, threshold: float = LEARNED) -> Floats:
-    """Sequences seen until the training loss stays below a threshold (C.6: 0.4 log 2).
+def learning_time(
+    sequences: Sequence[int] | ArrayLike, losses: ArrayLike, *, threshold: float = LEARNED, for_good: bool = True
+) -> Floats:
+    """Sequences seen until the training loss is below a threshold (C.6: 0.4 log 2).
 
     Args:
         sequences: `[S]`, rising.
         losses: `[S]` or `[S,P]`, nats.
+        for_good: until it stays below; else until it drops below for the first time, as C.6 words it.
 
     Returns:
-        A number, or `[P]`: the first of the `sequences` after the last loss that is not below; NaN where the last loss
-        of all is not.
+        A number, or `[P]`: the first of the `sequences` after the last loss that is not below, NaN where the last loss
+        of all is not; or the first whose loss is below, NaN where none is.
 
     Raises:
         InputError: different lengths, sequences that do not rise, or a value that is not finite.
     """
     seen, curve = _curve(sequences, losses, "losses")
     above = curve >= threshold
-    learned = len(seen) - above[::-1].argmax(0)  # the index after the last one above
-    learned = np.where(above.any(0), learned, 0)
+    if for_good:
+        learned = len(seen) - above[::-1].argmax(0)  # the index after the last one above
+        learned = np.where(above.any(0), learned, 0)
+    else:
+        learned = np.where(above.all(0), len(seen), above.argmin(0))
     times: Floats = np.where(learned < len(seen), seen[np.minimum(learned, len(seen) - 1)], np.nan)
     return times.reshape(np.shape(losses)[1:])
 

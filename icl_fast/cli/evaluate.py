@@ -107,7 +107,7 @@ def evaluate(
             repair=repair,
             on_snapshot=update,
         )
-    print_head_scores(open_results(target))
+    print_head_scores(open_results(target), series.shape.width)
     echo(f"results in {target}")
 
 
@@ -140,7 +140,7 @@ def _evaluate_strategies(
     repair: bool,
     out: Path | None,
 ) -> None:
-    from icl_fast.cli.measure_tables import print_strategies
+    from icl_fast.cli.measure_tables import print_strategies, print_transience
     from icl_fast.measure import open_results
     from icl_fast.measure.exemplar.measured_run import measure_strategies, open_measured
     from icl_fast.report.draw.exemplar_curves import strategies_figure
@@ -154,6 +154,7 @@ def _evaluate_strategies(
         )
     results = open_results(target)
     print_strategies(results)
+    print_transience(results.isel(clamp=0))
     echo(f"results in {target}")
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
         title = f"{series.name}, every snapshot given {graft}" if graft else series.name

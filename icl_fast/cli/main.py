@@ -23,6 +23,9 @@ COMMANDS = {
     "evaluate": _Command(
         "icl_fast.cli.evaluate:evaluate", "Score the heads of a run's snapshots; on exemplars, its strategies."
     ),
+    "idealise": _Command(
+        "icl_fast.cli.idealise:idealise", "How much of what each head does an idealised attention pattern keeps."
+    ),
     "wiring": _Command(
         "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and what for."
     ),

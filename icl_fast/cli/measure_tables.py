@@ -28,21 +28,37 @@ _NAME = 34  # of a member's name
 def print_end(curves: xr.Dataset) -> None:
     """The last evaluation of a training run, as `training_curves` gives it, and when each member had learned."""
     end = curves.isel(evaluation=[-1]).rename(evaluation="snapshot")
-    times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values)
-    learned = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
-    print_strategies(
-        end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), {"learned after": learned}
+    columns = {}
+    for title, for_good in (("first below", False), ("learned after", True)):
+        times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values, for_good=for_good)
+        columns[title] = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
+    print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), columns)
+    echo(
+        "first below, learned after: sequences until the training loss drops below 0.4 log 2 for the first time, and "
+        "until it stays below"
     )
-    echo("learned after: sequences until the training loss stays below 0.4 log 2")
-    if "ciwl" in curves["evaluator"].values and curves.sizes["evaluation"] > 2:  # where labels are fixed
-        for member in curves["member"].values:
-            seen = curves["accuracy_in_context"].sel(evaluator="icl", member=member).values
-            one = transience(curves["sequences"].values, seen, chance=float(seen[0]))
-            verdict = "transient" if one.transient else "not transient"
-            echo(
-                f"{member}: ICL at most {one.height:.3f}, after {one.peak / 1e6:.3g}M sequences; "
-                f"{one.end:.3f} at the end: {verdict}"
-            )
+    print_transience(curves.rename(evaluation="snapshot"))
+
+
+def print_transience(results: xr.Dataset) -> None:
+    """When ICL of each member rose and how it fell, of a run whose labels are fixed (Singh 2025, Fig 3.2a).
+
+    Args:
+        results: `accuracy_in_context` `[snapshot, evaluator, member]`, and `sequences` `[snapshot]`.
+    """
+    if not {"icl", "ciwl"} <= set(results["evaluator"].values) or results.sizes["snapshot"] < 3:
+        return
+    for member in results["member"].values:
+        accuracy = results["accuracy_in_context"].sel(evaluator="icl", member=member).values
+        if not np.isfinite(accuracy).all():
+            continue
+        one = transience(results["sequences"].values, accuracy, chance=0.5)
+        fall = "" if np.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak"
+        verdict = "transient" if one.transient else "not transient"
+        echo(
+            f"{member}: ICL sets on after {one.onset / 1e6:.3g}M sequences, at most {one.height:.3f} after "
+            f"{one.peak / 1e6:.3g}M; {one.end:.3f} at the end{fall}: {verdict}"
+        )
 
 
 def print_strategies(

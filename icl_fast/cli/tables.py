@@ -10,7 +10,7 @@ import xarray as xr
 from rich import box
 from rich.table import Column, Table
 
-from icl_fast.analysis import JointPCA, head_types
+from icl_fast.analysis import JointPCA, Thresholds, head_types
 from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
 from icl_fast.cli.console import echo, print_table
 from icl_fast.cli.measure_tables import print_strategies
@@ -67,8 +67,12 @@ def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
         echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
 
 
-def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
-    """The heads of the last snapshot that `evaluate` measured, best prefix matching first, and what was left out."""
+def print_head_scores(results: xr.Dataset, width: int, *, most: int = 40) -> None:
+    """The heads of the last snapshot that `evaluate` measured, best prefix matching first, and what was left out.
+
+    Args:
+        width: of the model.
+    """
     titles = {
         "prefix matching": "prefix_matching",
         "copying": "copying",
@@ -78,7 +82,8 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
     }
     last = results.isel(snapshot=-1)
     columns = {name: last[name].values for name in titles.values()}
-    types = head_types(columns["previous_token"], columns["prefix_matching"], columns["copying"])
+    limits = Thresholds().for_width(width)
+    types = head_types(columns["previous_token"], columns["prefix_matching"], columns["copying"], limits)
     table = Table(
         "head",
         "type",
@@ -94,11 +99,7 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
     print_table(table)
     if (more := types.types.size - most) > 0:
         echo(f"… and {more} more in the results")
-    least = types.thresholds
-    echo(
-        f"type: induction if prefix matching > {least.prefix_matching} and copying > {least.copying}, else previous "
-        f"token if that score > {least.previous_token}"
-    )
+    echo(f"type: {types.thresholds}")
     said: dict[str, list[str]] = {}
     for name, why in json_attribute(results, "undefined").items():
         said.setdefault(why, []).append(next((title for title in titles if titles[title] == name), name))
@@ -106,6 +107,27 @@ def print_head_scores(results: xr.Dataset, *, most: int = 40) -> None:
         echo(f"{', '.join(names)}: undefined because {why}")
     for step, why in json_attribute(results, "left_out").items():
         echo(f"left out: step {step}, {why}")
+
+
+def print_idealised(results: xr.Dataset, *, most: int = 40) -> None:
+    """The heads of the last snapshot that do most for the loss, and how much of that each idealised pattern keeps."""
+    last = results.isel(snapshot=-1)
+    names = [str(name) for name in last["pattern"].values]
+    titles = ("head", "effect, nats", *(f"kept by {name}" for name in names))
+    table = Table(
+        *(Column(title, justify="right") for title in titles), box=box.SIMPLE, title=f"step {int(last.snapshot)}"
+    )
+    effect = last["effect"].values
+    for layer, head in zip(*np.unravel_index(np.argsort(-effect, axis=None)[:most], effect.shape), strict=True):
+        of = last.isel(layer=layer, head=head)
+        row = [f"{float(of['effect']):.4f}±{float(of['effect_sem']):.4f}"]
+        for share, sem in zip(of["recovered"].values, of["recovered_sem"].values, strict=True):
+            row.append("-" if np.isnan(share) else f"{share:.2f}±{sem:.2f}")
+        table.add_row(f"{layer}.{head}", *row)
+    print_table(table)
+    if (more := effect.size - most) > 0:
+        echo(f"… and {more} more, which do less, in the results")
+    echo("effect: loss without the head less that of the whole model; kept: 1 as by its own pattern, 0 as without it")
 
 
 def print_results(results: xr.Dataset, store: Path) -> None:

@@ -10,7 +10,9 @@ class DataConfig(Config):
     """The text of a run. Everything drawn at random here follows from `seed` alone, never from the run's own seed."""
 
     corpus: str = Field(
-        default="stdlib", description="stdlib, stdlib+tests, docs, books, or a folder of .txt/.md/.py files"
+        default="stdlib",
+        description="stdlib, stdlib+tests, docstrings, docs, books, a folder of .txt/.md/.py files, or a mix of these, "
+        "NAME:WEIGHT,NAME:WEIGHT,...",
     )
     vocab: int = Field(default=512, description="size of the byte-level BPE vocabulary, its special token included")
     context: int = Field(default=256, ge=1, description="T: tokens in a window")
@@ -29,7 +31,7 @@ class DataConfig(Config):
     @classmethod
     def _not_blank(cls, corpus: str) -> str:
         if not corpus.strip():
-            raise ValueError("is empty: give stdlib, stdlib+tests, docs, books or a folder")
+            raise ValueError("is empty: give stdlib, stdlib+tests, docstrings, docs, books, a folder, or a mix")
         return corpus
 
     @field_validator("vocab")

@@ -69,8 +69,6 @@ def _iwl_rare(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
 
 def _ciwl(recipe: Recipe, config: SequenceConfig, parts: Split) -> Recipe:
     _check_fixed(config)
-    if 2 * recipe.burstiness > recipe.pairs:
-        raise InputError(f"sequences.pairs {recipe.pairs}: must be at least twice burstiness {recipe.burstiness}")
     return _only(recipe, CIWL)
 
 
@@ -124,7 +122,7 @@ EVALUATORS = {
     "iwl": "different classes throughout: neither the query's class nor its label is in context",
     "iwl-common": f"iwl, the query one of the {COMMON_CLASSES} commonest classes, each equally often",
     "iwl-rare": "iwl, the query one of all other classes, each equally often",
-    "ciwl": "the query's label is in context, next to another class; its own class is not",
+    "ciwl": "iwl, but one of the other classes shows the query's label",
     "flip": "two classes equally often, their labels swapped; the label in context is correct",
     "held-out-exemplars": "sequences as in training, of exemplars never trained on",
     "held-out-classes": "classes never trained on; labels drawn as in training, or 0 and 1 where those are fixed",

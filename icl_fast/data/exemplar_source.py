@@ -19,6 +19,7 @@ from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.glyphs import render_glyphs
 from icl_fast.data.image_folder import read_images
 from icl_fast.data.input_files import read_file
+from icl_fast.data.pixel_noise import with_pixel_noise
 from icl_fast.data.transforms import transformed
 from icl_fast.errors import InputError
 from icl_fast.schema import Config, Field, model_validator
@@ -36,20 +37,40 @@ class ExemplarSource(Config):
     classes: int = Field(1623, ge=2, description="characters of glyphs, clusters, or Gaussian classes")
     exemplars: int = Field(20, ge=1, description="exemplars of each class")
     size: int = Field(28, ge=1, le=256, description="pixels of a side of glyphs and images")
-    transforms: bool = Field(False, description="every character as 8 classes: 4 rotations, mirrored or not")
+    transforms: bool = Field(False, description="every image in 8 ways: 4 rotations, mirrored or not")
+    transforms_as: Literal["classes", "exemplars"] = Field(
+        "classes", description="what those are: 8 classes of each, or 8 exemplars of each in the same class"
+    )
+    pixel_noise: float = Field(
+        0.0, ge=0, le=1e6, description="deviation of Gaussian noise on every pixel, before the encoder, drawn once"
+    )
+    copies: int = Field(1, ge=1, description="exemplars made of each image, each with pixel noise of its own")
+    clusters: int | None = Field(None, ge=2, description="clusters that classes are chosen from; default 3/2 of them")
+    tokens: tuple[int, int] | None = Field(
+        None, strict=False, description="first and last token id to cluster; default all"
+    )
+    iterations: int = Field(25, ge=1, description="of clustering, at most")
     within: float = Field(0.5, ge=0, le=1e6, description="gaussian: deviation within a class")
     encoder: str = Field(
-        "random-projection",
-        description="random-projection, pca, random-convolutions, none, or a TorchScript file: images to vectors",
+        "",
+        description="random-projection, pca, random-convolutions, none, or a TorchScript file: images to vectors; "
+        "default random-projection, of clusters none",
     )
     width: int = Field(512, ge=1, description="features that a named encoder gives")
-    seed: int = Field(0, ge=0, le=MOST_SEED, description="of Gaussian classes, clusters and the random projection")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="of Gaussian classes, clusters, pixel noise and encoders")
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarSource:
         from_file = self.kind in ("images", "vectors", "clusters")
         if from_file != (self.path is not None):
             raise ValueError(f"path={self.path}: {'is needed' if from_file else 'is not used'} with kind={self.kind}")
+        of_clusters = {"clusters": self.clusters, "tokens": self.tokens}
+        if self.kind != "clusters" and (given := [key for key, value in of_clusters.items() if value is not None]):
+            raise ValueError(f"{given[0]}={of_clusters[given[0]]}: is not used with kind={self.kind}")
+        if self.copies > 1 and not self.pixel_noise:
+            raise ValueError(f"copies={self.copies}: would all be the same; set pixel_noise, or copies=1")
+        if not self.encoder:  # written out, so that a run's config says it
+            object.__setattr__(self, "encoder", "none" if self.kind == "clusters" else "random-projection")
         return self
 
 
@@ -67,7 +88,9 @@ def load_exemplars(source: ExemplarSource, progress: Callable[[int, int, str], N
     try:
         exemplars = _raw(source, progress)
         if source.transforms:
-            exemplars = transformed(exemplars)
+            exemplars = transformed(exemplars, source.transforms_as)
+        if source.pixel_noise:
+            exemplars = with_pixel_noise(exemplars, source.pixel_noise, source.copies, seed=source.seed)
         if network is not None:
             return encode(exemplars, network, width=source.width, seed=source.seed)
     except InputError as error:
@@ -103,4 +126,12 @@ def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | Non
         return read_images(path, exemplars=source.exemplars, size=source.size)
     if source.kind == "vectors":
         return read_exemplars(path, exemplars=source.exemplars)
-    return cluster_embeddings(path, source.classes, source.exemplars, seed=source.seed)
+    return cluster_embeddings(
+        path,
+        source.classes,
+        source.exemplars,
+        clusters=source.clusters,
+        tokens=source.tokens,
+        iterations=source.iterations,
+        seed=source.seed,
+    )

@@ -31,16 +31,19 @@ class SequenceConfig(Config):
         description="times that the query's class, and a second class, appear in a bursty context",
     )
     p_icl: float = Field(default=0.0, ge=0, le=1, description="share of bursty sequences with labels drawn anew")
-    p_iwl: float = Field(default=0.0, ge=0, le=1, description="share of sequences without the query's class in context")
+    p_iwl: float = Field(default=0.0, ge=0, le=1, description="share of sequences of different classes throughout")
     p_ciwl: float = Field(
-        default=0.0, ge=0, le=1, description="share of sequences with the query's label, but not its class, in context"
+        default=0.0, ge=0, le=1, description="the same, but one of the other classes shows the query's label"
     )
     classes: int | None = Field(default=None, ge=1, description="C: classes trained on; all that are not held out")
     exemplars: int | None = Field(
         default=None, ge=1, description="E: exemplars of a class trained on; all that are not held out"
     )
     noise: float = Field(
-        default=0.0, ge=0, le=1e6, description="standard deviation of Gaussian noise on every exemplar"
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="deviation of Gaussian noise on every exemplar shown: on vectors, or pixels if they are what is read",
     )
     labels_per_class: int = Field(
         default=1, ge=1, le=2**20, description="labels of a class, one of them drawn per sequence"
@@ -75,11 +78,11 @@ class SequenceConfig(Config):
             raise ValueError(
                 f"p_icl={self.p_icl} + p_iwl={self.p_iwl} + p_ciwl={self.p_ciwl} are more than 1: lower one of them"
             )
-        bursty = self.p_fixed * self.p_bursty or self.p_icl or self.p_ciwl
+        bursty = self.p_fixed * self.p_bursty or self.p_icl
         if bursty and 2 * self.burstiness > self.pairs:
             raise ValueError(
                 f"burstiness={self.burstiness}: two classes that often do not fit into pairs={self.pairs}; lower it, "
-                "or draw no bursty sequences (p_bursty=0 and neither p_icl nor p_ciwl)"
+                "or draw no bursty sequences (p_bursty=0 and no p_icl)"
             )
         if self.p_icl and self.label_pool < self.relabelled_classes:
             raise ValueError(

@@ -86,7 +86,8 @@ class Recipe:
     def distinct_classes(self) -> int:
         """How many different classes the most demanding kind needs."""
         bursty = self.pairs - 2 * self.burstiness + 2
-        needs = {BURSTY: bursty, IID: 1, ICL: bursty, IWL: self.pairs + 1, CIWL: bursty + 1, FLIP: bursty}
+        distinct = self.pairs + 1
+        needs = {BURSTY: bursty, IID: 1, ICL: bursty, IWL: distinct, CIWL: distinct, FLIP: bursty}
         return max(need for kind, need in needs.items() if self.mix[kind])
 
     def check(self) -> None:
@@ -312,7 +313,7 @@ class SequenceSampler:
         place = torch.arange(self.pairs, device=self.device)
         burst = self._burstiness
         bursty = torch.where(place < burst, 0, torch.where(place < 2 * burst, 1, place - 2 * burst + 2))
-        return torch.where((kind == IID) | (kind == IWL), place + 1, bursty + (kind == CIWL))
+        return torch.where((kind == IID) | (kind == IWL) | (kind == CIWL), place + 1, bursty)
 
     def _knobs(self, recipes: list[Recipe]) -> None:
         """Every number of the members as a tensor `[P,1,1]`, their tables end to end, each of them once."""

@@ -26,37 +26,13 @@ Kind = Literal["passage", "repeated", "parallel", "template"]
 LARGEST_TEXT = 2**20  # bytes of a user's file
 _SHORTEST_SENTENCE, _LONGEST_SENTENCE = 5, 80  # words, characters
 
+# 204 bytes: a context of so many tokens holds all of it, whatever the tokenizer
+_GENESIS = (
+    "And God said, Let there be light: and there was light. And God saw the light, that it was good: and God divided "
+    "the light from the darkness. And God called the light Day, and the darkness he called Night."
+)
+
 # Emphasis is dropped and quotation marks are straight: with the default tokenizer a curly one takes three tokens.
-_AUSTEN = """\
-"My dear Mr. Bennet," said his lady to him one day, "have you heard that Netherfield Park is let at last?"
-
-Mr. Bennet replied that he had not.
-
-"But it is," returned she; "for Mrs. Long has just been here, and she told me all about it."
-
-Mr. Bennet made no answer.
-
-"Do not you want to know who has taken it?" cried his wife impatiently.
-
-"You want to tell me, and I have no objection to hearing it."
-
-This was invitation enough.
-
-"Why, my dear, you must know, Mrs. Long says that Netherfield is taken by a young man of large fortune from the north \
-of England; that he came down on Monday in a chaise and four to see the place, and was so much delighted with it that \
-he agreed with Mr. Morris immediately; that he is to take possession before Michaelmas, and some of his servants are \
-to be in the house by the end of next week."
-
-"What is his name?"
-
-"Bingley."
-
-"Is he married or single?"
-
-"Oh! single, my dear, to be sure! A single man of large fortune; four or five thousand a year. What a fine thing for \
-our girls!"
-"""
-
 _CARROLL = (
     "There was nothing so very remarkable in that; nor did Alice think it so very much out of the way to hear the "
     'Rabbit say to itself, "Oh dear! Oh dear! I shall be late!"\n'
@@ -166,9 +142,9 @@ class Text:
 def default_texts(seed: int = 0) -> list[Text]:
     """A passage, a piece of code, and the three tasks.
 
-    The passage is full of names that come back, with what followed them before (Mr. Bennet, Mrs. Long, large fortune)
-    and with something else (Mr. Morris, Netherfield), as in Argument 1, "Per-token losses on Harry Potter". The code is
-    for models that were trained on code.
+    The passage is full of words that come back, with what followed them before (And God, the light, the darkness) and
+    with something else (God said, saw, divided, called), as in Argument 1, "Per-token losses on Harry Potter"; it is
+    short enough for them to come back within the context of a small model. The code is for models trained on code.
 
     Args:
         seed: of the parallel and the template text.
@@ -176,10 +152,10 @@ def default_texts(seed: int = 0) -> list[Text]:
     return [
         Text(
             "passage",
-            "Pride and Prejudice",
+            "Let there be light",
             "passage",
-            _AUSTEN,
-            "Jane Austen, Pride and Prejudice (1813), chapter 1; emphasis left out",
+            _GENESIS,
+            "Genesis 1:3-5 in the King James Version, without its last sentence",
         ),
         Text("code", "A Python module", "passage", _CODE, "written for icl_fast"),
         Text(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from icl_fast.errors import InputError
-from icl_fast.models import ExemplarTransformer, Transformer
+from icl_fast.models import ExemplarModel, Transformer
 from icl_fast.models.plain import model_of, why_not_plain
 
 Measure = TypeVar("Measure", bound=Callable[..., Any])
@@ -55,7 +55,7 @@ def measures_weights(measure: Measure) -> Measure:
     return measures_model(measured)  # type: ignore[return-value]
 
 
-def require_plain(model: Transformer | ExemplarTransformer, what: str) -> None:
+def require_plain(model: Transformer | ExemplarModel, what: str) -> None:
     """Raises InputError unless config and weights say all that a model computes."""
     if reason := why_not_plain(model):
         raise InputError(f"model: {reason}, which {what} would leave out; undo it, or make it part of the weights")

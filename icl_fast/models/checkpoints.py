@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from icl_fast.arguments import shown, whole_number
 from icl_fast.errors import InputError
+from icl_fast.models.architectures import make_exemplar_model
 from icl_fast.models.changes import original
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.exemplar_config import ExemplarConfig
-from icl_fast.models.exemplar_transformer import ExemplarTransformer
+from icl_fast.models.exemplar_model import ExemplarModel
 from icl_fast.models.plain import made_like, why_not_plain
 from icl_fast.models.transformer import Transformer
 from icl_fast.models.weight_files import read_header, read_weights, write_weights
@@ -32,7 +33,7 @@ class Snapshot(Generic[Model]):
     """A model as it was after some training.
 
     Attributes:
-        model: a `Transformer`, or an `ExemplarTransformer` with all members of a population.
+        model: a `Transformer`, or an `ExemplarModel` with all members of a population.
         step: optimizer steps made.
         seen: training tokens, or training sequences of each member.
     """
@@ -44,7 +45,7 @@ class Snapshot(Generic[Model]):
 
 def save_snapshot(
     path: str | Path,
-    model: Transformer | ExemplarTransformer,
+    model: Transformer | ExemplarModel,
     *,
     step: int,
     seen: int | None = None,
@@ -64,8 +65,8 @@ def save_snapshot(
             that are not finite, of several types, or on the meta device; the disk is full or the folder not writable.
     """
     inner = original(model) if isinstance(model, nn.Module) else model
-    if not isinstance(inner, (Transformer, ExemplarTransformer)):
-        raise InputError(f"model: must be a Transformer or an ExemplarTransformer, got {shown(model)}")
+    if not isinstance(inner, (Transformer, ExemplarModel)):
+        raise InputError(f"model: must be a Transformer or an ExemplarModel, got {shown(model)}")
     if reason := why_not_plain(inner, hooks=False):
         raise InputError(f"model: {reason}, which no snapshot can hold; undo it, or make it part of the weights")
     on_text = isinstance(inner, Transformer)
@@ -76,7 +77,7 @@ def save_snapshot(
     count = whole_number(*given.popitem(), 0, _MOST)
     header = {"config": inner.config.model_dump(mode="json"), "step": whole_number("step", step, 0, _MOST)}
     weights = {name: _weight(inner, name) for name in made_like(inner).state_dict()}
-    if isinstance(inner, ExemplarTransformer):
+    if isinstance(inner, ExemplarModel):
         header |= {"sequences": count, "outputs": inner.outputs.tolist()}
         write_weights(path, weights, EXEMPLAR_FORMAT, header)
     else:
@@ -103,7 +104,7 @@ def load_snapshot(path: str | Path) -> Snapshot[Any]:
     values, outputs = header.get("config"), header.get("outputs")
     if not isinstance(values, dict):
         raise InputError(f"snapshot {path}: its header is damaged (config {values!r:.80})")
-    model: Transformer | ExemplarTransformer
+    model: Transformer | ExemplarModel
     try:
         with torch.device("meta"):
             if kind == TEXT_FORMAT:
@@ -115,7 +116,7 @@ def load_snapshot(path: str | Path) -> Snapshot[Any]:
     except RuntimeError as error:  # more numbers in a weight than torch can count
         raise InputError(f"snapshot {path}: its config is of no model that could be in a file ({error})") from None
     read_weights(path, model, header.get("tied", {}))
-    if isinstance(model, ExemplarTransformer) and model.outputs.tolist() != outputs:
+    if isinstance(model, ExemplarModel) and model.outputs.tolist() != outputs:
         raise InputError(f"snapshot {path}: its header is damaged (outputs are others than in its weights)")
     return Snapshot(model, step, seen)
 
@@ -127,10 +128,10 @@ def _count(path: str | Path, header: dict[str, Any], name: str) -> int:
     return count
 
 
-def _exemplar_model(path: str | Path, config: ExemplarConfig, outputs: Any) -> ExemplarTransformer:
+def _exemplar_model(path: str | Path, config: ExemplarConfig, outputs: Any) -> ExemplarModel:
     if not isinstance(outputs, list) or not all(type(count) is int for count in outputs):
         raise InputError(f"snapshot {path}: its header is damaged (outputs {outputs!r:.80})")
     try:
-        return ExemplarTransformer(config, seeds=[0] * len(outputs), outputs=outputs)
+        return make_exemplar_model(config, seeds=[0] * len(outputs), outputs=outputs)
     except InputError as error:
         raise InputError(f"snapshot {path}: config: {error}") from None

@@ -160,6 +160,8 @@ def make_clamps(
         clamps.heads[0, layer, head] = 0
     for (layer, head), value in temperature:
         clamps.temperature[0, layer, head] = finite_number(f"temperature of {layer}.{head}", value, *TEMPERATURES)
+    if clamps.forced:
+        shape.check_attention("interventions")
     return clamps
 
 

@@ -236,6 +236,8 @@ class ExemplarInference:
         # removing heads from the weights, which are small
         weight = block.attention.out.weight * heads.to(z).repeat_interleave(self.config.d_head, 1)[:, None]
         resid = _product(weight, z.flatten(1, 2)).add_(resid[:, :, -z.shape[3] :])
+        if block.attention.out.bias is not None:  # of no head: it stays when heads are removed
+            resid.add_(block.attention.out.bias[..., None, None])
         if block.mlp is not None:
             hidden = F.gelu(_linear(block.up, _normed(block.norm2, resid)))
             resid = _linear(block.down, hidden).add_(resid)

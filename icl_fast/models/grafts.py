@@ -8,10 +8,10 @@ import torch
 
 from icl_fast.arguments import different_names, whole_number
 from icl_fast.errors import InputError
-from icl_fast.models.exemplar_transformer import ExemplarTransformer
+from icl_fast.models.exemplar_model import ExemplarModel
 
 
-def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[str]:
+def part_parameters(model: ExemplarModel, parts: Sequence[str]) -> list[str]:
     """The names of the parameters of some parts; of all if none is named.
 
     Args:
@@ -31,8 +31,8 @@ def part_parameters(model: ExemplarTransformer, parts: Sequence[str]) -> list[st
 
 @torch.no_grad()
 def graft(
-    model: ExemplarTransformer,
-    donor: ExemplarTransformer,
+    model: ExemplarModel,
+    donor: ExemplarModel,
     parts: Sequence[str],
     *,
     member: int = 0,

@@ -12,16 +12,18 @@ from torch.nn.modules import module as torch_module
 
 from icl_fast.arguments import shown
 from icl_fast.errors import InputError
+from icl_fast.models.architectures import make_exemplar_model
 from icl_fast.models.changes import has_forward_hook, why_unlike, wrapping
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.exemplar_config import ExemplarConfig
+from icl_fast.models.exemplar_model import ExemplarModel
 from icl_fast.models.exemplar_transformer import ExemplarTransformer
 from icl_fast.models.transformer import Transformer
 
-Kind = TypeVar("Kind", Transformer, ExemplarTransformer)
+Kind = TypeVar("Kind", Transformer, ExemplarModel, ExemplarTransformer)
 
 
-def why_not_plain(model: Transformer | ExemplarTransformer, *, hooks: bool = True) -> str | None:
+def why_not_plain(model: Transformer | ExemplarModel, *, hooks: bool = True) -> str | None:
     """Why only calling a model gives what it computes, such as "blocks.0.attention has a forward hook"; None: its
     config and weights say it all.
 
@@ -36,10 +38,10 @@ def why_not_plain(model: Transformer | ExemplarTransformer, *, hooks: bool = Tru
     return why_unlike(model, made_like(model), hooks=hooks)
 
 
-def made_like(model: Transformer | ExemplarTransformer) -> nn.Module:
+def made_like(model: Transformer | ExemplarModel) -> nn.Module:
     """A model of the same config on the meta device, without weights. It is shared: it must not be changed."""
     config = json.dumps(model.config.model_dump(mode="json"))
-    return _made(config, model.members if isinstance(model, ExemplarTransformer) else None)
+    return _made(config, model.members if isinstance(model, ExemplarModel) else None)
 
 
 def model_of(kind: type[Kind], model: Any) -> Kind:
@@ -71,4 +73,4 @@ def _made(config: str, members: int | None) -> nn.Module:
     with torch.device("meta"):
         if members is None:
             return Transformer(TransformerConfig(**values))
-        return ExemplarTransformer(ExemplarConfig(**values), [0] * members)
+        return make_exemplar_model(ExemplarConfig(**values), [0] * members)

@@ -113,13 +113,14 @@ def alibi_slopes(heads: int) -> list[float]:
 def sinusoids(
     length: int,
     width: int,
+    base: float = 10_000.0,
     *,
     precision: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
     """The position vectors of Vaswani et al. 2017, sines then cosines: `[T,width]`; angles computed in `precision`."""
-    angles = position_angles(length, width + width % 2, 10_000.0, precision=precision, dtype=dtype, device=device)
+    angles = position_angles(length, width + width % 2, base, precision=precision, dtype=dtype, device=device)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, :width]
 
 

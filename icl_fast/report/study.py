@@ -107,9 +107,9 @@ class ExemplarStudy:
         curves: of `icl_fast.measure.exemplar.curves.training_curves`.
         strategies: what `icl_fast.measure.measure_strategies` wrote, of all snapshots, as the run was trained.
         ablations: what `icl_fast.measure.measure_ablations` wrote: every head, and all of every layer together (`0.*`),
-            removed from every snapshot, in all modes.
+            removed from every snapshot, in all modes; None: the model has no attention.
         wiring: of `icl_fast.measure.exemplar.measured_run.measure_wiring`, last snapshot; None: the model has one
-            layer.
+            layer, or no attention.
     """
 
     name: str
@@ -118,7 +118,7 @@ class ExemplarStudy:
     left_out: dict[int, str]
     curves: xr.Dataset
     strategies: xr.Dataset
-    ablations: xr.Dataset
+    ablations: xr.Dataset | None
     wiring: xr.Dataset | None
 
     @property

@@ -66,7 +66,9 @@ class ExemplarTraining(Config):
     decay: Literal["none", "cosine", "inverse_sqrt"] = Field("none", description="the learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="Adam's moment decays")
     l2: float = Field(0.0, ge=0.0, description="coefficient of the sum of squared weights in the loss, norms left out")
-    l2_on: Literal["all", "embedding", "attention", "mlp"] = Field("all", description="the weights in that sum")
+    l2_on: Literal["all", "embedding", "encoder", "attention", "mlp"] = Field(
+        "all", description="the weights in that sum; encoder: of exemplars alone; embedding: of labels too"
+    )
     engine: Literal["auto", "plain", "fused"] = Field(
         "auto", description="fused: the CPU kernel for small attention-only models; auto: it where it can be"
     )

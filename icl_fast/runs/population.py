@@ -12,12 +12,13 @@ from icl_fast.data import EvaluationSequences, Exemplars, evaluation_sequences, 
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
-from icl_fast.models import Clamps, ExemplarConfig, ExemplarTransformer, stack_clamps
+from icl_fast.models import Clamps, ExemplarConfig, ExemplarModel, make_exemplar_model, stack_clamps
 from icl_fast.runs.config import parse_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
 
 # what members of a population may differ in; they share everything else
-_FREE = ("interventions.", "sequences.", "training.seed", "graft.")
+_FREE = ("interventions.", "sequences.", "graft.")
+_FREE_OF_TRAINING = ("seed", "lr", "warmup", "l2", "l2_on")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ def members(config: ExemplarRunConfig) -> list[Member]:
 def _member(base: dict[str, Any], member: MemberConfig) -> Member:
     values = copy.deepcopy(base)
     for key, value in member.set.items():
-        if not key.startswith(_FREE) or key == "sequences.pairs":
-            raise InputError(
-                f"members: {member.name}: {key} is one for all members; they may differ in interventions.*, graft.*, "
-                "sequences.* but pairs, and training.seed"
-            )
         section, _, name = key.partition(".")
+        free = name in _FREE_OF_TRAINING if section == "training" else key.startswith(_FREE)
+        if not free or key == "sequences.pairs":
+            raise InputError(
+                f"members: {member.name}: {key} is one for all members, which may differ in interventions.*, graft.*, "
+                f"sequences.* but pairs, and training.{', '.join(_FREE_OF_TRAINING)}; make it another run"
+            )
         values[section][name] = value
     return Member(member.name, _parse(values, f"member {member.name}"))
 
@@ -110,7 +112,7 @@ class Population:
                 raise InputError(f"{member.name}: {error}") from None
         return stack_clamps(clamps)
 
-    def model(self, exemplars: Exemplars) -> ExemplarTransformer:
+    def model(self, exemplars: Exemplars) -> ExemplarModel:
         """The population at step 0, before any graft.
 
         Raises:
@@ -124,7 +126,7 @@ class Population:
             outputs=max(outputs),
             pairs=self.config.sequences.pairs,
         )
-        return ExemplarTransformer(config, [member.config.training.seed for member in self.all], outputs)
+        return make_exemplar_model(config, [member.config.training.seed for member in self.all], outputs)
 
     def evaluators(
         self,

@@ -23,7 +23,7 @@ from icl_fast.files import (
     sha256,
     sweep,
 )
-from icl_fast.models import ExemplarTransformer, Snapshot, Transformer, load_snapshot, save_snapshot
+from icl_fast.models import ExemplarModel, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
 from icl_fast.runs.population import Population
@@ -220,7 +220,7 @@ class Run:
             raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
         return sorted(int(match[1]) for name in names if (match := _SNAPSHOT_NAME.fullmatch(name)))
 
-    def save_snapshot(self, model: Transformer | ExemplarTransformer, *, step: int, seen: int) -> None:
+    def save_snapshot(self, model: Transformer | ExemplarModel, *, step: int, seen: int) -> None:
         """Write a snapshot and record its hash."""
         path = self.snapshot_path(step)
         save_snapshot(path, model, step=step, seen=seen)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from icl_fast.data import CORPUS_NAMES, DataConfig
+from icl_fast.data import DataConfig
+from icl_fast.data.corpora import absolute_name
 from icl_fast.models import ModelShape
 from icl_fast.runs.config_files import to_yaml
 from icl_fast.runs.snapshot_schedule import MOST, MOST_STEPS, SnapshotSchedule, snapshot_steps
@@ -59,11 +59,9 @@ class TextRunConfig(Config):
         return self
 
     def with_absolute_corpus(self) -> TextRunConfig:
-        """The same config with an absolute corpus folder, so that it is found from any working directory."""
-        if self.data.corpus in CORPUS_NAMES:
-            return self
-        folder = str(Path(self.data.corpus).expanduser().absolute())
-        return self.model_copy(update={"data": self.data.model_copy(update={"corpus": folder})})
+        """The same config with absolute corpus folders, so that they are found from any working directory."""
+        data = self.data.model_copy(update={"corpus": absolute_name(self.data.corpus)})
+        return self.model_copy(update={"data": data})
 
     def to_yaml(self) -> str:
         """The config with every default written out, as `load_config` reads it."""

@@ -235,7 +235,10 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         interval=interval,
         attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
         types=head_types(
-            last["previous_token"].values, last["prefix_matching"].values, last["copying"].values, options.thresholds
+            last["previous_token"].values,
+            last["prefix_matching"].values,
+            last["copying"].values,
+            options.thresholds.for_width(model.config.width),
         ),
         texts=readings,
         notes=tuple(notes),

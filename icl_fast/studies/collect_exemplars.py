@@ -68,6 +68,8 @@ def study_exemplars(
                 on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
             )
 
+    shape = population.config.model
+    attends = shape.architecture == "transformer"
     return ExemplarStudy(
         name=name,
         config=population.config,
@@ -75,8 +77,8 @@ def study_exemplars(
         left_out=dict(left_out),
         curves=curves,
         strategies=kept(strategies, results / "strategies.zarr"),
-        ablations=kept(ablations, results / "ablation.zarr"),
-        wiring=None if population.config.model.layers < 2 else _wiring(measured, results / "wiring.zarr", repair),
+        ablations=kept(ablations, results / "ablation.zarr") if attends else None,
+        wiring=_wiring(measured, results / "wiring.zarr", repair) if attends and shape.layers > 1 else None,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
-from icl_fast.models import Clamps, ExemplarTransformer, Intervention
+from icl_fast.models import Clamps, ExemplarModel, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
 from icl_fast.training.exemplar_steps import (
     Architecture,
@@ -26,6 +27,7 @@ from icl_fast.training.schedules import learning_rate
 from icl_fast.training.sizes import check_step_fits
 
 State = dict[str, Tensor]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 Noise = Callable[[int], Tensor]
 
 
@@ -58,7 +60,7 @@ def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Dr
 class Engine(Protocol):
     """Takes optimizer steps; `model` holds the weights at any time."""
 
-    model: ExemplarTransformer
+    model: ExemplarModel
 
     def run(self, draws: Draws, step: int) -> Tensor:
         """Take the steps `step`, `step + 1`, ... (0-based); the losses before each, `[S,P]` nats, without L2."""
@@ -80,27 +82,52 @@ class Task:
             trained in every member.
         interventions: what is forced besides the clamps in every batch, members folded into the examples; it takes the
             plain engine.
+        of_members: the `training:` block of each member, which may have its own lr, warmup, l2 and l2_on; none: that of
+            all.
     """
 
-    model: ExemplarTransformer
+    model: ExemplarModel
     features: Tensor
     clamps: Clamps
     trainable: dict[str, Tensor]
     training: ExemplarTraining
     interventions: tuple[Intervention, ...] = ()
+    of_members: tuple[ExemplarTraining, ...] = ()
 
-    def l2(self) -> dict[str, float]:
-        """Coefficients of the squared weights in the loss, of the parameters that have one (Singh 2025, 3.2.2)."""
-        config = self.training
-        if not config.l2:
-            return {}
-        part = {"all": "", "embedding": "embed", "attention": ".attention.", "mlp": ".mlp."}[config.l2_on]
-        names = [name for name, _ in self.model.named_parameters() if "norm" not in name and part in name]
-        if config.l2_on == "embedding":
-            names = [name for name in names if not name.startswith("unembed")]
-        if not names:
-            raise InputError(f"training.l2_on {config.l2_on}: the model has no such weights; set another, or l2=0")
-        return dict.fromkeys(names, config.l2)
+    @cached_property
+    def groups(self) -> list[tuple[slice, ExemplarTraining]]:
+        """Members in a row with equal learning rates and L2, and what they have."""
+        configs = self.of_members or (self.training,) * self.model.members
+        starts = [i for i in range(len(configs)) if i == 0 or _own(configs[i]) != _own(configs[i - 1])]
+        ends = [*starts[1:], len(configs)]
+        return [(slice(start, end), configs[start]) for start, end in zip(starts, ends, strict=True)]
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rate of each group in the update that leads from `step` to `step + 1`."""
+        return [learning_rate(step, config) for _, config in self.groups]
+
+    @cached_property
+    def l2(self) -> dict[str, Tensor]:
+        """Coefficients `[P]` of the squared weights in the loss, of the parameters that have any (Singh 2025, 3.2.2).
+
+        Raises:
+            InputError: a model without the weights that `l2_on` names.
+        """
+        found: dict[str, Tensor] = {}
+        for members, config in self.groups:
+            names = [name for name, _ in self.model.named_parameters() if _is_in(config.l2_on, name)]
+            if config.l2 and not names:
+                raise InputError(f"training.l2_on {config.l2_on}: the model has no such weights; set another, or l2=0")
+            for name in names if config.l2 else ():
+                found.setdefault(name, torch.zeros(self.model.members))[members] = config.l2
+        return {name: coefficients.to(self.features.device) for name, coefficients in found.items()}
+
+    def penalty(self) -> Tensor:
+        """`[P]`: the L2 term of the loss, with the gradient of the weights."""
+        total = torch.zeros(self.model.members, device=self.features.device)
+        for name, coefficients in self.l2.items():
+            total = total + coefficients * self.model.get_parameter(name).square().flatten(1).sum(1)
+        return total
 
     def can_be_fused(self) -> bool:
         """Whether the fused kernel can take this task's steps here."""
@@ -114,7 +141,9 @@ class Task:
             pairs=config.pairs,
             position=config.position,
             mlp=config.mlp,
+            attention_bias=config.attention_bias,
             encoder=config.encoder,
+            architecture=config.architecture,
         )
 
 
@@ -129,13 +158,32 @@ def make_engine(task: Task, noisy: bool) -> Engine:
     if not noisy and task.can_be_fused():
         return FusedEngine(task)
     if task.training.engine == "fused":
-        why = "needs attention-only models of 1 or 2 layers, up to 256 wide, up to 16 pairs, the encoder linear, a CPU"
+        why = (
+            "needs attention-only transformers of 1 or 2 layers without biases, up to 256 wide, up to 16 pairs, the "
+            "encoder linear, a CPU"
+        )
         if noisy:
             why = "reads features from a table, so sequences.noise must be 0"
         elif task.interventions:
             why = "knows clamps alone, so there must be no interventions"
         raise InputError(f"training.engine fused: {why}; use auto or plain")
     return PlainEngine(task)
+
+
+def _own(config: ExemplarTraining) -> tuple[float, int, float, str]:
+    """What a member may have of its own."""
+    return config.lr, config.warmup, config.l2, config.l2_on
+
+
+def _is_in(part: str, name: str) -> bool:
+    """Whether a parameter is one of the weights that `l2_on` calls so."""
+    if "norm" in name:
+        return False
+    if part == "embedding":
+        return name.startswith(("embed_exemplar.", "embed_label."))
+    if part == "encoder":
+        return name.startswith("embed_exemplar.")
+    return part == "all" or f".{part}." in name
 
 
 class PlainEngine:
@@ -150,11 +198,19 @@ class PlainEngine:
         self.cuda = task.features.device.type == "cuda"
         if not self.cuda:
             check_step_fits(task.training, task.model.config, task.model.members)
-        rate: float | Tensor = torch.zeros((), device=task.features.device) if self.cuda else 0.0
+        # of each group of members its part of every parameter: the same numbers, with a learning rate of their own
+        self.parts = [
+            {name: nn.Parameter(parameter.detach()[members]) for name, parameter in self.parameters.items()}
+            for members, _ in task.groups
+        ]
+        rates = [torch.zeros((), device=task.features.device) if self.cuda else 0.0 for _ in task.groups]
         self.adam = torch.optim.Adam(
-            self.parameters.values(), lr=rate, betas=task.training.betas, fused=not self.cuda, capturable=self.cuda
+            [{"params": list(parts.values()), "lr": rate} for parts, rate in zip(self.parts, rates, strict=True)],
+            betas=task.training.betas,
+            fused=not self.cuda,
+            capturable=self.cuda,
         )
-        self.l2 = task.l2()
+        _ = task.l2  # refuse what cannot be, before the first step
         self.masks = {
             name: mask.to(task.features.device).view(-1, *[1] * (self.parameters[name].ndim - 1))
             for name, mask in task.trainable.items()
@@ -167,16 +223,17 @@ class PlainEngine:
         """See `Engine`."""
         losses = []
         for i in range(len(draws)):
-            rate = learning_rate(step + i, self.task.training)
             inputs = [draws.classes[i], draws.exemplars[i], draws.labels[i], draws.target[i]]
             if draws.noise is not None:
                 inputs.append(draws.noise(i))
-            group = self.adam.param_groups[0]
-            if self.cuda:
-                group["lr"].fill_(rate)
-                losses.append(self._update(*inputs) if self.task.interventions else self._replay(inputs, step + i))
+            for group, rate in zip(self.adam.param_groups, self.task.rates(step + i), strict=True):
+                if self.cuda:
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+            if self.cuda and not self.task.interventions:
+                losses.append(self._replay(inputs, step + i))
             else:
-                group["lr"] = rate
                 losses.append(self._update(*inputs))
         return torch.stack(losses).cpu()
 
@@ -189,15 +246,21 @@ class PlainEngine:
         logits, _ = self.model(features, labels, target, clamps=self.task.clamps, interventions=self.task.interventions)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(-1)
         # a sum over members, so that the gradient of each is what it would be alone
-        total = losses.sum() + sum(
-            coefficient * self.parameters[name].square().sum() for name, coefficient in self.l2.items()
-        )
-        self.adam.zero_grad(set_to_none=not self.cuda)
+        total = losses.sum() + self.task.penalty().sum()
+        for parameter in self.parameters.values():
+            if not self.cuda:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
         total.backward()  # type: ignore[no-untyped-call]
         for name, mask in self.masks.items():
             gradient = self.parameters[name].grad
             assert gradient is not None
             gradient.mul_(mask)
+        for (members, _), parts in zip(self.task.groups, self.parts, strict=True):
+            for name, part in parts.items():
+                gradient = self.parameters[name].grad  # None: an intervention cut the weight off
+                part.grad = None if gradient is None else gradient[members]
         self.adam.step()
         return losses.detach()
 
@@ -232,55 +295,71 @@ class PlainEngine:
     def state(self) -> State:
         """See `Engine`."""
         state: State = {}
-        for name, parameter in self.parameters.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                kept = self.adam.state[parameter].get(key, torch.zeros_like(parameter))
-                state[f"{key}.{name}"] = kept.detach().clone()
+        for name in self.parameters:
+            for key in _MOMENTS:
+                kept = [self.adam.state[part[name]].get(key, torch.zeros_like(part[name])) for part in self.parts]
+                state[f"{key}.{name}"] = torch.cat(kept).detach()
         return state
 
     def load_state(self, state: Mapping[str, Tensor], step: int) -> None:
         """See `Engine`."""
-        for name, parameter in self.parameters.items():
-            moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in ("exp_avg", "exp_avg_sq")}
-            self.adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+        for (members, _), parts in zip(self.task.groups, self.parts, strict=True):
+            for name, part in parts.items():
+                moments = {key: state[f"{key}.{name}"][members].to(part.device, copy=True) for key in _MOMENTS}
+                self.adam.state[part] = {"step": torch.tensor(float(step), device=part.device), **moments}
 
     def _restore(self, state: State, step: int) -> None:
         # in place: a captured graph knows the tensors, not their names
-        for name, parameter in self.parameters.items():
-            self.adam.state[parameter]["step"].fill_(step)
-            for key in ("exp_avg", "exp_avg_sq"):
-                self.adam.state[parameter][key].copy_(state[f"{key}.{name}"])
+        for (members, _), parts in zip(self.task.groups, self.parts, strict=True):
+            for name, part in parts.items():
+                self.adam.state[part]["step"].fill_(step)
+                for key in _MOMENTS:
+                    self.adam.state[part][key].copy_(state[f"{key}.{name}"][members])
 
 
 class FusedEngine:
-    """`exemplar_steps`: forward, backward and Adam of many steps in one call."""
+    """`exemplar_steps`: forward, backward and Adam of many steps in one call for each group of members.
+
+    Their bits do not depend on other members, so that it does not matter which are in one call.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
         self.parameters = {name: parameter.detach() for name, parameter in task.model.named_parameters()}
         self.first = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         self.second = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
-        self.l2 = task.l2()
+        _ = task.l2  # refuse what cannot be, before the first step
 
     def run(self, draws: Draws, step: int) -> Tensor:
         """See `Engine`."""
+        rates = torch.tensor([self.task.rates(step + i) for i in range(len(draws))], dtype=torch.float64)
+        losses = [self._run(draws, step, members, rates[:, i]) for i, (members, _) in enumerate(self.task.groups)]
+        return torch.cat(losses, dim=1)
+
+    def _run(self, draws: Draws, step: int, members: slice, rates: Tensor) -> Tensor:
+        """The same of members with one learning rate, `[S]`."""
         config = self.model.config
-        rates = [learning_rate(step + i, self.task.training) for i in range(len(draws))]
+
+        def of_members(tensors: Mapping[str, Tensor]) -> State:
+            return {name: tensor[members] for name, tensor in tensors.items()}
+
+        integers = (draws.classes, draws.exemplars, draws.labels, draws.target)
         return exemplar_steps(
-            Weights(self.parameters, self.first, self.second, step),
-            Batches(self.task.features, draws.classes, draws.exemplars, draws.labels, draws.target),
+            Weights(of_members(self.parameters), of_members(self.first), of_members(self.second), step),
+            Batches(self.task.features, *(drawn[:, members] for drawn in integers)),
             Architecture(
                 heads=config.heads,
                 position=config.position,
-                outputs=self.model.outputs,
-                clamps=self.task.clamps,
+                outputs=self.model.outputs[members],
+                clamps=self.task.clamps[members],
                 rotary_base=config.rotary_base,
+                sinusoid_base=config.sinusoid_base,
                 norm_eps=config.norm_eps,
             ),
             Optimizer(
-                learning_rates=torch.tensor(rates, dtype=torch.float64),
-                trainable=self.task.trainable,
-                l2=self.l2,
+                learning_rates=rates.contiguous(),
+                trainable=of_members(self.task.trainable),
+                l2={name: float(coefficients[members][0]) for name, coefficients in self.task.l2.items()},
                 betas=self.task.training.betas,
             ),
         )

@@ -71,7 +71,7 @@ class Architecture:
         position: `learned`, `sinusoidal`, `rotary` or `none`.
         outputs: `[P]` int64, how many labels each member tells apart.
         clamps: what is forced in each member.
-        rotary_base, norm_eps: as in `ExemplarConfig`.
+        rotary_base, sinusoid_base, norm_eps: as in `ExemplarConfig`.
     """
 
     heads: int
@@ -80,6 +80,7 @@ class Architecture:
     clamps: Clamps
     rotary_base: float = 10_000.0
     norm_eps: float = 1e-5
+    sinusoid_base: float = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,26 @@ class Optimizer:
 
 
 def exemplar_steps_supported(
-    *, layers: int, width: int, heads: int, pairs: int, position: str, mlp: bool = False, encoder: str = "linear"
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    pairs: int,
+    position: str,
+    mlp: bool = False,
+    attention_bias: bool = False,
+    encoder: str = "linear",
+    architecture: str = "transformer",
 ) -> bool:
     """Whether `exemplar_steps` trains such a model here: the kernels are built, and the shape is one of theirs.
 
-    One or two attention-only layers up to 256 wide, exemplars embedded by one matrix, 1 to 16 pairs, any position; any
-    number of features, labels, examples and members.
+    Transformers of one or two attention-only layers without biases, up to 256 wide, exemplars embedded by one matrix,
+    1 to 16 pairs, any position; any number of features, labels, examples and members.
     """
     fits = 1 <= layers <= MOST_LAYERS and 1 <= width <= MOST_WIDTH and 1 <= pairs <= MOST_PAIRS
     whole = heads >= 1 and width % heads == 0 and (position != "rotary" or width // heads % 2 == 0)
-    return _backend.compiled() and fits and whole and position in POSITIONS and not mlp and encoder == "linear"
+    plain = architecture == "transformer" and not mlp and not attention_bias and encoder == "linear"
+    return _backend.compiled() and fits and whole and position in POSITIONS and plain
 
 
 @torch.no_grad()
@@ -283,9 +294,11 @@ def _check_batches(batches: Batches, shape: _Shape) -> None:
 
 def _check_architecture(architecture: Architecture, shape: _Shape) -> None:
     rotary_base, norm_eps, clamps = architecture.rotary_base, architecture.norm_eps, architecture.clamps
-    if not rotary_base > 1 or not norm_eps > 0:
+    sinusoid_base = architecture.sinusoid_base
+    if not rotary_base > 1 or not sinusoid_base > 1 or not norm_eps > 0:
         raise InputError(
-            f"exemplar_steps: rotary_base {rotary_base} and norm_eps {norm_eps}: must be above 1, and positive"
+            f"exemplar_steps: rotary_base {rotary_base}, sinusoid_base {sinusoid_base} and norm_eps {norm_eps}: must "
+            "be above 1, and positive"
         )
     members = (shape.members,)
     _check("outputs", architecture.outputs, members, torch.int64)
@@ -354,7 +367,7 @@ def _position_tables(architecture: Architecture, shape: _Shape) -> dict[str, Ten
     """Sinusoids `[T,C]`, cosines and sines of rotations `[T,D/2]`; None where the position is another."""
     positions = cos = sin = None
     if architecture.position == "sinusoidal":
-        positions = sinusoids(shape.tokens, shape.width, precision=torch.float64)
+        positions = sinusoids(shape.tokens, shape.width, architecture.sinusoid_base, precision=torch.float64)
     elif architecture.position == "rotary":
         width, base = shape.width // shape.heads, architecture.rotary_base
         angles = position_angles(shape.tokens, width, base, precision=torch.float64)

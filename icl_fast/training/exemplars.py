@@ -17,7 +17,7 @@ from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
-from icl_fast.models import ExemplarTransformer, Intervention, load_snapshot
+from icl_fast.models import ExemplarModel, Intervention, load_snapshot
 from icl_fast.models.grafts import graft, part_parameters
 from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
@@ -62,6 +62,8 @@ class ExemplarTrainer:
         """
         self.config, self.on_progress = config, on_progress
         self.interventions = tuple(interventions)
+        if self.interventions:
+            config.model.check_attention("interventions")
         device = resolve_device(config.training.device)
         check_exemplar_run_fits(config, 1, device)
         self.population = Population(config)
@@ -76,8 +78,9 @@ class ExemplarTrainer:
         )
         self.features = exemplars.features.to(device)
         check_any_batch(self.interventions, self.model.config)
-        task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions)
-        self.engine: Engine = make_engine(task, self.population.noisy)
+        own = tuple(member.config.training for member in self.population.all)
+        self.task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions, own)
+        self.engine: Engine = make_engine(self.task, self.population.noisy)
         self.snapshots = snapshot_steps(config.training.steps, config.snapshots)
         self.step = 0
         # sums of losses since the last log line
@@ -127,8 +130,7 @@ class ExemplarTrainer:
         last = step == self.steps
         seen = {"step": step, "sequences": step * config.training.batch}
         if self.since and (step % config.training.log_every == 0 or last):
-            mean = _rounded(self.losses / self.since)
-            run.append_log(seen | {"loss": mean, "lr": learning_rate(step - 1, config.training)})
+            run.append_log(seen | self._training_line(step))
             self.losses.zero_()
             self.since = 0
         if step % config.evaluation.every == 0 or last:
@@ -138,9 +140,24 @@ class ExemplarTrainer:
         if last or step % config.training.checkpoint_every == 0:
             run.save_state(self.state())
 
+    def _training_line(self, step: int) -> dict[str, Any]:
+        """Losses and learning rates; where there is L2, `total_loss` too: with that of the weights after this step."""
+        mean = self.losses / self.since
+        rates = [learning_rate(step - 1, member.config.training) for member in self.population.all]
+        line = {"loss": _rounded(mean), "lr": rates[0] if len(set(rates)) == 1 else rates}
+        if self.task.l2:
+            with torch.no_grad():
+                line["total_loss"] = _rounded(mean + self.task.penalty().double().cpu())
+        return line
+
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         measured = evaluate_strategies(
-            self.model, self.features, self.evaluators, self.clamps, interventions=self.interventions, attention=True
+            self.model,
+            self.features,
+            self.evaluators,
+            self.clamps,
+            interventions=self.interventions,
+            attention=self.config.model.architecture == "transformer",
         )
         return {name: _numbers(metrics) for name, metrics in measured.items()}
 
@@ -197,7 +214,7 @@ class ExemplarTrainer:
         self.engine.load_state(state["engine"], self.step)
 
 
-def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tensor]:
+def _graft(model: ExemplarModel, population: Population) -> dict[str, Tensor]:
     """Put other runs' weights into members; which parameters of which members are still trained."""
     trainable: dict[str, Tensor] = {}
     for number, member in enumerate(population.all):
@@ -206,7 +223,7 @@ def _graft(model: ExemplarTransformer, population: Population) -> dict[str, Tens
             continue
         try:
             donor = load_snapshot(os.path.expanduser(config.snapshot)).model
-            if not isinstance(donor, ExemplarTransformer):
+            if not isinstance(donor, ExemplarModel):
                 raise InputError(f"snapshot {config.snapshot}: is of a model on text")
             graft(model, donor, config.parts, member=number, donor_member=config.member)
         except InputError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from icl_fast.memory import check_fits
-from icl_fast.models import ExemplarTransformer, ModelShape, Transformer, TransformerConfig
+from icl_fast.models import ModelShape, Transformer, TransformerConfig, make_exemplar_model
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.sizes import dimensions, parameter_count
 from icl_fast.runs import ExemplarRunConfig, TextRunConfig
@@ -39,7 +39,7 @@ def check_exemplar_run_fits(config: ExemplarRunConfig, features: int, device: to
     shape = ExemplarConfig(**{**model.model_dump(), "encoder": "linear"}, features=features, outputs=2, pairs=pairs)
     copies = 1 if device.type == "cuda" else _COPIES
     keys = f"{dimensions(model, 'model.')}, {members} members"
-    weights = copies * _NUMBER * members * parameter_count(lambda one: ExemplarTransformer(one, seeds=[0]), shape)
+    weights = copies * _NUMBER * members * parameter_count(lambda one: make_exemplar_model(one, seeds=[0]), shape)
     check_fits(weights, keys)
     sequence = 8 * (4 * pairs + 3)  # bytes of the integers that make it
     sequences = f"sequences.pairs {pairs}, {keys}"

@@ -31,10 +31,21 @@ def test_types() -> None:
     found = head_types(PREVIOUS, PREFIX, COPYING)
     # 0.1 matches prefixes but copies the opposite; 1.1 is both, and an induction head first
     assert found.types.tolist() == [["previous token", "other"], ["induction", "induction"]]
-    assert found.thresholds == Thresholds(0.5, 0.2, -0.6)
+    assert found.thresholds == Thresholds(0.5, 0.2, 0)
     strict = head_types(PREVIOUS, PREFIX, COPYING, Thresholds(previous_token=0.95, prefix_matching=0.75, copying=0.5))
     assert strict.types.tolist() == [["other", "other"], ["induction", "other"]]
     assert strict.thresholds.prefix_matching == 0.75
+
+
+def test_copying_is_judged_at_0_but_in_narrow_models() -> None:
+    of = Thresholds(prefix_matching=0.3)
+    assert [of.for_width(width).copying for width in (128, 511, 512, 768)] == [-0.6, -0.6, 0, 0]
+    assert Thresholds(copying=0.1).for_width(128).copying == 0.1
+    copying = np.full((2, 2), -0.5)
+    assert (head_types(PREVIOUS, PREFIX, copying, of.for_width(128)).types == "induction").sum() == 2
+    assert not (head_types(PREVIOUS, PREFIX, copying, of).types == "induction").any()
+    assert "the paper's 0 is out of reach" in str(of.for_width(128))
+    assert "the paper" not in str(of.for_width(512))
 
 
 def test_a_score_at_its_threshold_does_not_pass() -> None:

@@ -24,11 +24,14 @@ def test_learning_time_is_when_it_stays_below(losses: list[float]) -> None:
             break
         expected = seen[i]
     assert float(learning_time(seen, losses)) == pytest.approx(expected, nan_ok=True)
+    first = next((at for at, loss in zip(seen, losses, strict=True) if loss < LEARNED), math.nan)
+    assert float(learning_time(seen, losses, for_good=False)) == pytest.approx(first, nan_ok=True)
 
 
 def test_learning_times_of_a_population() -> None:
     losses = np.array([[0.7, 0.7, 0.1], [0.2, 0.7, 0.1], [0.7, 0.7, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.1]])
     assert learning_time(SEEN, losses).tolist() == [400, 500, 100]
+    assert learning_time(SEEN, losses, for_good=False).tolist() == [200, 500, 100]
     assert learning_time(SEEN, losses, threshold=0.15)[0] == 500
     assert np.isnan(learning_time(SEEN, np.full(5, 0.5)))
     assert pytest.approx(0.4 * math.log(2)) == LEARNED

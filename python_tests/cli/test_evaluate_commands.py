@@ -53,7 +53,8 @@ def test_evaluate(run: Path, tmp_path: Path) -> None:
         names = ("prefix_matching", "copying", "previous_token", "qk_trace", "ov_copying")
         expected = [f"{float(scores[name]):.3f}".replace("nan", "-") for name in names]
         assert numbers.split() == expected
-    assert "prefix matching > 0.2 and copying > -0.6" in result.stdout
+    assert "prefix matching > 0.2 and copying > -0.6, else" in result.stdout
+    assert "(copying: the paper's 0 is out of reach of models under 512 wide" in result.stdout
     assert "left out" not in result.stdout
     before = contents(store)
     assert call("evaluate", "--ckpt", run).stdout == result.stdout
@@ -76,7 +77,7 @@ def test_evaluate_every_option(run: Path, tmp_path: Path) -> None:
 def test_at_most_forty_heads(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from icl_fast.cli.tables import print_head_scores
 
-    print_head_scores(open_results(evaluate(run)), most=3)
+    print_head_scores(open_results(evaluate(run)), 128, most=3)
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ +\d\.\d ", shown, re.MULTILINE)) == 3
     assert "… and 1 more in the results" in shown
@@ -191,3 +192,26 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
     result = call("pca", run, "--out", store)
     assert "holds something else than a PCA" in result.output
     assert "loss" in open_results(store)
+
+
+def test_idealise(run: Path) -> None:
+    result = call("idealise", "--ckpt", run, "--examples", 9, "--snapshots", "6,12")
+    assert result.exit_code == 0, result.output
+    store = run / "results" / "idealised.zarr"
+    assert result.stdout.splitlines()[-1] == f"results in {store}"
+    last = open_results(store).isel(snapshot=-1)
+    rows = re.findall(r"^ +(\d)\.(\d) +(\S+)±\S+ +(.*?) *$", result.stdout, re.MULTILINE)
+    assert len(rows) == 4
+    for layer, head, effect, shares in rows:
+        of = last.sel(layer=int(layer), head=int(head))
+        assert effect == f"{float(of['effect']):.4f}"
+        expected = ["-" if np.isnan(share) else f"{share:.2f}" for share in of["recovered"].values]
+        assert [share.partition("±")[0] for share in shares.split()] == expected
+    assert call("idealise", "--ckpt", run, "--examples", 9, "--snapshots", "6,12").stdout == result.stdout
+
+
+def test_idealise_refuses(run: Path) -> None:
+    result = call("idealise", "--ckpt", run, "--examples", 0)
+    assert result.exit_code == 2
+    assert "--examples: must be from 1 to" in result.stderr
+    assert not (run / "results" / "idealised.zarr").exists()

@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from icl_fast.analysis import transience
 from icl_fast.cli.main import cli
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.runs import Run
@@ -61,6 +62,21 @@ def test_a_population_is_drawn(config: Path, tmp_path: Path, members: object) ->
     assert code == 0, output
     assert all(name in output for name in Run(tmp_path / "run").population.names)
     assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_when_icl_came_and_went_is_printed(config: Path, tmp_path: Path) -> None:
+    """The words of the log, of training and of every snapshot: onset, peak, decay, verdict; and both learning times."""
+    fixed = {"classes": 20, "held_out_classes": 6}
+    config.write_text(yaml.safe_dump(VALUES | {"sequences": fixed, "model": {"width": 16, "heads": 4}}))
+    code, output = train(config, "--out", tmp_path / "run")
+    assert code == 0, output
+    curves = training_curves(Run(tmp_path / "run")).isel(member=0)
+    found = transience(curves["sequences"], curves["accuracy_in_context"].sel(evaluator="icl"), chance=0.5)
+    assert f"run: ICL sets on after {found.onset / 1e6:.3g}M sequences, at most {found.height:.3f} after" in output
+    assert f"{found.end:.3f} at the end" in output
+    assert "drops below 0.4 log 2 for the first time, and until it stays below" in output
+    shown = CliRunner().invoke(cli, ["evaluate", "--ckpt", str(tmp_path / "run"), "--sequences", "40"]).output
+    assert "ICL sets on after" in shown
 
 
 def test_bad_input(config: Path, tmp_path: Path) -> None:

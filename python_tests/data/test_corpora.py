@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import struct
 import sysconfig
 import tempfile
 import zlib
+from importlib.machinery import PathFinder
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from icl_fast.data import corpora, read_corpus
@@ -155,15 +158,95 @@ def test_docs_and_books(debian: Path) -> None:
     ]
 
 
-def test_missing_packages_are_named(
+def test_what_is_installed_is_read_and_the_rest_is_named(
     debian: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("no folder of that name here"))
     (debian / "usr/share/doc/python3.11/html/_sources/about.rst.txt").unlink()
-    with pytest.raises(InputError, match=r"docs: not on this machine; apt-get install.* python3-doc$"):
-        read_corpus("docs", root=debian)
+    docs = read_corpus("docs", root=debian)
+    assert [document.text for document in docs.documents] == ["linux", "perl"]
+    assert docs.missing == ("python3-doc",)
     with pytest.raises(InputError, match=r"anarchism r-cran-janeaustenr golang-github-andybalholm-brotli-dev$"):
         read_corpus("books", root=tmp_path_factory.mktemp("bare"))
+
+
+def test_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = '"""Of a module."""\n\nx = 1\n\ndef f():\n    r"""One.\n\n    Two.\n    """\n    return """no"""\n'
+    package = write(tmp_path / "numpy", __init___py="", core__f_py=source, tests__t_py='"""Of a test."""')
+    (package / "__init__.py").write_text('"""Of a package."""')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(corpora, "_DOCUMENTED", ("numpy", "no_such_package"))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)])
+    )  # numpy is imported
+    corpus = read_corpus("docstrings")
+    assert {document.name: document.text for document in corpus.documents} == {
+        "numpy/__init__.py": "Of a package.\n\n",
+        "numpy/core/f.py": "Of a module.\n\nOne.\n\nTwo.\n\n",
+    }
+
+
+def test_docstrings_are_where_the_package_is() -> None:
+    text = "".join(document.text for document in read_corpus("docstrings").documents)
+    assert inspect.cleandoc(np.take_along_axis.__doc__ or "") in text
+
+
+def lines(folder: Path, what: str, sizes: list[int]) -> str:
+    """A folder of files of so many different lines of 10 bytes."""
+    for number, size in enumerate(sizes):
+        content = "".join(f"{what}{number:02}{line:06}\n" for line in range(size))
+        write(folder, **{f"{what}{number}_txt": content})
+    return str(folder)
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=8), min_size=2, max_size=3),
+    weights=st.lists(st.sampled_from((0.1, 0.25, 0.5, 1.0, 3.0)), min_size=3, max_size=3),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_mix_has_its_shares_to_within_a_document(sizes: list[list[int]], weights: list[float]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folders = [lines(Path(place, what), what, of) for what, of in zip("abc", sizes, strict=False)]
+        name = ",".join(f"{folder}:{weight}" for folder, weight in zip(folders, weights, strict=False))
+        alone = [read_corpus(folder) for folder in folders]
+        try:
+            mix, again = read_corpus(name), read_corpus(name)
+        except InputError as error:
+            assume("less than a document" not in str(error))
+            raise
+    assert mix.documents == again.documents
+    texts = [document.text for document in mix.documents]
+    assert len(set(texts)) == len(texts)
+    scale = min(corpus.bytes / weight for corpus, weight in zip(alone, weights, strict=False))
+    for (part, size), corpus, weight, of in zip(mix.shares, alone, weights, sizes, strict=False):
+        chosen = [document.text for document in corpus.documents if document.text in texts]
+        assert part == corpus.name
+        assert sum(map(len, chosen)) == size
+        assert scale * weight - 10 * max(of) < size <= scale * weight + 1e-6
+    assert mix.bytes == sum(map(len, texts))
+    whole = [size == corpus.bytes for (_, size), corpus in zip(mix.shares, alone, strict=True)]
+    assert any(whole)  # the scarcest is used up
+
+
+def test_a_text_of_two_corpora_comes_once(tmp_path: Path) -> None:
+    write(tmp_path / "a", one_txt="same\n", two_txt="a\n")
+    write(tmp_path / "b", one_txt="same\n", two_txt="b2\n", three_txt="b3\n", four_txt="b4\n")
+    mix = read_corpus(f"{tmp_path / 'a'}:1,{tmp_path / 'b'}:1")
+    assert [document.text for document in mix.documents].count("same\n") == 1
+    assert mix.shares == ((str(tmp_path / "a"), 7), (str(tmp_path / "b"), 6))
+
+
+def test_a_share_that_is_less_than_a_document(tmp_path: Path) -> None:
+    write(tmp_path / "a", one_txt="a\n")
+    write(tmp_path / "b", one_txt="bee\n")
+    with pytest.raises(InputError, match=r"2 bytes of \S*b are less than a document; give it more weight"):
+        read_corpus(f"{tmp_path / 'a'}:1,{tmp_path / 'b'}:1")
+
+
+def test_folders_of_a_mix_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert corpora.absolute_name("here:0.5,docs:1") == f"{tmp_path / 'here'}:0.5,docs:1"
+    assert [corpora.absolute_name(name) for name in ("docs", "here")] == ["docs", str(tmp_path / "here")]
 
 
 @pytest.mark.parametrize("content", [b"", b"not zlib", r_record(["whole"])[:-3]])
@@ -184,6 +267,9 @@ def test_bad_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "stdlibb": "one of stdlib, stdlib",
         "x" * 5000: "no such folder",
         str(file): "is a file",
+        "stdlib:0.5,stdlib:0.5": "a corpus is given twice",
+        "stdlib:0.5,docs:0": "a weight is 0; leave that corpus out",
+        "stdlib:0.5,docs": "or a mix such as stdlib:0.5,docstrings:0.5",
         str(tmp_path / "empty"): "no text in .*needs .txt/.md/.py files",
     }.items():
         with pytest.raises(InputError, match=message):

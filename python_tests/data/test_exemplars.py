@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from icl_fast.data import TRANSFORMS, Exemplars, encode, gaussian_classes, transformed
 from icl_fast.data.encoders import ENCODERS
+from icl_fast.data.exemplar_source import ExemplarSource, load_exemplars
+from icl_fast.data.pixel_noise import with_pixel_noise
 from icl_fast.errors import InputError
 
 GOOD: dict[str, Any] = {"features": torch.rand(3, 2, 4), "base": torch.arange(3), "names": ("a", "b", "c")}
@@ -63,6 +66,53 @@ def test_a_transformed_class_is_its_base_class_turned_exemplar_by_exemplar() -> 
                 expected = torch.rot90(image.fliplr() if how.startswith("mirrored") else image, t % 4)
                 assert torch.equal(after.pixels[8 * k + t, e], expected)
     assert len(torch.unique(after.features.flatten(1), dim=0)) == 32
+
+
+def test_transforms_as_exemplars_of_the_same_class() -> None:
+    before = images()
+    after, classes = transformed(before, "exemplars"), transformed(before)
+    assert after.features.shape == (4, 24, 25)
+    assert torch.equal(after.base, before.base)
+    assert after.names == before.names
+    for k in range(4):
+        for t in range(8):
+            assert torch.equal(after.features[k, 3 * t : 3 * t + 3], classes.features[8 * k + t])
+
+
+@given(noise=st.floats(0.01, 3), copies=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_pixel_noise(noise: float, copies: int, seed: int) -> None:
+    before = images()
+    after = with_pixel_noise(before, noise, copies, seed=seed)
+    assert after.features.shape == (4, 3 * copies, 25)
+    assert (after.image, after.names) == (before.image, before.names)
+    drawn = (after.features - before.features.repeat_interleave(copies, dim=1)) / noise
+    assert abs(float(drawn.std()) - 1) < 5 / (2 * drawn.numel()) ** 0.5
+    assert abs(float(drawn.mean())) < 5 / drawn.numel() ** 0.5
+    assert drawn.flatten(0, 1).unique(dim=0).shape[0] == 12 * copies
+    assert torch.equal(with_pixel_noise(before, noise, copies, seed=seed).features, after.features)
+    assert not torch.equal(with_pixel_noise(before, noise, copies, seed=seed + 1).features, after.features)
+
+
+def test_pixel_noise_is_of_images() -> None:
+    with pytest.raises(InputError, match="are vectors, not images"):
+        with_pixel_noise(gaussian_classes(3, 2, 4), 0.1)
+    with pytest.raises(InputError, match="copies: must be 1 or more"):
+        with_pixel_noise(images(), 0.1, 0)
+    with pytest.raises(ValueError, match="copies=3: would all be the same"):
+        ExemplarSource(copies=3)
+
+
+def test_a_source_has_noise_and_transforms_before_its_encoder(tmp_path: Path) -> None:
+    """1,600 x 160 in small, and one image of each class as 5 with noise, through a frozen encoder."""
+    np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).random((4, 2, 6, 6), dtype=np.float32))
+    raw = {"kind": "vectors", "path": str(tmp_path / "images.npz"), "exemplars": 2}
+    plain = load_exemplars(ExemplarSource(**raw, encoder="none"))  # type: ignore[arg-type]
+    made = load_exemplars(
+        ExemplarSource(**raw, transforms=True, transforms_as="exemplars", pixel_noise=0.2, copies=5, width=7)  # type: ignore[arg-type]
+    )
+    assert made.features.shape == (4, 2 * 8 * 5, 7)
+    expected = encode(with_pixel_noise(transformed(plain, "exemplars"), 0.2, 5), width=7)
+    assert torch.equal(made.features, expected.features)
 
 
 def test_transforms_again_keep_the_base() -> None:

@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 
 from icl_fast.data import cluster_embeddings
 from icl_fast.data.clusters import spherical_kmeans
+from icl_fast.data.exemplar_source import ExemplarSource, load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.models import load_snapshot
 
@@ -107,6 +108,24 @@ def test_sources(tiny_run: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=weight.numpy(), b=weight.numpy())
     with pytest.raises(InputError, match=r"needs an array embeddings \[N,F\]; it holds a \[280, 16\], b"):
         cluster_embeddings(tmp_path / "two.npz", 4, 3)
+
+
+def test_a_config_says_how(tmp_path: Path) -> None:
+    """Embeddings as they are: no encoder unless one is named."""
+    points, _ = blobs()
+    np.savez(tmp_path / "e.npz", embeddings=points.numpy())
+    raw = {"kind": "clusters", "path": str(tmp_path / "e.npz"), "classes": 3, "exemplars": 4, "seed": 1}
+    chosen = {"clusters": 5, "tokens": (2, 80), "iterations": 3}
+    source = ExemplarSource(**raw, **chosen)  # type: ignore[arg-type]
+    assert source.encoder == "none"
+    expected = cluster_embeddings(points, 3, 4, seed=1, **chosen)  # type: ignore[arg-type]
+    assert torch.equal(load_exemplars(source).features, expected.features)
+    again = ExemplarSource.model_validate(source.model_dump(mode="json"))
+    assert again == source
+    assert ExemplarSource(**raw, encoder="pca", width=2).encoder == "pca"  # type: ignore[arg-type]
+    assert ExemplarSource().encoder == "random-projection"
+    with pytest.raises(ValueError, match=r"tokens=.*is not used with kind=glyphs"):
+        ExemplarSource(tokens=(0, 5))
 
 
 @pytest.mark.parametrize(

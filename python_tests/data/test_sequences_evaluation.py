@@ -63,7 +63,7 @@ def query_in_context(sequences: Sequences) -> torch.Tensor:
         (CHAPTER_4, "train icl held-out-exemplars held-out-classes held-out-label-pairs"),
         (CHAPTER_2, "train icl iwl iwl-common iwl-rare ciwl flip held-out-exemplars held-out-classes"),
         (SequenceConfig(pairs=3), "train iwl ciwl"),
-        (SequenceConfig(pairs=1, p_bursty=0.0), "train iwl"),
+        (SequenceConfig(pairs=1, p_bursty=0.0), "train iwl ciwl"),
         (SequenceConfig(classes=2), "train icl flip"),
     ],
 )
@@ -117,7 +117,8 @@ def test_common_and_rare_classes() -> None:
 def test_ciwl(config: SequenceConfig) -> None:
     made, sequences = evaluate("ciwl", config)
     assert not query_in_context(sequences).any()
-    assert ((sequences.labels == sequences.target[:, None]).sum(1) == config.burstiness).all()
+    assert ((sequences.labels == sequences.target[:, None]).sum(1) == 1).all()
+    assert all(len(set(classes)) == config.pairs + 1 for classes in sequences.classes.tolist())
     assert torch.equal(sequences.target // config.labels_per_class, ranks(config, sequences.classes[:, -1]))
     assert (made.correct == sequences.target[:, None]).all()
     assert made.answered.all()
@@ -221,7 +222,7 @@ def test_a_population_has_the_sets_of_its_members() -> None:
         ("IWL", CHAPTER_5, "evaluator IWL: must be one of train, icl, iwl"),
         ("icl", SequenceConfig(pairs=3), r"evaluator icl: sequences\.pairs 3: must be even"),
         ("flip", CHAPTER_4, r"evaluator flip: sequences\.p_icl 1: classes have no labels of their own"),
-        ("ciwl", SequenceConfig(pairs=1, p_bursty=0.0), r"evaluator ciwl: sequences\.pairs 1: .*burstiness 1"),
+        ("ciwl", SequenceConfig(classes=2), r"evaluator ciwl: sequences\.classes 2: .* needs 3 different classes"),
         ("iwl", SequenceConfig(classes=2), r"evaluator iwl: sequences\.classes 2: .* needs 3 different classes"),
         ("iwl-rare", CHAPTER_5, r"evaluator iwl-rare: sequences\.zipf 0"),
         ("iwl-common", SequenceConfig(zipf=1.0, classes=10), r"sequences\.classes 10: must be more than 10"),

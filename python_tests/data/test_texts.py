@@ -42,9 +42,8 @@ def test_default_texts() -> None:
     assert list(texts.values()) == default_texts(0)
     assert texts["template"] != default_texts(1)[-1]
     passage = texts["passage"].text
-    assert 900 < len(passage) < 1500
-    assert passage.isascii()
-    for phrase, times in (("Mr. Bennet", 3), ("Mr. Morris", 1), ("Mrs. Long", 2), ("Netherfield", 2), ("fortune", 2)):
+    assert len(passage.encode()) < 256  # tokens, at most, whatever the tokenizer
+    for phrase, times in (("And God", 3), ("the light", 3), ("the darkness", 2), ("there", 2), ("called", 2)):
         assert passage.count(phrase) == times
     half = len(texts["repeated"].text) // 2
     assert texts["repeated"].text[:half] == texts["repeated"].text[half:]

@@ -45,7 +45,7 @@ from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.superposition import attention_deltas
 from icl_fast.measure.exemplar.wiring import composition_scores as exemplar_composition_scores
 from icl_fast.measure.exemplar.wiring import wiring_map
-from icl_fast.measure.heads import TokenisedText, head_views, token_losses
+from icl_fast.measure.heads import TokenisedText, head_views, idealised_losses, token_losses
 
 N, T, V, C = 3, 12, 40, 12
 TOKENS = torch.randint(V, (N, T + 1), generator=torch.Generator().manual_seed(1))
@@ -189,6 +189,10 @@ def test_heads_of_changed_models(name: str) -> None:
     torch.testing.assert_close(scores, torch.stack(seen), rtol=1e-10, atol=0)
     assert prefix_matching_scores(model).isfinite().all()
     torch.testing.assert_close(token_losses(model, TEXT), losses(model)[0].float())
+    whole, without, _ = idealised_losses(model, INPUTS, TARGETS)
+    torch.testing.assert_close(whole, losses(model).mean(1))
+    removed = losses(model, interventions=[Intervention.zero("1.z", heads=[0])])
+    torch.testing.assert_close(without[1, 0], removed.mean(1))
     reading: dict[str, Callable[[], object]] = {
         "copying_scores": lambda: copying_scores(model),
         "logit_attribution": lambda: logit_attribution(model, INPUTS, TARGETS, 0, 0),

@@ -30,7 +30,7 @@ from icl_fast.measure.exemplar.single_heads import attention_weight_curve, singl
 from icl_fast.measure.exemplar.superposition import attention_deltas, temperature_curves
 from icl_fast.measure.exemplar.wiring import composition_scores as exemplar_composition_scores
 from icl_fast.measure.exemplar.wiring import wiring_map
-from icl_fast.measure.heads import TokenisedText, head_views, token_losses
+from icl_fast.measure.heads import TokenisedText, head_views, idealised_losses, token_losses
 from icl_fast.models import make_clamps
 
 V, T = 40, 33
@@ -73,6 +73,7 @@ def of_text(model: Transformer) -> dict[str, Any]:
         "composition": composition_scores(model)["k"],
         "attribution": logit_attribution(model, INPUTS, TARGETS, 1, 0).logits,
         "losses": token_losses(model, TEXT),
+        "idealised patterns": idealised_losses(model, INPUTS, TARGETS)[2],
         "views": torch.stack(head_views(model, TEXT)),
     }
     for engine in ("fast", "definition"):

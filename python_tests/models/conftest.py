@@ -129,7 +129,7 @@ def _plain_pass(
             token = token + w["position"][t]
         if config.position == "sinusoidal":
             even = config.width + config.width % 2
-            angles = [t / 10_000 ** (2 * i / even) for i in range(even // 2)]
+            angles = [t / config.sinusoid_base ** (2 * i / even) for i in range(even // 2)]
             waves = [*map(math.sin, angles), *map(math.cos, angles)][: config.width]
             token = token + torch.tensor(waves, dtype=torch.float64)
         tokens.append(token)
@@ -147,7 +147,13 @@ def _plain_pass(
         x = at(f"{layer}.resid_pre", x)
         normed = norm(f"blocks.{layer}.norm1", x)
         q, k, v = (
-            torch.stack([normed @ w[f"{a}.{part}.weight"][h * d : (h + 1) * d].T for h in range(heads)])
+            torch.stack(
+                [
+                    normed @ w[f"{a}.{part}.weight"][h * d : (h + 1) * d].T
+                    + (w[f"{a}.{part}.bias"][h * d : (h + 1) * d] if config.attention_bias else 0)
+                    for h in range(heads)
+                ]
+            )
             for part in ("q", "k", "v")
         )
         q, k = (torch.stack([torch.stack([rotate(one[t], t) for t in range(length)]) for one in of]) for of in (q, k))
@@ -161,7 +167,10 @@ def _plain_pass(
         z = at(f"{layer}.z", torch.stack([pattern[h] @ v[h] for h in range(heads)]))
         w_o = w[f"{a}.out.weight"]
         out = torch.stack([z[h] @ w_o[:, h * d : (h + 1) * d].T for h in range(heads)])
-        x = at(f"{layer}.resid_mid", x + at(f"{layer}.attn_out", at(f"{layer}.head_out", out).sum(0)))
+        written = at(f"{layer}.head_out", out).sum(0)
+        if config.attention_bias:
+            written = written + w[f"{a}.out.bias"]
+        x = at(f"{layer}.resid_mid", x + at(f"{layer}.attn_out", written))
         if config.mlp:
             mlp = f"blocks.{layer}.mlp"
             inner = norm(f"blocks.{layer}.norm2", x) @ w[f"{mlp}.0.weight"].T + w[f"{mlp}.0.bias"]

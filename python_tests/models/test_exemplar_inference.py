@@ -74,7 +74,8 @@ def _seed() -> None:
         {},
         {"layers": 1},
         {"layers": 3, "mlp": True, "position": "learned"},
-        {"pairs": 5, "position": "sinusoidal"},
+        {"pairs": 5, "position": "sinusoidal", "sinusoid_base": 30.0},
+        {"attention_bias": True},
         {"pairs": 1, "position": "none", "width": 8},
     ],
 )
@@ -124,7 +125,10 @@ def second_by_definition(
     return model.from_embedded(*given, clamps=changed, interventions=interventions)[0]
 
 
-@pytest.mark.parametrize("shape", [{}, {"layers": 1}, {"layers": 3, "mlp": True, "position": "learned", "pairs": 3}])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"layers": 1}, {"layers": 3, "mlp": True, "position": "learned", "pairs": 3, "attention_bias": True}],
+)
 @pytest.mark.parametrize("preserve", [(), ("pattern",), ("v",), ("pattern", "v"), ("q", "k"), ("k", "v"), ("q", "v")])
 @pytest.mark.parametrize("names", [[], ["match", "pt-attend"], ["layer-1+copy"]])
 def test_second_pass_is_two_passes_of_the_model(

@@ -87,6 +87,9 @@ def test_forward(
         {"heads": 1},
         {"heads": 6, "rotary_base": 50.0},
         {"norm_eps": 0.3},
+        {"attention_bias": True, "mlp": True},
+        {"position": "sinusoidal", "sinusoid_base": 30.0},
+        {"layers": 18, "attention_bias": True, "width": 6},
         {"mlp": True, "mlp_ratio": 1},
     ],
 )

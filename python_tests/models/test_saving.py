@@ -185,7 +185,7 @@ def test_what_could_not_be_read_back_is_not_written(
 
 def test_no_models(build: Build, tmp_path: Path) -> None:
     for other in (None, nn.Linear(2, 2), build().state_dict(), "model"):
-        with pytest.raises(InputError, match=r"^model: must be a Transformer or an ExemplarTransformer"):
+        with pytest.raises(InputError, match=r"^model: must be a Transformer or an ExemplarModel"):
             saved(tmp_path, other)
     with pytest.raises(InputError, match=r"^model: the model has a method hidden of its own"):
         saved(tmp_path, Halved(build().config))

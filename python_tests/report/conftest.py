@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_fast.analysis import attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
+from icl_fast.analysis import Thresholds, attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
 from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, EvaluationGroup, ExemplarStudy, ModelStudy, Study
 from icl_fast.runs import open_series, parse_config
@@ -148,7 +148,12 @@ def _model(
         change=change,
         interval=interval,
         attributions=attribute_heads(sweep_of_heads, *interval) if interval else attribute_icl(sweep_of_heads),
-        types=head_types(last["previous_token"].values, last["prefix_matching"].values, last["copying"].values),
+        types=head_types(
+            last["previous_token"].values,
+            last["prefix_matching"].values,
+            last["copying"].values,
+            Thresholds(copying=-0.6),
+        ),
         texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
     )
 

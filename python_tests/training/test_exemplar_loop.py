@@ -118,6 +118,87 @@ def test_members_are_what_they_are_alone(population: Run, tmp_path: Path) -> Non
         assert training_curves(alone)["training_loss"].isel(member=0).values == pytest.approx(losses, abs=1e-5)
 
 
+OPTIMIZERS = [
+    {"name": "as it is"},
+    {"name": "seed", "set": {"training.seed": 3}},
+    {"name": "fast", "set": {"training.lr": 3e-2, "training.warmup": 5}},
+    {"name": "small", "set": {"training.l2": 0.02}},
+    {"name": "small heads", "set": {"training.l2": 0.01, "training.l2_on": "attention", "training.seed": 2}},
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_members_have_rates_and_l2_of_their_own(engine: str, tmp_path: Path) -> None:
+    """As alone: to the bit with the fused engine, by the plain one as closely as Adam's first steps let it be."""
+    values = changed(training={"engine": engine, "decay": "inverse_sqrt", "warmup": 2}, model={"position": "learned"})
+    together = run(changed(values, members=OPTIMIZERS), tmp_path / "together")
+    curves = training_curves(together)
+    assert [isinstance(json.loads(line).get("lr"), list) for line in log(together.path).splitlines()].count(True) == 3
+    for number, member in enumerate(OPTIMIZERS):
+        own = {key.removeprefix("training."): value for key, value in member.get("set", {}).items()}  # type: ignore[attr-defined]
+        alone = run(changed(values, training=own), tmp_path / str(number))
+        trained = together.load_snapshot(12).model
+        for name, weight in alone.load_snapshot(12).model.named_parameters():
+            other = trained.get_parameter(name)[number : number + 1]
+            if engine == "fused":
+                assert torch.equal(other, weight), name
+            else:
+                assert (other - weight).abs().mean() < 2e-5, name
+        single = training_curves(alone)
+        assert curves["training_loss"].isel(member=number).values == pytest.approx(
+            single["training_loss"].isel(member=0).values, abs=2e-5
+        )
+        rates = [json.loads(line)["lr"] for line in log(alone.path).splitlines() if "lr" in line]
+        assert rates == [json.loads(line)["lr"][number] for line in log(together.path).splitlines() if "lr" in line]
+        assert ("total_loss" in single) == ("training.l2" in member.get("set", {}))  # type: ignore[operator]
+        extra = (curves["total_loss"] - curves["training_loss"]).isel(logged=-1, member=number)
+        weights_in = {"small": 0.02, "small heads": 0.01}.get(member["name"], 0.0)  # type: ignore[call-overload]
+        part = ".attention." if member["name"] == "small heads" else ""
+        squares = sum(
+            float(weight[number].detach().double().square().sum())
+            for name, weight in trained.named_parameters()
+            if part in name and "norm" not in name
+        )
+        assert float(extra) == pytest.approx(weights_in * squares, rel=1e-4, abs=2e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_members_with_their_own_rates_resume_to_the_same_bits(engine: str, tmp_path: Path) -> None:
+    values = changed(training={"engine": engine}, members=OPTIMIZERS)
+    whole = run(values, tmp_path / "whole")
+
+    def interrupt(progress: ExemplarProgress) -> None:
+        if progress.step >= 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(values, tmp_path / "run", on_progress=interrupt)
+    run(values, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(whole.path)
+    assert log(tmp_path / "run") == log(whole.path)
+
+
+def test_l2_is_on_what_it_says() -> None:
+    """A fake model's names: the embedding is not the unembedding, norms are never in it."""
+    values = changed(model={"layers": 1, "mlp": True, "position": "learned", "attention_bias": True})
+
+    def weights_in(part: str) -> set[str]:
+        config = parse_config(changed(values, training={"l2": 0.1, "l2_on": part}))
+        population, exemplars = Population(config), load_exemplars(config.exemplars)
+        task = Task(population.model(exemplars), exemplars.features, population.clamps(), {}, config.training)
+        return set(task.l2)
+
+    encoder = {"embed_exemplar.weight", "embed_exemplar.bias"}
+    attention = {f"blocks.0.attention.{name}.{kind}" for name in ("q", "k", "v", "out") for kind in ("weight", "bias")}
+    mlp = {f"blocks.0.mlp.{number}.{kind}" for number in (0, 2) for kind in ("weight", "bias")}
+    assert weights_in("encoder") == encoder
+    assert weights_in("embedding") == encoder | {"embed_label.weight"}
+    assert weights_in("attention") == attention
+    assert weights_in("mlp") == mlp
+    rest = {"position", "embed_label.weight", "unembed.weight", "unembed.bias"}
+    assert weights_in("all") == encoder | attention | mlp | rest
+
+
 def test_engines_agree(tmp_path: Path) -> None:
     plain, fused = (
         run(changed(members=MEMBERS, training={"engine": engine, "lr": 1e-3}), tmp_path / engine) for engine in ENGINES

@@ -35,7 +35,7 @@ def _tokens(positions: Sequence[int]) -> str:
 
 
 def sweep_variables(plan: SweepPlan) -> dict[str, tuple[str, ...]]:
-    """Name -> dims of what `sweep_dataset` gives."""
+    """Name -> dims of what `sweep_dataset` gives, but for `example_icl_score`, which stores of before lack."""
     names: dict[str, tuple[str, ...]] = {name: _DIMS for name in ("position_loss", "position_loss_sem", "effect_sem")}
     if plan.positions.example:
         names["loss"] = (*_DIMS[:2], "example")
@@ -108,4 +108,10 @@ def sweep_dataset(
             standard_error(stacked("score_effect_squares"), effect),
             nats | {"long_name": f"standard error of icl_score minus {paired}"},
         )
+        if all(len(snapshot.example_score) == count for snapshot in snapshots):  # else parts of before are among them
+            dataset["example_icl_score"] = (
+                ("snapshot", "example"),
+                stacked("example_score"),
+                nats | {"long_name": f"{definition}, of each example, of the whole model"},
+            )
     return dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class LossSums:
         score_squares: float64 [A+1] of the examples' squared ICL scores, 0 without the score's positions.
         score_effect_squares: float64 [A+1] of their squared differences to those of the whole model.
         example_loss: float32 [A+1,n] at each example's random position, or [A+1,0].
+        example_score: float32 [n] the examples' ICL scores under the whole model; [0] without the score's positions,
+            and in parts that an earlier version wrote.
     """
 
     sums: np.ndarray
@@ -40,16 +42,21 @@ class LossSums:
     score_squares: np.ndarray
     score_effect_squares: np.ndarray
     example_loss: np.ndarray
+    example_score: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     @classmethod
     def total(cls, parts: Sequence[LossSums]) -> LossSums:
         """Those of several parts together, added in their order."""
         sums: dict[str, np.ndarray] = {
-            field.name: np.sum([getattr(part, field.name) for part in parts], axis=0)
-            for field in fields(cls)
-            if field.name != "example_loss"
+            of.name: np.sum([getattr(part, of.name) for part in parts], axis=0)
+            for of in fields(cls)
+            if not of.name.startswith("example_")
         }
-        return cls(**sums, example_loss=np.concatenate([part.example_loss for part in parts], axis=1))
+        return cls(
+            **sums,
+            example_loss=np.concatenate([part.example_loss for part in parts], axis=1),
+            example_score=np.concatenate([part.example_score for part in parts]),
+        )
 
 
 def part_sums(
@@ -119,6 +126,7 @@ def _chunk_sums(
         score_squares=scores.square().sum(1).numpy(),
         score_effect_squares=score_effects.square().sum(1).numpy(),
         example_loss=(losses[:, :, -1] if plan.positions.example else losses[:, :0, 0]).float().numpy(),
+        example_score=(scores[0] if plan.positions.has_score else scores[0, :0]).float().numpy(),
     )
 
 

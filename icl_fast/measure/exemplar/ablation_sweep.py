@@ -25,7 +25,7 @@ from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, 
 from icl_fast.measure.exemplar.measured_run import MeasuredRun
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
-from icl_fast.models import ExemplarShape, ExemplarTransformer, Preservable, Snapshot
+from icl_fast.models import ExemplarModel, ExemplarShape, Preservable, Snapshot
 
 _DIMS = ("snapshot", "mode", "evaluator", "ablation", "member")
 _WHOLE = Ablation(UNABLATED, ())
@@ -91,8 +91,10 @@ def plan_ablations(
         heads: which ablations (see `parse_ablations`).
 
     Raises:
-        InputError: no mode, one not understood or given twice, a head that the models do not have.
+        InputError: no mode, one not understood or given twice, a head that the models do not have, models without
+            attention.
     """
+    shape.check_attention("ablations")
     named = {name: AblationMode.parse(name) for name in different_names("modes", modes)}
     if not named:
         raise InputError("modes: name one or more")
@@ -135,13 +137,13 @@ def measure_ablations(
         "measured": "ablations, 1",  # raise the number when what is measured changes
         "modes": [[name, mode.preserve] for name, mode in plan.modes.items()],
         "ablations": [asdict(one) for one in plan.ablations],
-        "evaluators": evaluators,
+        "evaluators": measured.definitions,
         "sequences": measured.asked,
         "features": measured.features_hash,
         "device": measured.device.type,
     }
 
-    def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
+    def measure(snapshot: Snapshot[ExemplarModel]) -> Arrays:
         return plan.arrays(measured.on_each(snapshot.model.to(measured.device)))
 
     def assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:

@@ -12,12 +12,14 @@ from icl_fast.runs import Run
 from icl_fast.runs.run import LOG
 
 Values = dict[tuple[str, str], np.ndarray]
+_LOSSES = ("loss", "total_loss")  # of a line on training steps
 
 
 def training_curves(run: Run) -> xr.Dataset:
     """What was measured of a run on exemplars while it was trained.
 
-    `training_loss [logged, member]` at `logged_sequences`: the mean since the line before, in nats. All else at
+    `training_loss [logged, member]` at `logged_sequences`: the mean since the line before, in nats; where there is an
+    L2 term `total_loss`, with that of the weights at that point. All else at
     `sequences [evaluation]`: `<metric> [evaluation, evaluator, member, ...]` for the metrics of
     `StrategyMetrics`.
 
@@ -32,7 +34,7 @@ def training_curves(run: Run) -> xr.Dataset:
     evaluations: list[tuple[int, Values]] = []
     for number, record in enumerate(records, 1):
         try:
-            lines = losses if "loss" in record else evaluations
+            lines = losses if _LOSSES[0] in record else evaluations
             lines.append((_sequences(record), _values(record, len(members))))
             if _layout(lines[-1][1]) != _layout(lines[0][1]):
                 raise ValueError("other evaluators, metrics or heads than before")
@@ -40,10 +42,12 @@ def training_curves(run: Run) -> xr.Dataset:
             where = f"{run.path / LOG}: line {number}"
             raise InputError(f"{where}: is not what this run logs ({error!s:.200}); put back a copy") from None
     data = xr.Dataset(coords={"member": members})
-    logged = [values["loss", ""] for _, values in losses]
-    data["training_loss"] = ("logged", "member"), np.reshape(logged, (len(losses), len(members)))
+    for name, logged_as in (("training_loss", "loss"), ("total_loss", "total_loss")):
+        logged = [values[logged_as, ""] for _, values in losses if (logged_as, "") in values]
+        if logged or logged_as == "loss":
+            data[name] = ("logged", "member"), np.reshape(logged, (len(losses), len(members)))
+            data[name].attrs["units"] = "nats"
     data["logged_sequences"] = "logged", np.array([seen for seen, _ in losses], np.int64)
-    data["training_loss"].attrs["units"] = "nats"
     if evaluations:
         data["sequences"] = "evaluation", np.array([seen for seen, _ in evaluations], np.int64)
         names, metrics = (list(dict.fromkeys(part)) for part in zip(*evaluations[0][1], strict=True))
@@ -63,8 +67,9 @@ def _sequences(record: dict[str, Any]) -> int:
 
 
 def _values(record: dict[str, Any], members: int) -> Values:
-    """What a line holds by evaluator and metric, `[member]` or `[member, layer, head]`; the loss by "loss" and ""."""
-    parts = {"loss": {"": record["loss"]}} if "loss" in record else record["evaluators"]
+    """What a line holds: `[member]` or `[member, layer, head]` by evaluator and metric, or by name of loss and ""."""
+    training = {name: {"": record[name]} for name in _LOSSES if name in record}
+    parts = training or record["evaluators"]
     values = {
         (name, metric): np.array(value, np.float64)
         for name, of_one in parts.items()
@@ -73,7 +78,7 @@ def _values(record: dict[str, Any], members: int) -> Values:
     if not values or not all(len(value) == members and value.ndim in (1, 3) for value in values.values()):
         raise ValueError(f"not {members} members")
     if len({metric for _, metric in values}) * len(parts) != len(values) or (
-        "loss" in record and values["loss", ""].ndim > 1
+        training and any(value.ndim > 1 for value in values.values())
     ):
         raise ValueError("other metrics of one evaluator than of another")
     return values

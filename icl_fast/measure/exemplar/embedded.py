@@ -12,7 +12,7 @@ from icl_fast.arguments import shown, whole_number
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import as_stated
-from icl_fast.models import ExemplarTransformer
+from icl_fast.models import ExemplarModel
 from icl_fast.models.plain import model_of
 
 _Noise = Callable[[int, int, int], Tensor]
@@ -48,7 +48,7 @@ class EmbeddedEvaluators:
 
     def __init__(
         self,
-        model: ExemplarTransformer,
+        model: ExemplarModel,
         features: Tensor,
         evaluators: Sequence[EvaluationSequences],
         chunk: int | None = None,
@@ -58,7 +58,7 @@ class EmbeddedEvaluators:
         Raises:
             InputError: features, members or pairs that do not fit the model, or a chunk below 1.
         """
-        model = model_of(ExemplarTransformer, model)
+        model = model_of(ExemplarModel, model)
         config = model.config
         dtype = next(model.parameters()).dtype
         wanted = f"features: must be {dtype} [K,E,F={config.features}]"

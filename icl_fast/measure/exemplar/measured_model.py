@@ -23,7 +23,16 @@ from icl_fast.measure.exemplar.answers import (
 )
 from icl_fast.measure.exemplar.embedded import EmbeddedChunk, EmbeddedEvaluators
 from icl_fast.measure.of_model import as_stated, require_plain
-from icl_fast.models import Clamps, ExemplarShape, ExemplarTransformer, Intervention, Preservable, no_clamps, site
+from icl_fast.models import (
+    Clamps,
+    ExemplarModel,
+    ExemplarShape,
+    ExemplarTransformer,
+    Intervention,
+    Preservable,
+    no_clamps,
+    site,
+)
 from icl_fast.models.clamps import Head, check_heads
 from icl_fast.models.exemplar_inference import Activations, ExemplarInference
 from icl_fast.models.plain import model_of, why_not_plain
@@ -81,7 +90,7 @@ class MeasuredModel:
 
     def __init__(
         self,
-        model: ExemplarTransformer,
+        model: ExemplarModel,
         features: Tensor,
         evaluator: EvaluationSequences,
         clamps: Clamps | None = None,
@@ -98,7 +107,7 @@ class MeasuredModel:
         Raises:
             InputError: features, members, pairs or clamps that do not fit the model, or a chunk below 1.
         """
-        self.model = model_of(ExemplarTransformer, model)
+        self.model = model_of(ExemplarModel, model)
         self.features, self.evaluator, self.clamps = features, evaluator, clamps
         self._embedded = EmbeddedEvaluators(model, features, [evaluator], chunk) if embedded is None else embedded
         if clamps is not None:
@@ -106,12 +115,13 @@ class MeasuredModel:
 
     @cached_property
     def _inference(self) -> ExemplarInference:
+        assert isinstance(self.model, ExemplarTransformer)  # `first_passes` has refused others
         return ExemplarInference(self.model, self.clamps)
 
     @classmethod
     def on_each(
         cls,
-        model: ExemplarTransformer,
+        model: ExemplarModel,
         features: Tensor,
         evaluators: Sequence[EvaluationSequences],
         clamps: Clamps | None = None,
@@ -151,8 +161,10 @@ class MeasuredModel:
             all_rows: keep the last layer's patterns of all positions, not of the query alone.
 
         Raises:
-            InputError: a model with hooks or other changes, which these passes would leave out.
+            InputError: a model without attention, or one with hooks or other changes, which these passes would leave
+                out.
         """
+        self.model.config.check_attention("this measurement")
         require_plain(self.model, "this measurement")
         for part in self.chunks():
             yield part, self._first(part, all_rows)
@@ -228,16 +240,18 @@ class MeasuredModel:
     def _passes(
         self, attention: bool, interventions: Sequence[Intervention]
     ) -> Iterator[tuple[EmbeddedChunk, Tensor, list[Tensor]]]:
-        """Of every chunk the logits `[P,B,V]` and each layer's patterns `[P,H,T,T,B]`."""
+        """Of every chunk the logits `[P,B,V]` and, where `attention`, each layer's patterns `[P,H,T,T,B]`."""
+        if attention:
+            self.model.config.check_attention("attention")
         changed = why_not_plain(self.model) is not None
-        if not interventions and not changed:
+        if isinstance(self.model, ExemplarTransformer) and not interventions and not changed:
             for part, whole in self.first_passes(all_rows=attention):
                 yield part, whole.logits, [layer.pattern for layer in whole.layers]
             return
         # of a changed model only a call runs all of it
         run = self.model if changed else self.model.from_embedded
         for part in self._embedded.chunks(self.evaluator, embed=not changed):
-            logits, sites = self._run(run, part, interventions)
+            logits, sites = self._run(run, part, interventions, attention)
             shape = part.target.shape
             yield part, logits, [pattern.view(*shape, *pattern.shape[1:]).movedim(1, -1) for pattern in sites.values()]
 
@@ -247,8 +261,9 @@ class MeasuredModel:
         run: Callable[..., tuple[Tensor, dict[str, Tensor]]],
         part: EmbeddedChunk,
         interventions: Sequence[Intervention],
+        attention: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        record = [site("pattern", layer) for layer in range(self.model.config.layers)]
+        record = [site("pattern", layer) for layer in range(self.model.config.layers if attention else 0)]
         return run(
             part.exemplars, part.labels, part.target, clamps=self.clamps, record=record, interventions=interventions
         )

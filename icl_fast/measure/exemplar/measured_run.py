@@ -18,12 +18,12 @@ from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
-from icl_fast.measure.exemplar.progress import STRATEGY_VARIABLES, Transplant, strategies_dataset, strategy_arrays
+from icl_fast.measure.exemplar.progress import Transplant, strategies_dataset, strategy_arrays, strategy_variables
 from icl_fast.measure.exemplar.wiring import WIRING_MAP, previous_token_heads, remove_sets, wiring_map
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.memory import check_fits
-from icl_fast.models import ClampName, Clamps, ExemplarTransformer, Snapshot, stack_clamps
+from icl_fast.models import ClampName, Clamps, ExemplarModel, Snapshot, stack_clamps
 from icl_fast.models.grafts import part_parameters
 from icl_fast.runs import Series, open_series, resolve_device
 
@@ -58,7 +58,7 @@ class MeasuredRun:
     device: torch.device
     every: bool = False
 
-    def snapshot(self, step: int) -> Snapshot[ExemplarTransformer]:
+    def snapshot(self, step: int) -> Snapshot[ExemplarModel]:
         """The one at a step.
 
         Raises:
@@ -67,7 +67,7 @@ class MeasuredRun:
         snapshot = self.series.load(step)
         return replace(snapshot, model=snapshot.model.to(self.device))
 
-    def on_each(self, model: ExemplarTransformer, clamps: Clamps | None = None) -> list[MeasuredModel]:
+    def on_each(self, model: ExemplarModel, clamps: Clamps | None = None) -> list[MeasuredModel]:
         """A snapshot's model on each evaluator, in order, under what it was trained with or other clamps."""
         forced = self.clamps if clamps is None else clamps
         return MeasuredModel.on_each(model, self.features, self.evaluators, forced)
@@ -81,6 +81,12 @@ class MeasuredRun:
     def asked(self) -> int | str:
         """How many sequences were asked for: a part of what decides the results of a measurement."""
         return "all" if self.every else self.count
+
+    @property
+    def definitions(self) -> list[str]:
+        """The evaluators' names, with a number where their sequences were drawn otherwise by earlier versions."""
+        bursty = any(one.burstiness > 1 for one in self.series.population.sequences)
+        return [f"{one.name}, 2" if one.name == "ciwl" and bursty else one.name for one in self.evaluators]
 
     @property
     def features_hash(self) -> str:
@@ -171,7 +177,7 @@ def measure_strategies(
     names, count = [one.name for one in measured.evaluators], measured.count
     identity = {
         "measured": "strategies, 1",  # raise the number when what is measured changes
-        "evaluators": names,
+        "evaluators": measured.definitions,
         "sequences": measured.asked,
         "clamps": list(forced),
         **heads,
@@ -181,7 +187,7 @@ def measure_strategies(
         "device": measured.device.type,
     }
 
-    def measure(snapshot: Snapshot[ExemplarTransformer]) -> Arrays:
+    def measure(snapshot: Snapshot[ExemplarModel]) -> Arrays:
         model = snapshot.model.to(measured.device)
         model = model if transplant is None else transplant(model)
         return strategy_arrays([measured.on_each(model, one) for one in forced.values()])
@@ -203,7 +209,7 @@ def measure_strategies(
         measure,
         assemble,
         on_snapshot,
-        variables=STRATEGY_VARIABLES,
+        variables=strategy_variables(measured.series.population.config.model),
         repair=repair,
     )
 
@@ -246,6 +252,7 @@ def _with_clamp(measured: MeasuredRun, name: str, heads: Mapping[str, list[int]]
     if name not in get_args(ClampName):
         raise InputError(f"clamp {name}: must be one of {', '.join(get_args(ClampName))}")
     population = measured.series.population
+    population.config.model.check_attention(f"clamp {name}")
     configs = [member.config.interventions for member in population.all]
     with_clamp = [
         config.model_copy(update={**heads, "clamps": list(dict.fromkeys([*config.clamps, name]))}) for config in configs

@@ -15,7 +15,7 @@ from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import METRICS, StrategyMetrics
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
 from icl_fast.measure.store import Arrays
-from icl_fast.models import ExemplarTransformer
+from icl_fast.models import ExemplarModel, ExemplarShape
 from icl_fast.models.grafts import graft
 
 # of `AttentionMetrics`: the dims after those of all metrics
@@ -26,11 +26,20 @@ _ATTENTION: dict[str, tuple[str, ...]] = {
     "query": ("layer", "head", "place", "position"),
 }
 _DIMS = ("snapshot", "clamp", "evaluator", "member")
-STRATEGY_VARIABLES: dict[str, tuple[str, ...]] = {  # of `strategies_dataset`: name -> dims
-    **{name: (name,) for name in _DIMS},
-    "sequences": ("snapshot",),
-    **{metric: (*_DIMS, *_ATTENTION.get(metric, ())) for metric in (*METRICS, *_ATTENTION)},
-}
+
+
+def strategy_variables(shape: ExemplarShape) -> dict[str, tuple[str, ...]]:
+    """Of `strategies_dataset` on models of this shape: name -> dims."""
+    return {
+        **{name: (name,) for name in _DIMS},
+        "sequences": ("snapshot",),
+        **{metric: (*_DIMS, *_ATTENTION.get(metric, ())) for metric in _measured(shape)},
+    }
+
+
+def _measured(shape: ExemplarShape) -> tuple[str, ...]:
+    """The metrics of models of this shape."""
+    return (*METRICS, *_ATTENTION) if shape.architecture == "transformer" else METRICS
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,10 @@ class Transplant:
         parts: as in `icl_fast.models.grafts`.
     """
 
-    donor: ExemplarTransformer
+    donor: ExemplarModel
     parts: tuple[str, ...]
 
-    def __call__(self, model: ExemplarTransformer) -> ExemplarTransformer:
+    def __call__(self, model: ExemplarModel) -> ExemplarModel:
         """A copy of the model with the donor's parts.
 
         Raises:
@@ -67,13 +76,15 @@ def strategy_arrays(by_clamp: Sequence[Sequence[MeasuredModel]]) -> Arrays:
     Args:
         by_clamp: the snapshot's model under each clamp, on each evaluator.
     """
-    metrics = [[one.means(attention=True) for one in under_one] for under_one in by_clamp]
+    names = _measured(by_clamp[0][0].model.config)
+    attention = names != METRICS
+    metrics = [[one.means(attention=attention) for one in under_one] for under_one in by_clamp]
 
     def array(metric: str) -> np.ndarray:
         rows = [torch.stack([_value(one, metric) for one in under_one]) for under_one in metrics]
         return torch.stack(rows).cpu().numpy()
 
-    return {metric: array(metric) for metric in (*METRICS, *_ATTENTION)}
+    return {metric: array(metric) for metric in names}
 
 
 def strategies_dataset(
@@ -84,12 +95,13 @@ def strategies_dataset(
     Returns:
         The metrics of `StrategyMetrics`, each `[snapshot, clamp, evaluator, member]`; `induction`, `previous_token` and
         `own` of `AttentionMetrics`, `[snapshot, clamp, evaluator, member, layer, head]`, and `query`, with `place` of
-        the right label and `position` after those. `snapshot` holds steps, `sequences` how many were seen.
+        the right label and `position` after those, of models with attention. `snapshot` holds steps, `sequences` how
+        many were seen.
     """
     found = xr.Dataset(coords={"snapshot": steps, "clamp": clamps, "evaluator": evaluators})
     found["sequences"] = "snapshot", np.array(seen, np.int64)
-    for metric in (*METRICS, *_ATTENTION):
-        found[metric] = STRATEGY_VARIABLES[metric], np.stack([part[metric] for part in parts])
+    for metric in parts[0]:
+        found[metric] = (*_DIMS, *_ATTENTION.get(metric, ())), np.stack([part[metric] for part in parts])
     found["loss"].attrs["units"] = "nats"
     return found
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from icl_fast.data.evaluation_sequences import EvaluationSequences
 from icl_fast.measure.exemplar.answers import StrategyMetrics
 from icl_fast.measure.exemplar.measured_model import MeasuredModel
-from icl_fast.models import Clamps, ExemplarTransformer, Intervention
+from icl_fast.models import Clamps, ExemplarModel, Intervention
 
 
 def evaluate_strategies(
-    model: ExemplarTransformer,
+    model: ExemplarModel,
     features: Tensor,
     evaluators: Sequence[EvaluationSequences],
     clamps: Clamps | None = None,

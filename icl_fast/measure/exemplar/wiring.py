@@ -19,7 +19,7 @@ from icl_fast.measure.exemplar.answers import METRICS
 from icl_fast.measure.exemplar.measured_model import MeasuredModel, SecondPass, only_head, without_heads
 from icl_fast.measure.heads.circuits import LayerWeights, composition_of
 from icl_fast.measure.of_model import as_stated, require_plain
-from icl_fast.models import ExemplarTransformer
+from icl_fast.models import ExemplarModel, ExemplarTransformer
 from icl_fast.models.blocks import layer_norm
 from icl_fast.models.clamps import Head
 from icl_fast.models.plain import model_of
@@ -159,7 +159,7 @@ def save_wiring(found: xr.Dataset, path: str | Path) -> Path:
 
 
 @as_stated()
-def composition_scores(model: ExemplarTransformer, *, folded: bool = True) -> dict[str, Tensor]:
+def composition_scores(model: ExemplarModel, *, folded: bool = True) -> dict[str, Tensor]:
     """Composition scores of every member from its weights: "q", "k" and "v", `[P,L,H,L,H]` float64.
 
     Args:

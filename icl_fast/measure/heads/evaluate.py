@@ -95,7 +95,7 @@ def evaluate(
     windows, ids = min(EXAMPLES, len(evaluation.inputs)), torch.from_numpy(series.ids)
     undefined = why_undefined(series.shape)
     identity = {
-        "measured": "head scores and circuits, 1",  # raise the number when what is measured changes
+        "measured": "head scores and circuits, 2",  # raise the number when what is measured changes
         "seed": seed,
         "evaluation": evaluation.digest,
         "windows": windows,

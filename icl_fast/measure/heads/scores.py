@@ -38,7 +38,8 @@ def repeated_random_tokens(
 ) -> Tensor:
     """Sequences of BOS and then `period` random tokens, `repeats` times over: int64 [examples, 1 + period*repeats].
 
-    A byte-level BPE numbers its tokens by age: single bytes, then merges from the commonest to the rarest. "Excluding
+    No token is twice among the `period`, so that each follows one token alone and a perfect induction head scores 1. A
+    byte-level BPE numbers its tokens by age: single bytes, then merges from the commonest to the rarest. "Excluding
     the most common and the least common tokens" is therefore done by drawing from the middle 80% of the ids.
 
     Args:
@@ -49,11 +50,10 @@ def repeated_random_tokens(
     Raises:
         InputError: a vocabulary too small to draw from.
     """
-    for name, count in (("period", period), ("repeats", repeats), ("examples", examples)):
+    for name, count in (("period", period), ("repeats", repeats)):
         whole_number(name, count, 1)
-    middle = _middle(vocab, 2, ids)
-    drawn = torch.randint(len(middle), (examples, period), generator=_random(seed), device="cpu")
-    tokens = middle[drawn].repeat(1, repeats)
+    once = distinct_random_tokens(vocab, length=period, examples=examples, seed=seed, ids=ids)
+    tokens = once.repeat(1, repeats)
     if bos is None:
         return tokens
     return F.pad(tokens, (1, 0), value=whole_number("bos", bos, 0, vocab - 1))
@@ -185,7 +185,8 @@ def prefix_matching_scores(
 ) -> Tensor:
     """Prefix-matching score of every head of a model, [layers,heads], over 10 seeded sequences.
 
-    Where the model's position table is too short for 4 repeats of 25 tokens, the period is shortened to fit.
+    Where the model's position table is too short for 4 repeats of 25 tokens, or its vocabulary too small for 25
+    different ones, the period is shortened to fit.
 
     Args:
         bos: id of the token before the first repeat; None: there is none.
@@ -197,7 +198,9 @@ def prefix_matching_scores(
     """
     config = model.config
     longest, first = _longest(config), 0 if bos is None else 1
-    period = PERIOD if longest is None else min(PERIOD, (longest - first) // REPEATS)
+    period = min(PERIOD, len(_middle(config.vocab, 2, ids)))
+    if longest is not None:
+        period = min(period, (longest - first) // REPEATS)
     if period < 2:
         raise InputError(f"context: {config.context} positions are too few for {REPEATS} repeats of 2 tokens")
     tokens = repeated_random_tokens(config.vocab, bos, period=period, seed=seed, ids=ids).to(model.device)

@@ -42,7 +42,7 @@ def draw_curves(curves: xr.Dataset, title: str, pairs: int, path: Path) -> Path:
 
 
 def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
-    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer attend to.
+    """One run: losses, accuracies by evaluator, and what the heads of the first and last layer, if any, attend to.
 
     Where labels are fixed, the loss on every evaluator too.
 
@@ -51,19 +51,21 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
         title: over the figure.
         pairs: n, which gives the loss of guessing one of the labels in context.
     """
-    fixed_labels = "ciwl" in curves["evaluator"].values
-    rows = 3 if fixed_labels else 2
+    attends, fixed_labels = "layer" in curves.sizes, "ciwl" in curves["evaluator"].values
+    rows = 1 + attends + fixed_labels
     figure = Figure(figsize=(15, 4.2 * rows), layout="constrained")
     figure.suptitle(plain(title))
-    axes = figure.subplots(rows, 3)
+    axes = figure.subplots(rows, 3, squeeze=False)
     if fixed_labels:  # Fig 5.9b
-        _by_evaluator(axes[2, 0], curves, "loss", "Loss by evaluator", "nats")
-        axes[2, 0].set_ylim(bottom=0)
-        for axis in axes[2, 1:]:
+        _by_evaluator(axes[-1, 0], curves, "loss", "Loss by evaluator", "nats")
+        axes[-1, 0].set_ylim(bottom=0)
+        for axis in axes[-1, 1:]:
             axis.set_axis_off()
     _loss(axes[0, 0], curves, pairs)
     _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
     _accuracies(axes[0, 2], curves, "accuracy", "Accuracy among all outputs", None)
+    if not attends:
+        return figure
     shown = "flip" if "flip" in curves["evaluator"] else "train"
     last = curves.sizes["layer"] - 1
     measured = (

@@ -182,6 +182,7 @@ def _exemplar_run(run: ExemplarStudy) -> dict[str, Any]:
     return {
         "name": run.name,
         "members": run.members,
+        "architecture": config.model.architecture,
         "layers": config.model.layers,
         "heads": config.model.heads,
         "width": config.model.width,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from icl_fast.analysis import learning_time
+from icl_fast.analysis import learning_time, transience
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.learning import LEARNED
 from icl_fast.measure.ablation import UNABLATED
@@ -42,24 +42,30 @@ def exemplar_panels(study: Study) -> dict[str, Groups]:
     }
 
 
-def learning_times(run: ExemplarStudy) -> Floats:
-    """[member] sequences seen until the training loss stays below 0.4 log 2; NaN: it does not, or was not finite."""
+def learning_times(run: ExemplarStudy, *, for_good: bool = True) -> Floats:
+    """[member] sequences seen until the training loss stays below 0.4 log 2, or first drops below; NaN: it does not, or
+    was not finite."""
     losses = _floats(run.curves["training_loss"].transpose("logged", "member"))
     times = np.full(losses.shape[1], np.nan)
     known = np.isfinite(losses).all(0)
     if losses.size and known.any():
-        times[known] = learning_time(run.curves["logged_sequences"].values, losses[:, known])
+        seen = run.curves["logged_sequences"].values
+        times[known] = learning_time(seen, losses[:, known], for_good=for_good)
     return times
 
 
 def _groups(run: ExemplarStudy) -> Groups:
     alone = len(run.members) == 1
     groups = [
-        ("Training curves", [_loss(run), *_accuracies(run)]),
+        ("Training curves", [_loss(run), *_total_loss(run), *_accuracies(run)]),
         ("Strategies over snapshots", _strategies(run)),
     ]
     if not alone:
         groups.insert(1, ("Learning times", [_learning_times(run)]))
+    if run.ablations is None:
+        absent = f"N/A: a model of architecture {run.config.model.architecture} has no attention"
+        nothing = Panel("attention", "lines", "Attention", "", x_label="", y_label="", absent=absent)
+        return [*groups, ("Heads", [nothing])]
     drawn = run.members[:MOST_MEMBERS]
     member_keys = slugs(run.members)
     for number, member in enumerate(drawn):
@@ -155,6 +161,21 @@ def _loss(run: ExemplarStudy) -> Panel:
     return filled(panel, content)
 
 
+def _total_loss(run: ExemplarStudy) -> list[Panel]:
+    """Of runs with L2."""
+    if "total_loss" not in run.curves:
+        return []
+    seen = _floats(run.curves["logged_sequences"])
+    panel = Panel(
+        key="total-loss",
+        title="Loss with its L2 term",
+        caption=f"A line a member: the training loss and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
+        y_label="loss (nats)",
+        **_over_training(seen),
+    )
+    return [filled(panel, lambda: {"series": _by_member(seen, run.curves["total_loss"])})]
+
+
 def _learned(run: ExemplarStudy) -> str:
     """A sentence on when the members had learned."""
     times, rule = learning_times(run), f"the training loss stays below 0.4 log 2 = {LEARNED:.3f}"
@@ -170,16 +191,19 @@ def _learning_times(run: ExemplarStudy) -> Panel:
         key="learning-times",
         kind="points",
         title="When each member learns",
-        caption=f"A point a member: training sequences seen until the training loss stays below 0.4 log 2 = "
-        f"{LEARNED:.3f} nats. {_THESIS}, C.6." + (f" Not by the end of training: {', '.join(never)}." if never else ""),
+        caption=f"Two points a member: training sequences seen until the training loss first drops below 0.4 log 2 = "
+        f"{LEARNED:.3f} nats, and until it stays below. {_THESIS}, C.6."
+        + (f" Not by the end of training: {', '.join(never)}." if never else ""),
         x_label=f"member (1 to {len(times)})",
         y_label=SEQUENCES,
     )
 
     def content() -> dict[str, object]:
         number = np.arange(1, len(times) + 1, dtype=np.float64)
-        series = there([line("learned", number, times, names=tuple(run.members))], "no member has learned")
-        return {"series": series, "y_range": (0.0, 1.05 * float(np.nanmax(times)))}
+        names, first = tuple(run.members), learning_times(run, for_good=False)
+        lines = [line("stays below", number, times, names=names), line("first below", number, first, names=names)]
+        series = there(lines, "no member has learned")
+        return {"series": series, "y_range": (0.0, 1.05 * float(np.nanmax([times, first])))}
 
     return filled(panel, content)
 
@@ -209,13 +233,31 @@ _METRICS = {
 _UNIT_RANGE = (-0.03, 1.03)
 
 
+def _transience(seen: Floats, data: xr.Dataset) -> str:
+    """A sentence on how ICL rises and falls, of runs whose labels are fixed."""
+    if not {"icl", "ciwl"} <= set(data["evaluator"].values) or len(seen) < 3:
+        return ""
+    curves = _floats(data["accuracy_in_context"].sel(evaluator="icl").transpose(..., "member"))
+    found = [transience(seen, curve, chance=0.5) for curve in curves.T if np.isfinite(curve).all()]
+    if len(found) != 1:
+        return f" ICL is transient in {sum(one.transient for one in found)} of {len(found)} members."
+    (one,) = found
+    fall = "" if math.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak on"
+    verdict = "transient" if one.transient else "not transient"
+    return (
+        f" ICL sets on after {one.onset:,.0f} sequences and is highest after {one.peak:,.0f} ({one.height:.3f}); "
+        f"{one.end:.3f} at the end{fall}: {verdict} (Fig 3.2a)."
+    )
+
+
 def _of_metric(run: ExemplarStudy, seen: Floats, data: xr.Dataset, metric: str, source: str, key: str) -> Panel:
     """A line an evaluator."""
     title, unit = _METRICS[metric]
     panel = Panel(
         key=f"{key}-{metric.replace('_', '-')}",
         title=title,
-        caption=f"A line an evaluator.{_mean_of(run)} {source}",
+        caption=f"A line an evaluator.{_mean_of(run)} {source}"
+        + (_transience(seen, data) if metric == "accuracy_in_context" else ""),
         y_label=unit,
         y_range=None if metric == "loss" else _UNIT_RANGE,
         **_over_training(seen),
@@ -233,7 +275,7 @@ def _of_evaluator(
     panel = Panel(
         key=f"{metric}-{name}",
         title=f"{name}: {title[0].lower()}{title[1:]}",
-        caption=f"A line a member. {source}",
+        caption=f"A line a member. {source}" + (_transience(seen, data) if name == "icl" else ""),
         y_label=unit,
         y_range=_UNIT_RANGE,
         **_over_training(seen),
@@ -362,6 +404,7 @@ def _wiring(run: ExemplarStudy, member: int) -> list[Panel]:
 def _effects(run: ExemplarStudy, member: int) -> xr.DataArray:
     """[snapshot, mode, evaluator, ablation] change of accuracy without a head: among the labels in context, or among
     all outputs where none of those is right."""
+    assert run.ablations is not None
     data = run.ablations.isel(member=member)
     accuracy = data["accuracy_in_context"].where(np.isfinite(data["accuracy_in_context"]), data["accuracy"])
     whole = accuracy.sel(ablation=UNABLATED, drop=True)
@@ -374,6 +417,7 @@ _CHANGE = f"Change of accuracy {_WITHIN} (where none of those is right: {_AMONG}
 
 def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
     """A map of evaluators by heads for each mode, with one scale."""
+    assert run.ablations is not None
     effects = _effects(run, member).isel(snapshot=-1).sel(evaluator=_evaluators(run.ablations))
     most = _largest([effects])
     panels = []
@@ -396,6 +440,7 @@ def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
     """A line a head, fully removed from every snapshot, on each of the evaluators that tell strategies apart."""
+    assert run.ablations is not None
     effects, seen = _effects(run, member), _floats(run.ablations["sequences"])
     mode = "full" if "full" in effects["mode"].values else effects["mode"].values[0]
     panels = []
@@ -416,6 +461,7 @@ def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _cut_from_output(run: ExemplarStudy, member: int) -> Panel:
     """Fig 4.4: what the loss becomes where the output no longer reads a layer's heads."""
+    assert run.ablations is not None
     data = run.ablations.isel(member=member)
     seen = _floats(data["sequences"])
     name = "train" if "train" in data["evaluator"].values else str(data["evaluator"].values[0])

@@ -21,6 +21,7 @@ from icl_fast.analysis import (
     loss_by_log_tokens,
 )
 from icl_fast.analysis.arrays import Floats, unablated
+from icl_fast.analysis.heads import NARROW, NARROW_COPYING
 from icl_fast.errors import InputError
 from icl_fast.report.panels.builders import (
     NATS,
@@ -336,18 +337,23 @@ def _joint_scores(model: ModelStudy) -> Panel:
     def content() -> dict[str, object]:
         copying, matching = final_scores(model, "copying"), final_scores(model, "prefix_matching")
         limits = model.types.thresholds
-        joint = joint_scores(copying, matching, threshold=limits.prefix_matching, copying_under=limits.copying)
+        joint = joint_scores(copying, matching, threshold=limits.prefix_matching)
         anti = joint.anti_copying
         names = tuple(f"head {layer}.{head}" for layer, head in np.argwhere(anti))
         marked = line(ANTI_COPYING, copying[anti], matching[anti], model=model.name, names=names)
         there_are = (
             f" Marked: heads with a prefix-matching score over {joint.threshold:g} that score under "
-            f"{joint.copying_under:g} on copying, where the others are induction heads"
+            f"{joint.copying_under:g} on copying, as the paper's anti-copying heads do"
+        )
+        narrow = (
+            f" Of this model those over {limits.copying:g} count as copying; {NARROW}."
+            if limits.copying == NARROW_COPYING
+            else ""
         )
         heads = head_points(model, copying, matching)
         return {
             "series": (*heads, marked) if marked else heads,
-            "caption": f"{panel.caption}{there_are} ({int(anti.sum())} of {anti.size}).{sampled(model)}",
+            "caption": f"{panel.caption}{there_are} ({int(anti.sum())} of {anti.size}).{narrow}{sampled(model)}",
         }
 
     return filled(panel, content)

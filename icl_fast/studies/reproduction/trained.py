@@ -20,7 +20,8 @@ from icl_fast.studies.kept import kept
 EXAMPLES = 256  # of text
 ICL_WINDOW = 13  # positions averaged around the two of the ICL score, as there are few examples
 SEQUENCES = 1000  # of each evaluator
-MOST_SNAPSHOTS = 26  # whose heads are removed
+MOST_SNAPSHOTS = 51  # of text that are measured
+MOST_ABLATED = 11  # of them, whose heads are removed
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Trained:
         return data.isel(member=self.member) if self.member is not None and "member" in data.dims else data
 
 
-def few(trained: Trained, most: int = MOST_SNAPSHOTS) -> str:
+def few(trained: Trained, most: int) -> str:
     """At most so many of a run's snapshots, evenly spaced, the first and the last among them."""
     steps = trained.run.snapshot_steps()
     chosen = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
@@ -74,21 +75,22 @@ def few(trained: Trained, most: int = MOST_SNAPSHOTS) -> str:
 
 
 def losses(trained: Trained) -> xr.Dataset:
-    """Losses and ICL score of every snapshot of a run on text, no head removed (`icl_fast.measure.sweep`)."""
+    """Losses and ICL score of a run on text, no head removed (`icl_fast.measure.sweep`)."""
     options = AblationOptions(heads=UNABLATED, positions="all", icl_window=ICL_WINDOW, memory="128MiB")
-    return _sweep(trained, options, "all", "losses")
+    return _sweep(trained, options, few(trained, MOST_SNAPSHOTS), "losses")
 
 
 def ablations(trained: Trained, mode: str = "pattern-preserving") -> xr.Dataset:
     """The same with each head removed, at some of the snapshots."""
     options = AblationOptions(mode=mode, icl_window=ICL_WINDOW, memory="128MiB")
-    return _sweep(trained, options, few(trained), f"ablation_{mode}")
+    return _sweep(trained, options, few(trained, MOST_ABLATED), f"ablation_{mode}")
 
 
 def heads(trained: Trained) -> xr.Dataset:
-    """Scores and circuits of every head of every snapshot of a run on text (`icl_fast.measure.evaluate`)."""
+    """Scores and circuits of every head of a run on text, of the same snapshots (`icl_fast.measure.evaluate`)."""
     out = trained.results / "heads.zarr"
-    return trained.cut(kept(lambda: evaluate(open_series(trained.run.path), out=out), out))
+    series = open_series(trained.run.path, few(trained, MOST_SNAPSHOTS))
+    return trained.cut(kept(lambda: evaluate(series, out=out), out))
 
 
 def _sweep(trained: Trained, options: AblationOptions, snapshots: str, name: str) -> xr.Dataset:
@@ -132,17 +134,23 @@ def training_loss(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     return data["logged_sequences"].values.astype(float), data["training_loss"].values
 
 
-def strategies(trained: Trained) -> xr.Dataset:
-    """How every snapshot answers every evaluator and where it attends (`icl_fast.measure.measure_strategies`)."""
-    out = trained.results / "strategies.zarr"
-    return trained.cut(
-        kept(lambda: measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), out=out), out)
-    )
+def strategies(trained: Trained, graft: str | None = None) -> xr.Dataset:
+    """How every snapshot answers every evaluator and where it attends (`icl_fast.measure.measure_strategies`).
+
+    Args:
+        graft: what each is given first, `STEP:PARTS` such as `last:layer-2+unembed`.
+    """
+    out = trained.results / f"strategies{f'_{graft}'.replace(':', '_') if graft else ''}.zarr"
+
+    def measure() -> Path:
+        return measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), graft=graft, out=out)
+
+    return trained.cut(kept(measure, out))
 
 
 def exemplar_ablations(trained: Trained) -> xr.Dataset:
     """Every head of some snapshots removed, in every mode, on every evaluator (`measure_ablations`)."""
-    out, snapshots = trained.results / "ablation.zarr", few(trained)
+    out, snapshots = trained.results / "ablation.zarr", few(trained, MOST_ABLATED)
 
     def measure() -> Path:
         return measure_ablations(open_measured(trained.run.path, snapshots=snapshots, sequences=SEQUENCES), out=out)

@@ -223,10 +223,13 @@ def test_positions_chunks_and_statistics() -> None:
     scores = per_token[:, 10] - per_token[:, 0]
     np.testing.assert_allclose(paper["icl_score"].sel(ablation="none"), scores.mean(), rtol=1e-12)
     np.testing.assert_allclose(paper["icl_score_sem"].sel(ablation="none"), scores.std() / N**0.5, rtol=1e-10)
+    np.testing.assert_allclose(paper["example_icl_score"], scores, rtol=1e-6)
+    assert "example_icl_score" not in listed
     wide = ablate(model, inputs, targets, icl_window=3)
     scores = per_token[:, 9:].mean(1) - per_token[:, :2].mean(1)
     np.testing.assert_allclose(wide["icl_score"].sel(ablation="none"), scores.mean(), rtol=1e-12)
     np.testing.assert_allclose(wide["icl_score_sem"].sel(ablation="none"), scores.std() / N**0.5, rtol=1e-10)
+    np.testing.assert_allclose(wide["example_icl_score"], scores, rtol=1e-6)
     assert wide["icl_score"].attrs["long_name"] == "mean loss of tokens 10 to 11 minus tokens 1 to 2"
     for pair in ("3, 8", (3, 8), np.array([3, 8])):
         other = ablate(model, inputs, targets, icl_positions=pair)

@@ -17,7 +17,8 @@ import xarray as xr
 from icl_fast import InputError, ablate
 from icl_fast.data import load_text
 from icl_fast.measure import open_results, sweep
-from icl_fast.measure.ablation import SweepProgress
+from icl_fast.measure.ablation import SweepProgress, plan_sweep
+from icl_fast.measure.store import Workspace
 from icl_fast.runs import Run
 
 SMALL: dict[str, Any] = {"examples": 7, "memory": 200_000}
@@ -48,7 +49,7 @@ def test_equals_ablate_on_each_snapshot(run: Path) -> None:
             heads="all,0.0+1.1",
             random_position=evaluation.random_position[:7],
         )
-        for name in ("position_loss", "position_loss_sem", "effect_sem", "loss", "icl_score"):
+        for name in ("position_loss", "position_loss_sem", "effect_sem", "loss", "icl_score", "example_icl_score"):
             np.testing.assert_array_equal(results[name].sel(snapshot=step), expected[name])
 
 
@@ -87,6 +88,30 @@ def test_killed_and_run_again_gives_the_same_bits(run: Path, tmp_path: Path, at:
     assert seen[0].done == at - 1
     assert contents(out) == contents(whole)
     assert not (tmp_path / "killed.partial").exists()
+
+
+def test_what_an_earlier_version_left_has_no_scores_by_example(run: Path, tmp_path: Path) -> None:
+    """Its parts are continued and its stores kept, and what they lack is left out."""
+    out = tmp_path / "begun"
+
+    def stop(progress: SweepProgress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(run, out=out, on_part=stop, **SMALL)
+    planned = plan_sweep(run, examples=7, memory=200_000)
+    work = Workspace(out, planned.plan.as_json() | {"snapshots": planned.series.hashes()}, "sweep")
+    for part in range(2):
+        arrays = work.read(0, part)
+        del arrays["example_score"]
+        work.write(0, part, arrays)
+    seen: list[SweepProgress] = []
+    sweep(run, out=out, on_part=seen.append, **SMALL)
+    assert seen[0].done == 2
+    whole = open_results(sweep(run, out=tmp_path / "whole", **SMALL))
+    xr.testing.assert_identical(open_results(out), whole.drop_vars("example_icl_score"))
+    assert sweep(run, out=out, on_part=seen.append, **SMALL) == out  # a store without them is whole
 
 
 def test_a_finished_sweep_is_kept(run: Path) -> None:

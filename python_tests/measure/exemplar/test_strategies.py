@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(InputError, match=r"^features: must be torch.float64 \[K,E,F=6\], got "):
             evaluate_strategies(model, features, sets)  # type: ignore[arg-type]
     for other in (None, "model", torch.nn.Linear(2, 2)):
-        with pytest.raises(InputError, match=r"^model: must be a ExemplarTransformer"):
+        with pytest.raises(InputError, match=r"^model: must be a ExemplarModel"):
             evaluate_strategies(other, good, sets)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="evaluator train"):
         evaluate_strategies(model, exemplars.features.double(), world(MANY_PAIRS)[1])

@@ -121,7 +121,7 @@ def test_what_the_architecture_does_not_define(
     assert results["ov_copying"].notnull().all()
     reasons = json.loads(results.attrs["undefined"])
     assert reasons == why_undefined(model.config)
-    print_head_scores(results)
+    print_head_scores(results, 128)
     printed = " ".join(capsys.readouterr().out.split())
     assert "QK trace: undefined because rotary positions turn queries and keys" in printed
 

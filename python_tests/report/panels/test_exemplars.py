@@ -176,7 +176,8 @@ def test_learning_times(exemplar_runs: Runs) -> None:
     np.testing.assert_array_equal(learning_times(made), [seen[1], np.nan, seen[3]])
     np.testing.assert_array_equal(learning_times(made), learning_time(seen, curves["training_loss"].values))
     panel = panels_of(made)["learning-times"]
-    (dots,) = panel.series
+    dots, first = panel.series
+    assert first.y.tolist() == [seen[1], seen[1]]
     assert dots.x.tolist() == [1, 3]
     assert dots.y.tolist() == [seen[1], seen[3]]
     assert dots.names == (run.members[0], run.members[2])
@@ -260,6 +261,24 @@ def test_one_layer_has_no_wiring(exemplar_runs: Runs) -> None:
     panels = panels_of(replace(exemplar_runs["alone"], wiring=None))
     assert [key for key in panels if key.startswith("wiring")] == ["wiring"]
     assert panels["wiring"].absent == "N/A: one layer; there is nothing before it to read"
+
+
+def test_without_attention_there_are_no_heads(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    shape = run.config.model.model_copy(update={"architecture": "lstm"})
+    config = run.config.model_copy(update={"model": shape})
+    panels = panels_of(replace(run, config=config, ablations=None, wiring=None))
+    assert panels["attention"].absent == "N/A: a model of architecture lstm has no attention"
+    assert not [key for key in panels if key.startswith(("removed", "wiring", "attention-"))]
+    assert "curves-accuracy" in panels
+
+
+def test_the_loss_with_its_l2_term(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    assert "total-loss" not in panels_of(run)
+    total = run.curves["training_loss"] + 1
+    panel = panels_of(replace(run, curves=run.curves.assign(total_loss=total)))["total-loss"]
+    assert panel.series[0].y.tolist() == total.isel(member=0).values.tolist()
 
 
 def test_keys_are_unique(exemplar_runs: Runs) -> None:

@@ -149,19 +149,21 @@ def _quiet(model: ModelStudy) -> ModelStudy:
 def test_joint_scores_with_the_anti_copying_heads_marked(study: Study) -> None:
     model = study.models["two_layer"]
     heads = model.heads.copy(deep=True)
-    heads["copying"].values[-1] = [[0.9, -0.1], [-0.7, 0.3]]
+    heads["copying"].values[-1] = [[0.9, -0.1], [-0.3, 0.3]]
     heads["prefix_matching"].values[-1] = [[0.9, 0.1], [0.7, 0.8]]
     panel = by_key(changed(study, "two_layer", heads=heads))["joint-scores-two_layer"]
     *points, marked = panel.series
     assert {series.head: (*series.x, *series.y) for series in points} == {
         (0, 0): (0.9, 0.9),
         (0, 1): (-0.1, 0.1),
-        (1, 0): (-0.7, 0.7),
+        (1, 0): (-0.3, 0.7),
         (1, 1): (0.3, 0.8),
     }
     assert (marked.label, marked.head, marked.names) == (ANTI_COPYING, None, ("head 1.0",))
-    assert (*marked.x, *marked.y) == (-0.7, 0.7)
-    assert "under -0.6 on copying, where the others are induction heads (1 of 4)" in panel.caption
+    assert (*marked.x, *marked.y) == (-0.3, 0.7)
+    assert (
+        "under 0 on copying, as the paper's anti-copying heads do (1 of 4). Of this model those over" in panel.caption
+    )
 
 
 def test_evaluators_against_weights(study: Study, panels: dict[str, Panel]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import textwrap
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icl_fast.data import default_texts
+from icl_fast.data.tokenizer import train_tokenizer
 from icl_fast.errors import InputError
+from icl_fast.measure.heads import tokenise
 from icl_fast.report.panels.texts import LARGEST_SNAPSHOTS, compared, continuations, texts_payload
 from icl_fast.report.study import Study
 
@@ -142,3 +147,17 @@ def test_a_value_that_is_not_finite_is_named(study: Study) -> None:
     broken = dataclasses.replace(model, texts={"first": text})
     with pytest.raises(InputError, match=r"one_layer, text first: logits.*position 3"):
         texts_payload(dataclasses.replace(study, models={"one_layer": broken}), Kept().add)
+
+
+@pytest.mark.parametrize("vocab", [257, 300, 512, 1500])
+@pytest.mark.parametrize("of", ["code", "the passage"])
+def test_the_repeats_of_the_default_passage_are_within_the_context(vocab: int, of: str) -> None:
+    """Whatever the tokenizer: of bytes alone, of other text, and of the text itself."""
+    passage = default_texts()[0]
+    source = inspect.getsource(inspect) + inspect.getsource(textwrap)
+    tokenizer = train_tokenizer([source] if of == "code" else [source, *[passage.text] * 99], vocab)
+    text = tokenise(passage, tokenizer, 256)
+    assert text.left_out == 0
+    kinds = continuations([text.first, *text.pieces[:-1]], text.pieces).tolist()
+    assert kinds.count("repeated") >= 4
+    assert kinds.count("changed") >= 4

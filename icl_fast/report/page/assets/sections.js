@@ -47,7 +47,7 @@ function headOfRuns(box) {
     + "which strategy answers, when, and through which heads." }));
   listed(box, "The runs on exemplars", runs, [
     ["run", false, (run) => run.name], ["members", true, (run) => String(run.members.length)],
-    ["layers", true, (run) => String(run.layers)], ["heads a layer", true, (run) => `${run.heads} × ${run.width / run.heads}`],
+    ["layers", true, (run) => String(run.layers)], ["heads a layer", true, (run) => run.architecture === "transformer" ? `${run.heads} × ${run.width / run.heads}` : `none (${run.architecture})`],
     ["exemplars", false, (run) => run.exemplars], ["pairs in context", true, (run) => String(run.pairs)],
     ["snapshots", true, (run) => String(run.snapshots)], ["sequences seen", true, (run) => format.count(run.sequences)],
     ["learned", false, (run) => learned(run.learned)],
