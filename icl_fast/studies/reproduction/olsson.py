@@ -6,6 +6,7 @@ Rules are written from what the paper says of its own models; where it gives a n
 
 from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.olsson_change import (
+    abruptness,
     derivative_order,
     earlier,
     early_advantage,
@@ -67,6 +68,15 @@ CLAIMS = (
         measure=phase_changes,
         rule="changed > 0",
         without=_PLAIN_MLP,
+    ),
+    Claim(
+        name="change-is-abrupt",
+        source="Argument 1: 'in a narrow window early in training (roughly 2.5 to 5 billion tokens)'",
+        statement="The change is abrupt: it ends after twice the tokens after which it starts.",
+        runs=_ATTENTION,
+        measure=abruptness,
+        rule="abruptness < 4",
+        without=_PLAIN,
     ),
     Claim(
         name="change-lasts",

@@ -10,13 +10,14 @@ import xarray as xr
 
 from icl_fast.analysis import (
     PhaseChange,
-    find_phase_change,
     icl_score,
     joint_pca,
     loss_by_log_tokens,
+    phase_change_of,
 )
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
+from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, losses
 
@@ -57,9 +58,11 @@ def curves(trained: Trained) -> Curves:
     """Everything that the claims about the phase change read off a training."""
     data = losses(trained)
     whole = data.sel(ablation=UNABLATED)
-    matching = heads(trained)["prefix_matching"].max(("layer", "head")).values
+    matching = heads(trained)["prefix_matching"]
+    change = phase_change_of(data, matching)
+    if change is None:
+        raise InputError(f"{trained.label}: has too few snapshots for a phase change")
     steps, score = data["snapshot"].values, whole["icl_score"].values
-    change = find_phase_change(steps.tolist(), score.tolist(), matching.tolist())
     first = int(steps[0] == 0)
     at = [None if index is None or not change.happened else index - first for index in (change.start, change.end)]
     return Curves(
@@ -68,7 +71,7 @@ def curves(trained: Trained) -> Curves:
         data["tokens"].values[first:] / 1e6,
         whole["loss"].mean("example").values[first:],
         score[first:],
-        matching[first:],
+        matching.max(("layer", "head")).values[first:],
         change,
         *at,
     )
@@ -89,8 +92,25 @@ def phase_changes(runs: Runs) -> Measurement:
         "changed": [float(one.change.happened) for one in found],
         "drop": [one.change.drop for one in found],
         "prefix_matching": [one.change.prefix_matching for one in found],
+        "evidence": [one.change.evidence for one in found],
+        "support": [one.change.support for one in found],
     }
     return Measurement(quantities, _chart("ICL score", found, lambda one: one.score))
+
+
+def abruptness(runs: Runs) -> Measurement:
+    """How many times the tokens of its start the end of the change takes; of the best smooth fit beside it."""
+    found = _all(runs)
+    quantities = {
+        "abruptness": [_of_change(one, one.change.abruptness) for one in found],
+        "abruptness_high": [_of_change(one, (one.change.abruptness_interval or (np.nan,))[-1]) for one in found],
+        "smooth_abruptness": [_of_change(one, one.change.smooth_abruptness) for one in found],
+    }
+    return Measurement(quantities, _chart("ICL score", found, lambda one: one.score))
+
+
+def _of_change(one: Curves, value: float | None) -> float:
+    return value if value is not None and one.change.happened else float("nan")
 
 
 def lasting(runs: Runs) -> Measurement:
@@ -128,10 +148,11 @@ def earlier(runs: Runs) -> Measurement:
 
 
 def _middle(one: Curves) -> float:
-    """Millions of tokens (the geometric mean of start and end) at which a change is half done; NaN without one."""
-    if one.start is None or one.end is None:
+    """Millions of tokens (the geometric mean of the fitted start and end) at which it is half done; NaN without one."""
+    if one.change.window is None or not one.change.happened:
         return float("nan")
-    return float(np.sqrt(one.tokens[one.start] * one.tokens[one.end]))
+    steps = float(np.sqrt(one.change.window[0] * one.change.window[1]))
+    return steps * float(one.tokens[-1]) / float(one.data["snapshot"].values[-1])
 
 
 def pivot(runs: Runs) -> Measurement:

@@ -65,8 +65,6 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
     return Measurement({"difference": differences}, chart)
 
 
-
-
 def coopetition(runs: Runs, mu: float = 0.1, alpha: float = 0.1) -> Measurement:
     """The toy model of strategy racing, over 100 seeds: shares of those that leave the plateau.
 
