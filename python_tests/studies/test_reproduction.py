@@ -230,9 +230,13 @@ def test_the_table_is_written_with_its_figures(made: Any) -> None:
 
 @pytest.mark.parametrize("mlp", [False, True])
 def test_the_cost_is_that_of_the_weights_and_of_attention(mlp: bool) -> None:
-    shape = {"layers": 3, "width": 16, "heads": 2, "mlp": mlp}
+    shape = TransformerConfig(layers=3, width=16, heads=2, mlp=mlp, vocab=300, context=64, position="none")
     config = TextRunConfig.model_validate(
-        {"model": shape, "data": {"vocab": 300, "context": 64}, "training": {"steps": 10, "batch": 4}}
+        {
+            "model": shape.model_dump(exclude={"vocab", "context"}),
+            "data": {"vocab": 300, "context": 64},
+            "training": {"steps": 10, "batch": 4},
+        }
     )
     model = Transformer(TransformerConfig(**shape, vocab=300, context=64, position="none"))
     matrices = (
