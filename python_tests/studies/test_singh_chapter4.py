@@ -108,6 +108,13 @@ def test_clamps(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = made_up(monkeypatch, curves)
     sharp = singh_clamps.sharpness({role: runs[role] for role in ("free", "clamped")}).quantities
     assert sharp["duration_ratio"][0] == pytest.approx(1 / 3, abs=0.02)
+    slow = made_up(monkeypatch, {"free": fall(1_000_000, 30_000), "clamped": curves["clamped"]})
+    begun = 1_000_000 - math.log(9) * 30_000  # and not over at the end
+    at_most = singh_clamps.sharpness(slow).quantities["duration_ratio"][0]
+    assert at_most == pytest.approx(10_000 * math.log(9 * 1.5) / (1_000_000 - begun), abs=0.03)
+    assert singh_clamps.speed(slow).quantities["largest_ratio"][0] == pytest.approx(0.204, abs=0.002)
+    swapped = {"free": slow["clamped"], "clamped": slow["free"]}
+    assert math.isnan(singh_clamps.sharpness(swapped).quantities["duration_ratio"][0])
     assert singh_clamps.shape({"run": runs["learned"]}).quantities["non_convexity"][0] < 1e-9
     time = 40_000 * math.log(math.log(5) / (0.4 * LOG_2))
     fast = singh_clamps.speed(runs).quantities

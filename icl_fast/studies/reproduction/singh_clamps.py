@@ -36,15 +36,23 @@ def shape(runs: Runs) -> Measurement:
 
 
 def sharpness(runs: Runs) -> Measurement:
-    """How long the change takes under a clamp over how long without, from 0.9 to 0.4 log 2."""
-    lasting = {role: [end - begin for begin, end in _changes(runs, role)] for role in runs}
+    """How long the change takes under a clamp over how long without, from 0.9 to 0.4 log 2.
+
+    A change without a clamp that is not over at the end counts as over then: the ratio is smaller in truth.
+    """
+    lasting = {"clamped": [_lasting(trained) for trained in runs["clamped"]]}
+    lasting["free"] = [_lasting(trained, at_least=True) for trained in runs["free"]]
     ratios = [clamped / free for clamped, free in zip(lasting["clamped"], lasting["free"], strict=True)]
     return Measurement({"duration_ratio": ratios, **_named("lasting", lasting)}, _chart("Training loss", runs))
 
 
 def speed(runs: Runs) -> Measurement:
-    """Learning times under clamps over that without: the largest and the smallest of the roles but "free"."""
-    times = {role: _times(runs, role) for role in runs}
+    """Learning times under clamps over that without: the largest and the smallest of the roles but "free".
+
+    What is not learned at the end without a clamp counts as learned then: the ratios are smaller in truth.
+    """
+    times = {role: _times(runs, role) for role in runs if role != "free"}
+    times["free"] = [_at_the_latest(trained) for trained in runs["free"]]
     ratios = np.array([np.divide(times[role], times["free"]) for role in runs if role != "free"])
     quantities = {"largest_ratio": ratios.max(0).tolist(), "smallest_ratio": ratios.min(0).tolist()}
     return Measurement({**quantities, **_named("learned_after", times)}, _chart("Training loss", runs))
@@ -102,8 +110,11 @@ def _at_the_latest(trained: Trained) -> float:
     return float(seen[-1]) if math.isnan(time) else time
 
 
-def _changes(runs: Runs, role: str) -> list[tuple[float, float]]:
-    return [change_of(*training_loss(trained)) for trained in runs[role]]
+def _lasting(trained: Trained, *, at_least: bool = False) -> float:
+    """Sequences that the change takes; NaN where it is not over, or those that it took until the end."""
+    seen, loss = training_loss(trained)
+    begin, end = change_of(seen, loss)
+    return float(seen[-1] if at_least and math.isnan(end) else end) - begin
 
 
 def _named(what: str, by_role: dict[str, list[float]]) -> dict[str, list[float]]:
