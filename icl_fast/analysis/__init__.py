@@ -24,7 +24,7 @@ from icl_fast.analysis.icl_score import (
 )
 from icl_fast.analysis.learning import Transience, learning_time, transience
 from icl_fast.analysis.pca import JointPCA, joint_pca
-from icl_fast.analysis.phase_change import PhaseChange, find_phase_change
+from icl_fast.analysis.phase_change import PhaseChange, find_phase_change, phase_change_of
 
 __all__ = [
     "Correlation",
@@ -54,5 +54,6 @@ __all__ = [
     "loss_by_log_tokens",
     "loss_heatmap",
     "opaque_heads",
+    "phase_change_of",
     "transience",
 ]

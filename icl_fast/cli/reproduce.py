@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--scale", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True)
 @click.option("--claims", metavar="NAME,NAME", help="Only these claims, and the trainings that they need.")
 @click.option("--part", type=COUNT, help="Train only this part of the plan; judge what is trained by then.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training.")
 @click.option("--public", type=PATH, help="Other people's models, for claims about them: as --ckpt of `ablate`.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the claims, the parts and their cost; do nothing.")
 @click.option("--again", is_flag=True, help="Measure again what is kept.")
@@ -35,6 +36,7 @@ def reproduce(
     scale: str,
     claims: str | None,
     part: int | None,
+    overrides: tuple[str, ...],
     public: Path | None,
     plan_only: bool,
     again: bool,
@@ -54,7 +56,7 @@ def reproduce(
     from icl_fast.studies.reproduction.table import counted, write_table
 
     names = parse_list("--claims", claims) if claims is not None else []
-    wanted = Reproduction(work, scale, out, configs or configs_folder(), names, public)  # type: ignore[arg-type]
+    wanted = Reproduction(work, scale, out, configs or configs_folder(), names, public, overrides)  # type: ignore[arg-type]
     parts = wanted.parts()
     if part is not None and part > len(parts):
         raise InputError(f"--part: there are {len(parts)} of them; --plan shows what is in each")

@@ -194,6 +194,17 @@ def test_experiments_that_are_not_as_they_should_be(tmp_path: Path, text: str, m
         load_experiments(tmp_path, "singh", "tiny", tmp_path)
 
 
+def test_a_folder_that_holds_another_run(made: Any, home: Path) -> None:
+    made(claim())
+    source = home / "configs" / "reproduction" / "singh.yaml"
+    source.write_text(EXPERIMENTS.replace("1e-3", "2e-3"))
+    try:
+        with pytest.raises(InputError, match=r"^out: .*seeds was begun with other values of training.lr; remove it"):
+            judged(made(claim(), train=False))
+    finally:
+        source.write_text(EXPERIMENTS)
+
+
 def test_unknown_names(made: Any) -> None:
     with pytest.raises(InputError, match=r"^claims: singh has no claim other; there are many-points$"):
         made(claim(), train=False, names=["other"])

@@ -18,7 +18,7 @@ from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.studies.reproduction.olsson_change import TOKENS, Runs, curves
-from icl_fast.studies.reproduction.trained import Trained, ablations, heads
+from icl_fast.studies.reproduction.trained import Trained, ablations, heads, idealised
 
 PREFIX_MATCHING = 0.2  # an induction head's prefix-matching score is more than this
 
@@ -162,3 +162,25 @@ def in_layer(runs: Runs, *, layer: int = -1) -> Measurement:
         points.append(Curve(f"{trained.label}", layers, matching.ravel(), "points"))
     chart = Chart("Prefix matching by layer", "layer", "prefix-matching score", points)
     return Measurement({"share_in_layer": shares}, chart)
+
+
+def pattern_recovers(runs: Runs, *, pattern: str, score: str, beyond: str | None = None) -> Measurement:
+    """The share of a head's effect on the loss that an idealised pattern recovers, at the last snapshot.
+
+    Args:
+        pattern: of `icl_fast.measure.heads.idealised_patterns.PATTERNS`.
+        score: the head is the one with the highest, `previous_token` or `prefix_matching`.
+        beyond: a pattern whose share is taken from it.
+    """
+    shares, lines = [], []
+    for trained in _all(runs):
+        data, scores = idealised(trained), heads(trained)[score].isel(snapshot=-1).values
+        layer, head = np.unravel_index(scores.argmax(), scores.shape)
+        recovered = data["recovered"].isel(layer=layer, head=head)
+        share = recovered.sel(pattern=pattern) - (recovered.sel(pattern=beyond) if beyond is not None else 0)
+        shares.append(float(share.isel(snapshot=-1)))
+        lines += [
+            Curve(f"{trained.label}, {layer}.{head}: {name}", data["tokens"].values / 1e6, recovered.sel(pattern=name))
+            for name in recovered["pattern"].values
+        ]
+    return Measurement({"recovered": shares}, Chart("Recovered by idealised patterns", TOKENS, "share", lines))

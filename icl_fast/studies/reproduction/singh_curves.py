@@ -113,9 +113,9 @@ def compared(runs: Runs, evaluator: str, at: str = "highest") -> Measurement:
     `least_step`: the smallest change of the mean from one role to the next.
     """
     of = {
-        "highest": lambda one: float(accuracy(one, evaluator)[1].max())
-        if evaluator.startswith("iwl")
-        else risen(one, evaluator).height,
+        "highest": lambda one: (
+            float(accuracy(one, evaluator)[1].max()) if evaluator.startswith("iwl") else risen(one, evaluator).height
+        ),
         "end": lambda one: end(one, evaluator),
         "lost": lambda one: lost(one, evaluator),
         "peak": lambda one: risen(one, evaluator).peak / 1e6,

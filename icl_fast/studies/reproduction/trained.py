@@ -14,6 +14,7 @@ from icl_fast.errors import InputError
 from icl_fast.measure import AblationOptions, evaluate, measure_ablations, measure_strategies, open_measured, sweep
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.curves import training_curves
+from icl_fast.measure.heads.idealised_patterns import measure_idealised
 from icl_fast.runs import Run, open_series
 from icl_fast.studies.kept import kept
 
@@ -91,6 +92,12 @@ def heads(trained: Trained) -> xr.Dataset:
     out = trained.results / "heads.zarr"
     series = open_series(trained.run.path, few(trained, MOST_SNAPSHOTS))
     return trained.cut(kept(lambda: evaluate(series, out=out), out))
+
+
+def idealised(trained: Trained) -> xr.Dataset:
+    """What idealised patterns recover of each head's effect, at some snapshots (`measure_idealised`)."""
+    series, out = open_series(trained.run.path, few(trained, MOST_ABLATED)), trained.results / "idealised.zarr"
+    return trained.cut(kept(lambda: measure_idealised(series, out=out), out))
 
 
 def _sweep(trained: Trained, options: AblationOptions, snapshots: str, name: str) -> xr.Dataset:
