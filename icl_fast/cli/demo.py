@@ -41,5 +41,6 @@ def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
         results.append(result)
     if seeds > 1:
         for name in results[0].changes:
-            echo(f"{name}: phase change in {sum(r.changes[name].happened for r in results)} of {seeds} seeds")
+            changed = sum(change is not None and change.happened for change in (r.changes[name] for r in results))
+            echo(f"{name}: phase change in {changed} of {seeds} seeds")
     echo(f"{time.monotonic() - started:.0f} s in all")

@@ -10,8 +10,9 @@ import xarray as xr
 from rich import box
 from rich.table import Column, Table
 
-from icl_fast.analysis import JointPCA, Thresholds, head_types
-from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.analysis import JointPCA, Thresholds, gained_inside, head_types, loss_bump
+from icl_fast.analysis.arrays import unablated
+from icl_fast.analysis.phase_change import MAX_ABRUPTNESS, MIN_DROP, MIN_EVIDENCE, MIN_PREFIX_MATCHING
 from icl_fast.cli.console import echo, print_table
 from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
@@ -23,6 +24,7 @@ from icl_fast.report.panels.builders import icl_definition
 from icl_fast.report.study import counted_by
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from icl_fast.analysis import PhaseChange
@@ -130,6 +132,24 @@ def print_idealised(results: xr.Dataset, *, most: int = 40) -> None:
     echo("effect: loss without the head less that of the whole model; kept: 1 as by its own pattern, 0 as without it")
 
 
+def print_templates(results: xr.Dataset, *, most: int = 10) -> None:
+    """Accuracy on the template task at the last snapshot, and the heads that attend most to the right labels."""
+    last = results.isel(snapshot=-1)
+    right = last["right"].values
+    echo(
+        f"step {int(last['snapshot'])}: accuracy {float(last['accuracy']):.3f}±{float(last['accuracy_sem']):.3f}, "
+        f"by a guess {results.attrs['chance']:.3f}"
+    )
+    titles = ("head", "attention to right labels", "to wrong ones")
+    table = Table(*(Column(title, justify="right") for title in titles), box=box.SIMPLE)
+    for layer, head in zip(*np.unravel_index(np.argsort(-right, axis=None)[:most], right.shape), strict=True):
+        of = last.isel(layer=layer, head=head)
+        row = (f"{float(of[name]):.3f}±{float(of[f'{name}_sem']):.3f}" for name in ("right", "wrong"))
+        table.add_row(f"{layer}.{head}", *row)
+    print_table(table)
+    echo(f"to the right ones if all labels were alike, and nothing else attended to: {results.attrs['blind']:.3f}")
+
+
 def print_results(results: xr.Dataset, store: Path) -> None:
     """What a store holds: its dims, variables and attributes, and how it is opened."""
     echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))
@@ -218,22 +238,19 @@ def _print_streamed(planned: PlannedSweep, passes: int) -> None:
 
 _VERDICT = ("loss", "ICL score", "drop", "best head", "change")
 _RULE = (
-    f"change: yes if the ICL score (median of 3) drops by at least {MIN_DROP} and the best head's prefix matching "
-    f"(in brackets) ends at {MIN_PREFIX_MATCHING} or more; over which tokens"
+    f"change: yes if the fitted ICL score drops by {MIN_DROP} or more, the best head's prefix matching (in brackets) "
+    f"ends at {MIN_PREFIX_MATCHING} or more, and a change whose end/begin is under {MAX_ABRUPTNESS:g} describes the "
+    f"whole curve better than a smooth fall, with an evidence (difference of AICc) of {MIN_EVIDENCE:g} or more"
 )
+_FALL = ("begins", "ends", "end/begin", "if smooth", "evidence", "resampled")
 
 
 def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | None) -> tuple[str, ...]:
     """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
     last, best = sweep.isel(snapshot=-1).sel(ablation=UNABLATED), matching.argmax(("layer", "head"))
     verdict = "too few snapshots" if change is None else "yes" if change.happened else "no"
-    if change is not None and change.happened and change.start is not None and change.end is not None:
-        ends = [change.start, change.end]
-        if counted_by([sweep]) == "tokens":
-            start, end = sweep["tokens"].values[ends] / 1e6
-            verdict += f", {start:.1f}-{end:.1f}M"
-        else:
-            verdict += ", steps {}-{}".format(*sweep["snapshot"].values[ends])
+    if change is not None and change.happened and change.window is not None:
+        verdict += ", " + _training(sweep, change.window)
     return (
         f"{float(last['loss'].mean()):.3f}",
         f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
@@ -243,12 +260,81 @@ def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | No
     )
 
 
+def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[str, ...]:
+    """A model's `_FALL`; empty where its score does not fall."""
+    if change is None or change.window is None or change.start_interval is None or change.end_interval is None:
+        return ()
+    spread = change.abruptness_interval or (np.nan, np.nan)
+    begins, ends = (
+        f"{_training(sweep, (at,))} ({_training(sweep, interval)})"
+        for at, interval in zip(change.window, (change.start_interval, change.end_interval), strict=True)
+    )
+    return (
+        begins,
+        ends,
+        f"{change.abruptness:.1f} ({spread[0]:.1f}-{spread[1]:.1f})",
+        "-" if change.smooth_abruptness is None else f"{change.smooth_abruptness:.1f}",
+        f"{change.evidence:.0f}",
+        f"{change.support:.0%} yes",
+    )
+
+
+def _inside(name: str, sweep: xr.Dataset, change: PhaseChange | None) -> None:
+    """What happens in a model's change: how much of the last ICL score it brings, and whether the loss falls faster."""
+    if change is None or not change.happened or change.window is None or change.start is None or change.end is None:
+        return
+    gained = gained_inside(unablated("sweep", sweep, "icl_score").values.tolist(), change.start, change.end)
+    losses = unablated("sweep", sweep, "loss").mean("example").values
+    bump = loss_bump(sweep["snapshot"].values.tolist(), losses.tolist(), change.window)
+    slopes = ", ".join("too few snapshots" if np.isnan(of[0]) else f"{of[0]:.2f}±{of[1]:.2f}" for of in bump.slopes)
+    echo(
+        f"{name}: {gained:.0%} of the last ICL score is gained in the change; d loss / d ln(step) before, in and after "
+        f"it: {slopes}" + ", a bump" * bump.steeper
+    )
+
+
+def _training(sweep: xr.Dataset, steps: Sequence[float]) -> str:
+    """Steps as the table counts training: `0.6-4.6M` tokens, or `step 300-2400`."""
+    if counted_by([sweep]) == "steps":
+        return "step " + "-".join(f"{step:.0f}" for step in steps)
+    tokens = np.interp(steps, sweep["snapshot"].values, sweep["tokens"].values) / 1e6
+    return "-".join(f"{at:.1f}" for at in tokens) + "M"
+
+
+def _print_falls(models: Mapping[str, tuple[xr.Dataset, PhaseChange | None]]) -> None:
+    """Where each model's ICL score falls, with the intervals of `icl_fast.analysis.phase_change`."""
+    rows = {name: row for name, (sweep, change) in models.items() if (row := _fall(sweep, change))}
+    if not rows:
+        return
+    table = Table(
+        "model",
+        *(Column(name, justify="right") for name in _FALL),
+        box=box.SIMPLE,
+        pad_edge=False,
+        title="the fall of the ICL score, begun at 10% and ended at 90% of the fit (95% intervals)",
+    )
+    for name, row in rows.items():
+        table.add_row(name, *row)
+    print_table(table)
+    drawn = {change.resampled for _, change in models.values() if change is not None}
+    echo(f"intervals: over {' or '.join(sorted(drawn))}")
+    for name, (sweep, change) in models.items():
+        _inside(name, sweep, change)
+
+
 def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
     if study.models:
         print_table(_verdicts(study))
+        _print_falls({name: (model.losses, model.change) for name, model in study.models.items()})
         echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
+        for name, model in study.models.items():
+            for one in model.curiosities:
+                where = f"head {one.head[0]}.{one.head[1]}" if one.head else f"step {one.step}"
+                echo(f"{name}: {one.kind}, {where}: {one.what}")
+        if not any(model.curiosities for model in study.models.values()):
+            echo("no loss spikes and no odd heads (Unexplained Curiosities)")
     for name, exemplars in study.exemplars.items():
         echo(name)
         print_strategies(exemplars.strategies)
@@ -289,6 +375,7 @@ def print_demo(result: DemoResult) -> None:
         matching = data["prefix_matching"].isel(snapshot=-1).rename(layer_="layer", head_="head")
         table.add_row(name, *_verdict(data, matching, result.changes[name]))
     print_table(table)
+    _print_falls({name: (data, result.changes[name]) for name, data in result.models.items()})
     echo(_RULE)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:

@@ -16,10 +16,11 @@ from icl_fast.analysis import (
     Thresholds,
     attribute_heads,
     attribute_icl,
-    find_phase_change,
+    find_curiosities,
     head_types,
     heads_of_interest,
     joint_pca,
+    phase_change_of,
 )
 from icl_fast.data import Text
 from icl_fast.data.positions import icl_positions
@@ -204,13 +205,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     }
     heads = _heads(name, series, results / "heads.zarr", options, show)
     model = series.load(steps[-1]).model
-    change = None
-    if sum(step > 0 for step in steps) >= 3:
-        change = find_phase_change(
-            steps,
-            losses["icl_score"].sel(ablation=UNABLATED).values.tolist(),
-            heads["prefix_matching"].max(("layer", "head")).values.tolist(),
-        )
+    change = phase_change_of(losses, heads["prefix_matching"])
     interval = options.intervals.get(name, _found(change, steps))
     by_pattern, last = ablations["pattern-preserving"], heads.isel(snapshot=-1)
     of_interest = _of_interest(heads, attribute_icl(by_pattern))
@@ -222,6 +217,13 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     else:
         for text in texts:
             readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
+    attributions = attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval)
+    types = head_types(
+        last["previous_token"].values,
+        last["prefix_matching"].values,
+        last["copying"].values,
+        options.thresholds.for_width(model.config.width),
+    )
     return ModelStudy(
         name=name,
         config=model.config,
@@ -233,15 +235,11 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         ablations=ablations,
         change=change,
         interval=interval,
-        attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
-        types=head_types(
-            last["previous_token"].values,
-            last["prefix_matching"].values,
-            last["copying"].values,
-            options.thresholds.for_width(model.config.width),
-        ),
+        attributions=attributions,
+        types=types,
         texts=readings,
         notes=tuple(notes),
+        curiosities=find_curiosities(losses, heads, attributions, types),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from icl_fast.analysis import PhaseChange, find_phase_change
+from icl_fast.analysis import PhaseChange, phase_change_of
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, locked, to_json
 from icl_fast.measure import AblationOptions, open_results, prefix_matching_scores, sweep
@@ -31,11 +31,11 @@ ShowSweep = Callable[[str], AbstractContextManager[Callable[[SweepProgress], Non
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What one seed's demo found: a Dataset and a verdict by model, and the figure's files."""
+    """What one seed's demo found: by model its Dataset and verdict (None: too few snapshots); the figure's files."""
 
     seed: int
     models: dict[str, xr.Dataset]
-    changes: dict[str, PhaseChange]
+    changes: dict[str, PhaseChange | None]
     figure: list[Path]
 
 
@@ -75,17 +75,12 @@ def run_demo(
                 ablation = AblationOptions(heads=heads, icl_window=ICL_WINDOW, memory=MEMORY)
                 results = sweep(run.path, ablation, examples=EXAMPLES, repair=repair, on_part=on_part)
             models[name] = open_results(results).assign(prefix_matching=_prefix_matching(run))
-        changes = {
-            name: find_phase_change(
-                data["snapshot"].values.tolist(),
-                data["icl_score"].sel(ablation=UNABLATED).values.tolist(),
-                data["prefix_matching"].max(("layer_", "head_")).values.tolist(),
-            )
-            for name, data in models.items()
-        }
+        changes = {name: phase_change_of(data, data["prefix_matching"]) for name, data in models.items()}
         figure = save_figure(phase_change_figure(models, changes, ABLATED), home / "phase_change")
         with atomic_write(home / "summary.json") as temporary:
-            temporary.write_text(to_json({name: asdict(change) for name, change in changes.items()}, indent=1))
+            temporary.write_text(
+                to_json({name: change and asdict(change) for name, change in changes.items()}, indent=1)
+            )
         return DemoResult(seed, models, changes, figure)
 
 

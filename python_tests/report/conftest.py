@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_fast.analysis import Thresholds, attribute_heads, attribute_icl, find_phase_change, head_types, joint_pca
+from icl_fast.analysis import Curiosity, PhaseChange, Thresholds, attribute_heads, attribute_icl, head_types, joint_pca
 from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, EvaluationGroup, ExemplarStudy, ModelStudy, Study
 from icl_fast.runs import open_series, parse_config
@@ -126,10 +126,23 @@ def _model(
         },
         coords=time,
     )
-    change = find_phase_change(
-        steps.tolist(),
-        losses["icl_score"].values[:, 0].tolist(),
-        measured["prefix_matching"].max(("layer", "head")).values.tolist(),
+    start, end = (min(int(np.searchsorted(learned, part)), snapshots - 1) for part in (0.1, 0.9))
+    change = PhaseChange(
+        happened=layers > 1,
+        drop=drop,
+        drop_interval=(0.9 * drop, 1.1 * drop),
+        prefix_matching=float(measured["prefix_matching"][-1].max()),
+        start=start - 1 if drop else None,
+        end=end if drop else None,
+        window=(float(steps[start]) - 5, float(steps[end]) - 5) if drop else None,
+        start_interval=(float(steps[start]) - 7, float(steps[start]) - 3) if drop else None,
+        end_interval=(float(steps[end]) - 7, float(steps[end]) - 3) if drop else None,
+        abruptness=1.9 if drop else None,
+        abruptness_interval=(1.5, 2.5) if drop else None,
+        smooth_abruptness=7.0 if drop else None,
+        evidence=50.0 if drop else -5.0,
+        support=0.98 if drop else 0.0,
+        resampled="snapshots",
     )
     interval = None
     if layers > 1 and change.start is not None and change.end is not None:
@@ -154,6 +167,12 @@ def _model(
             last["copying"].values,
             Thresholds(copying=-0.6),
         ),
+        curiosities=(
+            Curiosity("loss spike", int(steps[snapshots // 2]), None, 0.3, "+0.30 nats over those around it"),
+            Curiosity("falling head", int(steps[1]), (1, 0), 0.5, "prefix matching falls from 0.60 to 0.10"),
+        )
+        if layers > 1 and snapshots > 1
+        else (),
         texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
     )
 

@@ -112,7 +112,7 @@ def test_one_snapshot(study: Study) -> None:
     losses = model.losses["loss"].sel(ablation="none").values.astype(np.float64)
     assert f"single has one snapshot: {losses.mean():.3f} ± " in (panel(study, "single", "loss").absent or "")
     absent = panel(study, "single", "ablation_before_after").absent or ""
-    assert absent.startswith("N/A: one snapshot, and 3 after step 0 or more are needed")
+    assert absent.startswith("N/A: one snapshot, and 7 after step 0 or more are needed")
     for row, values in (
         ("prefix_matching", model.heads["prefix_matching"].values[0]),
         ("ablation_icl", model.attributions["icl"].values[0].reshape(2, 2)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 
 from icl_fast import InputError
-from icl_fast.analysis import PhaseChange
+from icl_fast.analysis import find_phase_change
 from icl_fast.cli.main import cli
 from icl_fast.measure import open_results
 from icl_fast.report.draw.figures import phase_change_figure, save_figure
@@ -27,7 +28,7 @@ def configs(tiny_values: dict[str, dict[str, Any]], tmp_path: Path) -> Path:
     folder.mkdir()
     for name in demo.MODELS:
         values = {**tiny_values, "model": dict(tiny_values["model"]), "data": {**tiny_values["data"], "context": 64}}
-        values["snapshots"] = {"every": 4}
+        values["snapshots"] = {"every": 1}
         values["model"]["layers"] = 2 if name == "two_layer" else 1
         values["model"]["key"] = "smeared" if name == "one_layer_smeared" else "plain"
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
@@ -62,7 +63,8 @@ def test_the_figure_shows_the_stored_numbers(configs: Path, tmp_path: Path, monk
     assert CliRunner().invoke(cli, ["demo", "--configs", str(configs), "--out", str(tmp_path / "out")]).exit_code == 0
     data = open_results(tmp_path / "out" / "seed0" / "two_layer" / "results" / "ablation_pattern-preserving.zarr")
     data["prefix_matching"] = (("snapshot", "layer_", "head_"), np.full((data.sizes["snapshot"], 2, 2), 0.25))
-    change = PhaseChange(True, 0.4, 0.25, 0, 1)
+    scores = [0.0] * 4 + [-0.4] * 4
+    change = replace(find_phase_change(range(1, 9), scores, [0.5] * 8), start=0, end=1)
     figure = phase_change_figure({"two_layer": data}, {"two_layer": change}, "two_layer")
     loss, score, matching, effects = figure.axes
     whole = data.sel(ablation="none")

@@ -46,9 +46,9 @@ def ablate(
         keywords: fields of `AblationOptions`, in the place of those of `options`.
 
     Returns:
-        Dataset with dims (ablation, position, example): `position_loss` with its standard error `position_loss_sem` and
-        that of its difference to the whole model's, paired by example, `effect_sem`; `icl_score`, `icl_score_sem`,
-        `icl_effect_sem` and, of each example under the whole model, `example_icl_score` (where the score's positions are
+        Dataset with dims (ablation, position, example): `position_loss` with its standard error `position_loss_sem`
+        and that of its difference to the whole model's, paired by example, `effect_sem`; `icl_score`, `icl_score_sem`,
+        `icl_effect_sem` and `example_icl_score`, of each example under the whole model (where the score's positions are
         among those asked for); `loss` (for `all` and `paper`).
         Ablation "none" is the whole model; the effect of one is its value minus that. All in nats.
 

@@ -20,7 +20,9 @@ from icl_fast.report.draw.axes import label_axes, plain
 _TOKENS = "training tokens (millions)"
 
 
-def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, PhaseChange], ablated: str) -> Figure:
+def phase_change_figure(
+    models: Mapping[str, xr.Dataset], changes: Mapping[str, PhaseChange | None], ablated: str
+) -> Figure:
     """Loss, ICL score and prefix matching of some models over training, and what one model's heads do to the score.
 
     Bands are one standard error over examples; shaded intervals are phase changes.
@@ -28,7 +30,8 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
     Args:
         models: by name, a Dataset over `snapshot` with coord `tokens` and, as `icl_fast.measure` gives them, `loss`,
             `icl_score`, and `prefix_matching` (snapshot, layer_, head_).
-        changes: the verdict on each model; its interval is shaded where the change happened.
+        changes: the verdict on each model, None where there are too few snapshots; its interval is shaded where the
+            change happened.
         ablated: the model whose ablations the fourth panel shows.
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -42,7 +45,7 @@ def phase_change_figure(models: Mapping[str, xr.Dataset], changes: Mapping[str, 
         for axis, values in zip(axes.flat, (whole["loss"].mean("example"), score, best), strict=False):
             axis.plot(tokens, values, color=colour, label=name, marker=".", markersize=4)
             change = changes[name]
-            if change.happened and change.start is not None and change.end is not None:
+            if change is not None and change.happened and change.start is not None and change.end is not None:
                 axis.axvspan(float(tokens[change.start]), float(tokens[change.end]), color=colour, alpha=0.1, lw=0)
     label_axes(axes[0, 0], "Loss", _TOKENS, "nats per token")
     score_title = "In-context-learning score ± SE (lower: more in-context learning)"

@@ -12,7 +12,7 @@ import xarray as xr
 
 from icl_fast.analysis import opaque_heads
 from icl_fast.analysis.arrays import Floats, finite, unablated
-from icl_fast.analysis.phase_change import MIN_DROP, MIN_PREFIX_MATCHING
+from icl_fast.analysis.phase_change import MAX_ABRUPTNESS, MIN_DROP, MIN_EVIDENCE, MIN_PREFIX_MATCHING, MIN_SNAPSHOTS
 from icl_fast.errors import InputError
 from icl_fast.measure.store import json_attribute
 from icl_fast.report.panels.panel import Heatmap, Panel, Series
@@ -263,11 +263,15 @@ def no_phase_change(model: ModelStudy) -> str:
     """Why a model has no before-and-after vector."""
     change = model.change
     if change is None:
-        return f"{_counted(model)}, and 3 after step 0 or more are needed to find a phase change"
+        return f"{_counted(model)}, and {MIN_SNAPSHOTS} after step 0 or more are needed to find a phase change"
+    longer = (
+        "" if change.abruptness is None else f", ending after {change.abruptness:.1f} times the steps it begins after"
+    )
     return (
-        f"no phase change: the ICL score fell by {change.drop:.2f} nats and the best head's prefix-matching score "
-        f"ended at {change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g} and {MIN_PREFIX_MATCHING:g}, so "
-        "there is no before and after"
+        f"no phase change: the ICL score fell by {change.drop:.2f} nats{longer}, with an evidence of "
+        f"{change.evidence:.0f} against a smooth fall, and the best head's prefix-matching score ended at "
+        f"{change.prefix_matching:.2f}; the rule asks for {MIN_DROP:g}, less than {MAX_ABRUPTNESS:g}, "
+        f"{MIN_EVIDENCE:g} and {MIN_PREFIX_MATCHING:g}, so there is no before and after"
     )
 
 
