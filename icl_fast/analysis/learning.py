@@ -14,6 +14,7 @@ from icl_fast.analysis.arrays import Floats, finite
 from icl_fast.errors import InputError
 
 LEARNED = 0.4 * math.log(2)  # nats; the plateau of guessing one of two labels is log 2
+LEAST_RISE = 0.1  # of accuracy; less is no strategy that comes, but noise of an evaluation
 
 
 def learning_time(
@@ -55,7 +56,7 @@ class Transience:
         end: the smoothed curve's last value.
         decay: slope of the least-squares line from the peak to the end, per million sequences; NaN where the peak is
             the end.
-        transient: whether at least half of the rise from chance is lost by the end.
+        transient: whether the rise from chance is 0.1 or more and at least half of it is lost by the end.
     """
 
     height: float
@@ -91,7 +92,7 @@ def transience(
     onset = int((values >= chance + 0.9 * (height - chance)).argmax()) if height > chance else top
     fall = slice(top, None)
     decay = float(np.polyfit(seen[fall] / 1e6, values[fall], 1)[0]) if top < len(values) - 1 else math.nan
-    lost = height > chance and end <= chance + 0.5 * (height - chance)
+    lost = height - chance >= LEAST_RISE and end <= chance + 0.5 * (height - chance)
     return Transience(height, float(seen[top]), float(seen[onset]), end, decay, lost)
 
 

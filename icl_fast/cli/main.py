@@ -26,6 +26,9 @@ COMMANDS = {
     "idealise": _Command(
         "icl_fast.cli.idealise:idealise", "How much of what each head does an idealised attention pattern keeps."
     ),
+    "templates": _Command(
+        "icl_fast.cli.templates:templates", "Lines labelled by their kinds of words, in many random tables."
+    ),
     "wiring": _Command(
         "icl_fast.cli.wiring:wiring", "Which first-layer heads the last layer's heads read, and what for."
     ),

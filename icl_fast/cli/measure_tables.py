@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from icl_fast.analysis.learning import learning_time, transience
+from icl_fast.analysis.learning import LEAST_RISE, learning_time, transience
 from icl_fast.cli.console import echo, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
@@ -53,6 +53,9 @@ def print_transience(results: xr.Dataset) -> None:
         if not np.isfinite(accuracy).all():
             continue
         one = transience(results["sequences"].values, accuracy, chance=0.5)
+        if one.height < 0.5 + LEAST_RISE:
+            echo(f"{member}: no ICL, at most {one.height:.3f}")
+            continue
         fall = "" if np.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak"
         verdict = "transient" if one.transient else "not transient"
         echo(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--scale", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True)
 @click.option("--claims", metavar="NAME,NAME", help="Only these claims, and the trainings that they need.")
 @click.option("--part", type=COUNT, help="Train only this part of the plan; judge what is trained by then.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training.")
 @click.option("--public", type=PATH, help="Other people's models, for claims about them: as --ckpt of `ablate`.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the claims, the parts and their cost; do nothing.")
 @click.option("--again", is_flag=True, help="Measure again what is kept.")
@@ -35,6 +36,7 @@ def reproduce(
     scale: str,
     claims: str | None,
     part: int | None,
+    overrides: tuple[str, ...],
     public: Path | None,
     plan_only: bool,
     again: bool,
@@ -54,7 +56,7 @@ def reproduce(
     from icl_fast.studies.reproduction.table import counted, write_table
 
     names = parse_list("--claims", claims) if claims is not None else []
-    wanted = Reproduction(work, scale, out, configs or configs_folder(), names, public)  # type: ignore[arg-type]
+    wanted = Reproduction(work, scale, out, configs or configs_folder(), names, public, overrides)  # type: ignore[arg-type]
     parts = wanted.parts()
     if part is not None and part > len(parts):
         raise InputError(f"--part: there are {len(parts)} of them; --plan shows what is in each")
@@ -82,19 +84,27 @@ def _training(name: str, config: RunConfig) -> AbstractContextManager[Any]:
 def _print_plan(wanted: Reproduction) -> None:
     from rich.table import Table
 
-    table = Table("part", "experiment", "minutes", "trained", "claims", box=None, pad_edge=False)
+    from icl_fast.studies.reproduction.cost import FLOPS, gpu_hours
+
+    tiny = wanted.scale == "tiny"
+    table = Table(
+        "part", "experiment", "minutes" if tiny else "GPU-hours", "trained", "claims", box=None, pad_edge=False
+    )
+    costs, left = 0.0, 0.0
     for number, part in enumerate(wanted.parts(), start=1):
         for one in part:
             of = sum(one.name in claim.experiments for claim in wanted.testable())
-            minutes = "not measured" if one.minutes is None else f"{one.minutes:g}"
-            table.add_row(str(number), one.name, minutes, "yes" if one.finished() else "no", str(of))
+            cost = one.minutes or 0.0 if tiny else gpu_hours(list(one.runs().values()))
+            done = one.finished()
+            costs, left = costs + cost, left + cost * (not done)
+            shown = f"{cost:.2g}" if cost else "not measured"
+            table.add_row(str(number), one.name, shown, "yes" if done else "no", str(of))
     print_table(table)
-    known = [one.minutes for one in wanted.experiments.values() if one.minutes is not None]
-    left = [one.minutes for one in wanted.experiments.values() if one.minutes is not None and not one.finished()]
     untested = len(wanted.claims) - len(list(wanted.testable()))
+    unit = "minutes of one core" if tiny else f"GPU-hours at {FLOPS / 1e12:.0f} TFLOP/s, by arithmetic alone"
     echo(
-        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes "
-        f"{sum(known):.0f} minutes of one core, {sum(left):.0f} of them to come; then measuring"
+        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes {costs:.3g} "
+        f"{unit}, {left:.3g} of them to come; then measuring"
     )
 
 

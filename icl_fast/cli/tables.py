@@ -132,6 +132,24 @@ def print_idealised(results: xr.Dataset, *, most: int = 40) -> None:
     echo("effect: loss without the head less that of the whole model; kept: 1 as by its own pattern, 0 as without it")
 
 
+def print_templates(results: xr.Dataset, *, most: int = 10) -> None:
+    """Accuracy on the template task at the last snapshot, and the heads that attend most to the right labels."""
+    last = results.isel(snapshot=-1)
+    right = last["right"].values
+    echo(
+        f"step {int(last['snapshot'])}: accuracy {float(last['accuracy']):.3f}±{float(last['accuracy_sem']):.3f}, "
+        f"by a guess {results.attrs['chance']:.3f}"
+    )
+    titles = ("head", "attention to right labels", "to wrong ones")
+    table = Table(*(Column(title, justify="right") for title in titles), box=box.SIMPLE)
+    for layer, head in zip(*np.unravel_index(np.argsort(-right, axis=None)[:most], right.shape), strict=True):
+        of = last.isel(layer=layer, head=head)
+        row = (f"{float(of[name]):.3f}±{float(of[f'{name}_sem']):.3f}" for name in ("right", "wrong"))
+        table.add_row(f"{layer}.{head}", *row)
+    print_table(table)
+    echo(f"to the right ones if all labels were alike, and nothing else attended to: {results.attrs['blind']:.3f}")
+
+
 def print_results(results: xr.Dataset, store: Path) -> None:
     """What a store holds: its dims, variables and attributes, and how it is opened."""
     echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))

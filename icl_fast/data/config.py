@@ -22,10 +22,18 @@ class DataConfig(Config):
     evaluation_examples: int = Field(
         default=10_000, ge=1, description="at most; as many as the held-out documents give"
     )
+    evaluation_context: int | None = Field(
+        default=None, ge=1, description="tokens of an evaluation example; null: those of a training window"
+    )
     holdout: float = Field(
         default=0.1, gt=0, lt=1, description="fraction of the text held out for evaluation, by document"
     )
     repeat: bool = Field(default=False, description="allow a token to be trained on more than once")
+
+    @property
+    def evaluation_length(self) -> int:
+        """Tokens of an evaluation example."""
+        return self.context if self.evaluation_context is None else self.evaluation_context
 
     @field_validator("corpus")
     @classmethod

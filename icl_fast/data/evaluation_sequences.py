@@ -115,12 +115,14 @@ _RECIPES: dict[str, Callable[[Recipe, SequenceConfig, Split], Recipe]] = {
     "held-out-label-pairs": _held_out_label_pairs,
 }
 
+_BY_FREQUENCY = ("iwl-common", "iwl-rare")
+
 # in this order: the place of a name is the random stream of its set, so new ones go last
 EVALUATORS = {
     "train": "sequences as in training",
     "icl": "two classes equally often, their labels re-assigned to 0 and 1",
     "iwl": "different classes throughout: neither the query's class nor its label is in context",
-    "iwl-common": f"iwl, the query one of the {COMMON_CLASSES} commonest classes, each equally often",
+    "iwl-common": f"iwl, the query one of the {COMMON_CLASSES} commonest classes (the first ones), each equally often",
     "iwl-rare": "iwl, the query one of all other classes, each equally often",
     "ciwl": "iwl, but one of the other classes shows the query's label",
     "flip": "two classes equally often, their labels swapped; the label in context is correct",
@@ -131,10 +133,15 @@ EVALUATORS = {
 
 
 def evaluators(config: SequenceConfig, exemplars: ExemplarTable) -> tuple[str, ...]:
-    """The evaluators that are defined for a config, in the order of `EVALUATORS`."""
+    """The evaluators that are defined for a config, in the order of `EVALUATORS`.
+
+    Where all classes are as common as each other, those of common and rare ones are left out; they can be asked for.
+    """
     parts = split(config, exemplars)
     names = []
     for name in EVALUATORS:
+        if name in _BY_FREQUENCY and not config.zipf:
+            continue
         try:
             _recipe(name, config, parts)
         except InputError:
@@ -232,8 +239,6 @@ def _check_fixed(config: SequenceConfig) -> None:
 
 
 def _is_common(recipe: Recipe, config: SequenceConfig) -> NDArray[np.bool_]:
-    if not config.zipf:
-        raise InputError("sequences.zipf 0: all classes are as common as each other")
     if len(recipe.classes) <= COMMON_CLASSES:
         raise InputError(f"sequences.classes {len(recipe.classes)}: must be more than {COMMON_CLASSES}")
     is_common: NDArray[np.bool_] = np.arange(len(recipe.classes)) < COMMON_CLASSES

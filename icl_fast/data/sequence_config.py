@@ -43,7 +43,7 @@ class SequenceConfig(Config):
         default=0.0,
         ge=0,
         le=1e6,
-        description="deviation of Gaussian noise on every exemplar shown: on vectors, or pixels if they are what is read",
+        description="deviation of Gaussian noise on every exemplar, drawn anew: on vectors, or pixels if read",
     )
     labels_per_class: int = Field(
         default=1, ge=1, le=2**20, description="labels of a class, one of them drawn per sequence"

@@ -65,7 +65,8 @@ class TextData:
         tokenizer: byte-level BPE; `<|bos|>` is id 0.
         tokens: all tokens, training and held-out, the BOS after each document included.
         train_windows: disjoint training windows of T tokens.
-        evaluation_windows: disjoint held-out windows, of which `evaluation()` takes `evaluation_examples` at most.
+        evaluation_windows: disjoint held-out windows of `evaluation_length` tokens, of which `evaluation()` takes
+            `evaluation_examples` at most.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, train: Tokens, held_out: Tokens) -> None:
@@ -75,12 +76,16 @@ class TextData:
         self._held_out = held_out
         self.tokens = len(train) + len(held_out)
         self.train_windows = len(train) // config.context
-        self.evaluation_windows = len(held_out) // config.context
-        for kind, tokens in (("training", train), ("held-out", held_out)):
-            if len(tokens) < config.context:
+        self.evaluation_windows = len(held_out) // config.evaluation_length
+        of_evaluation = "context" if config.evaluation_context is None else "evaluation_context"
+        for kind, tokens, key, length in (
+            ("training", train, "context", config.context),
+            ("held-out", held_out, of_evaluation, config.evaluation_length),
+        ):
+            if len(tokens) < length:
                 raise InputError(
                     f"data.corpus {config.corpus}: its {kind} documents hold {len(tokens):,} tokens, fewer than one "
-                    f"window of data.context {config.context}; add text, or set a smaller context or another holdout"
+                    f"window of data.{key} {length}; add text, or set a smaller {key} or another holdout"
                 )
 
     @property
@@ -132,19 +137,19 @@ class TextData:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             windows[here] = _order(self.config.seed, _TRAINING, int(epoch), self.train_windows)[places[here]]
-        return self._cut(self._train, windows)
+        return self._cut(self._train, windows, self.config.context)
 
     def evaluation(self) -> EvaluationSet:
         """The fixed evaluation set; with fewer `evaluation_examples` it is the front of the same set."""
         seed, available = self.config.seed, self.evaluation_windows
         count = min(self.config.evaluation_examples, available)
-        inputs, targets = self._cut(self._held_out, _order(seed, _EVALUATION, 0, available)[:count])
-        positions = _random(seed, _POSITIONS).integers(1, self.config.context + 1, size=available)[:count]
+        length = self.config.evaluation_length
+        inputs, targets = self._cut(self._held_out, _order(seed, _EVALUATION, 0, available)[:count], length)
+        positions = _random(seed, _POSITIONS).integers(1, length + 1, size=available)[:count]
         return evaluation_set(inputs, targets, positions)
 
-    def _cut(self, stream: Tokens, windows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        context = self.config.context
-        tokens = stream[windows[:, None] * context + np.arange(context)].astype(np.int64)
+    def _cut(self, stream: Tokens, windows: NDArray[np.int64], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = stream[windows[:, None] * length + np.arange(length)].astype(np.int64)
         targets = torch.from_numpy(tokens)
         inputs = torch.cat([torch.full((len(windows), 1), BOS_ID), targets[:, :-1]], dim=1)
         return inputs, targets

@@ -14,6 +14,7 @@ from icl_fast.measure.heads import (
     evaluate,
     logit_attribution,
     measure_idealised,
+    measure_templates,
     prefix_matching_scores,
     previous_token_scores,
     qk_trace,
@@ -26,7 +27,7 @@ __all__ = ["AblationOptions", "ablate", "plan_sweep", "sweep"]
 # scores and circuits of heads
 __all__ += ["copying_scores", "evaluate", "prefix_matching_scores", "previous_token_scores"]
 __all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalues", "qk_trace"]
-__all__ += ["logit_attribution", "measure_idealised"]
+__all__ += ["logit_attribution", "measure_idealised", "measure_templates"]
 # exemplar runs
 __all__ += ["measure_ablations", "measure_strategies", "measure_wiring", "open_measured"]
 # results on disk

@@ -27,6 +27,15 @@ def run_model(
     return _called(model, inputs, record, interventions)[1]
 
 
+def run_logits(model: Transformer, inputs: Tensor, *, interventions: Sequence[Intervention] = ()) -> Tensor:
+    """Logits [n,T,V] of a run over inputs [n,T].
+
+    Raises:
+        InputError: as `run_model`.
+    """
+    return _called(model, inputs, (), interventions)[0]
+
+
 def run_losses(
     model: Transformer,
     inputs: Tensor,

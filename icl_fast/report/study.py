@@ -128,6 +128,14 @@ class ExemplarStudy:
         """Their names, in order."""
         return [str(name) for name in self.strategies["member"].values]
 
+    @property
+    def settings(self) -> dict[str, list[int]]:
+        """The numbers of the members that differ in seeds alone, by what they have in common."""
+        found: dict[str, list[int]] = {}
+        for number, name in enumerate(self.curves["setting"].values):
+            found.setdefault(str(name), []).append(number)
+        return found
+
 
 @dataclass(frozen=True)
 class Claim:

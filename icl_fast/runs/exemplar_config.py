@@ -125,17 +125,24 @@ class ExemplarRunConfig(Config):
     members: int | list[MemberConfig] = Field(
         1, description="how many, with seeds one after the other; or a list of what they differ in"
     )
+    seeds: int = Field(
+        1, ge=1, le=SEEDS, description="of each member of a list: its own training.seed and the next ones"
+    )
 
     @property
     def member_count(self) -> int:
         """P, how many members there are."""
-        return self.members if isinstance(self.members, int) else len(self.members)
+        return self.members if isinstance(self.members, int) else self.seeds * len(self.members)
 
     @model_validator(mode="after")
     def _has_members(self) -> ExemplarRunConfig:
         if isinstance(self.members, int):
             if not 1 <= self.members <= SEEDS:
                 raise ValueError(f"members: must be 1 to {SEEDS}, as each has a seed of its own")
+            if self.seeds > 1:
+                raise ValueError(
+                    f"seeds={self.seeds}: is for a list of members; without one write members: {self.seeds}"
+                )
             return self
         names = Counter(member.name for member in self.members)
         if not names or len(names) < len(self.members):

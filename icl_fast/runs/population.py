@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ from icl_fast.runs.exemplar_config import ExemplarRunConfig, MemberConfig
 
 # what members of a population may differ in; they share everything else
 _FREE = ("interventions.", "sequences.", "graft.")
+_SEED = re.compile(r"[\s|,:;]*\bseed \d+$")  # at the end of a name
 _FREE_OF_TRAINING = ("seed", "lr", "warmup", "l2", "l2_on")
 
 
@@ -35,31 +39,44 @@ def members(config: ExemplarRunConfig) -> list[Member]:
     Raises:
         InputError: a member differs in something that all must share, or has impossible values.
     """
-    base = config.model_dump(mode="json") | {"members": 1}
+    base = config.model_dump(mode="json") | {"members": 1, "seeds": 1}
     if isinstance(config.members, int):
         if config.members == 1:
             return [Member("run", _parse(base))]
         first = config.training.seed
-        listed = [
-            MemberConfig(name=f"seed {first + i}", set={"training.seed": first + i}) for i in range(config.members)
-        ]
-    else:
-        listed = config.members
-    return [_member(base, one) for one in listed]
+        seeds = range(first, first + config.members)
+        return [_member(base, f"seed {seed}", {"training.seed": seed}) for seed in seeds]
+    if config.seeds == 1:
+        return [_member(base, one.name, one.set) for one in config.members]
+    return [_of_seed(base, one, number) for one in config.members for number in range(config.seeds)]
 
 
-def _member(base: dict[str, Any], member: MemberConfig) -> Member:
+def _of_seed(base: dict[str, Any], member: MemberConfig, number: int) -> Member:
+    """The n-th seed of a member, from its own on."""
+    own = _member(base, member.name, member.set).config.training.seed
+    return _member(base, f"{member.name} | seed {own + number}", member.set | {"training.seed": own + number})
+
+
+def _member(base: dict[str, Any], name: str, changed: dict[str, Any]) -> Member:
     values = copy.deepcopy(base)
-    for key, value in member.set.items():
-        section, _, name = key.partition(".")
-        free = name in _FREE_OF_TRAINING if section == "training" else key.startswith(_FREE)
+    for key, value in changed.items():
+        section, _, field = key.partition(".")
+        free = field in _FREE_OF_TRAINING if section == "training" else key.startswith(_FREE)
         if not free or key == "sequences.pairs":
             raise InputError(
-                f"members: {member.name}: {key} is one for all members, which may differ in interventions.*, graft.*, "
+                f"members: {name}: {key} is one for all members, which may differ in interventions.*, graft.*, "
                 f"sequences.* but pairs, and training.{', '.join(_FREE_OF_TRAINING)}; make it another run"
             )
-        values[section][name] = value
-    return Member(member.name, _parse(values, f"member {member.name}"))
+        values[section][field] = value
+    return Member(name, _parse(values, f"member {name}"))
+
+
+def _setting(member: Member) -> tuple[str, str]:
+    """A member's name and config without seeds."""
+    values = member.config.model_dump(mode="json")
+    values["training"].pop("seed")
+    values["sequences"].pop("seed")
+    return _SEED.sub("", member.name), json.dumps(values, sort_keys=True)
 
 
 def _parse(values: dict[str, Any], source: str = "config") -> ExemplarRunConfig:
@@ -79,6 +96,18 @@ class Population:
     def names(self) -> list[str]:
         """The names of the members, in order."""
         return [member.name for member in self.all]
+
+    @property
+    def settings(self) -> list[str]:
+        """What each member is a seed of: members whose names and configs are the same but for seeds have one name."""
+        keys = [_setting(member) for member in self.all]
+        if len({name for name, _ in keys}) < len(set(keys)):  # one name for several configs
+            return self.names
+        several = Counter(keys)
+        return [
+            (key[0] or f"{several[key]} seeds") if several[key] > 1 else name
+            for key, name in zip(keys, self.names, strict=True)
+        ]
 
     @property
     def sequences(self) -> list[SequenceConfig]:

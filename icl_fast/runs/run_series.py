@@ -118,7 +118,7 @@ class RunSeries(Series):
 
     @property
     def context(self) -> int:
-        return self.run.text_config.data.context
+        return self.run.text_config.data.evaluation_length
 
     @property
     def results(self) -> Path:

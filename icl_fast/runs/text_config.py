@@ -58,6 +58,16 @@ class TextRunConfig(Config):
         snapshot_steps(self.training.steps, self.snapshots)
         return self
 
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> TextRunConfig:
+        length, position = self.data.evaluation_length, self.model.position
+        if length > self.data.context and position in ("learned", "shortformer"):
+            raise ValueError(
+                f"data.evaluation_context {length}: model.position {position} has a table of data.context "
+                f"{self.data.context} positions; take no more, or another model.position"
+            )
+        return self
+
     def with_absolute_corpus(self) -> TextRunConfig:
         """The same config with absolute corpus folders, so that they are found from any working directory."""
         data = self.data.model_copy(update={"corpus": absolute_name(self.data.corpus)})

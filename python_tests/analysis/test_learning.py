@@ -58,6 +58,11 @@ def test_a_curve_that_only_rises_is_not_transient() -> None:
     assert math.isnan(found.decay)
 
 
+def test_noise_is_no_rise() -> None:
+    for height, transient in ((0.58, False), (0.62, True)):
+        assert transience(SEEN, [0.5, 0.5, height, 0.5, 0.5], chance=0.5, smooth=1).transient == transient
+
+
 def test_one_outlier_is_no_peak() -> None:
     values = [0.5, 0.5, 0.99, 0.5, 0.5]
     assert transience(SEEN, values, chance=0.5).height == 0.5

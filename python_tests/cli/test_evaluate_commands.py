@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from icl_fast.analysis import joint_pca
 from icl_fast.cli.main import cli
 from icl_fast.measure import evaluate, open_results, sweep
-from icl_fast.runs import Run
+from icl_fast.runs import Run, parse_config
+from icl_fast.training import train
 
 
 def call(*arguments: object) -> Result:
@@ -215,3 +216,19 @@ def test_idealise_refuses(run: Path) -> None:
     assert result.exit_code == 2
     assert "--examples: must be from 1 to" in result.stderr
     assert not (run / "results" / "idealised.zarr").exists()
+
+
+def test_templates(tiny_values: dict[str, dict[str, object]], tmp_path: Path) -> None:
+    values = {**tiny_values, "data": {**tiny_values["data"], "context": 120}}
+    run = train(parse_config(values), tmp_path / "run").path
+    result = call("templates", "--ckpt", run, "--tables", 5, "--snapshots", "last")
+    assert result.exit_code == 0, result.output
+    last = open_results(run / "results" / "templates.zarr").isel(snapshot=-1)
+    assert f"accuracy {float(last['accuracy']):.3f}±{float(last['accuracy_sem']):.3f}" in result.stdout
+    rows = re.findall(r"^ +(\d)\.(\d) +(\S+)±\S+ +\S+±", result.stdout, re.MULTILINE)
+    assert len(rows) == 4
+    for layer, head, right in rows:
+        assert right == f"{float(last['right'].sel(layer=int(layer), head=int(head))):.3f}"
+    refused = call("templates", "--ckpt", run, "--tables", 1)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--tables: must be" in refused.stderr

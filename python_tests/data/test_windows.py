@@ -146,6 +146,18 @@ def test_fewer_examples_are_the_front_of_the_same_set(corpus_folder: Path, text:
     assert few.digest != whole.digest
 
 
+@pytest.mark.parametrize("length", [7, 24, 60])
+def test_examples_longer_or_shorter_than_the_training_windows(corpus_folder: Path, text: TextData, length: int) -> None:
+    other = load_text(config(corpus_folder, evaluation_context=length))
+    assert torch.equal(everything(other, 2), everything(text, 2))
+    evaluation = other.evaluation()
+    assert evaluation.targets.shape == (other.evaluation_windows, length)
+    held_out = torch.from_numpy(other._held_out[: evaluation.targets.numel()].astype(np.int64))
+    assert torch.equal(rows(evaluation.targets), rows(held_out.view(-1, length)))
+    assert (evaluation.random_position <= length).all()
+    assert (evaluation.digest == text.evaluation().digest) == (length == 24)
+
+
 def test_digest_tells_evaluation_sets_apart(corpus_folder: Path, text: TextData) -> None:
     same = load_text(config(corpus_folder, repeat=True))
     assert same.evaluation().digest == text.evaluation().digest
@@ -242,6 +254,7 @@ def test_batches_beyond_memory(corpus_folder: Path, batch: int) -> None:
         {"holdout": 1.0},
         {"holdout": float("nan")},
         {"evaluation_examples": 0},
+        {"evaluation_context": 0},
         {"repeat": 1},
         {"corpus": "  "},
         {"corpus": 3},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,14 @@ from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.measure.exemplar.superposition import attention_deltas
 from icl_fast.measure.exemplar.wiring import composition_scores as exemplar_composition_scores
 from icl_fast.measure.exemplar.wiring import wiring_map
-from icl_fast.measure.heads import TokenisedText, head_views, idealised_losses, token_losses
+from icl_fast.measure.heads import (
+    TokenisedText,
+    head_views,
+    idealised_losses,
+    template_attention,
+    template_scores,
+    token_losses,
+)
 
 N, T, V, C = 3, 12, 40, 12
 TOKENS = torch.randint(V, (N, T + 1), generator=torch.Generator().manual_seed(1))
@@ -175,6 +183,14 @@ def test_the_definition_is_the_model_and_the_fast_engine_refuses(name: str) -> N
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
 
 
+def seen_by_heads(model: Transformer) -> Tensor:
+    """Attention [H,T,T] of the first layer on TEXT."""
+    seen: list[Tensor] = []
+    interventions = [Intervention.apply("0.pattern", lambda pattern: seen.append(pattern[0]) or pattern)]
+    losses(model, interventions=interventions)
+    return seen[0]
+
+
 @pytest.mark.parametrize("name", ["hook", "pre-hook on the model", "adapter on values", "method", "hidden", "forward"])
 def test_heads_of_changed_models(name: str) -> None:
     model = changed(name)
@@ -189,6 +205,9 @@ def test_heads_of_changed_models(name: str) -> None:
     torch.testing.assert_close(scores, torch.stack(seen), rtol=1e-10, atol=0)
     assert prefix_matching_scores(model).isfinite().all()
     torch.testing.assert_close(token_losses(model, TEXT), losses(model)[0].float())
+    labels = torch.where(torch.arange(T) % 3 == 0, torch.arange(T) % 2, -1)
+    scores = template_scores(model, [replace(TEXT, categories=labels)])
+    torch.testing.assert_close(scores.right[0, :, 0], template_attention(seen_by_heads(model), labels)[0])
     whole, without, _ = idealised_losses(model, INPUTS, TARGETS)
     torch.testing.assert_close(whole, losses(model).mean(1))
     removed = losses(model, interventions=[Intervention.zero("1.z", heads=[0])])

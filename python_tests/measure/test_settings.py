@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,13 +31,14 @@ from icl_fast.measure.exemplar.single_heads import attention_weight_curve, singl
 from icl_fast.measure.exemplar.superposition import attention_deltas, temperature_curves
 from icl_fast.measure.exemplar.wiring import composition_scores as exemplar_composition_scores
 from icl_fast.measure.exemplar.wiring import wiring_map
-from icl_fast.measure.heads import TokenisedText, head_views, idealised_losses, token_losses
+from icl_fast.measure.heads import TokenisedText, head_views, idealised_losses, template_scores, token_losses
 from icl_fast.models import make_clamps
 
 V, T = 40, 33
 TOKENS = torch.randint(V, (4, T + 1), generator=torch.Generator().manual_seed(1))
 INPUTS, TARGETS = TOKENS[:, :-1], TOKENS[:, 1:]
 TEXT = TokenisedText("x", "", "", "", INPUTS[0], TARGETS[0], tuple("a" * T), torch.full((T,), -1), 0)
+LABELLED = replace(TEXT, categories=torch.where(torch.arange(T) % 3 == 0, torch.arange(T) % 2, -1))
 SEQUENCES = SequenceConfig(labels_per_class=2)
 EXEMPLARS = gaussian_classes(30, 3, 6, seed=1)
 SETS = [evaluation_sequences(name, SEQUENCES, EXEMPLARS, 23) for name in ("train", "iwl")]
@@ -73,6 +75,7 @@ def of_text(model: Transformer) -> dict[str, Any]:
         "composition": composition_scores(model)["k"],
         "attribution": logit_attribution(model, INPUTS, TARGETS, 1, 0).logits,
         "losses": token_losses(model, TEXT),
+        "templates": template_scores(model, [LABELLED]).right,
         "idealised patterns": idealised_losses(model, INPUTS, TARGETS)[2],
         "views": torch.stack(head_views(model, TEXT)),
     }

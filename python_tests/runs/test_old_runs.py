@@ -67,7 +67,7 @@ def test_text_snapshots(text: Run) -> None:
 
 
 def test_text_results_are_kept_as_they_are(text: Run) -> None:
-    """An equal sweep and an equal evaluation find the old store finished: nothing is measured again."""
+    """An equal sweep finds the old store finished; head scores, of other tokens, open and are not new ones."""
 
     def measured(_: object) -> None:
         raise AssertionError("it is measured again")
@@ -76,8 +76,10 @@ def test_text_results_are_kept_as_they_are(text: Run) -> None:
     found = open_results(store)
     assert found["ablation"].values.tolist() == ["none", "0.1", "*"]
     np.testing.assert_allclose(found["icl_score"].values, SCORES, atol=1e-8)
-    heads = open_results(evaluate(text.path, on_snapshot=measured))
+    heads = open_results(text.path / "results" / "heads.zarr")
     np.testing.assert_allclose(heads["prefix_matching"].values[-1], PREFIX_MATCHING, rtol=1e-6)
+    with pytest.raises(OtherResults, match="belongs to a measurement with other measured"):
+        evaluate(text.path, on_snapshot=measured)
 
 
 def test_a_finished_run_on_text_is_resumed_to_nothing(text: Run) -> None:

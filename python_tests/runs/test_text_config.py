@@ -49,6 +49,7 @@ def test_written_out_it_reads_back_the_same(tmp_path: Path) -> None:
         ("model: {heads: 5, width: 128}", [], "model: heads=5 does not divide width=128"),
         ("model: {position: spiral}", [], "model.position: input should be 'learned'"),
         ("snapshots: {factor: 1.0}", [], "snapshots.factor"),
+        ("data: {evaluation_context: 512}", [], "data.evaluation_context 512: model.position shortformer has a table"),
         ("- a list", [], "must be sections of keys and values, got list"),
         ("training: {", [], "not YAML"),
         ("", ["training.lr"], "write it as section.key=value"),
@@ -63,6 +64,13 @@ def test_bad_input(tmp_path: Path, text: str, overrides: list[str], message: str
         load_config(write(tmp_path, text), overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_models_without_a_position_table_are_evaluated_at_any_length(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {evaluation_context: 512}")
+    assert load_config(path, ["model.position=rotary"]).data.evaluation_length == 512
+    assert load_config(path, ["data.context=512"]).data.evaluation_length == 512
+    assert load_config(path, ["data.evaluation_context=50"]).data.evaluation_length == 50
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -13,13 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from icl_fast import InputError, files
+from icl_fast.data import load_text
+from icl_fast.measure import open_results, sweep
 from icl_fast.models import load_snapshot
-from icl_fast.runs import Run, parse_config
+from icl_fast.runs import Run, TextRunConfig, open_series, parse_config
 from icl_fast.training import TrainingProgress, train
 from icl_fast.training.text import TextTrainer
 
@@ -249,3 +252,27 @@ def test_the_loss_is_that_of_the_models_logits(tiny_values: Values, tmp_path: Pa
     assert (
         expected - math.log(trainer.model.config.vocab)
     ).abs().max() <= 1.0  # no two capped logits are further apart
+
+
+@pytest.mark.parametrize("length", [10, 60])
+def test_evaluated_at_another_length_than_trained(tiny_values: Values, tmp_path: Path, length: int) -> None:
+    config = parse_config(
+        changed(
+            tiny_values,
+            model={"position": "rotary"},
+            data={"evaluation_context": length},
+            training={"steps": 6},
+        )
+    )
+    assert isinstance(config, TextRunConfig)
+    train(config, tmp_path / "run")
+    series = open_series(tmp_path / "run", "last")
+    assert series.context == length
+    results = open_results(sweep(series, heads="1.0", positions="all"))
+    assert results["position"].values.tolist() == list(range(1, length + 1))
+    text = load_text(config.data).evaluation()
+    model = series.load(6).model
+    hidden, _ = model.hidden(text.inputs)
+    expected = model.token_losses(hidden, text.targets).detach().double().mean(0)
+    found = results["position_loss"].sel(ablation="none").isel(snapshot=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

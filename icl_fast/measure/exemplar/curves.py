@@ -21,7 +21,7 @@ def training_curves(run: Run) -> xr.Dataset:
     `training_loss [logged, member]` at `logged_sequences`: the mean since the line before, in nats; where there is an
     L2 term `total_loss`, with that of the weights at that point. All else at
     `sequences [evaluation]`: `<metric> [evaluation, evaluator, member, ...]` for the metrics of
-    `StrategyMetrics`.
+    `StrategyMetrics`. Members that differ in seeds alone have the same `setting [member]`.
 
     Raises:
         InputError: nothing is logged yet, the run is on text, or a line of the log is not what it logs.
@@ -29,7 +29,7 @@ def training_curves(run: Run) -> xr.Dataset:
     records = run.read_log()
     if not records:
         raise InputError(f"run folder {run.path}: nothing is logged yet; train it first")
-    members = run.population.names
+    members, settings = run.population.names, run.population.settings
     losses: list[tuple[int, Values]] = []
     evaluations: list[tuple[int, Values]] = []
     for number, record in enumerate(records, 1):
@@ -41,7 +41,7 @@ def training_curves(run: Run) -> xr.Dataset:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             where = f"{run.path / LOG}: line {number}"
             raise InputError(f"{where}: is not what this run logs ({error!s:.200}); put back a copy") from None
-    data = xr.Dataset(coords={"member": members})
+    data = xr.Dataset(coords={"member": members, "setting": ("member", settings)})
     for name, logged_as in (("training_loss", "loss"), ("total_loss", "total_loss")):
         logged = [values[logged_as, ""] for _, values in losses if (logged_as, "") in values]
         if logged or logged_as == "loss":

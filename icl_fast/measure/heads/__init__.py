@@ -34,9 +34,10 @@ from icl_fast.measure.heads.scores import (
     previous_token_scores,
     repeated_random_tokens,
 )
+from icl_fast.measure.heads.templates import TemplateScores, measure_templates, template_scores
 
 # over the snapshots of a series
-__all__ = ["evaluate", "measure_idealised"]
+__all__ = ["evaluate", "measure_idealised", "measure_templates"]
 # scores of every head of a model, from its activations
 __all__ += ["copying_scores", "prefix_matching_scores", "previous_token_scores"]
 # the same of given patterns, and the tokens to take these on
@@ -47,4 +48,4 @@ __all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalu
 __all__ += ["PATTERNS", "idealised_losses", "matching_pattern", "previous_token_pattern"]
 # one text
 __all__ += ["Attribution", "TokenisedText", "head_views", "logit_attribution", "template_attention"]
-__all__ += ["text_dataset", "token_losses", "tokenise"]
+__all__ += ["TemplateScores", "template_scores", "text_dataset", "token_losses", "tokenise"]

@@ -1,10 +1,9 @@
-"""Curves of the exemplar world over training, as in Figures 4.3, 4.5b, 4.6b, 4.9, 5.1b, 5.2, 5.7 of Singh's thesis."""
+"""Curves of the exemplar world over training: Singh 2025, Figures 2.2 to 2.7, 3.2 to 3.10, 4.3 to 4.9, 5.1 to 5.11."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -34,7 +33,7 @@ def draw_curves(curves: xr.Dataset, title: str, pairs: int, path: Path) -> Path:
     names = [str(name) for name in curves["member"].values]
     if len(names) == 1:
         figure = run_figure(curves.isel(member=0), title, pairs)
-    elif all(FACET in name for name in names):
+    elif all(FACET in name for name in _settings(curves)):
         figure = facet_figure(curves, title, pairs)
     else:
         figure = population_figure(curves, title, pairs)
@@ -85,7 +84,10 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
 
 
 def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
-    """Several runs: their training losses, and each evaluator's accuracy, a line a member."""
+    """Several runs: their training losses, and each evaluator's accuracy, a line a member.
+
+    Seeds of one setting are one line, their mean, with a band of one standard deviation (Singh 2025, 3.2.2).
+    """
     names = [name for name in EVALUATORS if name in curves["evaluator"].values and name != "train"]
     panels = 1 + len(names)
     columns = 2 if panels == 4 else min(3, panels)
@@ -97,9 +99,7 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     for axis, name in zip(axes[1:], names, strict=False):
         answered = bool(np.isfinite(curves["accuracy_in_context"].sel(evaluator=name)).any())
         metric = "accuracy_in_context" if answered else "accuracy"
-        for member, style in _lines(curves):
-            values = curves[metric].sel(evaluator=name, member=member)
-            axis.plot(_millions(curves), values, **style)
+        _draw(axis, _millions(curves), curves[metric].sel(evaluator=name))
         where = "among the labels in context" if answered else "among all outputs"
         label_axes(axis, f"{name}: accuracy {where}", _SEQUENCES, "accuracy")
         axis.set_ylim(-0.02, 1.02)
@@ -113,18 +113,17 @@ def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
 
     Members whose names begin with another word, such as "classes" and "labels", are another row.
     """
-    members = [str(name) for name in curves["member"].values]
-    rows = list(dict.fromkeys(name.split()[0] for name in members))
-    columns = list(dict.fromkeys(name.split(FACET)[1] for name in members))
+    of_member = [str(name) for name in curves["setting"].values]
+    rows = list(dict.fromkeys(name.split()[0] for name in of_member))
+    columns = list(dict.fromkeys(name.split(FACET)[1] for name in of_member))
     figure = Figure(figsize=(4.4 * len(columns), 3.6 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(plain(title))
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            chosen = [name for name in members if name.split()[0] == row and name.split(FACET)[1] == column]
-            part = curves.sel(member=chosen)
-            named = part.assign_coords(member=[name.split(FACET)[0] for name in chosen])
-            _member_losses(axes[i, j], named, column, pairs)
+            chosen = [k for k, name in enumerate(of_member) if (name.split()[0], name.split(FACET)[1]) == (row, column)]
+            named = "member", [of_member[k].split(FACET)[0] for k in chosen]
+            _member_losses(axes[i, j], curves.isel(member=chosen).assign_coords(setting=named), column, pairs)
     return figure
 
 
@@ -181,23 +180,37 @@ def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit:
 
 
 def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
-    for member, style in _lines(curves):
-        values = curves["training_loss"].sel(member=member)
-        axis.plot(curves["logged_sequences"] / 1e6, values, label=plain(str(member)), **style)
+    _draw(axis, curves["logged_sequences"] / 1e6, curves["training_loss"], named=True)
     _guessing(axis, pairs)
     label_axes(axis, title, _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
-    if curves.sizes["member"] <= _MOST_NAMED:
+    if len(_settings(curves)) <= _MOST_NAMED:
         axis.legend(frameon=False, fontsize=8)
 
 
-def _lines(curves: xr.Dataset) -> list[tuple[str, dict[str, Any]]]:
-    """Each member and how its lines look."""
-    members = [str(name) for name in curves["member"].values]
-    width = 0.6 if len(members) > _MOST_NAMED else 1.4
-    return [
-        (name, {"color": MODELS[i % 8], "ls": ("-", "--")[i // 8 % 2], "lw": width}) for i, name in enumerate(members)
-    ]
+def _settings(data: xr.Dataset | xr.DataArray) -> dict[str, list[int]]:
+    """The members of each setting."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(data["setting"].values):
+        found.setdefault(str(name), []).append(number)
+    return found
+
+
+def _draw(axis: Axes, x: xr.DataArray, values: xr.DataArray, *, named: bool = False) -> None:
+    """A line a setting: of one member; of several seeds their mean, with a band of one standard deviation.
+
+    Args:
+        values: `[time, member]`.
+    """
+    settings = _settings(values)
+    width = 0.6 if len(settings) > _MOST_NAMED else 1.4
+    for i, (name, members) in enumerate(settings.items()):
+        colour, of_seeds = MODELS[i % 8], values.isel(member=members)
+        mean = of_seeds.mean("member", skipna=False)
+        axis.plot(x, mean, color=colour, ls=("-", "--")[i // 8 % 2], lw=width, label=plain(name) if named else None)
+        if len(members) > 1:
+            deviation = of_seeds.std("member", ddof=1, skipna=False)
+            axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.2, lw=0)
 
 
 def _guessing(axis: Axes, pairs: int) -> None:

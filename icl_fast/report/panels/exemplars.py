@@ -12,7 +12,7 @@ import xarray as xr
 
 from icl_fast.analysis import learning_time, transience
 from icl_fast.analysis.arrays import Floats
-from icl_fast.analysis.learning import LEARNED
+from icl_fast.analysis.learning import LEARNED, LEAST_RISE
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.report.colours import EVALUATORS
 from icl_fast.report.panels.builders import SEQUENCES, filled, line, share_range, slugs, spaced_exponentially, there
@@ -125,13 +125,25 @@ def _by_evaluator(run: ExemplarStudy, seen: Floats, data: xr.Dataset, metric: st
     )
 
 
-def _by_member(seen: Floats, values: xr.DataArray) -> tuple[Series, ...]:
-    """A line a member.
+def _by_setting(run: ExemplarStudy, seen: Floats, values: xr.DataArray) -> tuple[Series, ...]:
+    """A line a setting: of one member; of several seeds their mean, with one standard deviation.
 
     Raises:
         InputError: no value is finite.
     """
-    return there(line(str(member), seen, _floats(values.sel(member=member))) for member in values["member"].values)
+    lines = []
+    for name, members in run.settings.items():
+        of = _floats(values.isel(member=members).transpose(..., "member"))
+        deviation = of.std(1, ddof=1) if len(members) > 1 else None
+        lines.append(line(name, seen, of.mean(1), deviation))
+    return there(lines)
+
+
+def _each(run: ExemplarStudy) -> str:
+    """What a caption says of `_by_setting`."""
+    if len(run.settings) == len(run.members):
+        return "A line a member."
+    return "A line a setting: the mean over its seeds, with one standard deviation."
 
 
 def _loss(run: ExemplarStudy) -> Panel:
@@ -141,14 +153,14 @@ def _loss(run: ExemplarStudy) -> Panel:
         key="loss",
         title="Loss over training",
         caption=f"Cross-entropy of the query's label. Guessing one of the {pairs} labels in context costs "
-        f"log {pairs} = {math.log(pairs):.3f} nats. {_learned(run)} {_THESIS}, Fig 4.3a.",
+        f"log {pairs} = {math.log(pairs):.3f} nats. {_learned(run)} {_each(run)} {_THESIS}, Fig 4.3a.",
         y_label="loss (nats)",
         **_over_training(seen),
     )
 
     def content() -> dict[str, object]:
         if len(run.members) > 1:
-            return {"series": _by_member(seen, curves["training_loss"])}
+            return {"series": _by_setting(run, seen, curves["training_loss"])}
         train = line("train", seen, _floats(curves["training_loss"].isel(member=0)), evaluator="train")
         held_out = [name for name in _evaluators(curves) if name.startswith("held-out")]
         others = [
@@ -169,11 +181,11 @@ def _total_loss(run: ExemplarStudy) -> list[Panel]:
     panel = Panel(
         key="total-loss",
         title="Loss with its L2 term",
-        caption=f"A line a member: the training loss and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
+        caption=f"{_each(run)} The training loss and the L2 term of the weights at that point. {_THESIS}, Fig B.4.",
         y_label="loss (nats)",
         **_over_training(seen),
     )
-    return [filled(panel, lambda: {"series": _by_member(seen, run.curves["total_loss"])})]
+    return [filled(panel, lambda: {"series": _by_setting(run, seen, run.curves["total_loss"])})]
 
 
 def _learned(run: ExemplarStudy) -> str:
@@ -220,7 +232,10 @@ def _accuracies(run: ExemplarStudy) -> list[Panel]:
             _of_metric(run, seen, run.curves, "accuracy", source.format("5.2"), "curves"),
             _of_metric(run, seen, run.curves, "loss", source.format("5.9b"), "curves"),
         ]
-    return [_of_evaluator(run, seen, run.curves, name, source.format("5.1b, 5.11")) for name in _evaluators(run.curves)]
+    return [
+        _of_evaluator(run, seen, run.curves, name, source.format("2.2-2.7, 3.2-3.10, 5.1b, 5.11"))
+        for name in _evaluators(run.curves)
+    ]
 
 
 _METRICS = {
@@ -242,6 +257,8 @@ def _transience(seen: Floats, data: xr.Dataset) -> str:
     if len(found) != 1:
         return f" ICL is transient in {sum(one.transient for one in found)} of {len(found)} members."
     (one,) = found
+    if one.height < 0.5 + LEAST_RISE:
+        return f" There is no ICL: at most {one.height:.3f}."
     fall = "" if math.isnan(one.decay) else f", {one.decay:+.3g} a million sequences from the peak on"
     verdict = "transient" if one.transient else "not transient"
     return (
@@ -275,12 +292,12 @@ def _of_evaluator(
     panel = Panel(
         key=f"{metric}-{name}",
         title=f"{name}: {title[0].lower()}{title[1:]}",
-        caption=f"A line a member. {source}" + (_transience(seen, data) if name == "icl" else ""),
+        caption=f"{_each(run)} {source}" + (_transience(seen, data) if name == "icl" else ""),
         y_label=unit,
         y_range=_UNIT_RANGE,
         **_over_training(seen),
     )
-    return filled(panel, lambda: {"series": _by_member(seen, data[chosen].sel(evaluator=name))})
+    return filled(panel, lambda: {"series": _by_setting(run, seen, data[chosen].sel(evaluator=name))})
 
 
 def _strategies(run: ExemplarStudy) -> list[Panel]:

@@ -99,12 +99,15 @@ def is_finished(run: Run, config: RunConfig) -> bool:
     return config.training.steps in run.snapshot_steps()
 
 
-def load_experiments(configs: str | Path, work: Work, scale: Scale, out: str | Path) -> dict[str, Experiment]:
+def load_experiments(
+    configs: str | Path, work: Work, scale: Scale, out: str | Path, overrides: Sequence[str] = ()
+) -> dict[str, Experiment]:
     """All experiments of a work at a scale, those that others need first.
 
     Args:
         configs: the folder `configs` of a checkout.
         out: the folder that their run folders go to, `out/<work>-<scale>/<name>`.
+        overrides: on top of those of every experiment.
 
     Raises:
         InputError: a file that is missing or not as it should be.
@@ -113,7 +116,7 @@ def load_experiments(configs: str | Path, work: Work, scale: Scale, out: str | P
     rows, home = read_yaml(source), Path(out) / f"{work}-{scale}"
     for name, row in rows.items():
         _check(source, name, row)
-    found = {name: _experiment(name, row, scale, Path(configs), home) for name, row in rows.items()}
+    found = {name: _experiment(name, row, scale, Path(configs), home, overrides) for name, row in rows.items()}
     for one in found.values():
         if unknown := [name for name in one.needs if name not in found]:
             raise InputError(f"config {source}: {one.name}: there is no experiment {unknown[0]}")
@@ -141,9 +144,11 @@ def _check(source: Path, name: str, row: Any) -> None:
         )
 
 
-def _experiment(name: str, row: Mapping[str, Any], scale: Scale, configs: Path, home: Path) -> Experiment:
+def _experiment(
+    name: str, row: Mapping[str, Any], scale: Scale, configs: Path, home: Path, more: Sequence[str]
+) -> Experiment:
     at = row.get(scale, {})
-    overrides = [*row.get("set", []), *at.get("set", [])]
+    overrides = [*row.get("set", []), *at.get("set", []), *more]
     config = configs / row["config"]
     needs = tuple(dict.fromkeys(_FOLDER.findall("\n".join(overrides))))
     filled = tuple(_FOLDER.sub(lambda match: str(home / match[1]), one) for one in overrides)
@@ -152,7 +157,7 @@ def _experiment(name: str, row: Mapping[str, Any], scale: Scale, configs: Path, 
 
 def _with_seeds(config: ExemplarRunConfig, seeds: int) -> ExemplarRunConfig:
     """The population of every member of the config with each of so many seeds, the config's own first."""
-    values = config.model_dump(mode="json")
+    values = config.model_dump(mode="json") | {"seeds": 1}
     members: Sequence[tuple[str, dict[str, Any]]] = [("", {})]
     if not isinstance(config.members, int):
         members = [(f"{member.name} | ", member.set) for member in config.members]

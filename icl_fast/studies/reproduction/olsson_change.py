@@ -10,21 +10,22 @@ import xarray as xr
 
 from icl_fast.analysis import (
     PhaseChange,
-    find_phase_change,
-    icl_score_variants,
+    icl_score,
     joint_pca,
     loss_by_log_tokens,
+    phase_change_of,
 )
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
+from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
-from icl_fast.studies.reproduction.trained import Trained, heads, losses
+from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, losses
 
 Runs = Mapping[str, Sequence[Trained]]
 TOKENS, NATS = "training tokens (millions)", "nats per token"
 ATTENTION = tuple(f"attention_{layers}" for layers in range(1, 7))
 MLP = tuple(f"mlp_{layers}" for layers in range(1, 7))
-PAIRS = ((10, 250), (25, 128), (25, 250), (50, 250), (100, 250))  # of positions, besides the score's own
+EARLY = (5, 10, 25, 50, 100)  # positions to compare the end of the context with
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ def curves(trained: Trained) -> Curves:
     """Everything that the claims about the phase change read off a training."""
     data = losses(trained)
     whole = data.sel(ablation=UNABLATED)
-    matching = heads(trained)["prefix_matching"].max(("layer", "head")).values
+    matching = heads(trained)["prefix_matching"]
+    change = phase_change_of(data, matching)
+    if change is None:
+        raise InputError(f"{trained.label}: has too few snapshots for a phase change")
     steps, score = data["snapshot"].values, whole["icl_score"].values
-    change = find_phase_change(steps.tolist(), score.tolist(), matching.tolist())
     first = int(steps[0] == 0)
     at = [None if index is None or not change.happened else index - first for index in (change.start, change.end)]
     return Curves(
@@ -68,7 +71,7 @@ def curves(trained: Trained) -> Curves:
         data["tokens"].values[first:] / 1e6,
         whole["loss"].mean("example").values[first:],
         score[first:],
-        matching[first:],
+        matching.max(("layer", "head")).values[first:],
         change,
         *at,
     )
@@ -89,8 +92,25 @@ def phase_changes(runs: Runs) -> Measurement:
         "changed": [float(one.change.happened) for one in found],
         "drop": [one.change.drop for one in found],
         "prefix_matching": [one.change.prefix_matching for one in found],
+        "evidence": [one.change.evidence for one in found],
+        "support": [one.change.support for one in found],
     }
     return Measurement(quantities, _chart("ICL score", found, lambda one: one.score))
+
+
+def abruptness(runs: Runs) -> Measurement:
+    """How many times the tokens of its start the end of the change takes; of the best smooth fit beside it."""
+    found = _all(runs)
+    quantities = {
+        "abruptness": [_of_change(one, one.change.abruptness) for one in found],
+        "abruptness_high": [_of_change(one, (one.change.abruptness_interval or (np.nan,))[-1]) for one in found],
+        "smooth_abruptness": [_of_change(one, one.change.smooth_abruptness) for one in found],
+    }
+    return Measurement(quantities, _chart("ICL score", found, lambda one: one.score))
+
+
+def _of_change(one: Curves, value: float | None) -> float:
+    return value if value is not None and one.change.happened else float("nan")
 
 
 def lasting(runs: Runs) -> Measurement:
@@ -128,10 +148,11 @@ def earlier(runs: Runs) -> Measurement:
 
 
 def _middle(one: Curves) -> float:
-    """Millions of tokens (the geometric mean of start and end) at which a change is half done; NaN without one."""
-    if one.start is None or one.end is None:
+    """Millions of tokens (the geometric mean of the fitted start and end) at which it is half done; NaN without one."""
+    if one.change.window is None or not one.change.happened:
         return float("nan")
-    return float(np.sqrt(one.tokens[one.start] * one.tokens[one.end]))
+    steps = float(np.sqrt(one.change.window[0] * one.change.window[1]))
+    return steps * float(one.tokens[-1]) / float(one.data["snapshot"].values[-1])
 
 
 def pivot(runs: Runs) -> Measurement:
@@ -170,20 +191,20 @@ def same_score(runs: Runs) -> Measurement:
 
 
 def other_pairs(runs: Runs) -> Measurement:
-    """Whether the change happens by the ICL score of every other pair of positions too: the least drop of any pair."""
-    found, drops, lines = _all(runs), [], []
-    for one in found:
-        scores = icl_score_variants(one.data, PAIRS)
-        verdicts = [
-            find_phase_change(one.data["snapshot"].values.tolist(), scores[:, pair].tolist(), one.matching.tolist())
-            for pair in range(len(PAIRS))
-        ]
-        drops.append(float(np.mean([verdict.happened for verdict in verdicts])))
-        lines += [
-            Curve(f"{one.name}: {late} less {early}", one.tokens, scores[:, pair])
-            for pair, (early, late) in enumerate(PAIRS)
-        ]
-    return Measurement({"share_of_pairs": drops}, Chart("ICL scores of other pairs", TOKENS, NATS, lines))
+    """How much ICL scores of models differ at the end if they compare the context's end with other early positions.
+
+    As in `same_score`, the largest of several early positions; the late one is the last 13 of the context.
+    """
+    found, lines, deviations = _all(runs), [], []
+    length = found[0].data.sizes["position"]
+    late = list(range(length - ICL_WINDOW + 1, length + 1))
+    for early in EARLY:
+        around = list(range(early - min(early - 1, ICL_WINDOW // 2), early + ICL_WINDOW // 2 + 1))
+        last = np.array([icl_score(one.data.isel(snapshot=[-1]), around, late)[0] for one in found])
+        deviations.append(last.std(ddof=1) / abs(last.mean()))
+        lines.append(Curve(f"end of context less {early}", np.arange(1, len(found) + 1), last))
+    chart = Chart("ICL scores of other pairs", "model, by depth", NATS, lines)
+    return Measurement({"largest_deviation": [max(deviations)]}, chart)
 
 
 def derivative_order(runs: Runs) -> Measurement:

@@ -72,6 +72,7 @@ class Reproduction:
         configs: str | Path,
         names: Sequence[str] = (),
         public: str | Path | None = None,
+        overrides: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -79,6 +80,7 @@ class Reproduction:
             configs: the folder `configs` of a checkout.
             names: of claims; none: all of the work.
             public: other people's models, for the claims that speak of them (see `icl_fast.open_series`).
+            overrides: of the config of every training, such as `data.corpus=FOLDER`.
 
         Raises:
             InputError: an unknown claim, or an experiment file that is missing or not as it should be.
@@ -88,7 +90,7 @@ class Reproduction:
             raise InputError(f"claims: {work} has no claim {unknown[0]}; there are {', '.join(known)}")
         self.work, self.scale = work, scale
         self.claims = [known[name] for name in names] if names else list(known.values())
-        every = load_experiments(configs, work, scale, out)
+        every = load_experiments(configs, work, scale, out, overrides)
         self.public = public
         needed = {name for claim in self.testable() for name in claim.experiments} - {PUBLIC}
         if missing := needed - every.keys():

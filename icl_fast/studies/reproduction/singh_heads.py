@@ -205,6 +205,7 @@ def pairs_of_heads(runs: Runs) -> Measurement:
 _KINDS = ("as it is", "perfect")
 
 
+@cache  # exemplars are read and encoded once for all that is measured of a snapshot
 def _opened(path: Path, step: int) -> MeasuredRun:
     return open_measured(path, snapshots=str(step), evaluators=["train"], sequences=_SEQUENCES)
 
@@ -240,16 +241,20 @@ def _answers(trained: Trained) -> np.ndarray:
     return found
 
 
-def _cut(trained: Trained) -> xr.Dataset:
-    """Each layer cut from the output, in every snapshot."""
-    out = trained.results / "cut_from_output.zarr"
-
+@cache
+def _cut_of(path: Path, out: Path) -> xr.Dataset:
     def measure() -> Path:
-        measured = open_measured(trained.run.path, evaluators=["train"], sequences=SEQUENCES)
+        measured = open_measured(path, evaluators=["train"], sequences=SEQUENCES)
         layers = range(measured.series.population.config.model.layers)
         return measure_ablations(measured, modes=["direct"], heads=[f"{layer}.*" for layer in layers], out=out)
 
-    return trained.cut(kept(measure, out)).sel(mode="direct", evaluator="train")
+    return kept(measure, out)
+
+
+def _cut(trained: Trained) -> xr.Dataset:
+    """Each layer cut from the output, in every snapshot."""
+    found = _cut_of(trained.run.path, trained.results / "cut_from_output.zarr")
+    return trained.cut(found).sel(mode="direct", evaluator="train")
 
 
 _ONE_HEAD = "single_heads:only 1.3"

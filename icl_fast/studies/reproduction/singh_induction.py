@@ -36,7 +36,7 @@ def plateau(runs: Runs) -> Measurement:
     found = [training_loss(trained) for trained in runs["run"]]
     shares, times = [], []
     for seen, loss in found:
-        times.append(learning_time(seen, loss))
+        times.append(float(learning_time(seen, loss)))
         before = loss[(np.cumsum(loss < 1.1 * PLATEAU) > 0) & (seen < times[-1])]
         shares.append(_mean(np.abs(before / PLATEAU - 1) < 0.1))
     return Measurement({"plateau_share": shares, "learned_after": times}, _losses(found))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.singh_curves import (
     SEQUENCES,
     Runs,
-    curves_of,
+    highest_of,
     later,
     risen,
     strategies_learned,
@@ -26,18 +27,19 @@ SEEDS = range(100)  # of the toy models
 
 
 def layer_1(runs: Runs) -> Measurement:
-    """Attention of labels in layer 1, a mean over its heads: how much to the exemplar before is lost after its peak.
+    """Attention of labels in layer 1, a mean over its heads, from the peak of ICL to the end.
 
-    Quantities: `previous_lost`: the share of the highest attention to the previous token that is gone at the end;
-    `own_gained`: by how much attention to itself rose meanwhile.
+    Quantities: `previous_lost`: the share of the attention to the exemplar before that is lost; `own_gained`: by how
+    much attention to the label itself rises.
     """
-    lost, gained, lines = [], [], {"previous token": [], "itself": []}
+    lost, gained = [], []
+    lines: dict[str, list[Floats]] = {"previous token": [], "itself": []}
     for one in runs["run"]:
         seen, previous = curve(one, "train", "previous_token")
         previous, own = previous[:, 0].mean(-1), curve(one, "train", "own")[1][:, 0].mean(-1)
-        top = int(previous.argmax())
-        lost.append(float(1 - previous[-1] / previous[top]))
-        gained.append(float(own[-1] - own[top]))
+        peak = int(np.searchsorted(seen, risen(one, "icl").peak))
+        lost.append(float(1 - previous[-1] / previous[peak]))
+        gained.append(float(own[-1] - own[peak]))
         lines["previous token"].append(previous)
         lines["itself"].append(own)
     curves = [Curve(name, seen / 1e6, values) for name, values in lines.items()]
@@ -53,11 +55,9 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
     differences, lines = [], []
     for one in runs["run"]:
         peak = risen(one, "icl").peak
-        of = [
-            data["accuracy_in_context"].sel(evaluator=evaluator).isel(clamp=0).values
-            for data in (strategies(one), strategies(one, f"last:{parts}"))
-        ]
-        seen = strategies(one)["sequences"].values
+        found = [strategies(one), strategies(one, f"last:{parts}")]
+        of = [data["accuracy_in_context"].sel(evaluator=evaluator).isel(clamp=0).values for data in found]
+        seen = found[0]["sequences"].values
         differences.append(float(np.abs(of[1] - of[0])[seen >= peak].mean()))
         lines += [
             Curve(f"{one.name}: {name}", seen / 1e6, values)
@@ -65,13 +65,6 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
         ]
     chart = Chart(f"Accuracy on {evaluator}", SEQUENCES, "accuracy within context", lines)
     return Measurement({"difference": differences}, chart)
-
-
-def highest_icl(runs: Runs) -> Measurement:
-    """The highest accuracy on ICL sequences of each of some trainings, by their roles."""
-    quantities = {role: [risen(one, "icl").height for one in trained] for role, trained in runs.items()}
-    curves = [curves_of(role, trained, "icl") for role, trained in runs.items()]
-    return Measurement(quantities, Chart("In-context learning", SEQUENCES, "accuracy within context", curves))
 
 
 def coopetition(runs: Runs, mu: float = 0.1, alpha: float = 0.1) -> Measurement:
@@ -123,7 +116,7 @@ CLAIMS = (
     Claim(
         name="iwl-near-chance",
         source="5.4, Figure 5.2",
-        statement="Without the label in context the network hardly answers: pure in-weights learning stays near chance.",
+        statement="Without the label in context it hardly answers: pure in-weights learning stays near chance.",
         runs={"run": "transience"},
         measure=strategies_learned,
         rule="iwl_highest < 0.05",
@@ -163,7 +156,7 @@ CLAIMS = (
         source="D.1.2, Figure D.2",
         statement="With rotary or sinusoidal positions two attention-only layers show no ICL.",
         runs={"rotary": "rotary", "sinusoidal": "sinusoidal"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="rotary < 0.6 and sinusoidal < 0.6",
         without={"rotary": "transience", "sinusoidal": "transience"},
     ),
@@ -188,7 +181,7 @@ CLAIMS = (
     Claim(
         name="layer-2-hardly-changes",
         source="5.6.1, Figure 5.6b",
-        statement="Given layer 2 and the unembedding of the end, snapshots behave as they did, once layer 2 has formed.",
+        statement="Given layer 2 and unembedding of the end, snapshots behave as they did, once layer 2 has formed.",
         runs={"run": "transience"},
         measure=given_the_end,
         arguments={"parts": "layer-2+unembed"},
@@ -218,7 +211,7 @@ CLAIMS = (
         source="5.6.3, Figure 5.8b",
         statement="So do layers 2 from the middle of a training on CIWL alone; early and late ones do not.",
         runs={"early": "icl_on_early_ciwl", "middle": "icl_on_middle_ciwl", "late": "icl_on_late_ciwl"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="middle >= 0.75 and early < 0.6 and late < 0.6",
         without={"middle": "icl_on_late_ciwl"},
     ),
@@ -227,14 +220,14 @@ CLAIMS = (
         source="5.6.4, Figure 5.8c",
         statement="Trained on from an early CIWL checkpoint, ICL still emerges; once CIWL has formed it does not.",
         runs={"early": "bursty_after_early_ciwl", "late": "bursty_after_late_ciwl"},
-        measure=highest_icl,
+        measure=highest_of,
         rule="early >= 0.75 and late < 0.6",
         without={"late": "transience"},
     ),
     Claim(
         name="ciwl-needs-no-icl",
         source="5.9.1, Figure 5.11a",
-        statement="Where labels cannot attend to the exemplar before them ICL never emerges, and CIWL does all the same.",
+        statement="Where labels cannot attend to the exemplar before them ICL never emerges; CIWL does all the same.",
         runs={"run": "variants:no previous token"},
         measure=strategies_learned,
         rule="icl_highest < 0.6 and ciwl_end > 0.9",

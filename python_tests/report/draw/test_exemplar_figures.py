@@ -73,13 +73,27 @@ def test_curves_of_a_population(grid: Run) -> None:
 
 def test_a_name_is_no_formula_and_hides_no_line(grid: Run, tmp_path: Path) -> None:
     names = [r"a$\frac$b", "_hidden", "\udcff"]
-    curves = training_curves(grid).isel(member=slice(0, 3)).assign_coords(member=names)
+    curves = training_curves(grid).isel(member=slice(0, 3)).assign_coords(setting=("member", names))
     figure = population_figure(curves, r"$\frac$", 2)
     save_figure(figure, tmp_path / "curves")  # matplotlib reads formulas when it draws
     drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
     assert r"<!-- $\frac$ -->" in drawn
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend] == [r"a\$\frac\$b", "_hidden", "?"]
+
+
+def test_seeds_of_a_setting_are_one_band(grid: Run) -> None:
+    curves = training_curves(grid).isel(member=slice(0, 5))
+    curves = curves.assign_coords(setting=("member", ["a", "a", "b", "a", "b"]))
+    axes = population_figure(curves, "seeds", 2).axes
+    for name, members in (("a", [0, 1, 3]), ("b", [2, 4])):
+        losses = curves["training_loss"].values[:, members]
+        np.testing.assert_allclose(drawn(axes[0], name), losses.mean(1), rtol=1e-12)
+        band = axes[0].collections["ab".index(name)].get_paths()[0].vertices[:, 1]
+        for edge in losses.mean(1) - losses.std(1, ddof=1), losses.mean(1) + losses.std(1, ddof=1):
+            assert all(np.isclose(band, value, rtol=1e-9).any() for value in edge)
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert len(axes[1].get_lines()) == len(axes[1].collections) == 2
 
 
 def test_a_grid_has_a_row_a_word_and_a_column_a_clamp(grid: Run) -> None:

@@ -67,11 +67,9 @@ def test_seeds_are_a_mean_with_its_standard_error(exemplar_runs: Runs) -> None:
     run, panels = exemplar_runs["seeds"], panels_of(exemplar_runs["seeds"])
     assert run.of_seeds
     curves = run.curves
-    same(
-        panels["loss"],
-        {name: curves["training_loss"].sel(member=name) for name in run.members},
-        curves["logged_sequences"],
-    )
+    same(panels["loss"], {"3 seeds": curves["training_loss"].mean("member")}, curves["logged_sequences"])
+    (band,) = panels["loss"].series
+    np.testing.assert_allclose(band.error, curves["training_loss"].std("member", ddof=1).values, rtol=1e-12)
     for panel, values in (
         (panels["curves-accuracy"], curves["accuracy"].transpose("member", "evaluator", ...)),
         (panels["strategies-probability"], run.strategies["probability"].isel(clamp=0).transpose("member", ...)),
@@ -216,7 +214,7 @@ def test_of_many_members_the_first_have_figures_of_their_heads(exemplar_runs: Ru
         f"attention-own-seed-{i}" for i in range(MOST_MEMBERS)
     ]
     assert "the first 6 of 8 members" in panels["attention-own-seed-0"].caption
-    assert len(panels["loss"].series) == len(names)
+    assert len(panels["loss"].series) == 1
 
 
 def test_evaluators_have_one_colour_everywhere(exemplar_runs: Runs) -> None:
