@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from icl_fast.analysis.claims import Rule
 from icl_fast.runs import Run
-from icl_fast.studies.reproduction import strategy_curves, singh_data, singh_strategies
+from icl_fast.studies.reproduction import singh_data, singh_strategies, strategy_curves
 from icl_fast.studies.reproduction.claim import Claim, Scale
 from icl_fast.studies.reproduction.experiments import load_experiments
 from icl_fast.studies.reproduction.trained import Trained

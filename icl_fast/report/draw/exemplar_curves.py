@@ -1,4 +1,4 @@
-"""Curves of the exemplar world over training, as in Figures 4.3, 4.5b, 4.6b, 4.9, 5.1b, 5.2, 5.7 of Singh's thesis."""
+"""Curves of the exemplar world over training: Singh 2025, Figures 2.2 to 2.7, 3.2 to 3.10, 4.3 to 4.9, 5.1 to 5.11."""
 
 from __future__ import annotations
 

@@ -232,7 +232,10 @@ def _accuracies(run: ExemplarStudy) -> list[Panel]:
             _of_metric(run, seen, run.curves, "accuracy", source.format("5.2"), "curves"),
             _of_metric(run, seen, run.curves, "loss", source.format("5.9b"), "curves"),
         ]
-    return [_of_evaluator(run, seen, run.curves, name, source.format("5.1b, 5.11")) for name in _evaluators(run.curves)]
+    return [
+        _of_evaluator(run, seen, run.curves, name, source.format("2.2-2.7, 3.2-3.10, 5.1b, 5.11"))
+        for name in _evaluators(run.curves)
+    ]
 
 
 _METRICS = {
