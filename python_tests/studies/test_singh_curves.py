@@ -85,14 +85,6 @@ def test_decay_is_the_slope_after_the_peak(given_curves: Callable[[Curves], None
     assert found["slow"] == pytest.approx([0.0])
 
 
-def test_the_best_middle_checkpoint_of_each_seed(given_curves: Callable[[Curves], None]) -> None:
-    given_curves({(name, "icl"): [level] * 4 for name, level in {"a": 0.6, "b": 0.9, "c": 0.5}.items()})
-    a, b, c = training("a"), training("b"), training("c")
-    found = singh_strategies.checkpoints({"early": [c, c], "middle_1": [a, b], "middle_2": [b, c], "late": [c, b]})
-    assert found.quantities["middle"] == [0.9, 0.9]
-    assert found.quantities["late"] == [0.5, 0.9]
-
-
 def test_the_best_of_a_sweep_is_compared(given_curves: Callable[[Curves], None]) -> None:
     given_curves({(name, "iwl"): [level] * 4 for name, level in {"a": 0.1, "b": 0.3, "c": 0.5}.items()})
     runs = {"rnn": [training("a"), training("b")], "transformer": [training("c"), training("a")]}
