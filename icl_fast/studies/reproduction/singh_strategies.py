@@ -157,7 +157,7 @@ CLAIMS = (
         measure=strategies_learned,
         rule="icl_highest < 0.6 and iwl_end > 0.05",
         without={"run": "transience"},
-        note="400 classes of 5 exemplars beside 3,200 of 20",
+        note="200 classes of 5 exemplars beside 3,200 of 20",
     ),
     Claim(
         name="learned-positions-are-needed",
@@ -218,7 +218,7 @@ CLAIMS = (
         name="middle-ciwl-checkpoints-help",
         source="5.6.3, Figure 5.8b",
         statement="So do layers 2 from the middle of a training on CIWL alone; early and late ones do not.",
-        runs={"early": "icl_on_ciwl_1000", "middle": "icl_on_ciwl_8000", "late": "icl_on_ciwl_80000"},
+        runs={"early": "icl_on_ciwl_250", "middle": "icl_on_ciwl_8000", "late": "icl_on_ciwl_80000"},
         measure=highest_of,
         rule="middle >= 0.75 and early < 0.6 and late < 0.6",
         without={"middle": "icl_on_ciwl_80000"},
