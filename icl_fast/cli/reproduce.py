@@ -84,19 +84,27 @@ def _training(name: str, config: RunConfig) -> AbstractContextManager[Any]:
 def _print_plan(wanted: Reproduction) -> None:
     from rich.table import Table
 
-    table = Table("part", "experiment", "minutes", "trained", "claims", box=None, pad_edge=False)
+    from icl_fast.studies.reproduction.cost import FLOPS, gpu_hours
+
+    tiny = wanted.scale == "tiny"
+    table = Table(
+        "part", "experiment", "minutes" if tiny else "GPU-hours", "trained", "claims", box=None, pad_edge=False
+    )
+    costs, left = 0.0, 0.0
     for number, part in enumerate(wanted.parts(), start=1):
         for one in part:
             of = sum(one.name in claim.experiments for claim in wanted.testable())
-            minutes = "not measured" if one.minutes is None else f"{one.minutes:g}"
-            table.add_row(str(number), one.name, minutes, "yes" if one.finished() else "no", str(of))
+            cost = one.minutes or 0.0 if tiny else gpu_hours(list(one.runs().values()))
+            done = one.finished()
+            costs, left = costs + cost, left + cost * (not done)
+            shown = f"{cost:.2g}" if cost else "not measured"
+            table.add_row(str(number), one.name, shown, "yes" if done else "no", str(of))
     print_table(table)
-    known = [one.minutes for one in wanted.experiments.values() if one.minutes is not None]
-    left = [one.minutes for one in wanted.experiments.values() if one.minutes is not None and not one.finished()]
     untested = len(wanted.claims) - len(list(wanted.testable()))
+    unit = "minutes of one core" if tiny else f"GPU-hours at {FLOPS / 1e12:.0f} TFLOP/s, by arithmetic alone"
     echo(
-        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes "
-        f"{sum(known):.0f} minutes of one core, {sum(left):.0f} of them to come; then measuring"
+        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes {costs:.3g} "
+        f"{unit}, {left:.3g} of them to come; then measuring"
     )
 
 

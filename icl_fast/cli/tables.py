@@ -10,7 +10,8 @@ import xarray as xr
 from rich import box
 from rich.table import Column, Table
 
-from icl_fast.analysis import JointPCA, Thresholds, head_types
+from icl_fast.analysis import JointPCA, Thresholds, gained_inside, head_types, loss_bump
+from icl_fast.analysis.arrays import unablated
 from icl_fast.analysis.phase_change import MAX_ABRUPTNESS, MIN_DROP, MIN_EVIDENCE, MIN_PREFIX_MATCHING
 from icl_fast.cli.console import echo, print_table
 from icl_fast.cli.measure_tables import print_strategies
@@ -278,6 +279,20 @@ def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[str, ...]:
     )
 
 
+def _inside(name: str, sweep: xr.Dataset, change: PhaseChange | None) -> None:
+    """What happens in a model's change: how much of the last ICL score it brings, and whether the loss falls faster."""
+    if change is None or not change.happened or change.window is None or change.start is None or change.end is None:
+        return
+    gained = gained_inside(unablated("sweep", sweep, "icl_score").values.tolist(), change.start, change.end)
+    losses = unablated("sweep", sweep, "loss").mean("example").values
+    bump = loss_bump(sweep["snapshot"].values.tolist(), losses.tolist(), change.window)
+    slopes = ", ".join("too few snapshots" if np.isnan(of[0]) else f"{of[0]:.2f}±{of[1]:.2f}" for of in bump.slopes)
+    echo(
+        f"{name}: {gained:.0%} of the last ICL score is gained in the change; d loss / d ln(step) before, in and after "
+        f"it: {slopes}" + ", a bump" * bump.steeper
+    )
+
+
 def _training(sweep: xr.Dataset, steps: Sequence[float]) -> str:
     """Steps as the table counts training: `0.6-4.6M` tokens, or `step 300-2400`."""
     if counted_by([sweep]) == "steps":
@@ -303,6 +318,8 @@ def _print_falls(models: Mapping[str, tuple[xr.Dataset, PhaseChange | None]]) ->
     print_table(table)
     drawn = {change.resampled for _, change in models.values() if change is not None}
     echo(f"intervals: over {' or '.join(sorted(drawn))}")
+    for name, (sweep, change) in models.items():
+        _inside(name, sweep, change)
 
 
 def print_study(study: Study) -> None:
@@ -312,6 +329,12 @@ def print_study(study: Study) -> None:
         _print_falls({name: (model.losses, model.change) for name, model in study.models.items()})
         echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
+        for name, model in study.models.items():
+            for one in model.curiosities:
+                where = f"head {one.head[0]}.{one.head[1]}" if one.head else f"step {one.step}"
+                echo(f"{name}: {one.kind}, {where}: {one.what}")
+        if not any(model.curiosities for model in study.models.values()):
+            echo("no loss spikes and no odd heads (Unexplained Curiosities)")
     for name, exemplars in study.exemplars.items():
         echo(name)
         print_strategies(exemplars.strategies)

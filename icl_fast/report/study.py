@@ -8,7 +8,7 @@ from typing import Literal
 
 import xarray as xr
 
-from icl_fast.analysis import HeadTypes, JointPCA, PhaseChange
+from icl_fast.analysis import Curiosity, HeadTypes, JointPCA, PhaseChange
 from icl_fast.models import TransformerConfig
 from icl_fast.report.panels.panel import Panel
 from icl_fast.runs import ExemplarRunConfig
@@ -50,6 +50,7 @@ class ModelStudy:
         texts: by name of a text, what the model makes of it (see `icl_fast.measure.heads.text_dataset`).
         progress: what its training is counted by; the same for all models of a report.
         notes: what should be known of it before its numbers are read, a sentence each.
+        curiosities: what is odd about it (see `icl_fast.analysis.find_curiosities`).
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelStudy:
     texts: dict[str, xr.Dataset]
     progress: Progress = "tokens"
     notes: tuple[str, ...] = ()
+    curiosities: tuple[Curiosity, ...] = ()
 
     @property
     def snapshots(self) -> int:

@@ -16,6 +16,7 @@ from icl_fast.analysis import (
     Thresholds,
     attribute_heads,
     attribute_icl,
+    find_curiosities,
     head_types,
     heads_of_interest,
     joint_pca,
@@ -216,6 +217,13 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
     else:
         for text in texts:
             readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
+    attributions = attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval)
+    types = head_types(
+        last["previous_token"].values,
+        last["prefix_matching"].values,
+        last["copying"].values,
+        options.thresholds.for_width(model.config.width),
+    )
     return ModelStudy(
         name=name,
         config=model.config,
@@ -227,15 +235,11 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         ablations=ablations,
         change=change,
         interval=interval,
-        attributions=attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval),
-        types=head_types(
-            last["previous_token"].values,
-            last["prefix_matching"].values,
-            last["copying"].values,
-            options.thresholds.for_width(model.config.width),
-        ),
+        attributions=attributions,
+        types=types,
         texts=readings,
         notes=tuple(notes),
+        curiosities=find_curiosities(losses, heads, attributions, types),
     )
 
 

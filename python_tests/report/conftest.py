@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_fast.analysis import PhaseChange, Thresholds, attribute_heads, attribute_icl, head_types, joint_pca
+from icl_fast.analysis import Curiosity, PhaseChange, Thresholds, attribute_heads, attribute_icl, head_types, joint_pca
 from icl_fast.models import TransformerConfig
 from icl_fast.report.study import Claim, EvaluationGroup, ExemplarStudy, ModelStudy, Study
 from icl_fast.runs import open_series, parse_config
@@ -167,6 +167,12 @@ def _model(
             last["copying"].values,
             Thresholds(copying=-0.6),
         ),
+        curiosities=(
+            Curiosity("loss spike", int(steps[snapshots // 2]), None, 0.3, "+0.30 nats over those around it"),
+            Curiosity("falling head", int(steps[1]), (1, 0), 0.5, "prefix matching falls from 0.60 to 0.10"),
+        )
+        if layers > 1 and snapshots > 1
+        else (),
         texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
     )
 

@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
-from icl_fast.runs import Run, RunConfig
+from icl_fast.models import Transformer, TransformerConfig
+from icl_fast.runs import Run, RunConfig, TextRunConfig
 from icl_fast.studies import reproduction
 from icl_fast.studies.reproduction.claim import Claim
+from icl_fast.studies.reproduction.cost import FLOPS, gpu_hours
 from icl_fast.studies.reproduction.experiments import load_experiments
 from icl_fast.studies.reproduction.reproduce import Reproduction
 from icl_fast.studies.reproduction.table import evidence, shown, write_table
@@ -224,6 +226,26 @@ def test_the_table_is_written_with_its_figures(made: Any) -> None:
     assert "It is measured \\| often." in text
     assert (found.home / "figures" / "claim-many-points.png").stat().st_size > 5000
     assert "claim-many-points" in page.read_text()
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_the_cost_is_that_of_the_weights_and_of_attention(mlp: bool) -> None:
+    shape = TransformerConfig(layers=3, width=16, heads=2, mlp=mlp, vocab=300, context=64, position="none")
+    config = TextRunConfig.model_validate(
+        {
+            "model": shape.model_dump(exclude={"vocab", "context"}),
+            "data": {"vocab": 300, "context": 64},
+            "training": {"steps": 10, "batch": 4},
+        }
+    )
+    model = Transformer(TransformerConfig(**shape, vocab=300, context=64, position="none"))
+    matrices = (
+        sum(weights.numel() for weights in model.parameters() if weights.dim() > 1) - 300 * 16
+    )  # but the embedding
+    tokens = 10 * 4 * 64
+    attention = 3 * 2 * 8 * sum(4 * keys for keys in range(1, 65)) / 64  # scores and values, of the keys that are seen
+    expected = 3 * tokens * (2 * matrices + attention) / FLOPS / 3600
+    assert gpu_hours([config, config]) == pytest.approx(2 * expected, rel=0.02)
 
 
 def test_values_in_a_few_characters() -> None:

@@ -40,15 +40,15 @@ def test_every_training_that_is_named_exists(scale: Any, tmp_path: Path) -> None
             name, _, member = which.partition("@")[0].partition(":")
             (config,) = every[name].runs().values()
             names = [one.name for one in config.members]  # type: ignore[union-attr]
-            chosen = [one for one in names if not member or one.startswith(f"{member} | seed ")]
-            assert len(chosen) == every[name].seeds, which
+            chosen = [one for one in names if not member or one == member or one.startswith(f"{member} | seed ")]
+            assert len(chosen) == (every[name].seeds or 1), which
             seeds.add(len(chosen))
         if len(claim.runs) > 1:  # roles are compared seed by seed
             assert len(seeds) == 1, claim.name
 
 
-def test_there_are_35_with_rules_and_controls() -> None:
-    assert len(CLAIMS) == len({claim.name for claim in CLAIMS}) == 35
+def test_there_are_36_with_rules_and_controls() -> None:
+    assert len(CLAIMS) == len({claim.name for claim in CLAIMS}) == 36
     for claim in CLAIMS:
         assert Rule(claim.rule).conditions
         assert claim.without or claim.without_arguments, claim.name
@@ -108,6 +108,13 @@ def test_clamps(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = made_up(monkeypatch, curves)
     sharp = singh_clamps.sharpness({role: runs[role] for role in ("free", "clamped")}).quantities
     assert sharp["duration_ratio"][0] == pytest.approx(1 / 3, abs=0.02)
+    slow = made_up(monkeypatch, {"free": fall(1_000_000, 30_000), "clamped": curves["clamped"]})
+    begun = 1_000_000 - math.log(9) * 30_000  # and not over at the end
+    at_most = singh_clamps.sharpness(slow).quantities["duration_ratio"][0]
+    assert at_most == pytest.approx(10_000 * math.log(9 * 1.5) / (1_000_000 - begun), abs=0.03)
+    assert singh_clamps.speed(slow).quantities["largest_ratio"][0] == pytest.approx(0.204, abs=0.002)
+    swapped = {"free": slow["clamped"], "clamped": slow["free"]}
+    assert math.isnan(singh_clamps.sharpness(swapped).quantities["duration_ratio"][0])
     assert singh_clamps.shape({"run": runs["learned"]}).quantities["non_convexity"][0] < 1e-9
     time = 40_000 * math.log(math.log(5) / (0.4 * LOG_2))
     fast = singh_clamps.speed(runs).quantities
@@ -125,6 +132,13 @@ def test_delays_of_what_is_not_learned_are_at_least_the_training(monkeypatch: py
     heads = singh_clamps.previous_token_clamps(made_up(monkeypatch, none)).quantities
     assert heads["few_largest"] == heads["few_smallest"] == found["match_delay"]
     assert heads["all_ratio"] == found["copy_delay"]
+
+
+def test_layer_1_of_other_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = {"own 5": fall(100_000, 10_000), "other 5 6": fall(300_000, 10_000), "other 5 7": fall(200_000, 10_000)}
+    curves |= {"own 6": fall(400_000, 10_000), "other 6 5": fall(1e9, 1e6), "other 6 7": fall(300_000, 10_000)}
+    found = singh_clamps.layer_1_of_seeds(made_up(monkeypatch, curves)).quantities["own_over_other"]
+    assert found == pytest.approx([104_055 / 204_055, 404_055 / 304_055], abs=0.01)
 
 
 VALUES: dict[str, Any] = {

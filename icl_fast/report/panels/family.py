@@ -16,7 +16,6 @@ from icl_fast.analysis import (
     compare_by_position,
     correlate,
     head_formation,
-    icl_score_variants,
     joint_scores,
     loss_by_log_tokens,
 )
@@ -39,7 +38,6 @@ from icl_fast.report.panels.builders import (
     loss_curve,
     no_phase_change,
     over_all_snapshots,
-    over_training,
     sampled,
     scores,
     seen,
@@ -49,6 +47,7 @@ from icl_fast.report.panels.builders import (
     spaced_exponentially,
     there,
 )
+from icl_fast.report.panels.curiosities import curiosity_panels, other_pairs, score_comparisons
 from icl_fast.report.panels.panel import Panel, Series
 from icl_fast.report.panels.pca import family_pca
 from icl_fast.report.study import ModelStudy, Study
@@ -69,7 +68,10 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
         ("All models in one space", family_pca(study)),
         ("Losses and in-context learning, all models", [_losses(study), _icl_scores(study)]),
         ("How fast the loss falls", [_loss_slopes(study)]),
-        ("In-context-learning score for other positions", _each(study, "icl-pairs", _other_pairs)),
+        (
+            "In-context-learning score for other positions",
+            [*score_comparisons(study), *_each(study, "icl-pairs", other_pairs)],
+        ),
         ("Loss by context position, all models", [_by_position(study), _compared_by_position(study)]),
         ("Where heads form", [*_each(study, "depth", _by_depth), _formation(study)]),
         ("Copying and prefix matching together", _each(study, "joint-scores", _joint_scores)),
@@ -85,6 +87,7 @@ def family_panels(study: Study) -> list[tuple[str, list[Panel]]]:
                 *_each(study, "ablation-full-icl", lambda model: _full_attribution(model, "icl")),
             ],
         ),
+        ("Unexplained curiosities", curiosity_panels(study)),
     ]
 
 
@@ -179,34 +182,6 @@ def _loss_slopes(study: Study) -> Panel:
         return line(model.name, slopes["tokens"].values.astype(np.float64), slopes.values, model=model.name)
 
     return _all_models(study, panel, slope)
-
-
-def _other_pairs(model: ModelStudy) -> Panel:
-    panel = Panel(
-        key="",
-        title=f"ICL score for other positions: {model.name}",
-        caption="Mean loss at the last position minus that at an earlier one, for several earlier ones. "
-        f"{_CURIOSITIES}, Seemingly Constant In-Context Learning Score.",
-        y_label=f"late minus early loss ({NATS})",
-        **over_training(model),
-    )
-    if model.snapshots == 1:
-        return replace(panel, absent="N/A: one snapshot")
-
-    def content() -> dict[str, object]:
-        positions = model.losses["position"].values
-        late = int(positions[-1])
-        near = {int(positions[np.abs(positions - late / 2**power).argmin()]) for power in (6, 5, 4, 3, 2, 1)}
-        pairs = [(early, late) for early in sorted(near - {late})]
-        values = icl_score_variants(model.losses, pairs)  # [snapshot, pair]
-        x = seen(model)
-        return {
-            "series": there(
-                line(f"{late} minus {early}", x, values[:, at], model=model.name) for at, (early, _) in enumerate(pairs)
-            )
-        }
-
-    return filled(panel, content)
 
 
 def _smallest(study: Study) -> ModelStudy:

@@ -13,7 +13,7 @@ from icl_fast.analysis.convexity import non_convexity
 from icl_fast.measure import measure_strategies, open_measured
 from icl_fast.studies.kept import kept
 from icl_fast.studies.reproduction.claim import Claim
-from icl_fast.studies.reproduction.singh_induction import CHANGED, SEEN, Floats, Runs, change_of, of_seeds
+from icl_fast.studies.reproduction.singh_induction import CHANGED, PLATEAU, SEEN, Floats, Runs, change_of, of_seeds
 from icl_fast.studies.reproduction.trained import SEQUENCES, Trained, training_loss
 
 FREE, PT_ATTEND, LAYER_1 = "clamps:no clamp", "clamps:pt-attend (1)", "clamps:layer-1 (1, 2)"
@@ -36,27 +36,39 @@ def shape(runs: Runs) -> Measurement:
 
 
 def sharpness(runs: Runs) -> Measurement:
-    """How long the change takes under a clamp over how long without, from 0.9 to 0.4 log 2."""
-    lasting = {role: [end - begin for begin, end in _changes(runs, role)] for role in runs}
+    """How long the change takes under a clamp over how long without, from 0.9 to 0.4 log 2.
+
+    A change without a clamp that is not over at the end counts as over then: the ratio is smaller in truth.
+    """
+    lasting = {"clamped": [_lasting(trained) for trained in runs["clamped"]]}
+    lasting["free"] = [_lasting(trained, at_least=True) for trained in runs["free"]]
     ratios = [clamped / free for clamped, free in zip(lasting["clamped"], lasting["free"], strict=True)]
     return Measurement({"duration_ratio": ratios, **_named("lasting", lasting)}, _chart("Training loss", runs))
 
 
 def speed(runs: Runs) -> Measurement:
-    """Learning times under clamps over that without: the largest and the smallest of the roles but "free"."""
-    times = {role: _times(runs, role) for role in runs}
+    """Learning times under clamps over that without: the largest and the smallest of the roles but "free".
+
+    What is not learned at the end without a clamp counts as learned then: the ratios are smaller in truth.
+    """
+    times = {role: _times(runs, role) for role in runs if role != "free"}
+    times["free"] = [_at_the_latest(trained) for trained in runs["free"]]
     ratios = np.array([np.divide(times[role], times["free"]) for role in runs if role != "free"])
     quantities = {"largest_ratio": ratios.max(0).tolist(), "smallest_ratio": ratios.min(0).tolist()}
     return Measurement({**quantities, **_named("learned_after", times)}, _chart("Training loss", runs))
 
 
 def progress(runs: Runs) -> Measurement:
-    """The match clamped in every snapshot of one training, beside a training under the clamp (Fig 4.8)."""
+    """The match clamped in every snapshot of one training, beside a training under the clamp (Fig 4.8).
+
+    Besides the whole curves, what of them is below 1.1 log 2: without the fall to guessing.
+    """
     of_snapshots = [_with_match(trained) for trained in runs["free"]]
-    quantities = {
-        "progress_non_convexity": [non_convexity(*one) for one in of_snapshots],
-        "clamped_non_convexity": [non_convexity(*training_loss(trained)) for trained in runs["clamped"]],
-    }
+    quantities = {}
+    for name, curves in (("progress", of_snapshots), ("clamped", map(training_loss, runs["clamped"]))):
+        of_each = list(curves)
+        quantities[f"{name}_non_convexity"] = [non_convexity(*one) for one in of_each]
+        quantities[f"{name}_non_convexity_from_log_2"] = [_from_guessing(*one) for one in of_each]
     line = Curve("clamped in each snapshot", of_snapshots[0][0], [values for _, values in of_snapshots])
     lines = [line, of_seeds("clamped", runs, training_loss)]
     return Measurement(quantities, Chart("Loss with the match clamped", SEEN, "nats", lines))
@@ -75,6 +87,19 @@ def previous_token_clamps(runs: Runs) -> Measurement:
         "all_ratio": (times["all"] / times["free"]).tolist(),
     }
     return Measurement(quantities, _chart("Training loss", runs))
+
+
+def layer_1_of_seeds(runs: Runs) -> Measurement:
+    """Learning times of layer 2 on a finished layer 1: of its own seed, over the fastest of other seeds (Fig C.4).
+
+    Roles: `own N` and `other N ...` for the seeds N; what was not learned counts as learned at the end.
+    """
+    times = {role: [_at_the_latest(trained) for trained in of] for role, of in runs.items()}
+    ratios = []
+    for seed in dict.fromkeys(role.split()[1] for role in runs):
+        others = np.min([times[role] for role in runs if role.startswith(f"other {seed} ")], 0)
+        ratios += np.divide(times[f"own {seed}"], others).tolist()
+    return Measurement({"own_over_other": ratios}, _chart("Layer 2 on a finished layer 1", runs))
 
 
 def delays(runs: Runs) -> Measurement:
@@ -102,8 +127,17 @@ def _at_the_latest(trained: Trained) -> float:
     return float(seen[-1]) if math.isnan(time) else time
 
 
-def _changes(runs: Runs, role: str) -> list[tuple[float, float]]:
-    return [change_of(*training_loss(trained)) for trained in runs[role]]
+def _from_guessing(seen: Floats, loss: Floats) -> float:
+    """`non_convexity` from when the loss is first below 1.1 log 2; NaN if that is not before the last two points."""
+    below = np.flatnonzero(loss < 1.1 * PLATEAU)
+    return non_convexity(seen[below[0] :], loss[below[0] :]) if len(below) and below[0] < len(seen) - 1 else math.nan
+
+
+def _lasting(trained: Trained, *, at_least: bool = False) -> float:
+    """Sequences that the change takes; NaN where it is not over, or those that it took until the end."""
+    seen, loss = training_loss(trained)
+    begin, end = change_of(seen, loss)
+    return float(seen[-1] if at_least and math.isnan(end) else end) - begin
 
 
 def _named(what: str, by_role: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -125,6 +159,15 @@ def _with_match(trained: Trained) -> tuple[Floats, Floats]:
     found = trained.cut(kept(measure, out)).sel(clamp="match", evaluator="train")
     return found["sequences"].values.astype(float), found["loss"].values
 
+
+_NEXT = ((5, 6), (6, 7), (7, 5))
+_OF_SEEDS = {
+    f"own {seed}"
+    if seed == other
+    else f"other {seed} {other}": f"layer1_of_seeds:seed {seed} on layer 1 of seed {other}"
+    for seed in (5, 6, 7)
+    for other in (5, 6, 7)
+}
 
 CLAIMS = (
     Claim(
@@ -223,20 +266,29 @@ CLAIMS = (
         without={"all": "previous_token_heads:0.1"},
     ),
     Claim(
+        name="layer-1-of-its-own-seed",
+        source="C.5.1, Figure C.4",
+        statement="Layer 2 learns much faster on a finished layer 1 of its own seed than on one of another seed.",
+        runs=_OF_SEEDS,
+        measure=layer_1_of_seeds,
+        rule="own_over_other < 0.7",
+        without={f"own {seed}": f"layer1_of_seeds:seed {seed} on layer 1 of seed {other}" for seed, other in _NEXT},
+    ),
+    Claim(
         name="classes-slow-the-match",
         source="4.5, Figure 4.9, top",
         statement="More classes slow the learning of the match and not that of the copy.",
         runs={
-            "match": "data_delays:match learned",
-            "match of more": "data_delays:classes 400, match learned",
-            "copy": "data_delays:copy learned",
-            "copy of more": "data_delays:classes 400, copy learned",
+            "match": "data_parts:match learned",
+            "match of more": "data_parts:classes 400, match learned",
+            "copy": "data_parts:copy learned",
+            "copy of more": "data_parts:classes 400, copy learned",
         },
         measure=delays,
         rule="match_delay > 1.2 and copy_delay < 1.2",
         without={
-            "match of more": "data_delays:labels 20, match learned",
-            "copy of more": "data_delays:labels 20, copy learned",
+            "match of more": "data_parts:labels 20, match learned",
+            "copy of more": "data_parts:labels 20, copy learned",
         },
     ),
     Claim(
@@ -244,16 +296,16 @@ CLAIMS = (
         source="4.5, Figure 4.9, bottom",
         statement="More labels slow the learning of the copy and not that of the match.",
         runs={
-            "match": "data_delays:match learned",
-            "match of more": "data_delays:labels 20, match learned",
-            "copy": "data_delays:copy learned",
-            "copy of more": "data_delays:labels 20, copy learned",
+            "match": "data_parts:match learned",
+            "match of more": "data_parts:labels 20, match learned",
+            "copy": "data_parts:copy learned",
+            "copy of more": "data_parts:labels 20, copy learned",
         },
         measure=delays,
         rule="copy_delay > 1.2 and match_delay < 1.2",
         without={
-            "match of more": "data_delays:classes 400, match learned",
-            "copy of more": "data_delays:classes 400, copy learned",
+            "match of more": "data_parts:classes 400, match learned",
+            "copy of more": "data_parts:classes 400, copy learned",
         },
     ),
     Claim(
@@ -261,13 +313,13 @@ CLAIMS = (
         source="4.5, Figure 4.9, left",
         statement="More classes, and more labels, delay the change of the whole.",
         runs={
-            "classes": "data_delays:all learned",
-            "classes of more": "data_delays:classes 400, all learned",
-            "labels": "data_delays:all learned",
-            "labels of more": "data_delays:labels 20, all learned",
+            "classes": "data_whole:classes 50 and labels 5",
+            "classes of more": "data_whole:classes 400",
+            "labels": "data_whole:classes 50 and labels 5",
+            "labels of more": "data_whole:labels 20",
         },
         measure=delays,
         rule="classes_delay > 1 and labels_delay > 1",
-        without={"classes of more": "data_delays:all learned"},
+        without={"classes of more": "data_whole:classes 50 and labels 5"},
     ),
 )
