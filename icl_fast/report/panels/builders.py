@@ -291,8 +291,8 @@ def change_fit(model: ModelStudy) -> str:
     smooth = "" if change.smooth_abruptness is None else f", of a smooth fall {change.smooth_abruptness:.1f}"
     return (
         f" The change begins at step {begins} and ends at step {ends}; end over begin is {change.abruptness:.1f} "
-        f"({low:.1f} to {high:.1f}){smooth}. Evidence against a smooth fall: {change.evidence:.0f}; {change.support:.0%} "
-        f"of resampled curves pass the rule. Intervals: 95%, over {change.resampled}."
+        f"({low:.1f} to {high:.1f}){smooth}. Evidence against a smooth fall: {change.evidence:.0f}; "
+        f"{change.support:.0%} of resampled curves pass the rule. Intervals: 95%, over {change.resampled}."
     )
 
 
