@@ -183,5 +183,6 @@ def _ablate_exemplars(
         return
     with snapshot_progress(series.name) as update:
         store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
-    print_exemplar_ablations(open_results(store), member)
+    drawn_anew = series.population.config.sequences.p_icl == 1
+    print_exemplar_ablations(open_results(store), member, all_outputs=drawn_anew)
     echo(f"results in {store}")

@@ -133,7 +133,9 @@ def print_exemplar_plan(measured: MeasuredRun, plan: AblationPlan) -> None:
     )
 
 
-def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, most: int = 40) -> None:
+def print_exemplar_ablations(
+    results: xr.Dataset, member: str | None = None, *, all_outputs: bool = False, most: int = 40
+) -> None:
     """What each ablation does to the accuracies of one member at the last snapshot; a table a mode, worst falls first.
 
     Where labels are fixed, first at the snapshot where in-context learning is strongest: it may be gone by the last one
@@ -143,6 +145,8 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
 
     Args:
         member: by default the first.
+        all_outputs: whether accuracy is among all outputs throughout, as where labels are drawn anew in all sequences:
+            among those in context it has a floor of one in as many as there are, which hides what heads do.
         most: rows of all tables together, as far as each has 8.
 
     Raises:
@@ -156,12 +160,12 @@ def print_exemplar_ablations(results: xr.Dataset, member: str | None = None, *, 
         strength = of_member["accuracy_in_context"].sel(evaluator="icl", ablation=UNABLATED).isel(mode=0)
         places = sorted({int(strength.fillna(-1).values.argmax()), *places})
     for place in places:
-        _print_ablations_at(of_member.isel(snapshot=place), len(names) > 1, most)
+        _print_ablations_at(of_member.isel(snapshot=place), len(names) > 1, all_outputs, most)
 
 
-def _print_ablations_at(last: xr.Dataset, named: bool, most: int) -> None:
+def _print_ablations_at(last: xr.Dataset, named: bool, all_outputs: bool, most: int) -> None:
     shown = max(8, most // last.sizes["mode"])
-    undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation"))
+    undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation")) | all_outputs
     accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
     of = f"{last['member'].item()}, " if named else ""
     for mode in last["mode"].values:

@@ -86,6 +86,13 @@ def test_the_peak_of_in_context_learning_is_shown_too(run: Path, capsys: pytest.
         assert [int(step) for step in steps] == sorted({int(found["snapshot"][peak]), 60})
 
 
+def test_of_labels_drawn_anew_all_outputs_count(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = open_results(measure_ablations(open_measured(run, sequences=10), modes=["full"], out=run / "all"))
+    last = found["accuracy"].isel(snapshot=-1, member=0, mode=0).sel(ablation="none")
+    print_exemplar_ablations(found.sel(evaluator=["train"]), all_outputs=True)
+    assert rows(capsys.readouterr().out)["none"] == [f"{float(last.sel(evaluator='train')):.3f}"]
+
+
 def test_every_option(run: Path, tmp_path: Path) -> None:
     options = "--mode pattern+k --heads 0.0+1.1,~1.0,embed,* --snapshots 0,60 --sequences 20 --device cpu"
     named = ["--evaluator", "ciwl", "--evaluator", "train", "--member", "one head"]

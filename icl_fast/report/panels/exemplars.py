@@ -420,16 +420,22 @@ def _wiring(run: ExemplarStudy, member: int) -> list[Panel]:
 
 def _effects(run: ExemplarStudy, member: int) -> xr.DataArray:
     """[snapshot, mode, evaluator, ablation] change of accuracy without a head: among the labels in context, or among
-    all outputs where none of those is right."""
+    all outputs where none of those is right; where labels are drawn anew in all sequences, among all outputs: among
+    those in context one in as many as there are is right whatever heads do (Fig 4.5a)."""
     assert run.ablations is not None
     data = run.ablations.isel(member=member)
-    accuracy = data["accuracy_in_context"].where(np.isfinite(data["accuracy_in_context"]), data["accuracy"])
+    within = np.isfinite(data["accuracy_in_context"]) & (run.config.sequences.p_icl < 1)
+    accuracy = data["accuracy_in_context"].where(within, data["accuracy"])
     whole = accuracy.sel(ablation=UNABLATED, drop=True)
     heads = accuracy.isel(ablation=np.flatnonzero(data["layer"].values >= 0))
     return (heads - whole).transpose("snapshot", "mode", "evaluator", "ablation")
 
 
-_CHANGE = f"Change of accuracy {_WITHIN} (where none of those is right: {_AMONG})"
+def _change(run: ExemplarStudy) -> str:
+    """What captions call the `_effects`."""
+    if run.config.sequences.p_icl == 1:
+        return f"Change of accuracy {_AMONG}"
+    return f"Change of accuracy {_WITHIN} (where none of those is right: {_AMONG})"
 
 
 def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
@@ -445,8 +451,8 @@ def _removed(run: ExemplarStudy, member: int) -> list[Panel]:
                 key=f"removed-{mode}",
                 kind="heatmap",
                 title=f"{str(mode).capitalize()} ablation",
-                caption=f"{_CHANGE} when a head is removed. Modes differ in what later heads keep of the whole model; "
-                f"for heads of the last layer all are equal. {_THESIS}, Fig 4.5a, 5.9.2.",
+                caption=f"{_change(run)} when a head is removed. Modes differ in what later heads keep of the whole "
+                f"model; for heads of the last layer all are equal. {_THESIS}, Fig 4.5a, 5.9.2.",
                 x_label="head",
                 y_label="evaluator",
                 heatmap=replace(heatmap, low=-most, high=most),
@@ -468,7 +474,7 @@ def _removed_over_training(run: ExemplarStudy, member: int) -> list[Panel]:
         panel = Panel(
             key=f"removed-over-training-{name}",
             title=f"{name}: {mode} ablation",
-            caption=f"A line a head. {_CHANGE} when it is removed from each snapshot. {_THESIS}, 5.9.2.",
+            caption=f"A line a head. {_change(run)} when it is removed from each snapshot. {_THESIS}, 5.9.2.",
             y_label="change of accuracy",
             **_over_training(seen),
         )

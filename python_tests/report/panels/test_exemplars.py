@@ -161,6 +161,17 @@ def test_removing_each_head(exemplar_runs: Runs) -> None:
         same(panels[f"removed-over-training-{evaluator}"], expected, found["sequences"])
 
 
+def test_of_labels_drawn_anew_all_outputs_count(exemplar_runs: Runs) -> None:
+    run = exemplar_runs["alone"]
+    sequences = run.config.sequences.model_copy(update={"p_icl": 1.0})
+    panels = panels_of(replace(run, config=run.config.model_copy(update={"sequences": sequences})))
+    of = run.ablations["accuracy"].isel(member=0).sel(mode="full", evaluator="train")
+    heads = ["0.0", "0.1", "1.0", "1.1"]
+    expected = {f"head {head}": of.sel(ablation=head) - of.sel(ablation="none") for head in heads}
+    same(panels["removed-over-training-train"], expected, run.ablations["sequences"])
+    assert "Change of accuracy among all outputs when" in panels["removed-full"].caption
+
+
 def test_learning_times(exemplar_runs: Runs) -> None:
     """Made-up losses: one learns, one never does, one forgets again."""
     run = exemplar_runs["seeds"]
