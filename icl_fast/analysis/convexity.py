@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from icl_fast.analysis.arrays import finite
+from icl_fast.analysis.arrays import Floats, finite
 from icl_fast.errors import InputError
 
 
@@ -25,17 +25,23 @@ def non_convexity(x: ArrayLike, y: ArrayLike) -> float:
     at, values = finite("x", np.asarray(x), ("point",)), finite("y", np.asarray(y), ("point",))
     if len(at) != len(values) or len(at) < 2 or (np.diff(at) <= 0).any():
         raise InputError(f"x: must rise, two or more and as many as y, got {len(at)} and {len(values)}")
-    hull: list[int] = []  # the corners of the convex curve
-    for point in range(len(at)):
-        while len(hull) > 1 and _is_above(at, values, hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    above = values - np.interp(at, at[hull], values[hull])
+    above = values - convex_below(at, values)
     span = float(np.ptp(values))
     return float(above.max()) / span if span else 0.0
 
 
-def _is_above(x: np.ndarray, y: np.ndarray, first: int, middle: int, last: int) -> bool:
+def convex_below(x: Floats, y: Floats) -> Floats:
+    """The greatest convex function under points `[n]` whose x rises, at these x."""
+    corners: list[int] = []
+    for point in range(len(x)):
+        while len(corners) > 1 and _is_above(x, y, corners[-2], corners[-1], point):
+            corners.pop()
+        corners.append(point)
+    below: Floats = np.interp(x, x[corners], y[corners])
+    return below
+
+
+def _is_above(x: Floats, y: Floats, first: int, middle: int, last: int) -> bool:
     """Whether the middle point is on or above the line through the others."""
     rise = (y[last] - y[first]) * (x[middle] - x[first])
     return bool((y[middle] - y[first]) * (x[last] - x[first]) >= rise)

@@ -9,10 +9,10 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from icl_fast.analysis.arrays import Floats
+from icl_fast.analysis.convexity import convex_below
 from icl_fast.errors import InputError
 
 _MEDIAN = 5  # snapshots; a single one that is off makes any curve not convex
-
 
 Slope = tuple[float, float]  # and its standard error
 
@@ -79,7 +79,7 @@ def loss_bump(steps: Sequence[int], losses: Sequence[float], window: tuple[float
         raise InputError(f"window: must rise from above 0, got {start:g} to {end:g}")
     longer = end / start
     smooth = median_filter(curve, size=_MEDIAN, mode="nearest")
-    above = smooth - _convex_below(at, smooth)
+    above = smooth - convex_below(at, smooth)
     within = (at >= start) & (at <= end)
     return LossBump(
         before=_slope(at, curve, start / longer, start),
@@ -113,17 +113,3 @@ def _slope(at: Floats, curve: Floats, low: float, high: float) -> Slope:
     slope = float(x @ y / (x @ x))
     scatter = ((y - y.mean() - slope * x) ** 2).sum() / (len(x) - 2)
     return slope, float(np.sqrt(scatter / (x @ x)))
-
-
-def _convex_below(x: Floats, y: Floats) -> Floats:
-    """The greatest convex function under points whose x rises, at these x."""
-    hull: list[int] = []
-    for point in range(len(x)):
-        while len(hull) > 1:
-            first, second = hull[-2:]
-            if (y[second] - y[first]) * (x[point] - x[first]) < (y[point] - y[first]) * (x[second] - x[first]):
-                break
-            hull.pop()
-        hull.append(point)
-    below: Floats = np.interp(x, x[hull], y[hull])
-    return below

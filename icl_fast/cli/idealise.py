@@ -47,6 +47,7 @@ def idealise(
     from icl_fast.cli.left_out import say_left_out
     from icl_fast.cli.tables import print_idealised
     from icl_fast.measure import measure_idealised, open_results
+    from icl_fast.report.draw.figures import idealised_figure, save_figure
     from icl_fast.runs import open_series
 
     require("text", ckpt, "idealise", "`icl-fast evaluate --ckpt RUN --clamp match` has its idealised patterns")
@@ -56,5 +57,9 @@ def idealise(
     say_notes(series)
     with snapshot_progress(series.name) as update:
         target = measure_idealised(series, out=out, examples=examples, device=device, repair=repair, on_snapshot=update)
-    print_idealised(open_results(target))
+    results = open_results(target)
+    print_idealised(results)
     echo(f"results in {target}")
+    if results.sizes["snapshot"] > 1:
+        figure = idealised_figure(results, f"{series.name}: heads with idealised patterns")
+        echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")

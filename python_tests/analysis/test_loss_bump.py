@@ -10,7 +10,7 @@ from scipy.spatial import ConvexHull
 
 from icl_fast import InputError
 from icl_fast.analysis import gained_inside, loss_bump
-from icl_fast.analysis.loss_bump import _convex_below
+from icl_fast.analysis.loss_bump import convex_below
 
 STEPS = np.arange(0, 2001, 20)
 SMOOTH = 3 + 4 * (STEPS + 20.0) ** -0.3
@@ -72,7 +72,7 @@ def test_stretches_of_few_snapshots_have_no_slope() -> None:
 )
 def test_the_greatest_convex_curve_below(points: list[tuple[int, int]]) -> None:
     x, y = np.array(sorted(points), dtype=float).T
-    below = _convex_below(x, y)
+    below = convex_below(x, y)
     assert (below <= y + 1e-9).all()
     assert (np.diff(np.diff(below) / np.diff(x)) >= -1e-9).all()
     if np.ptp(y) > 0 and np.linalg.matrix_rank(np.stack([x - x[0], y - y[0]])) == 2:

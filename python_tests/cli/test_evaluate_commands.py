@@ -199,7 +199,8 @@ def test_idealise(run: Path) -> None:
     result = call("idealise", "--ckpt", run, "--examples", 9, "--snapshots", "6,12")
     assert result.exit_code == 0, result.output
     store = run / "results" / "idealised.zarr"
-    assert result.stdout.splitlines()[-1] == f"results in {store}"
+    assert f"results in {store}\nfigure in {store.with_suffix('.png')}" in result.stdout
+    assert store.with_suffix(".svg").is_file()
     last = open_results(store).isel(snapshot=-1)
     rows = re.findall(r"^ +(\d)\.(\d) +(\S+)±\S+ +(.*?) *$", result.stdout, re.MULTILINE)
     assert len(rows) == 4

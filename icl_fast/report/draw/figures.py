@@ -18,6 +18,7 @@ from icl_fast.report.colours import MODELS
 from icl_fast.report.draw.axes import label_axes, plain
 
 _TOKENS = "training tokens (millions)"
+_NAMED = 6  # heads that a legend names
 
 
 def phase_change_figure(
@@ -98,6 +99,38 @@ def pca_figure(pca: JointPCA) -> Figure:
     ]
     label_axes(axis, "Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", *labels[:2])
     axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def idealised_figure(results: xr.Dataset, title: str) -> Figure:
+    """What idealised patterns keep of what the heads do, over training: an axis a pattern, a line a head.
+
+    Coloured are the heads that do most for the loss at the last snapshot; bands are one standard error.
+
+    Args:
+        results: of `icl_fast.measure.measure_idealised`.
+        title: over the figure.
+    """
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    figure.suptitle(plain(title))
+    axes = figure.subplots(1, results.sizes["pattern"], sharey=True, squeeze=False)[0]
+    effect = results["effect"].isel(snapshot=-1).values
+    named = {int(number): MODELS[rank] for rank, number in enumerate(np.argsort(-effect, axis=None)[:_NAMED])}
+    seen = results["tokens"].values / 1e6
+    for axis, pattern in zip(axes, results["pattern"].values, strict=True):
+        for number, (layer, head) in enumerate(np.ndindex(*effect.shape)):
+            of = results.sel(pattern=pattern).isel(layer=layer, head=head)
+            share, sem = of["recovered"].values, of["recovered_sem"].values
+            if number not in named:
+                axis.plot(seen, share, color="0.75", lw=0.6, zorder=1)
+                continue
+            axis.plot(seen, share, color=named[number], label=f"head {layer}.{head}", marker=".")
+            axis.fill_between(seen, share - sem, share + sem, color=named[number], alpha=0.15, lw=0)
+        for level in (0, 1):
+            axis.axhline(level, color="0.6", lw=0.8, ls=":")
+        axis.set_ylim(-1.5, 2)
+        label_axes(axis, f"Pattern: {pattern}", _TOKENS, "share of the head's effect kept")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
 
 

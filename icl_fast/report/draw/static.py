@@ -314,6 +314,8 @@ def _points(axis: Axes, panel: Panel, colours: Sequence[str]) -> None:
     for index, (series, colour) in enumerate(zip(panel.series, colours, strict=True)):
         shown = _shown(panel, series.x, series.y)
         x, y = series.x[shown], series.y[shown]
+        if series.error is not None and series.opaque:
+            axis.vlines(x, y - series.error[shown], y + series.error[shown], color=colour, alpha=0.5, lw=1, zorder=1.5)
         if of_heads and series.head is None:
             axis.plot(x, y, "o", mfc="none", mec=colour, mew=1.4, ms=11, zorder=4)
         else:

@@ -17,6 +17,7 @@ from icl_fast.analysis import (
 )
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
+from icl_fast.analysis.loss_bump import gained_inside, loss_bump
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, losses
@@ -153,6 +154,35 @@ def _middle(one: Curves) -> float:
         return float("nan")
     steps = float(np.sqrt(one.change.window[0] * one.change.window[1]))
     return steps * float(one.tokens[-1]) / float(one.data["snapshot"].values[-1])
+
+
+def bump(runs: Runs) -> Measurement:
+    """Whether the loss falls more steeply in the change than around it, and is convex everywhere but there.
+
+    A training without a change (the control) is looked at in the window of the training in the role `window`.
+    """
+    found, windows = ([curves(trained) for trained in runs[role]] for role in ("model", "window"))
+    bumps = [
+        loss_bump(one.data["snapshot"].values.tolist(), one.loss.tolist(), window.change.window)
+        for one, window in zip(found, windows, strict=False)
+        if window.change.window is not None and window.change.happened
+    ]
+    quantities = {
+        "steeper": [float(one.steeper) for one in bumps],
+        "height": [one.height for one in bumps],
+        "height_over_outside": [one.height / one.height_outside for one in bumps],
+    }
+    return Measurement(quantities, _chart("Loss", found, lambda one: one.loss))
+
+
+def gained(runs: Runs) -> Measurement:
+    """The share of the last ICL score that is gained inside the phase change."""
+    found = _all(runs)
+    share = [
+        float("nan") if one.start is None or one.end is None else gained_inside(one.score.tolist(), one.start, one.end)
+        for one in found
+    ]
+    return Measurement({"share_gained": share}, _chart("ICL score", found, lambda one: one.score))
 
 
 def pivot(runs: Runs) -> Measurement:

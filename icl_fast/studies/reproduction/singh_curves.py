@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _LAST = 3  # evaluations that the end is a mean of
 
 
 def metric_of(evaluator: str) -> str:
-    """Accuracy within context (chance 1/2), but where the context holds no correct label (IWL) that over all outputs."""
+    """Accuracy within context (chance 1/2), but of IWL, whose context holds no correct label, that over all outputs."""
     return "accuracy" if evaluator.startswith("iwl") else "accuracy_in_context"
 
 
@@ -103,24 +103,42 @@ def later(runs: Runs, evaluator: str = "icl", than: str | None = None) -> Measur
     return Measurement(quantities, Chart("When it is learned", SEQUENCES, "accuracy", curves))
 
 
+def highest_of(runs: Runs, evaluator: str = "icl") -> Measurement:
+    """The highest accuracy on an evaluator of each of some trainings, by their roles."""
+    quantities = {role: [risen(one, evaluator).height for one in trained] for role, trained in runs.items()}
+    return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
+
+
+def best_end(runs: Runs, evaluator: str) -> Measurement:
+    """How far the accuracy at the end of the best training of each role is behind that of the role `transformer`."""
+    best = {role: max(end(one, evaluator) for one in trained) for role, trained in runs.items()}
+    behind = {f"{role}_behind": [best["transformer"] - value] for role, value in best.items() if role != "transformer"}
+    quantities = {**{role: [value] for role, value in best.items()}, **behind}
+    return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
+
+
+_OF_CURVE: dict[str, Callable[[Trained, str], float]] = {
+    "highest": lambda one, evaluator: risen(one, evaluator).height,
+    "end": end,
+    "peak": lambda one, evaluator: risen(one, evaluator).peak / 1e6,
+    "decay": lambda one, evaluator: risen(one, evaluator).decay,
+    "lost": lost,
+}
+
+
 def compared(runs: Runs, evaluator: str, at: str = "highest") -> Measurement:
-    """An evaluator in a row of trainings, in order: `first` to `last`, and how it changes from one to the next.
+    """An evaluator in a row of trainings, in order, and how it changes from one to the next.
 
     Args:
-        at: `highest`, `end`, `lost` (share of the rise) or `peak` (millions of sequences until the highest).
+        at: what is taken of each: its `highest` accuracy, that at the `end`, its `peak` (millions of sequences until
+            the highest), its `decay` (slope from there to the end, per million sequences) or what of the rise is
+            `lost`.
 
     Quantities: each role's, by its name, for each seed; `rise`: the mean of the last role less that of the first;
-    `least_step`: the smallest change of the mean from one role to the next.
+    `least_step`, `greatest_step`: the smallest and the largest change of the mean from one role to the next.
     """
-    of = {
-        "highest": lambda one: (
-            float(accuracy(one, evaluator)[1].max()) if evaluator.startswith("iwl") else risen(one, evaluator).height
-        ),
-        "end": lambda one: end(one, evaluator),
-        "lost": lambda one: lost(one, evaluator),
-        "peak": lambda one: risen(one, evaluator).peak / 1e6,
-    }[at]
-    found = {role: [of(one) for one in trained] for role, trained in runs.items()}
-    means = [float(np.mean(values)) for values in found.values()]
-    quantities = {**found, "rise": [means[-1] - means[0]], "least_step": [float(np.diff(means).min())]}
-    return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
+    found = {role: [_OF_CURVE[at](one, evaluator) for one in trained] for role, trained in runs.items()}
+    means = np.array([np.mean(values) for values in found.values()])
+    steps = np.diff(means)
+    changes = {"rise": [means[-1] - means[0]], "least_step": [steps.min()], "greatest_step": [steps.max()]}
+    return Measurement({**found, **changes}, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.studies.reproduction.claim import Claim
-from icl_fast.studies.reproduction.strategy_curves import (
+from icl_fast.studies.reproduction.singh_curves import (
     SEQUENCES,
     Runs,
     highest_of,
@@ -31,7 +32,8 @@ def layer_1(runs: Runs) -> Measurement:
     Quantities: `previous_lost`: the share of the attention to the exemplar before that is lost; `own_gained`: by how
     much attention to the label itself rises.
     """
-    lost, gained, lines = [], [], {"previous token": [], "itself": []}
+    lost, gained = [], []
+    lines: dict[str, list[Floats]] = {"previous token": [], "itself": []}
     for one in runs["run"]:
         seen, previous = curve(one, "train", "previous_token")
         previous, own = previous[:, 0].mean(-1), curve(one, "train", "own")[1][:, 0].mean(-1)
@@ -114,7 +116,7 @@ CLAIMS = (
     Claim(
         name="iwl-near-chance",
         source="5.4, Figure 5.2",
-        statement="Without the label in context the network hardly answers: pure in-weights learning stays near chance.",
+        statement="Without the label in context it hardly answers: pure in-weights learning stays near chance.",
         runs={"run": "transience"},
         measure=strategies_learned,
         rule="iwl_highest < 0.05",
@@ -179,7 +181,7 @@ CLAIMS = (
     Claim(
         name="layer-2-hardly-changes",
         source="5.6.1, Figure 5.6b",
-        statement="Given layer 2 and the unembedding of the end, snapshots behave as they did, once layer 2 has formed.",
+        statement="Given layer 2 and unembedding of the end, snapshots behave as they did, once layer 2 has formed.",
         runs={"run": "transience"},
         measure=given_the_end,
         arguments={"parts": "layer-2+unembed"},
@@ -225,7 +227,7 @@ CLAIMS = (
     Claim(
         name="ciwl-needs-no-icl",
         source="5.9.1, Figure 5.11a",
-        statement="Where labels cannot attend to the exemplar before them ICL never emerges, and CIWL does all the same.",
+        statement="Where labels cannot attend to the exemplar before them ICL never emerges; CIWL does all the same.",
         runs={"run": "variants:no previous token"},
         measure=strategies_learned,
         rule="icl_highest < 0.6 and ciwl_end > 0.9",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_fast.analysis.claims import Rule
-from icl_fast.runs import Run
-from icl_fast.studies.reproduction import singh_data, singh_strategies, strategy_curves
+from icl_fast.runs import ExemplarRunConfig, Run
+from icl_fast.studies.reproduction import singh_curves, singh_data, singh_strategies
 from icl_fast.studies.reproduction.claim import Claim, Scale
 from icl_fast.studies.reproduction.experiments import load_experiments
 from icl_fast.studies.reproduction.trained import Trained
@@ -34,7 +35,7 @@ def given_curves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Curves], None]:
             values = np.array(curves[trained.name, evaluator])
             return SEEN[: len(values)], values
 
-        monkeypatch.setattr(strategy_curves, "curve", curve)
+        monkeypatch.setattr(singh_curves, "curve", curve)
 
     return make
 
@@ -45,7 +46,7 @@ def training(name: str) -> Trained:
 
 def test_strategies_of_a_rise_and_fall(given_curves: Callable[[Curves], None]) -> None:
     given_curves({("a", "icl"): RISE_AND_FALL, ("a", "iwl"): [0.0] * 10 + [0.3]})
-    found = strategy_curves.strategies_learned({"run": [training("a")]}, ("icl", "iwl")).quantities
+    found = singh_curves.strategies_learned({"run": [training("a")]}, ("icl", "iwl")).quantities
     assert found["icl_highest"] == [0.9]
     assert found["icl_end"] == pytest.approx([(0.7 + 0.6 + 0.6) / 3])
     assert found["icl_lost"] == pytest.approx([0.3 / 0.4])  # of the smoothed curve: 0.9 to 0.6, from chance 0.5
@@ -57,11 +58,12 @@ def test_how_many_times_later(given_curves: Callable[[Curves], None]) -> None:
     never = [0.5] * 11
     given_curves({("a", "icl"): RISE_AND_FALL, ("b", "icl"): [0.5, 0.9, *never[2:]], ("c", "icl"): never})
     a, b, c = training("a"), training("b"), training("c")
-    found = strategy_curves.later({"run": [a, c, c, b], "other": [b, b, c, c]}).quantities
+    found = singh_curves.later({"run": [a, c, c, b], "other": [b, b, c, c]}).quantities
     assert found["times_later"][:2] == [3.0, 10.0]  # one that never does counts as the end, a lower bound
     assert np.isnan(found["times_later"][2:]).all()
-    assert found["run_reached"][0] == 3e5 and np.isnan(found["run_reached"][1])
-    assert strategy_curves.later({"run": [a], "other": [a]}).quantities["times_later"] == [1.0]
+    assert found["run_reached"][0] == 3e5
+    assert np.isnan(found["run_reached"][1])
+    assert singh_curves.later({"run": [a], "other": [a]}).quantities["times_later"] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,14 @@ def test_how_many_times_later(given_curves: Callable[[Curves], None]) -> None:
 )
 def test_what_is_compared(at: str, expected: float, given_curves: Callable[[Curves], None]) -> None:
     given_curves({("a", "icl"): RISE_AND_FALL})
-    found = strategy_curves.compared({"only": [training("a")], "again": [training("a")]}, "icl", at).quantities
+    found = singh_curves.compared({"only": [training("a")], "again": [training("a")]}, "icl", at).quantities
     assert found["only"] == pytest.approx([expected])
     assert found["rise"] == pytest.approx([0.0])
 
 
 def test_decay_is_the_slope_after_the_peak(given_curves: Callable[[Curves], None]) -> None:
     given_curves({("a", "icl"): [0.5, 0.9, 0.8, 0.7, 0.6], ("b", "icl"): [0.5, 0.9, 0.9, 0.9, 0.9]})
-    found = strategy_curves.compared({"fast": [training("a")], "slow": [training("b")]}, "icl", "decay").quantities
+    found = singh_curves.compared({"fast": [training("a")], "slow": [training("b")]}, "icl", "decay").quantities
     smoothed = [0.8, 0.8, 0.7, 0.6]  # medians of three, of which the first is the highest
     assert found["fast"] == pytest.approx([np.polyfit(SEEN[1:5] / 1e6, smoothed, 1)[0]])
     assert found["slow"] == pytest.approx([0.0])
@@ -89,12 +91,12 @@ def test_steps_from_role_to_role(levels: list[float]) -> None:
         return SEEN, np.full(len(SEEN), levels[int(trained.name)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strategy_curves, "curve", flat)
+        patch.setattr(singh_curves, "curve", flat)
         runs = {f"role{i}": [training(str(i))] for i in range(len(levels))}
-        found = strategy_curves.compared(runs, "icl", "end").quantities
+        found = singh_curves.compared(runs, "icl", "end").quantities
     assert found["rise"] == pytest.approx([levels[-1] - levels[0]])
-    assert found["least_step"] == pytest.approx([min(b - a for a, b in zip(levels, levels[1:], strict=False))])
-    assert found["greatest_step"] == pytest.approx([max(b - a for a, b in zip(levels, levels[1:], strict=False))])
+    assert found["least_step"] == pytest.approx([min(b - a for a, b in itertools.pairwise(levels))])
+    assert found["greatest_step"] == pytest.approx([max(b - a for a, b in itertools.pairwise(levels))])
 
 
 def test_layer_1_from_the_peak_of_icl(monkeypatch: pytest.MonkeyPatch, given_curves: Callable[[Curves], None]) -> None:
@@ -141,5 +143,6 @@ def test_every_claim_has_its_trainings(scale: Scale, tmp_path: Path) -> None:
         for which in (*claim.runs.values(), *claim.without.values()):
             name, _, member = which.partition("@")[0].partition(":")
             for config in experiments[name].runs().values():
+                assert isinstance(config, ExemplarRunConfig)
                 names = [config.members] if isinstance(config.members, int) else [m.name for m in config.members]
                 assert not member or any(str(one).startswith(member) for one in names), (claim.name, which)
