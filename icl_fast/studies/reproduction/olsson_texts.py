@@ -100,6 +100,8 @@ def public_heads(runs: Runs, *, shuffled: bool = False) -> Measurement:
 def public_repeats(runs: Runs, *, best: bool = True) -> Measurement:
     """What removing ten heads costs on random tokens that are repeated, in nats, beside any of five tens of others.
 
+    Patterns are preserved, as in the paper: without, some heads of early layers take the whole model with them.
+
     Args:
         best: the ten that match prefixes best; False: ten random ones in their place too (the control).
     """
@@ -113,7 +115,7 @@ def public_repeats(runs: Runs, *, best: bool = True) -> Measurement:
     width = matching.shape[1]
     sets = ["+".join(f"{head // width}.{head % width}" for head in sorted(of)) for of in removed.values()]
     tokens = torch.cat([(examples := found.evaluation_set()).inputs, examples.targets[:, -1:]], 1)
-    data = ablate(whole, tokens, mode="full", heads=sets, positions="all")
+    data = ablate(whole, tokens, mode="pattern-preserving", heads=sets, positions="all")
     by_position = data["position_loss"]
     base = by_position.sel(ablation=UNABLATED).values
     late = slice(len(base) // 2 + 1, None)  # what was there before, but its first token
