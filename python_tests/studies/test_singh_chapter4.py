@@ -56,7 +56,7 @@ def test_there_are_36_with_rules_and_controls() -> None:
 
 def made_up(monkeypatch: pytest.MonkeyPatch, curves: dict[str, np.ndarray], **metrics: np.ndarray) -> dict[str, Any]:
     """Roles whose trainings have these losses, a seed each; the metrics are those of every one."""
-    runs = {role: [SimpleNamespace(loss=loss, label=role)] for role, loss in curves.items()}
+    runs = {role: [SimpleNamespace(loss=loss, name=role)] for role, loss in curves.items()}
     for module in (singh_induction, singh_clamps, singh_heads):
         monkeypatch.setattr(module, "training_loss", lambda trained: (SEEN, trained.loss))
 
@@ -161,7 +161,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Trained]]:
 
 def test_heads_are_those_of_each_member(runs: dict[str, list[Trained]]) -> None:
     measured = open_measured(runs["run"][0].run.path, snapshots="last", evaluators=["train"], sequences=2000)
-    found, heads = singh_heads.removed_and_alone(runs).quantities, measure_heads(measured)
+    chosen = ("strongest_alone", "strongest_drop", "other_drop", "correlation")
+    found, heads = singh_heads.removed_and_alone(runs, chosen).quantities, measure_heads(measured)
+    assert list(found) == list(chosen)
     for member in range(2):
         one = heads.isel(member=member)
         best = int(one["induction"].argmax("head"))

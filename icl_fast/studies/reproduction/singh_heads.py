@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -49,15 +50,18 @@ def cut_from_output(runs: Runs, layer: int) -> Measurement:
     return Measurement(quantities, Chart(title, SEEN, "change of loss (nats)", [Curve("mean over seeds", seen, lines)]))
 
 
-def removed_and_alone(runs: Runs) -> Measurement:
+def removed_and_alone(runs: Runs, quantities: Sequence[str]) -> Measurement:
     """Every head of the last layer removed, and alone, at the end of training; accuracies are over all outputs.
 
     `strongest_drop`, `other_drop`: without the strongest head, and the largest without any other one;
     `strongest_alone`, `weakest_alone`; `difference`: between all heads but the strongest, and it alone;
     `correlation`, `spread`: of strengths with accuracies alone, and the range of those.
+
+    Args:
+        quantities: which of these.
     """
     found = [_heads(trained) for trained in runs["run"]]
-    quantities: dict[str, list[float]] = {}
+    chosen: dict[str, list[float]] = {name: [] for name in quantities}
     points = []
     for one in found:
         strength, without = one["induction"].values, one["without"].values
@@ -73,15 +77,15 @@ def removed_and_alone(runs: Runs) -> Measurement:
             "correlation": np.corrcoef(strength, alone)[0, 1] if np.ptp(strength) and np.ptp(alone) else math.nan,
             "spread": np.ptp(alone),
         }
-        for name, value in measured.items():
-            quantities.setdefault(name, []).append(float(value))
+        for name, values in chosen.items():
+            values.append(float(measured[name]))
         points.append((strength, alone, without))
     strengths, alone_of_all, without_of_all = (np.concatenate(of) for of in zip(*points, strict=True))
     curves = [
         Curve("it alone", strengths, alone_of_all, kind="points"),
         Curve("without it", strengths, without_of_all, kind="points"),
     ]
-    return Measurement(quantities, Chart("Heads of layer 2", "induction strength", "accuracy, all outputs", curves))
+    return Measurement(chosen, Chart("Heads of layer 2", "induction strength", "accuracy, all outputs", curves))
 
 
 def copying(runs: Runs) -> Measurement:
@@ -296,6 +300,7 @@ CLAIMS = (
         statement="Removing any head of layer 2 but the strongest costs nothing, removing that one little.",
         runs={"run": "chapter4"},
         measure=removed_and_alone,
+        arguments={"quantities": ("other_drop", "strongest_drop")},
         rule="other_drop < 0.01 and strongest_drop < 0.05",
         without={"run": _ONE_HEAD},
     ),
@@ -305,6 +310,7 @@ CLAIMS = (
         statement="Alone heads differ widely, and their accuracy goes with their induction strength.",
         runs={"run": "chapter4"},
         measure=removed_and_alone,
+        arguments={"quantities": ("correlation", "spread")},
         rule="correlation > 0.7 and spread > 0.3",
         without={"run": "chapter4@0"},
     ),
@@ -314,6 +320,7 @@ CLAIMS = (
         statement="The strongest head alone mostly solves the task.",
         runs={"run": "chapter4"},
         measure=removed_and_alone,
+        arguments={"quantities": ("strongest_alone", "weakest_alone")},
         rule="strongest_alone > 0.9",
         without={"run": "chapter4@0.1"},
     ),
@@ -323,6 +330,7 @@ CLAIMS = (
         statement="All heads but the strongest do together about as well as it does alone.",
         runs={"run": "chapter4"},
         measure=removed_and_alone,
+        arguments={"quantities": ("difference", "without_strongest")},
         rule="difference < 0.05 and without_strongest > 0.9",
         without={"run": _ONE_HEAD},
     ),

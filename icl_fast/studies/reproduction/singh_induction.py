@@ -39,7 +39,7 @@ def plateau(runs: Runs) -> Measurement:
         times.append(float(learning_time(seen, loss)))
         before = loss[(np.cumsum(loss < 1.1 * PLATEAU) > 0) & (seen < times[-1])]
         shares.append(_mean(np.abs(before / PLATEAU - 1) < 0.1))
-    return Measurement({"plateau_share": shares, "learned_after": times}, _losses(found))
+    return Measurement({"plateau_share": shares, "learned_after": times}, _losses(runs))
 
 
 def guessing(runs: Runs) -> Measurement:
@@ -70,7 +70,7 @@ def change(runs: Runs) -> Measurement:
         near = seen[loss < 1.1 * PLATEAU]
         before = begin - near[0] if len(near) else math.nan
         ratios.append((end - begin) / before if before > 0 else math.nan)
-    return Measurement({"non_convexity": shapes, "change_over_plateau": ratios}, _losses(found))
+    return Measurement({"non_convexity": shapes, "change_over_plateau": ratios}, _losses(runs))
 
 
 def change_of(seen: Floats, loss: Floats) -> tuple[float, float]:
@@ -139,9 +139,8 @@ def _over_training(title: str, unit: str, found: Sequence[tuple[Floats, Floats]]
     return Chart(title, SEEN, unit, [_of_seeds("mean over seeds", found)])
 
 
-def _losses(found: Sequence[tuple[Floats, Floats]]) -> Chart:
-    curves = [_of_seeds("mean over seeds", found)]
-    curves += [Curve(f"seed {i + 1}", seen, loss) for i, (seen, loss) in enumerate(found) if len(found) > 1]
+def _losses(runs: Runs) -> Chart:
+    curves = [Curve(trained.name, *training_loss(trained)) for trained in runs["run"]]
     return Chart("Training loss", SEEN, "nats", curves)
 
 
