@@ -9,6 +9,7 @@ import torch
 
 from icl_fast.arguments import MOST_SEED, finite_number, whole_number
 from icl_fast.data.exemplars import Exemplars
+from icl_fast.errors import InputError
 from icl_fast.memory import check_fits
 
 _STREAM = 1  # encoders draw from the seed too
@@ -29,7 +30,8 @@ def with_pixel_noise(exemplars: Exemplars, noise: float, copies: int = 1, *, see
     """
     noise, copies = finite_number("pixel_noise", noise, 0, 1e6), whole_number("copies", copies, 1)
     seed = whole_number("seed", seed, 0, MOST_SEED)
-    _ = exemplars.pixels  # they must be images
+    if exemplars.image is None:
+        raise InputError("pixel_noise: these exemplars are vectors, not images; noise on vectors is sequences.noise")
     check_fits(2 * copies * exemplars.features.nbytes, f"copies {copies} of {exemplars.features.shape[1]} exemplars")
     features = exemplars.features.repeat_interleave(copies, dim=1)
     random = np.random.default_rng((_STREAM, seed))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -128,6 +131,33 @@ def test_the_change_is_the_same_with_other_snapshots() -> None:
         assert change.happened
         windows.append(change.window)
     np.testing.assert_allclose(windows, np.broadcast_to([850, 1600], (4, 2)), rtol=0.15)
+
+
+DEMO = json.loads((Path(__file__).parent / "demo_curves.json").read_text())["curves"]
+
+
+@pytest.mark.parametrize("model", list(DEMO))
+def test_runs_of_the_demo_are_judged_alike_whichever_snapshots_were_taken(model: str) -> None:
+    """Snapshots every 25 steps, and spaced as in configs/demo and closer."""
+    steps, scores = np.arange(25, 2401, 25), np.array(DEMO[model])
+    windows = []
+    for first, factor in ((None, None), (50, 1.25), (50, 1.2)):
+        taken = steps if first is None else snapshots(first, factor)
+        change = found(taken, scores[np.searchsorted(steps, taken)])
+        assert change.happened == (not model.startswith("one_layer "))
+        windows.append((change.window, change.start_interval, change.end_interval))
+    if change.happened:
+        (start, end), *_ = (window for window, _, _ in windows)
+        assert end / start < 3
+        for _, of_start, of_end in windows[1:]:  # the best known ends are in the intervals of fewer snapshots
+            assert of_start[0] <= start <= of_start[1]
+            assert of_end[0] <= end <= of_end[1]
+
+
+def snapshots(first: float, factor: float) -> np.ndarray:
+    """Those of an exponential schedule, of those there are."""
+    wanted = first * factor ** np.arange(100)
+    return np.unique(np.append(np.round(wanted[wanted < 2400] / 25) * 25, 2400)).astype(int)
 
 
 def test_one_outlier_is_no_change() -> None:

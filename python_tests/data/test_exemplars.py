@@ -94,7 +94,7 @@ def test_pixel_noise(noise: float, copies: int, seed: int) -> None:
 
 
 def test_pixel_noise_is_of_images() -> None:
-    with pytest.raises(InputError, match="are vectors, not images"):
+    with pytest.raises(InputError, match=r"^pixel_noise: these exemplars are vectors"):
         with_pixel_noise(gaussian_classes(3, 2, 4), 0.1)
     with pytest.raises(InputError, match="copies: must be 1 or more"):
         with_pixel_noise(images(), 0.1, 0)

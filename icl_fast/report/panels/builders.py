@@ -275,6 +275,27 @@ def no_phase_change(model: ModelStudy) -> str:
     )
 
 
+def change_fit(model: ModelStudy) -> str:
+    """What a caption says of the fitted phase change; empty: there is none."""
+    change = model.change
+    if change is None or not change.happened or change.window is None:
+        return ""
+    assert change.start_interval
+    assert change.end_interval
+    assert change.abruptness_interval
+    begins, ends = (
+        f"{at:,.0f} ({low:,.0f} to {high:,.0f})"
+        for at, (low, high) in zip(change.window, (change.start_interval, change.end_interval), strict=True)
+    )
+    low, high = change.abruptness_interval
+    smooth = "" if change.smooth_abruptness is None else f", of a smooth fall {change.smooth_abruptness:.1f}"
+    return (
+        f" The change begins at step {begins} and ends at step {ends}; end over begin is {change.abruptness:.1f} "
+        f"({low:.1f} to {high:.1f}){smooth}. Evidence against a smooth fall: {change.evidence:.0f}; "
+        f"{change.support:.0%} of resampled curves pass the rule. Intervals: 95%, over {change.resampled}."
+    )
+
+
 def over_all_snapshots(model: ModelStudy, y: Floats, error: Floats | None) -> tuple[Series, ...]:
     """A curve of a model over training.
 

@@ -9,6 +9,7 @@ from icl_fast.analysis import loss_by_log_position, loss_heatmap
 from icl_fast.errors import InputError
 from icl_fast.report.panels.builders import (
     NATS,
+    change_fit,
     each_head,
     effect_lines,
     filled,
@@ -211,7 +212,7 @@ def _icl_score(study: Study, model: ModelStudy) -> Panel:
         model,
         "lines",
         f"{icl_definition(model).capitalize()}, with one standard error over examples; negative: later "
-        f"tokens are predicted better. {ANALYSES}, In-context learning score.",
+        f"tokens are predicted better.{change_fit(model)} {ANALYSES}, In-context learning score.",
         f"ICL score ({NATS})",
     )
 

@@ -7,7 +7,10 @@ end; "fades" as half or more of the rise from chance lost (the rule of `icl_fast
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+import xarray as xr
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
@@ -23,7 +26,7 @@ from icl_fast.studies.reproduction.singh_curves import (
 from icl_fast.studies.reproduction.trained import curve, strategies
 from icl_fast.toy import Setting, plateaus, simulate_settings
 
-SEEDS = range(100)  # of the toy models
+SEEDS = 100  # of the toy models
 
 
 def layer_1(runs: Runs) -> Measurement:
@@ -67,13 +70,18 @@ def given_the_end(runs: Runs, parts: str, evaluator: str = "flip") -> Measuremen
     return Measurement({"difference": differences}, chart)
 
 
+@cache
+def _simulated(mu: float, alpha: float, seeds: int) -> xr.Dataset:
+    return simulate_settings([Setting(mu=mu, alpha=alpha)], range(seeds)).isel(setting=0)
+
+
 def coopetition(runs: Runs, mu: float = 0.1, alpha: float = 0.1) -> Measurement:
     """The toy model of strategy racing, over 100 seeds: shares of those that leave the plateau.
 
     Quantities: `emerged`, `transient`, `learned_1`, `learned_2`, `divot` (see `icl_fast.toy.RULES`), of mechanisms 1
     and 2; `share_out`: of all seeds, those that leave it.
     """
-    data = simulate_settings([Setting(mu=mu, alpha=alpha)], SEEDS).isel(setting=0)
+    data = _simulated(mu, alpha, SEEDS)
     out = ~data["stuck"].values & ~data["diverged"].values
     share = {name: [float(data[name].values[out].mean())] for name in ("transient", "divot", "learned_1", "learned_2")}
     emerged = ~np.isnan(data["emergence_1"].values)

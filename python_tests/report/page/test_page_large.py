@@ -40,6 +40,7 @@ def last_snapshot(model: ModelStudy) -> ModelStudy:
         change=None,
         interval=None,
         attributions=attribute_icl(ablations["pattern-preserving"]),
+        curiosities=(),
         texts={name: last(text) for name, text in model.texts.items()},
     )
 

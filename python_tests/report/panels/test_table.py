@@ -171,6 +171,17 @@ def test_heads(study: Study, table: dict[str, list[Panel]]) -> None:
                 np.testing.assert_array_equal(series.error, one[f"{of}_sem"])
 
 
+def test_the_fitted_change_and_its_uncertainty_are_said(study: Study, table: dict[str, list[Panel]]) -> None:
+    change = study.models["two_layer"].change
+    assert change is not None
+    assert change.window is not None
+    caption = row(table["two_layer"], "icl_score").caption
+    assert f"begins at step {change.window[0]:.0f} (" in caption
+    assert "end over begin is 1.9 (1.5 to 2.5), of a smooth fall 7.0. Evidence against a smooth fall: 50" in caption
+    assert "98% of resampled curves pass the rule. Intervals: 95%, over snapshots." in caption
+    assert "begins at step" not in row(table["one_layer"], "icl_score").caption
+
+
 def test_what_is_not_defined_says_so(study: Study, table: dict[str, list[Panel]]) -> None:
     one, two = table["one_layer"], table["two_layer"]
     assert row(one, "qk_trace").absent == "N/A: one layer; the trace needs earlier heads to compose with"
