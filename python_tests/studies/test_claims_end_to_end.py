@@ -22,7 +22,6 @@ HANDFUL = (
     "ciwl-remains",
     "iwl-near-chance",
     "flip-turns-from-1-to-0",
-    "icl-is-faster",
     "one-layer-learns-ciwl-only",
 )
 # the thesis' characters are 1,623; these can be drawn with the fonts of a bare machine

@@ -85,6 +85,15 @@ def test_decay_is_the_slope_after_the_peak(given_curves: Callable[[Curves], None
     assert found["slow"] == pytest.approx([0.0])
 
 
+def test_a_divot_is_a_rise_that_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {"a": [5.0, 5.0, 3.0, 3.0, 3.4, 3.4, 1.0, 1.0], "b": [5.0, 4.0, 3.0, 1.0, 1.0, 2.0, 2.0, 2.0]}
+    monkeypatch.setattr(
+        singh_strategies, "curve", lambda trained, evaluator, metric: (SEEN[:8], np.array(losses[trained.name]))
+    )
+    found = singh_strategies.divot({"run": [training("a"), training("b")]}).quantities
+    assert found["rise"] == pytest.approx([0.1, 0.0])  # 0.4 of a fall of 4; what rises to the end is no divot
+
+
 def test_the_best_of_a_sweep_is_compared(given_curves: Callable[[Curves], None]) -> None:
     given_curves({(name, "iwl"): [level] * 4 for name, level in {"a": 0.1, "b": 0.3, "c": 0.5}.items()})
     runs = {"rnn": [training("a"), training("b")], "transformer": [training("c"), training("a")]}
