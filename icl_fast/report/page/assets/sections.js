@@ -126,8 +126,8 @@ export function claims(box) {
     const row = el("tr", { "data-verdict": claim.verdict }, el("th", { scope: "row", text: first }), ...others.map((text) => el("td", { text })));
     return claim.panel ? [row, behind(claim.panel, row.lastElementChild, columns.length, `claim-figure-${i}`)] : [row];
   });
-  const verdicts = [...new Set(data.claims.map((claim) => claim.verdict))];
-  const counted = verdicts.map((verdict) => `${data.claims.filter((claim) => claim.verdict === verdict).length} ${verdict}`);
+  const found = [...new Set(data.claims.map((claim) => claim.verdict))];
+  const counted = found.map((one) => `${data.claims.filter((claim) => claim.verdict === one).length} ${one}`);
   box.append(el("p", { class: "how", text: `${data.claims.length} claims: ${counted.join("; ")}.` }),
     el("div", { class: "wide" }, el("table", { class: "plain claims" },
       el("thead", {}, el("tr", {}, ...columns.map(([text]) => el("th", { scope: "col", text })))),
