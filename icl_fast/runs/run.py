@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from icl_fast.data import Exemplars
+from icl_fast.data.fingerprint import fingerprint, is_same
 from icl_fast.errors import InputError
 from icl_fast.files import (
     atomic_write,
@@ -22,6 +24,7 @@ from icl_fast.files import (
     regular_file,
     sha256,
     sweep,
+    to_json,
 )
 from icl_fast.models import ExemplarModel, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
@@ -33,9 +36,10 @@ from icl_fast.runs.text_config import TextRunConfig
 _SNAPSHOT_NAME = re.compile(r"step_([0-9]{8})\.safetensors")
 _SHA256 = re.compile("[0-9a-f]{64}")
 CONFIG, TOKENIZER, LOG, STATE, MANIFEST = "config.yaml", "tokenizer.json", "log.jsonl", "optimizer.pt", "manifest.json"
+EXEMPLARS = "exemplars.json"
 _LOCK = ".lock-training"
 # what else a run has written before its first state
-_EARLY = (CONFIG, TOKENIZER, LOG, "snapshots/step_00000000.safetensors")
+_EARLY = (CONFIG, TOKENIZER, EXEMPLARS, LOG, "snapshots/step_00000000.safetensors")
 
 
 class Run:
@@ -151,31 +155,59 @@ class Run:
         elif self.path.exists() and not self._is_half_begun():
             raise InputError(f"run folder {self.path}: exists and is not empty; use --resume or another --out")
 
-    def begin(self, config: RunConfig, *, resume: bool, tokenizer_json: str | None = None) -> dict[str, Any] | None:
+    def check_exemplars(self, exemplars: Exemplars) -> None:
+        """Refuse exemplars that are not those that the run was trained on, as far as it says which those were.
+
+        Raises:
+            InputError: they are others; exemplars.json is damaged.
+        """
+        if not (self.path / EXEMPLARS).exists():  # of a run that an earlier version wrote
+            return
+        noted = parse_json(self.intact(EXEMPLARS).read_bytes(), f"{self.path / EXEMPLARS}")
+        if not isinstance(noted, dict) or not is_same(fingerprint(exemplars), noted):
+            raise InputError(
+                f"exemplars: {self.path} was trained on others than {exemplars.source or 'these'}; fonts, images or "
+                "the file that its config names have changed, or are others on this machine"
+            )
+
+    def begin(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool,
+        tokenizer_json: str | None = None,
+        exemplars: Exemplars | None = None,
+    ) -> dict[str, Any] | None:
         """Start a run here, or continue the one that is here.
 
         Args:
             tokenizer_json: of a run on text.
+            exemplars: of a run on exemplars.
 
         Returns:
             The state saved last, or None where the run starts from scratch.
 
         Raises:
             InputError: as `check`; the folder cannot be written; the saved state is damaged or gone, or belongs to
-                another corpus.
+                another corpus or other exemplars.
         """
         self.check(config, resume=resume)
         # config.yaml comes last, so that a folder that has one is a run that can be resumed
         files = {} if tokenizer_json is None else {TOKENIZER: tokenizer_json}
+        if exemplars is not None:
+            files[EXEMPLARS] = to_json(fingerprint(exemplars))
         files[CONFIG] = config.to_yaml()
         if resume and self.exists:
             if tokenizer_json is not None and self.tokenizer_json() != tokenizer_json:
                 corpus = self.text_config.data.corpus
                 raise InputError(f"--resume: the corpus {corpus} is not the one {self.path} was begun with")
+            if exemplars is not None:
+                self.check_exemplars(exemplars)
             state = self.load_state()
             if state is None and self.snapshot_steps()[1:]:
                 raise InputError(f"--resume: {self.path} has snapshots, but {STATE} is gone; start it anew")
-            if unlisted := files.keys() - self.manifest().keys():  # of a run that an earlier version began
+            there = {name for name in files if (self.path / name).exists()}
+            if unlisted := there - self.manifest().keys():  # of a run that an earlier version began
                 self.note(*unlisted)
             return state
         for name in _EARLY:
@@ -200,7 +232,9 @@ class Run:
             noted = self.manifest()
         except InputError:
             return False
-        unlike = [name for name in names & {CONFIG, TOKENIZER} if noted.get(name) != sha256(self.path / name)]
+        unlike = [
+            name for name in names & {CONFIG, TOKENIZER, EXEMPLARS} if noted.get(name) != sha256(self.path / name)
+        ]
         return names <= {MANIFEST, *_EARLY} and CONFIG in noted and not unlike
 
     def snapshot_path(self, step: int) -> Path:

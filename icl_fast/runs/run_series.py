@@ -133,7 +133,9 @@ class RunSeries(Series):
         return self.run.population
 
     def exemplars(self, progress: Callable[[int, int, str], None] | None = None) -> Exemplars:
-        return load_exemplars(self.population.config.exemplars, progress)
+        found = load_exemplars(self.population.config.exemplars, progress)
+        self.run.check_exemplars(found)
+        return found
 
 
 def run_of(ckpt: str | Path) -> Run:

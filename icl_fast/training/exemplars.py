@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icl_fast.data import training_sequences
+from icl_fast.data import Exemplars, training_sequences
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
@@ -68,6 +68,7 @@ class ExemplarTrainer:
         check_exemplar_run_fits(config, 1, device)
         self.population = Population(config)
         exemplars = load_exemplars(config.exemplars, on_exemplars)
+        self.exemplars: Exemplars | None = exemplars
         check_exemplar_run_fits(config, exemplars.features.shape[-1], device)
         self.model = self.population.model(exemplars).to(device)
         trainable = _graft(self.model, self.population)

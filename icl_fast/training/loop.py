@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from icl_fast.data import Exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import without_autocast
 from icl_fast.models import Intervention
@@ -48,6 +49,10 @@ class Trainer(Protocol):
     @property
     def tokenizer_json(self) -> str | None:
         """Of a run on text: part of what a resumed run must have the same."""
+
+    @property
+    def exemplars(self) -> Exemplars | None:
+        """Of a run on exemplars: the same."""
 
     def advance(self, interrupted: Callable[[], bool]) -> None:
         """Take one or more steps, up to the next at which something is due, or until interrupted."""
@@ -111,7 +116,7 @@ def train(
             trainer = TextTrainer(config, on_progress)
         else:
             trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
-        state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json)
+        state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json, exemplars=trainer.exemplars)
         if state is not None:
             trainer.load_state(state, str(run.state_path))
         run.cut_log(-1 if state is None else trainer.step)

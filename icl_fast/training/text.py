@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icl_fast.data import load_text
+from icl_fast.data import Exemplars, load_text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.models import Transformer, parse_transformer_config
@@ -45,6 +45,8 @@ class TrainingProgress:
 
 class TextTrainer:
     """Model, optimizer and the running loss by position: everything that a saved state holds."""
+
+    exemplars: Exemplars | None = None
 
     def __init__(self, config: TextRunConfig, on_progress: Callable[[TrainingProgress], None] | None = None) -> None:
         """Set up what `config` says; `on_progress` is called after every step.
