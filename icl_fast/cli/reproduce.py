@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training.")
 @click.option("--public", type=PATH, help="Other people's models, for claims about them: as --ckpt of `ablate`.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the claims, the parts and their cost; do nothing.")
-@click.option("--again", is_flag=True, help="Measure again what is kept.")
+@click.option("--again", is_flag=True, help="Measure claims again (what their run folders keep stays).")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/reproduction"), show_default=True)
 @click.option("--configs", type=PATH, help="Folder of configs; default the checkout's.")
@@ -101,10 +101,11 @@ def _print_plan(wanted: Reproduction) -> None:
             table.add_row(str(number), one.name, shown, "yes" if done else "no", str(of))
     print_table(table)
     untested = len(wanted.claims) - len(list(wanted.testable()))
+    least = "at least " if tiny and any(one.minutes is None for one in wanted.experiments.values()) else ""
     unit = "minutes of one core" if tiny else f"GPU-hours at {FLOPS / 1e12:.0f} TFLOP/s, by arithmetic alone"
     echo(
-        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes {costs:.3g} "
-        f"{unit}, {left:.3g} of them to come; then measuring"
+        f"{len(wanted.claims)} claims, of which {untested} cannot be tested at this scale; training takes "
+        f"{least}{costs:.3g} {unit}, {left:.3g} of them to come; then measuring"
     )
 
 

@@ -37,6 +37,6 @@ def test_claims_hold_and_their_rules_fail_without_the_effect(
     line = ["reproduce", "singh", "--out", str(tmp_path), "--claims", ",".join(names), "--no-static", *options]
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
-    rows = json.loads((tmp_path / "singh-tiny" / "claims.json").read_text())
+    rows = json.loads((tmp_path / "singh-tiny" / "chosen" / "claims.json").read_text())
     assert {row["name"]: row["verdict"] for row in rows} == dict.fromkeys(names, "holds")
     assert all(row["rule fails on the control"] for row in rows)

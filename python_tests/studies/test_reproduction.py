@@ -55,6 +55,10 @@ def accuracy(runs: Mapping[str, Sequence[Trained]], add: float = 0.0) -> Measure
     return Measurement(quantities, chart)
 
 
+def refuses(runs: Mapping[str, Sequence[Trained]]) -> Measurement:
+    raise InputError(f"{runs['run'][0].name}: has no peak")
+
+
 def claim(name: str = "many-points", **changed: Any) -> Claim:
     usual = {
         "source": "Figure 1",
@@ -143,6 +147,20 @@ def test_what_cannot_be_tested_says_why(made: Any) -> None:
     assert [row.verdict for row in rows] == ["cannot be tested"] * 2
     assert evidence(rows[0]) == "needs 12 layers: 90 GPU-hours"
     assert "--public" in evidence(rows[1])
+
+
+def test_a_measurement_that_fails_leaves_the_other_rows(made: Any) -> None:
+    broken = claim("broken", runs={"run": "seeds"}, measure=refuses)
+    rows = judged(made(broken, claim()))
+    assert [(row.verdict, row.why) for row in rows] == [("cannot be tested", "seed 5: has no peak"), ("holds", "")]
+
+
+def test_a_scale_that_is_not_set_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reproduction.CLAIMS, "singh", (claim(runs={"run": "alone"}, without={"run": "alone@0"}),))
+    found = Reproduction("singh", "paper", home / "out", home / "configs")
+    assert not found.experiments
+    (row,) = judged(found)
+    assert (row.verdict, row.why) == ("cannot be tested", "singh.yaml has no training alone at the scale paper")
 
 
 def test_what_is_not_trained_yet(made: Any) -> None:
@@ -238,10 +256,8 @@ def test_the_cost_is_that_of_the_weights_and_of_attention(mlp: bool) -> None:
             "training": {"steps": 10, "batch": 4},
         }
     )
-    model = Transformer(TransformerConfig(**shape, vocab=300, context=64, position="none"))
-    matrices = (
-        sum(weights.numel() for weights in model.parameters() if weights.dim() > 1) - 300 * 16
-    )  # but the embedding
+    matrices = sum(weights.numel() for weights in Transformer(shape).parameters() if weights.dim() > 1)
+    matrices -= 300 * 16  # the embedding is looked up
     tokens = 10 * 4 * 64
     attention = 3 * 2 * 8 * sum(4 * keys for keys in range(1, 65)) / 64  # scores and values, of the keys that are seen
     expected = 3 * tokens * (2 * matrices + attention) / FLOPS / 3600
@@ -261,7 +277,8 @@ def test_on_the_command_line(made: Any, home: Path) -> None:
     done = CliRunner().invoke(cli, [*line, "--claims", "many-points"])
     assert done.exit_code == 0, done.output
     assert "1 claims: 1 holds" in done.output
-    assert str(found.home / "index.html") in done.output
+    assert str(found.home / "chosen" / "index.html") in done.output
+    assert not (found.home / "claims.json").exists() or "large" in (found.home / "claims.json").read_text()
     wrong = CliRunner().invoke(cli, [*line, "--part", "7"])
     assert wrong.exit_code == 2
     assert "error: --part: there are 1 of them" in wrong.output

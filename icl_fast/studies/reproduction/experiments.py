@@ -31,6 +31,7 @@ class Experiment:
         minutes: that it takes on the machine that the plan names; None: not measured.
         folder: where it goes.
         needs: experiments whose snapshots it begins from.
+        at_scale: whether the file says what it is at this scale.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Experiment:
     minutes: float | None
     folder: Path
     needs: tuple[str, ...]
+    at_scale: bool
 
     def runs(self) -> dict[Path, RunConfig]:
         """The run folders and their configs: on text one for each seed, on exemplars one population.
@@ -152,7 +154,7 @@ def _experiment(
     config = configs / row["config"]
     needs = tuple(dict.fromkeys(_FOLDER.findall("\n".join(overrides))))
     filled = tuple(_FOLDER.sub(lambda match: str(home / match[1]), one) for one in overrides)
-    return Experiment(name, config, filled, at.get("seeds"), at.get("minutes"), home / name, needs)
+    return Experiment(name, config, filled, at.get("seeds"), at.get("minutes"), home / name, needs, scale in row)
 
 
 def _with_seeds(config: ExemplarRunConfig, seeds: int) -> ExemplarRunConfig:

@@ -24,8 +24,6 @@ from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, lo
 
 Runs = Mapping[str, Sequence[Trained]]
 TOKENS, NATS = "training tokens (millions)", "nats per token"
-ATTENTION = tuple(f"attention_{layers}" for layers in range(1, 7))
-MLP = tuple(f"mlp_{layers}" for layers in range(1, 7))
 EARLY = (5, 10, 25, 50, 100)  # positions to compare the end of the context with
 
 
@@ -70,7 +68,7 @@ def curves(trained: Trained) -> Curves:
         trained,
         data.isel(snapshot=slice(first, None)),
         data["tokens"].values[first:] / 1e6,
-        whole["loss"].mean("example").values[first:],
+        whole["position_loss"].mean("position").values[first:],
         score[first:],
         matching.max(("layer", "head")).values[first:],
         change,
@@ -141,7 +139,7 @@ def earlier(runs: Runs) -> Measurement:
     """How many times earlier the change is half done in `smeared` than in `plain`, seed by seed."""
     smeared, plain = ([curves(trained) for trained in runs[role]] for role in ("smeared", "plain"))
     quantities = {
-        "times_earlier": [_middle(late) / _middle(early) for early, late in zip(smeared, plain, strict=True)],
+        "times_earlier": [_middle(late) / _middle(early) for early, late in zip(smeared, plain, strict=False)],
         "smeared_middle": [_middle(one) for one in smeared],
         "plain_middle": [_middle(one) for one in plain],
     }
@@ -164,13 +162,15 @@ def bump(runs: Runs) -> Measurement:
     found, windows = ([curves(trained) for trained in runs[role]] for role in ("model", "window"))
     bumps = [
         loss_bump(one.data["snapshot"].values.tolist(), one.loss.tolist(), window.change.window)
-        for one, window in zip(found, windows, strict=False)
         if window.change.window is not None and window.change.happened
+        else None
+        for one, window in zip(found, windows, strict=False)
     ]
     quantities = {
-        "steeper": [float(one.steeper) for one in bumps],
-        "height": [one.height for one in bumps],
-        "height_over_outside": [one.height / one.height_outside for one in bumps],
+        "steeper": [np.nan if one is None else float(one.steeper) for one in bumps],
+        "height": [np.nan if one is None else one.height for one in bumps],
+        # under a thousandth of a nat outside is none
+        "height_over_outside": [np.nan if one is None else one.height / max(one.height_outside, 1e-3) for one in bumps],
     }
     return Measurement(quantities, _chart("Loss", found, lambda one: one.loss))
 
@@ -245,7 +245,7 @@ def derivative_order(runs: Runs) -> Measurement:
     after.
     """
     before, after, lines = [], [], []
-    for small, large in zip(runs["small"], runs["large"], strict=True):
+    for small, large in zip(runs["small"], runs["large"], strict=False):
         slow, fast = curves(small), curves(large)
         slopes = [loss_by_log_tokens(one.loss, one.data["tokens"].values.tolist(), bins=24) for one in (slow, fast)]
         at = slopes[0]["tokens"].values / 1e6
@@ -268,13 +268,14 @@ def early_advantage(runs: Runs) -> Measurement:
     examples (`icl_fast.analysis.compare_by_position` takes single positions).
     """
     formed, lines = [], []
-    for small, large in zip(runs["small"], runs["large"], strict=True):
+    for small, large in zip(runs["small"], runs["large"], strict=False):
         slow, fast = curves(small), curves(large)
         by_position = [
             one.data["position_loss"].sel(ablation=UNABLATED).isel(snapshot=-1).values for one in (slow, fast)
         ]
         advantage = by_position[0] - by_position[1]
-        formed.append(advantage[7:12].mean() / advantage[-len(advantage) // 4 :].mean())
+        early, late = advantage[7:12].mean(), advantage[-len(advantage) // 4 :].mean()
+        formed.append(early / late if late > 0 else np.nan)  # else the larger one is no better
         lines.append(Curve(f"{slow.name} less {fast.name}", np.arange(1, len(advantage) + 1), advantage))
     chart = Chart("Advantage by context position", "context position", NATS, lines, log_x=True)
     return Measurement({"formed_by_tenth": formed}, chart)

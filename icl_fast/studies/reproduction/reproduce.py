@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +93,8 @@ class Reproduction:
         self.work, self.scale = work, scale
         self.claims = [known[name] for name in names] if names else list(known.values())
         every = load_experiments(configs, work, scale, out, overrides)
-        self.public = public
+        self.public, self.chosen = public, bool(names)
+        self._unset = {one.name for one in every.values() if not one.at_scale}
         needed = {name for claim in self.testable() for name in claim.experiments} - {PUBLIC}
         if missing := needed - every.keys():
             raise InputError(f"configs: {work}.yaml has no experiment {min(missing)}")
@@ -105,10 +108,13 @@ class Reproduction:
         return (claim for claim in self.claims if self.why_not(claim) is None)
 
     def why_not(self, claim: Claim) -> str | None:
-        """Why a claim cannot be tested, or None if it can."""
+        """Why a claim cannot be tested at this scale, or None if it can."""
         if PUBLIC in claim.experiments and self.public is None:
             return "other people's models are needed: give --public FOLDER, FILE.gguf or hf:ORG/NAME"
-        return claim.untested.get(self.scale)
+        if self.scale in claim.untested:
+            return claim.untested[self.scale]
+        unset = [name for name in claim.experiments if name in self._unset]
+        return f"{self.work}.yaml has no training {unset[0]} at the scale {self.scale}" if unset else None
 
     def parts(self) -> list[list[Experiment]]:
         """The experiments in order, in parts of at most `PART_MINUTES` where one alone does not take longer."""
@@ -146,6 +152,10 @@ class Reproduction:
         Raises:
             InputError: as the measurements.
         """
+        with locked(self.home / ".lock-claims", f"out: {self.home}", wait=True):  # parts may go on side by side
+            return self._rows(on_claim, again)
+
+    def _rows(self, on_claim: Callable[[int, int, str], None], again: bool) -> list[Row]:
         finished = {name for name, one in self.experiments.items() if one.finished()}
         rows = []
         for number, claim in enumerate(self.claims):
@@ -160,7 +170,10 @@ class Reproduction:
         return rows
 
     def _row(self, claim: Claim, again: bool) -> Row:
-        kept = self._measured(claim, again)
+        try:
+            kept = self._measured(claim, again)
+        except InputError as error:  # of one measurement: the other rows are none the worse
+            return Row(claim, "cannot be tested", why=str(error))
         measured, control = _measurement(kept["measured"]), _measurement(kept["control"])
         rule = Rule(claim.rule)
         verdict: Verdict = "holds" if rule.holds(measured.quantities) else "does not hold"
@@ -170,25 +183,25 @@ class Reproduction:
         path = self.home / "claims" / f"{claim.name}.json"
         identity = {
             "measure": f"{claim.measure.__module__}.{claim.measure.__qualname__}",
+            "source": _source_hash(),
             "runs": [dict(claim.runs), dict(claim.control)],
             "arguments": [repr(claim.arguments), repr(claim.without_arguments)],
             "trained": {name: self._weights(name) for name in claim.experiments},
         }
-        with locked(self.home / "claims" / f".lock-{claim.name}", f"claim {claim.name}"):
-            if path.exists() and not again and (kept := read_json(path, "claim")).get("identity") == identity:
-                return dict(kept)
-            began = time.monotonic()
-            measured, control = (claim.measured(self._trained, control=which) for which in (False, True))
-            found = {
-                "identity": identity,
-                "seconds": time.monotonic() - began,
-                "machine": f"{platform.machine()}, torch {torch.__version__}, icl_fast {__version__}",
-                "measured": asdict(measured),
-                "control": asdict(control),
-            }
-            with atomic_write(path) as temporary:
-                temporary.write_text(to_json(found, indent=1), encoding="utf-8")
-            return found
+        if path.exists() and not again and (kept := read_json(path, "claim")).get("identity") == identity:
+            return dict(kept)
+        began = time.monotonic()
+        measured, control = (claim.measured(self._trained, control=which) for which in (False, True))
+        found = {
+            "identity": identity,
+            "seconds": time.monotonic() - began,
+            "machine": f"{platform.machine()}, torch {torch.__version__}, icl_fast {__version__}",
+            "measured": asdict(measured),
+            "control": asdict(control),
+        }
+        with atomic_write(path) as temporary:
+            temporary.write_text(to_json(found, indent=1), encoding="utf-8")
+        return dict(read_json(path, "claim"))  # as it will be read again: infinity is not a number there
 
     def _weights(self, name: str) -> list[str]:
         """SHA-256 (hex) of all that an experiment's measurements read."""
@@ -202,6 +215,14 @@ class Reproduction:
         named, _, share = which.partition("@")
         name, _, member = named.partition(":")
         return self.experiments[name].trained(member or None, float(share) if share else 1.0)
+
+
+@cache
+def _source_hash() -> str:
+    """SHA-256 (hex) of the code that measures claims and of the analyses that it calls."""
+    package = Path(__file__).parents[2]
+    files = sorted([*package.glob("studies/reproduction/*.py"), *package.glob("analysis/*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _measurement(kept: Mapping[str, Any]) -> Measurement:

@@ -92,7 +92,7 @@ def later(runs: Runs, evaluator: str = "icl", than: str | None = None) -> Measur
     """
     than = than or evaluator
     ratios, first, second = [], [], []
-    for run, other in zip(runs["run"], runs["other"], strict=True):
+    for run, other in zip(runs["run"], runs["other"], strict=False):
         first.append(time_to(run, evaluator))
         second.append(time_to(other, than))
         bound = accuracy(run, evaluator)[0][-1] if np.isnan(first[-1]) else first[-1]
@@ -117,10 +117,16 @@ def best_end(runs: Runs, evaluator: str) -> Measurement:
     return Measurement(quantities, strategy_chart(f"Accuracy on {evaluator}", runs, [evaluator]))
 
 
+def peak_at(trained: Trained, evaluator: str) -> float:
+    """Millions of sequences until the highest accuracy; NaN where it is under 3/4: the peak of noise is none."""
+    found = risen(trained, evaluator)
+    return found.peak / 1e6 if found.height >= LEARNED else float("nan")
+
+
 _OF_CURVE: dict[str, Callable[[Trained, str], float]] = {
     "highest": lambda one, evaluator: risen(one, evaluator).height,
     "end": end,
-    "peak": lambda one, evaluator: risen(one, evaluator).peak / 1e6,
+    "peak": peak_at,
     "decay": lambda one, evaluator: risen(one, evaluator).decay,
     "lost": lost,
 }

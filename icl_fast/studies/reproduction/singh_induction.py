@@ -115,8 +115,11 @@ def alone_learns(runs: Runs) -> Measurement:
     roles = [role for role in runs if role != "all"]
     times = {role: [float(learning_time(*training_loss(one))) for one in runs[role]] for role in runs}
     ends = [[float(curve(one, "train")[1][-1]) for one in runs[role]] for role in roles]
+    never = float(training_loss(runs["all"][0])[0][-1])  # what is not learned counts as learned at the end
     whole = np.array(times["all"])
-    delays = np.array([times[role] for role in roles]) / whole[: len(times[roles[0]])]  # [head,seed]
+    delays = (
+        np.nan_to_num(np.array([times[role] for role in roles]), nan=never) / whole[: len(times[roles[0]])]
+    )  # [head,seed]
     quantities = {
         "worst_accuracy": np.min(ends, 0).tolist(),
         "first_delay": np.min(delays, 0).tolist(),

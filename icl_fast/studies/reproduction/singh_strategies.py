@@ -154,8 +154,8 @@ CLAIMS = (
         statement="Swapped labels are answered from the context first and from the weights in the end.",
         runs={"run": "transience"},
         measure=strategies_learned,
-        rule="flip_highest > 0.5 and mean flip_end < 0.1",
-        without={"run": "variants:matched"},
+        rule="flip_highest > 0.6 and mean flip_end < 0.1",  # untrained weights are at 0.5, give or take a few hundredths
+        without={"run": "one_layer"},
     ),
     Claim(
         name="icl-is-faster",

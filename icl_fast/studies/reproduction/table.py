@@ -75,6 +75,8 @@ def write_table(
 ) -> Path:
     """Write `claims.json`, `claims.md`, the page `index.html`, and the figure behind each row, into its folder.
 
+    Of chosen claims alone they go to its folder `chosen`, so that the whole table stays.
+
     Returns:
         The page's path.
 
@@ -82,11 +84,13 @@ def write_table(
         InputError: the disk is full or the folder not writable.
     """
     title = f"{TITLES[reproduction.work]}: what was found at the {reproduction.scale} scale"
-    for name, text in {"claims.json": to_json(_json(rows), indent=1), "claims.md": _markdown(title, rows)}.items():
-        with atomic_write(reproduction.home / name) as temporary:
+    folder = reproduction.home / "chosen" if reproduction.chosen else reproduction.home
+    texts = {"claims.json": to_json(_json(rows), indent=1), "claims.md": _markdown(title, rows, figures=static)}
+    for name, text in texts.items():
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     study = Study(title, {}, (), claims(rows))
-    return write_report(study, reproduction.home, static=static, on_figure=on_figure)
+    return write_report(study, folder, static=static, on_figure=on_figure)
 
 
 def _json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -110,11 +114,11 @@ def _json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _markdown(title: str, rows: Sequence[Row]) -> str:
+def _markdown(title: str, rows: Sequence[Row], *, figures: bool) -> str:
     lines = [f"# {title}", "", f"{len(rows)} claims: {counted(rows)}.", ""]
     lines += ["| | claim | source | rule | found | evidence |", "|---|---|---|---|---|---|"]
     for row in rows:
-        name = f"[{row.claim.name}](figures/claim-{row.claim.name}.png)" if row.measured else row.claim.name
+        name = f"[{row.claim.name}](figures/claim-{row.claim.name}.png)" if row.measured and figures else row.claim.name
         cells = [name, row.claim.statement, row.claim.source, f"`{row.claim.rule}`", row.verdict, evidence(row)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
