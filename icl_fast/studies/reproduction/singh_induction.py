@@ -117,9 +117,8 @@ def alone_learns(runs: Runs) -> Measurement:
     ends = [[float(curve(one, "train")[1][-1]) for one in runs[role]] for role in roles]
     never = float(training_loss(runs["all"][0])[0][-1])  # what is not learned counts as learned at the end
     whole = np.array(times["all"])
-    delays = (
-        np.nan_to_num(np.array([times[role] for role in roles]), nan=never) / whole[: len(times[roles[0]])]
-    )  # [head,seed]
+    alone = np.nan_to_num(np.array([times[role] for role in roles]), nan=never)  # [head,seed]
+    delays = alone / whole[: alone.shape[1]]
     quantities = {
         "worst_accuracy": np.min(ends, 0).tolist(),
         "first_delay": np.min(delays, 0).tolist(),

@@ -154,7 +154,7 @@ CLAIMS = (
         statement="Swapped labels are answered from the context first and from the weights in the end.",
         runs={"run": "transience"},
         measure=strategies_learned,
-        rule="flip_highest > 0.6 and mean flip_end < 0.1",  # untrained weights are at 0.5, give or take a few hundredths
+        rule="flip_highest > 0.6 and mean flip_end < 0.1",  # untrained weights are at 0.5, more or less
         without={"run": "one_layer"},
     ),
     Claim(
