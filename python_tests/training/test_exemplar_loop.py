@@ -87,7 +87,7 @@ def test_a_run_folder_is_complete(population: Run) -> None:
     assert curves["induction"].dims == ("evaluation", "evaluator", "member", "layer", "head")
     perfect = curves["induction"].sel(member="match", evaluator="train").isel(layer=1, head=3)
     assert perfect.values.tolist() == [1, 1, 1]
-    expected = {"config.yaml", "log.jsonl", "optimizer.pt", "manifest.json"}
+    expected = {"config.yaml", "exemplars.json", "log.jsonl", "optimizer.pt", "manifest.json"}
     expected |= {f"snapshots/step_{step:08d}.safetensors" for step in (0, 6, 12)}
     assert {p.relative_to(population.path).as_posix() for p in population.path.rglob("*") if p.is_file()} == expected
     assert set(population.manifest()) == expected - {"manifest.json"}
