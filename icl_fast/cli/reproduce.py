@@ -94,7 +94,7 @@ def _print_plan(wanted: Reproduction) -> None:
     for number, part in enumerate(wanted.parts(), start=1):
         for one in part:
             of = sum(one.name in claim.experiments for claim in wanted.testable())
-            cost = one.minutes or 0.0 if tiny else gpu_hours(list(one.runs().values()))
+            cost = one.minutes or 0.0 if tiny else gpu_hours(list(one.runs.values()))
             done = one.finished()
             costs, left = costs + cost, left + cost * (not done)
             shown = f"{cost:.2g}" if cost else "not measured"

@@ -38,7 +38,7 @@ def test_every_training_that_is_named_exists(scale: Any, tmp_path: Path) -> None
         seeds = set()
         for which in (*claim.runs.values(), *claim.control.values()):
             name, _, member = which.partition("@")[0].partition(":")
-            (config,) = every[name].runs().values()
+            (config,) = every[name].runs.values()
             names = [one.name for one in config.members]  # type: ignore[union-attr]
             chosen = [one for one in names if not member or one == member or one.startswith(f"{member} | seed ")]
             assert len(chosen) == (every[name].seeds or 1), which

@@ -158,7 +158,7 @@ def test_every_claim_has_its_trainings(scale: Scale, tmp_path: Path) -> None:
     for claim in (*singh_data.CLAIMS, *singh_strategies.CLAIMS):
         for which in (*claim.runs.values(), *claim.without.values()):
             name, _, member = which.partition("@")[0].partition(":")
-            for config in experiments[name].runs().values():
+            for config in experiments[name].runs.values():
                 assert isinstance(config, ExemplarRunConfig)
                 names = [config.members] if isinstance(config.members, int) else [m.name for m in config.members]
                 assert not member or any(str(one).startswith(member) for one in names), (claim.name, which)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Experiment:
     needs: tuple[str, ...]
     at_scale: bool
 
+    @cached_property
     def runs(self) -> dict[Path, RunConfig]:
         """The run folders and their configs: on text one for each seed, on exemplars one population.
 
@@ -60,7 +62,7 @@ class Experiment:
 
     def finished(self) -> bool:
         """Whether all of it is trained."""
-        return all(is_finished(Run(folder), config) for folder, config in self.runs().items())
+        return all(is_finished(Run(folder), config) for folder, config in self.runs.items())
 
     def trained(self, member: str | None, share: float) -> list[Trained]:
         """One of each seed: all of them, or those of the population's member of that name.
@@ -69,7 +71,7 @@ class Experiment:
             InputError: no member of that name.
         """
         found = []
-        for folder, config in self.runs().items():
+        for folder, config in self.runs.items():
             run = Run(folder)
             if not isinstance(config, ExemplarRunConfig):
                 found.append(Trained(self.name, run, None, share))

@@ -137,7 +137,7 @@ class Reproduction:
             KeyboardInterrupt: after the state was saved.
         """
         for one in experiments:
-            for folder, config in one.runs().items():
+            for folder, config in one.runs.items():
                 run = Run(folder)
                 if is_finished(run, config):
                     continue
@@ -207,7 +207,7 @@ class Reproduction:
         """SHA-256 (hex) of all that an experiment's measurements read."""
         if name == PUBLIC:
             return list(map(str, open_series(self.public or "", "last").hashes().items()))
-        return [sha256(folder / MANIFEST) for folder in self.experiments[name].runs()]
+        return [sha256(folder / MANIFEST) for folder in self.experiments[name].runs]
 
     def _trained(self, which: str) -> list[Trained]:
         if which == PUBLIC:

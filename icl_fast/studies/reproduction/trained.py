@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.measure import AblationOptions, evaluate, measure_ablations, measure_strategies, open_measured, sweep
+from icl_fast.measure import AblationOptions, evaluate, measure_strategies, open_measured, sweep
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.measure.heads.idealised_patterns import measure_idealised
@@ -151,16 +151,6 @@ def strategies(trained: Trained, graft: str | None = None) -> xr.Dataset:
 
     def measure() -> Path:
         return measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), graft=graft, out=out)
-
-    return trained.cut(kept(measure, out))
-
-
-def exemplar_ablations(trained: Trained) -> xr.Dataset:
-    """Every head of some snapshots removed, in every mode, on every evaluator (`measure_ablations`)."""
-    out, snapshots = trained.results / "ablation.zarr", few(trained, MOST_ABLATED)
-
-    def measure() -> Path:
-        return measure_ablations(open_measured(trained.run.path, snapshots=snapshots, sequences=SEQUENCES), out=out)
 
     return trained.cut(kept(measure, out))
 
