@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import xarray as xr
@@ -53,6 +54,7 @@ class Curves:
         return self.trained.label
 
 
+@cache
 def curves(trained: Trained) -> Curves:
     """Everything that the claims about the phase change read off a training."""
     data = losses(trained)

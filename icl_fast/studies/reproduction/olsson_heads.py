@@ -28,14 +28,12 @@ class Removed:
     """What removing each head of a model does, at the last snapshot that is looked at.
 
     Attributes:
-        names: `[head]` such as `1.0`.
         induction: `[head]` whether it matches prefixes.
         icl: `[head]` by how much the ICL score rises without it, nats.
         before_after: `[head]` how far the losses move along the before-and-after vector; NaN where nothing changed.
         score: the ICL score, nats.
     """
 
-    names: list[str]
     induction: NDArray[np.bool_]
     icl: Floats
     before_after: Floats
@@ -57,8 +55,7 @@ def removed(trained: Trained) -> Removed:
             vector, last.sel(ablation=UNABLATED).values, last.isel(ablation=data["layer"].values >= 0).values
         )[0][0]
     icl = attribute_icl(data)["icl"].sel(ablation=single["ablation"]).isel(snapshot=-1).values
-    names = [f"{layer}.{head}" for layer, head in zip(layers, of_layer, strict=True)]
-    return Removed(names, matching > PREFIX_MATCHING, icl, before_after, float(one.score[-1]))
+    return Removed(matching > PREFIX_MATCHING, icl, before_after, float(one.score[-1]))
 
 
 def _icl_chart(trained: Sequence[Trained]) -> Chart:

@@ -152,6 +152,7 @@ class Reproduction:
         Raises:
             InputError: as the measurements.
         """
+        self._found: dict[str, list[Trained]] = {}
         with locked(self.home / ".lock-claims", f"out: {self.home}", wait=True):  # parts may go on side by side
             return self._rows(on_claim, again)
 
@@ -210,11 +211,15 @@ class Reproduction:
         return [sha256(folder / MANIFEST) for folder in self.experiments[name].runs]
 
     def _trained(self, which: str) -> list[Trained]:
-        if which == PUBLIC:
-            return [Trained(PUBLIC, Run(self.public or ""))]
-        named, _, share = which.partition("@")
-        name, _, member = named.partition(":")
-        return self.experiments[name].trained(member or None, float(share) if share else 1.0)
+        if which not in self._found:  # the same ones for every claim, so that what is read off them is read once
+            named, _, share = which.partition("@")
+            name, _, member = named.partition(":")
+            self._found[which] = (
+                [Trained(PUBLIC, Run(self.public or ""))]
+                if which == PUBLIC
+                else self.experiments[name].trained(member or None, float(share) if share else 1.0)
+            )
+        return self._found[which]
 
 
 @cache
