@@ -39,7 +39,8 @@ seeds:
   config: one.yaml
   set: [training.lr=1e-3]
   tiny: {seeds: 3, minutes: 15, set: [training.steps=30]}
-  paper: {seeds: 1}
+  small: {untested: needs 90 GPU-hours}
+  paper: {seeds: 1, config: other.yaml, set: [training.batch=3, [training.steps=10, [training.lr=2e-3]]]}
 grafted:
   config: one.yaml
   tiny: {set: ["graft.snapshot={alone}/snapshots/step_00000020.safetensors", "graft.parts=[embed]"]}
@@ -81,6 +82,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reproduction")
     (folder / "configs" / "reproduction").mkdir(parents=True)
     (folder / "configs" / "one.yaml").write_text(CONFIG)
+    (folder / "configs" / "other.yaml").write_text(CONFIG.replace("width: 8, heads", "width: 16, heads"))
     (folder / "configs" / "reproduction" / "singh.yaml").write_text(EXPERIMENTS)
     return folder
 
@@ -160,7 +162,10 @@ def test_a_scale_that_is_not_set_up(home: Path, monkeypatch: pytest.MonkeyPatch)
     found = Reproduction("singh", "paper", home / "out", home / "configs")
     assert not found.experiments
     (row,) = judged(found)
-    assert (row.verdict, row.why) == ("cannot be tested", "singh.yaml has no training alone at the scale paper")
+    assert (row.verdict, row.why) == ("cannot be tested", "alone: no training is set at the scale paper")
+    monkeypatch.setitem(reproduction.CLAIMS, "singh", (claim(),))
+    (row,) = judged(Reproduction("singh", "small", home / "out", home / "configs"))
+    assert (row.verdict, row.why) == ("cannot be tested", "seeds: needs 90 GPU-hours")
 
 
 def test_what_is_not_trained_yet(made: Any) -> None:
@@ -194,7 +199,42 @@ def test_members_and_shares(made: Any, home: Path) -> None:
     assert "member" not in strategies(one).dims
     with pytest.raises(InputError, match="has no member seed 9"):
         seeds.trained("seed 9", 1.0)
-    assert load_experiments(home / "configs", "singh", "paper", home / "out")["seeds"].seeds == 1
+    paper = load_experiments(home / "configs", "singh", "paper", home / "out")["seeds"]
+    (config,) = paper.runs.values()
+    assert (paper.seeds, config.model.width) == (1, 16)
+    assert (config.training.steps, config.training.batch, config.training.lr) == (10, 3, 2e-3)
+
+
+@pytest.mark.parametrize("work", ["olsson", "singh"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+def test_every_training_of_every_scale_has_a_config(work: Any, scale: Any, tmp_path: Path) -> None:
+    for one in load_experiments(Path(__file__).parents[2] / "configs", work, scale, tmp_path).values():
+        if one.untested is None:
+            assert one.runs
+
+
+def compares(runs: Mapping[str, Sequence[Trained]]) -> Measurement:
+    seeds = {role: [float(one.member or 0) for one in of] for role, of in runs.items()}
+    return Measurement(seeds, Chart("Seeds", "x", "y", [Curve("seeds", [0], [0])]))
+
+
+def test_where_the_control_compares_a_training_with_itself_each_role_has_another_seed(made: Any) -> None:
+    both = claim(
+        "both", runs={"a": "alone", "b": "seeds", "c": "seeds"}, without={"a": "seeds"}, measure=compares, rule="a > 0"
+    )
+    alike = claim("alike", runs={"a": "seeds", "b": "seeds"}, without={"b": "seeds@0"}, measure=compares, rule="a > 0")
+    rows = judged(made(both, alike))
+    every = [0.0, 1.0, 2.0]
+    assert rows[0].control.quantities == {"a": [0.0], "b": [1.0], "c": [2.0]}
+    assert rows[1].control.quantities == {"a": every, "b": every}
+
+
+def test_a_control_without_a_number(made: Any) -> None:
+    nothing = claim("nothing", without={}, without_arguments={"add": float("nan")})
+    (row,) = judged(made(nothing))
+    assert (row.verdict, row.control_fails) == ("holds", True)
+    assert "where the effect is absent there is nothing to measure" in evidence(row)
+    assert "last" not in evidence(row)  # what the rule does not speak of
 
 
 @pytest.mark.parametrize(

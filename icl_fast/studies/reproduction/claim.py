@@ -32,7 +32,7 @@ class Claim:
             from its start, is looked at (`@0`: the initial weights).
         measure: called with `runs` (role -> `Trained` of each seed) and the arguments.
         rule: see `icl_fast.analysis.claims.Rule`.
-        without: roles -> other trainings, in the control.
+        without: roles -> other trainings, in the control; see `measured`.
         arguments: of `measure`.
         without_arguments: those that differ in the control.
         untested: scale -> why it cannot be tested at that scale, and its cost in GPU-hours.
@@ -65,9 +65,18 @@ class Claim:
     def measured(self, trained: Callable[[str], Sequence[Trained]], *, control: bool = False) -> Measurement:
         """What the claim speaks of, or the same of the control.
 
+        Where trainings that the claim compares are one and the same in the control, each role has one seed of it, in
+        turn: what differs is chance.
+
         Args:
             trained: which trainings -> one of each seed.
         """
-        runs = self.control if control else self.runs
-        arguments = {**self.arguments, **(self.without_arguments if control else {})}
-        return self.measure({role: trained(which) for role, which in runs.items()}, **arguments)
+        if not control:
+            return self.measure({role: trained(which) for role, which in self.runs.items()}, **self.arguments)
+        found = {role: trained(which) for role, which in self.control.items()}
+        for role, seeds in found.items():
+            alike = [other for other, which in self.control.items() if which == self.control[role]]
+            if len({self.runs[other] for other in alike}) > 1:
+                at = alike.index(role) % len(seeds)
+                found[role] = seeds[at : at + 1]
+        return self.measure(found, **{**self.arguments, **self.without_arguments})

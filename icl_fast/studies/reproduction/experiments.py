@@ -17,7 +17,7 @@ from icl_fast.studies.reproduction.claim import SCALES, Scale, Work
 from icl_fast.studies.reproduction.trained import Trained
 
 _FOLDER = re.compile(r"\{([a-z0-9_]+)\}")  # in overrides: the folder of another experiment
-_KEYS, _SCALE_KEYS = {"config", "set", *SCALES}, {"seeds", "minutes", "set"}
+_KEYS, _SCALE_KEYS = {"config", "set", *SCALES}, {"config", "set", "seeds", "minutes", "untested"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Experiment:
         minutes: that it takes on the machine that the plan names; None: not measured.
         folder: where it goes.
         needs: experiments whose snapshots it begins from.
-        at_scale: whether the file says what it is at this scale.
+        untested: why it cannot be trained at this scale; None: it can.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Experiment:
     minutes: float | None
     folder: Path
     needs: tuple[str, ...]
-    at_scale: bool
+    untested: str | None
 
     @cached_property
     def runs(self) -> dict[Path, RunConfig]:
@@ -143,20 +143,25 @@ def _check(source: Path, name: str, row: Any) -> None:
     scales = [row.get(scale, {}) for scale in SCALES] if whole else []
     if not whole or not all(isinstance(at, dict) and at.keys() <= _SCALE_KEYS for at in scales):
         raise InputError(
-            f"config {source}: {name}: must have config, and may have set, {', '.join(SCALES)} (each with seeds, "
-            "minutes, set)"
+            f"config {source}: {name}: must have config, and may have set, {', '.join(SCALES)} (each with config, set, "
+            "seeds, minutes, untested)"
         )
 
 
 def _experiment(
     name: str, row: Mapping[str, Any], scale: Scale, configs: Path, home: Path, more: Sequence[str]
 ) -> Experiment:
-    at = row.get(scale, {})
-    overrides = [*row.get("set", []), *at.get("set", []), *more]
-    config = configs / row["config"]
+    at = row.get(scale, {"untested": f"no training is set at the scale {scale}"})
+    overrides = [*row.get("set", []), *_flat(at.get("set", [])), *more]
+    config = configs / at.get("config", row["config"])
     needs = tuple(dict.fromkeys(_FOLDER.findall("\n".join(overrides))))
     filled = tuple(_FOLDER.sub(lambda match: str(home / match[1]), one) for one in overrides)
-    return Experiment(name, config, filled, at.get("seeds"), at.get("minutes"), home / name, needs, scale in row)
+    return Experiment(name, config, filled, at.get("seeds"), at.get("minutes"), home / name, needs, at.get("untested"))
+
+
+def _flat(overrides: Sequence[Any]) -> list[str]:
+    """What a list holds, and what the lists in it hold: of YAML's aliases."""
+    return [one for part in overrides for one in ([part] if isinstance(part, str) else _flat(part))]
 
 
 def _with_seeds(config: ExemplarRunConfig, seeds: int) -> ExemplarRunConfig:

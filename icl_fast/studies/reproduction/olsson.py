@@ -180,6 +180,15 @@ CLAIMS = (
         without_arguments={"induction": False},
     ),
     Claim(
+        name="removing-them-undoes-the-change-with-mlps",
+        source="Argument 3; Model Analysis Table, row 'ablation to before-and-after vector', models with MLPs",
+        statement="With MLPs, too, removing induction heads moves the losses back to those before the change.",
+        runs={"2": "mlp_2", "3": "mlp_3"},
+        measure=before_after,
+        rule="attribution < 0 and share > 0.5",
+        without_arguments={"induction": False},
+    ),
+    Claim(
         name="induction-heads-contribute-with-mlps",
         source="Argument 3, small models with MLPs",
         statement="In small models with MLPs, too, the head that takes most of the ICL score is an induction head.",

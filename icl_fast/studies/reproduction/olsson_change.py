@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,9 +21,8 @@ from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.analysis.loss_bump import gained_inside, loss_bump
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
-from icl_fast.studies.reproduction.trained import ICL_WINDOW, Trained, heads, losses
+from icl_fast.studies.reproduction.trained import ICL_WINDOW, Runs, Trained, heads, losses
 
-Runs = Mapping[str, Sequence[Trained]]
 TOKENS, NATS = "training tokens (millions)", "nats per token"
 EARLY = (5, 10, 25, 50, 100)  # positions to compare the end of the context with
 

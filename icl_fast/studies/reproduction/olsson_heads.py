@@ -16,11 +16,10 @@ from icl_fast.analysis import (
 )
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
+from icl_fast.analysis.phase_change import MIN_PREFIX_MATCHING
 from icl_fast.measure.ablation import UNABLATED
-from icl_fast.studies.reproduction.olsson_change import TOKENS, Runs, curves
-from icl_fast.studies.reproduction.trained import Trained, ablations, heads, idealised
-
-PREFIX_MATCHING = 0.2  # an induction head's prefix-matching score is more than this
+from icl_fast.studies.reproduction.olsson_change import TOKENS, curves
+from icl_fast.studies.reproduction.trained import Runs, Trained, ablations, heads, idealised
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def removed(trained: Trained) -> Removed:
             vector, last.sel(ablation=UNABLATED).values, last.isel(ablation=data["layer"].values >= 0).values
         )[0][0]
     icl = attribute_icl(data)["icl"].sel(ablation=single["ablation"]).isel(snapshot=-1).values
-    return Removed(matching > PREFIX_MATCHING, icl, before_after, float(one.score[-1]))
+    return Removed(matching > MIN_PREFIX_MATCHING, icl, before_after, float(one.score[-1]))
 
 
 def _icl_chart(trained: Sequence[Trained]) -> Chart:
@@ -153,7 +152,7 @@ def in_layer(runs: Runs, *, layer: int = -1) -> Measurement:
     shares, points = [], []
     for trained in _all(runs):
         matching = heads(trained)["prefix_matching"].isel(snapshot=-1).values
-        formed = (matching > PREFIX_MATCHING).sum(1)
+        formed = (matching > MIN_PREFIX_MATCHING).sum(1)
         shares.append(formed[layer] / formed.sum() if formed.sum() else float("nan"))
         layers = np.repeat(np.arange(len(matching)), matching.shape[1]).astype(float)
         points.append(Curve(f"{trained.label}", layers, matching.ravel(), "points"))

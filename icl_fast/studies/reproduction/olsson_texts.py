@@ -15,8 +15,8 @@ from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Transformer
 from icl_fast.runs import ForeignOptions, Series, open_series
-from icl_fast.studies.reproduction.olsson_change import TOKENS, Runs, curves
-from icl_fast.studies.reproduction.trained import EXAMPLES, Trained, model
+from icl_fast.studies.reproduction.olsson_change import TOKENS, curves
+from icl_fast.studies.reproduction.trained import EXAMPLES, Runs, Trained, model
 
 REPEAT = 4  # tokens that must have stood in the context before, in this order
 CONTEXT, RANDOM_EXAMPLES = 128, 16  # of random tokens, whose second half repeats the first

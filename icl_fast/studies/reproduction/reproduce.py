@@ -94,7 +94,7 @@ class Reproduction:
         self.claims = [known[name] for name in names] if names else list(known.values())
         every = load_experiments(configs, work, scale, out, overrides)
         self.public, self.chosen = public, bool(names)
-        self._unset = {one.name for one in every.values() if not one.at_scale}
+        self._untested = {one.name: one.untested for one in every.values() if one.untested is not None}
         needed = {name for claim in self.testable() for name in claim.experiments} - {PUBLIC}
         if missing := needed - every.keys():
             raise InputError(f"configs: {work}.yaml has no experiment {min(missing)}")
@@ -113,8 +113,7 @@ class Reproduction:
             return "other people's models are needed: give --public FOLDER, FILE.gguf or hf:ORG/NAME"
         if self.scale in claim.untested:
             return claim.untested[self.scale]
-        unset = [name for name in claim.experiments if name in self._unset]
-        return f"{self.work}.yaml has no training {unset[0]} at the scale {self.scale}" if unset else None
+        return next((f"{name}: {self._untested[name]}" for name in claim.experiments if name in self._untested), None)
 
     def parts(self) -> list[list[Experiment]]:
         """The experiments in order, in parts of at most `PART_MINUTES` where one alone does not take longer."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.analysis.learning import Transience, transience
-from icl_fast.studies.reproduction.trained import Trained, curve
+from icl_fast.studies.reproduction.trained import Runs, Trained, curve
 
-Runs = Mapping[str, Sequence[Trained]]
-SEQUENCES = "training sequences (millions)"
+SEEN = "training sequences (millions)"
 CHANCE = 0.5  # of the two labels in context
 LEARNED = 0.75  # halfway from there to perfect
 STRATEGIES = ("icl", "ciwl", "flip", "iwl")
@@ -67,7 +66,7 @@ def strategy_chart(title: str, runs: Runs, evaluators: Sequence[str]) -> Chart:
         for role, trained in runs.items()
         for evaluator in evaluators
     ]
-    return Chart(title, SEQUENCES, "accuracy", curves)
+    return Chart(title, SEEN, "accuracy", curves)
 
 
 def strategies_learned(runs: Runs, evaluators: Sequence[str] = STRATEGIES) -> Measurement:
@@ -80,7 +79,8 @@ def strategies_learned(runs: Runs, evaluators: Sequence[str] = STRATEGIES) -> Me
         name = evaluator.replace("-", "_")
         quantities[f"{name}_highest"] = [risen(one, evaluator).height for one in runs["run"]]
         quantities[f"{name}_end"] = [end(one, evaluator) for one in runs["run"]]
-        quantities[f"{name}_lost"] = [lost(one, evaluator) for one in runs["run"]]
+        if not evaluator.startswith("iwl"):  # whose chance is no half
+            quantities[f"{name}_lost"] = [lost(one, evaluator) for one in runs["run"]]
     return Measurement(quantities, strategy_chart("Strategies over training", {"run": runs["run"]}, evaluators))
 
 
@@ -100,7 +100,7 @@ def later(runs: Runs, evaluator: str = "icl", than: str | None = None) -> Measur
     highest = [risen(one, evaluator).height for one in runs["run"]]
     quantities = {"times_later": ratios, "run_reached": first, "other_reached": second, "run_highest": highest}
     curves = [curves_of(f"run: {evaluator}", runs["run"], evaluator), curves_of(f"other: {than}", runs["other"], than)]
-    return Measurement(quantities, Chart("When it is learned", SEQUENCES, "accuracy", curves))
+    return Measurement(quantities, Chart("When it is learned", SEEN, "accuracy", curves))
 
 
 def highest_of(runs: Runs, evaluator: str = "icl") -> Measurement:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icl_fast.analysis import learning_time
+from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.analysis.convexity import non_convexity
 from icl_fast.studies.reproduction.claim import Claim
-from icl_fast.studies.reproduction.trained import Trained, curve, training_loss
-
-Runs = Mapping[str, Sequence[Trained]]
-Floats = NDArray[np.float64]
+from icl_fast.studies.reproduction.trained import Runs, Trained, curve, training_loss
 
 SEEN = "sequences seen"
 PLATEAU = math.log(2)  # nats: guessing one of the two labels in context

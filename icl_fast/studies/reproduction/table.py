@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from icl_fast.analysis.claims import Rule
 from icl_fast.files import atomic_write, to_json
 from icl_fast.report.panels.claims import claim_panel
 from icl_fast.report.study import Claim, Study
@@ -34,19 +35,25 @@ def shown(values: Sequence[float]) -> str:
 
 
 def found(quantities: Mapping[str, Sequence[float]]) -> str:
-    """Everything that was measured, the name before each."""
+    """What was measured, the name before each."""
     return ", ".join(f"{name} {shown(values)}" for name, values in quantities.items())
 
 
 def evidence(row: Row) -> str:
-    """What a verdict rests on, in a line."""
+    """What a verdict rests on, in a line: what the rule speaks of, measured and in the control."""
     if row.measured is None or row.control is None:
         return row.why
-    rule = row.claim.rule.split()
-    named = {name: values for name, values in row.control.quantities.items() if name in rule}
-    failed = "where the effect is absent the rule fails" if row.control_fails else "NOT DECISIVE: the rule holds too"
+    measured, control = (
+        {name: of.quantities[name] for name in Rule(row.claim.rule).quantities} for of in (row.measured, row.control)
+    )
+    if not row.control_fails:
+        failed = "NOT DECISIVE: the rule holds too"
+    elif any(np.isnan(values).any() for values in control.values()):
+        failed = "where the effect is absent there is nothing to measure, so that the rule fails"
+    else:
+        failed = "where the effect is absent the rule fails"
     note = f". {row.claim.note}" if row.claim.note else ""
-    return f"{found(row.measured.quantities)}; {failed} ({found(named)}){note}"
+    return f"{found(measured)}; {failed} ({found(control)}){note}"
 
 
 def claims(rows: Sequence[Row]) -> tuple[Claim, ...]:

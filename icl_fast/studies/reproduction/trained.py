@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,9 @@ class Trained:
         """Of a measurement of every snapshot, the snapshots that are looked at, and this member."""
         data = data.sel(snapshot=data["snapshot"] <= self.share * self.run.snapshot_steps()[-1])
         return data.isel(member=self.member) if self.member is not None and "member" in data.dims else data
+
+
+Runs = Mapping[str, Sequence[Trained]]  # role -> one of each seed
 
 
 def few(trained: Trained, most: int) -> str:
