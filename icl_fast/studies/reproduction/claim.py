@@ -65,8 +65,8 @@ class Claim:
     def measured(self, trained: Callable[[str], Sequence[Trained]], *, control: bool = False) -> Measurement:
         """What the claim speaks of, or the same of the control.
 
-        Where trainings that the claim compares are one and the same in the control, each role has one seed of it, in
-        turn: what differs is chance.
+        Where trainings that the claim compares are one and the same in the control, each role has one seed, those of
+        that training another one each: what differs is chance.
 
         Args:
             trained: which trainings -> one of each seed.
@@ -74,9 +74,8 @@ class Claim:
         if not control:
             return self.measure({role: trained(which) for role, which in self.runs.items()}, **self.arguments)
         found = {role: trained(which) for role, which in self.control.items()}
-        for role, seeds in found.items():
-            alike = [other for other, which in self.control.items() if which == self.control[role]]
-            if len({self.runs[other] for other in alike}) > 1:
-                at = alike.index(role) % len(seeds)
-                found[role] = seeds[at : at + 1]
+        alike = {role: [other for other in found if self.control[other] == self.control[role]] for role in found}
+        if any(len({self.runs[role] for role in roles}) > 1 for roles in alike.values()):
+            turn = {role: roles.index(role) % len(found[role]) for role, roles in alike.items()}
+            found = {role: seeds[turn[role] : turn[role] + 1] for role, seeds in found.items()}
         return self.measure(found, **{**self.arguments, **self.without_arguments})

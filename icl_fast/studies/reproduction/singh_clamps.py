@@ -83,8 +83,7 @@ def previous_token_clamps(runs: Runs) -> Measurement:
 
     Over that without a clamp; what was not learned counts as learned at the end.
     """
-    seeds = min(map(len, runs.values()))  # in the control some roles have one alone
-    times = {role: np.array([_at_the_latest(trained) for trained in of[:seeds]]) for role, of in runs.items()}
+    times = {role: np.array([_at_the_latest(trained) for trained in of]) for role, of in runs.items()}
     few = np.array([times[role] / times["free"] for role in runs if role not in ("free", "all")])
     quantities = {
         "few_largest": few.max(0).tolist(),
@@ -118,7 +117,7 @@ def delays(runs: Runs) -> Measurement:
         if f"{role} of more" in runs:
             usual = [float(learning_time(*training_loss(trained))) for trained in runs[role]]
             more = [_at_the_latest(trained) for trained in runs[f"{role} of more"]]
-            quantities[f"{role}_delay"] = [late / early for late, early in zip(more, usual, strict=False)]
+            quantities[f"{role}_delay"] = [late / early for late, early in zip(more, usual, strict=True)]
     return Measurement(quantities, _chart("Training loss", runs))
 
 

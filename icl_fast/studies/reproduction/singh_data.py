@@ -2,6 +2,7 @@
 
 Rules: as in `singh_strategies`; "more" is a difference of means over seeds of 0.1 at least (0.05 of IWL, where it is
 small), "the more, the better" besides that no step goes the other way by more than 0.02, the error of an evaluation.
+Of how ICL fades, differences must be larger than those of two seeds; the first bounds were not, and were raised.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ CLAIMS = (
         runs={"fewer": "classes_1600", "more": "transience"},
         measure=compared,
         arguments={"evaluator": "icl", "at": "decay"},
-        rule="rise > 0.02",
+        rule="rise > 0.15",
         without={"more": "classes_1600"},
         note="accuracy lost per million sequences; " + _SCALE_3,
     ),
@@ -256,7 +257,7 @@ CLAIMS = (
         runs={"attention": "l2:attention", "embedding": "l2:embedding"},
         measure=compared,
         arguments={"evaluator": "icl", "at": "lost"},
-        rule="rise < -0.1",
+        rule="rise < -0.3",
         without={"embedding": "l2:attention"},
         note="embeddings of exemplars and labels; of the ResNet alone in the thesis; " + _SCALE_3,
     ),
@@ -278,7 +279,7 @@ CLAIMS = (
         runs={"attention": "l2_with_mlps:attention", "mlp": "l2_with_mlps:mlp"},
         measure=compared,
         arguments={"evaluator": "icl", "at": "lost"},
-        rule="rise < -0.1",
+        rule="rise < -0.3",
         without={"mlp": "l2_with_mlps:none"},
         note="one seed; 2 layers with MLPs, 2 pairs, Gaussian classes; 12 layers, 8 pairs, characters in the thesis",
     ),
