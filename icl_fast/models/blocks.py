@@ -270,8 +270,8 @@ class Attention(nn.Module):
             dense = window is None or window >= length
             mask = None if dense else causal_mask(length, windows=[window], device=q.device)[0]
             whole = len(heads) == self.config.heads
-            some = [x if whole else torch.stack([x[:, head] for head in heads], 1) for x in (q, k, v)]
-            z = F.scaled_dot_product_attention(*some, attn_mask=mask, is_causal=dense, scale=self.scale)
+            of_q, of_k, of_v = ((x if whole else torch.stack([x[:, h] for h in heads], 1)) for x in (q, k, v))
+            z = F.scaled_dot_product_attention(of_q, of_k, of_v, attn_mask=mask, is_causal=dense, scale=self.scale)
             if whole:
                 return z
             for head, of_head in zip(heads, z.unbind(1), strict=True):

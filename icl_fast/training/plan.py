@@ -152,15 +152,16 @@ def rank_memory(config: TextRunConfig, gpus: int, parallel: Parallel, *, checkpo
     if parallel == "ddp":
         share *= gpus
     else:
-        layer = _count(model.blocks[0])
-        gathered = size * (_count(model) - (shape.layers - min(2, shape.layers)) * layer)
-    layer_bytes, copies = tokens * _kept_bytes(shape, size) + _mask_bytes(shape, size), 0
+        others = shape.layers - min(2, shape.layers)
+        gathered = size * (_count(model) - others * _count(model.blocks[0]))
+    layer, masks, copies = tokens * _kept_bytes(shape, size), _mask_bytes(shape, size), 0
     if size < _FLOAT:
-        layer_bytes += size * _linear(model.blocks[0])
+        layer += size * _linear(model.blocks[0])
         copies = size * _linear(model.unembed)
-    layers = layer_bytes * shape.layers
     if checkpointed:
-        layers = layer_bytes + shape.layers * tokens * _FLOAT * shape.width
+        layers = layer + max(masks) + shape.layers * tokens * _FLOAT * shape.width
+    else:
+        layers = shape.layers * layer + sum(masks)
     ends = tokens * ((_FLOAT + size) * shape.width + 2 * _FLOAT + 3 * _FLOAT + 2 * 8)  # final norm, loss, token ids
     return RankMemory(share + gathered, share, 2 * share, layers + ends + copies)
 
@@ -205,19 +206,16 @@ def _kept_bytes(shape: TransformerConfig, size: int) -> int:
     norms = (_FLOAT * width + 2 * _FLOAT) * (2 if shape.mlp else 1)  # the stream, mean and deviation
     copies = 3 if size < _FLOAT else 2 if shape.position == "shortformer" else 1  # each projection casts its own
     attention = size * (copies * width + 4 * inner) + _FLOAT * shape.heads * (2 if shape.key == "smeared" else 1)
-    if shape.windows is not None and any(len({*row}) > 1 for row in shape.windows):
-        attention += size * inner  # heads of different windows are put together
+    if shape.key == "smeared" or any(len({*row}) > 1 for row in shape.windows or ()):
+        attention += size * inner  # what heads wrote, once as it came and once side by side
     mlp = size * (width + (4 if shape.gated else 2) * hidden) if shape.mlp else 0
     return norms + attention + mlp
 
 
-def _mask_bytes(shape: TransformerConfig, size: int) -> int:
-    """Of a layer: one mask for each of its windows."""
-    if shape.windows is None:
-        return 0
-    return max(len({w for w in row if w is not None and w < shape.context}) for row in shape.windows) * size * (
-        shape.context**2
-    )
+def _mask_bytes(shape: TransformerConfig, size: int) -> list[int]:
+    """Of every layer: one mask for each of its windows."""
+    narrow = [{w for w in row if w is not None and w < shape.context} for row in shape.windows or [[]] * shape.layers]
+    return [size * len(windows) * shape.context**2 for windows in narrow]
 
 
 def _no_text(examples: int, context: int) -> EvaluationSet:

@@ -79,11 +79,10 @@ def test_activations_are_those_that_autograd_keeps(model: dict[str, Any], precis
         torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        transformer.token_losses(transformer.hidden(tokens)[0], tokens).mean()
+        transformer.token_losses(transformer.hidden(tokens)[0], tokens.clone()).mean()
     held = sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in parameters)
     needed = rank_memory(planned, 1, "ddp", checkpointed=False).activations
-    # the ids of positions, and what is held of a mask is one for each window of the layer that has most of them
-    assert needed == pytest.approx(held, rel=0.01)
+    assert needed == held - 8 * 24 * bool(transformer.position)  # ids of positions
 
 
 def test_memory_of_ranks() -> None:
