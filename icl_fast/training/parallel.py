@@ -74,12 +74,22 @@ def _split(config: TextRunConfig, shape: TransformerConfig, device: torch.device
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(losses, mesh=mesh)
     losses.to_empty(device=device)
-    for name, weight in losses.model.named_parameters():  # one whole weight at a time
-        whole = torch.empty(weight.shape)
-        draw_weight(shape, name, whole)
-        with torch.no_grad():
-            weight.copy_(part_of(whole, weight))
+    _draw(losses.model)
     return losses
+
+
+@torch.no_grad()
+def _draw(model: Transformer) -> None:
+    """The weights that a model on one rank would have, of which no rank holds more than one whole at a time."""
+    for module in model.modules():  # torch draws these when it makes them, before all are drawn anew
+        if isinstance(module, nn.Linear):
+            nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        elif isinstance(module, nn.Embedding):
+            nn.Embedding(module.num_embeddings, module.embedding_dim)
+    for name, weight in model.named_parameters():
+        whole = torch.empty(weight.shape)
+        draw_weight(model.config, name, whole)
+        weight.copy_(part_of(whole, weight))
 
 
 @contextmanager
