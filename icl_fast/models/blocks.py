@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from icl_fast.errors import InputError
 from icl_fast.models.changes import why_changed
@@ -363,11 +364,13 @@ class Blocks(nn.ModuleList):
 
     Attributes:
         stream: where weights are that are not in memory but while their block runs; None: all are in memory.
+        checkpointed: of a block only what enters it is kept, and it is computed again for the backward pass.
     """
 
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
         self.stream: LayerStream | None = None
+        self.checkpointed = False
 
     def __iter__(self) -> Iterator[Block]:
         for block in super().__iter__():
@@ -381,7 +384,11 @@ class Blocks(nn.ModuleList):
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the first layer to that after the last."""
         for block in self:
-            resid = block(resid, positions, taps)
+            if self.checkpointed and torch.is_grad_enabled():
+                # no block draws random numbers; to keep the generator's state would wait for the device
+                resid = checkpoint(block, resid, positions, taps, use_reentrant=False, preserve_rng_state=False)
+            else:
+                resid = block(resid, positions, taps)
         return resid
 
     def _ready(self, block: nn.Module) -> Block:
