@@ -1,4 +1,4 @@
-"""What a training on text will take, by arithmetic alone: parameters, operations, disk, memory, and the sweep after it."""
+"""What a training on text will take, by arithmetic alone: operations, disk, memory, and the sweep after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Gpu:
     """What its maker's data sheet says, without sparsity.
 
     Attributes:
-        bfloat16, float32: floating-point operations a second; bfloat16 on tensor cores, float32 beside them, as torch does.
+        bfloat16: floating-point operations a second, on tensor cores.
+        float32: the same, beside them, as torch computes unless it is told otherwise.
         memory: bytes.
     """
 
@@ -43,14 +44,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank at least: what is there throughout a step, and what the forward pass keeps for the backward.
+    """Bytes on one rank, at least: what is there throughout a step, and what the forward pass keeps for the backward.
 
     Attributes:
-        weights: in float32, a rank's share of them with fsdp; there also what is gathered at a time: the embeddings, and
-            two layers, one ahead of the other.
-        gradients: of the same share.
-        moments: AdamW's two.
-        activations: of the sequences that a rank takes at a time, and, in bfloat16, copies of the weights that they were
+        weights: in float32; with fsdp a rank's share of them, and what is gathered at a time: embeddings, positions and
+            unembedding, and two layers, one ahead of the other.
+        gradients: of the same; with ddp also the buckets in which they travel.
+        moments: AdamW's two, of a rank's share.
+        activations: of the sequences that a rank takes at a time and, in bfloat16, copies of the weights that they were
             multiplied by. No logits: the loss holds none.
     """
 
@@ -71,8 +72,8 @@ class TrainingPlan:
 
     Attributes:
         parameters: of the whole model.
-        matrices: of those, in matrices of the layers: N of Kaplan et al. 2020, 2.1, "non-embedding parameters" of Olsson
-            et al. 2022, Model Details. Biases, norms and position tables are not among them.
+        matrices: of those, in matrices of the layers: N of Kaplan et al. 2020, 2.1, "non-embedding parameters" of
+            Olsson et al. 2022, Model Details. Biases, norms and position tables are not among them.
         multiplied: those that every token is multiplied by: the matrices, and the unembedding.
         tokens: trained on.
         attention_flops: scores and weighted values, of the keys that are seen: 12 D a key, head and token.
@@ -111,10 +112,9 @@ class TrainingPlan:
 def plan_training(config: TextRunConfig, gpu: Gpu = GPUS["h100"]) -> TrainingPlan:
     """What `train` would do with this config, and `sweep` afterwards, on GPUs with that memory."""
     shape, training = _shape(config), config.training
-    model = _empty(shape)
-    matrices, tokens = _linear(model.blocks), training.steps * training.batch * shape.context
+    counts, tokens = _count(shape), training.steps * training.batch * shape.context
     snapshots = len(snapshot_steps(training.steps, config.snapshots))
-    parameters = _count(model)
+    matrices, parameters = shape.layers * counts.layer_matrices, counts.all
     examples = config.data.evaluation_examples
     room = max(gpu.memory - _FLOAT * parameters, 2.0**31)
     text, options = _no_text(examples, config.data.evaluation_length), AblationOptions(memory=int(room))
@@ -123,7 +123,7 @@ def plan_training(config: TextRunConfig, gpu: Gpu = GPUS["h100"]) -> TrainingPla
     return TrainingPlan(
         parameters=parameters,
         matrices=matrices,
-        multiplied=matrices + _linear(model.unembed),
+        multiplied=matrices + counts.unembedding,
         tokens=tokens,
         attention_flops=tokens * 12.0 * shape.d_head * _keys_seen(shape),
         snapshots=snapshots,
@@ -138,38 +138,51 @@ def rank_memory(config: TextRunConfig, gpus: int, parallel: Parallel, *, checkpo
 
     Args:
         gpus: as many ranks.
-        checkpointed: whether of each layer only what it reads is kept, and the rest of one layer at a time computed again.
+        checkpointed: whether of each layer only what it reads is kept, and the rest of one at a time computed again.
 
     Raises:
-        InputError: the batch is not the same on every rank.
+        InputError: the batch cannot be shared out.
     """
-    training, shape = config.training, _shape(config)
-    if training.batch % gpus:
-        raise InputError(f"gpus: {gpus} ranks do not divide training.batch {training.batch}; take a divisor of it")
-    model = _empty(shape)
-    tokens, size = training.batch // gpus * shape.context, 2 if training.precision == "bfloat16" else _FLOAT
-    share, gathered = _FLOAT * _count(model) / gpus, 0
-    if parallel == "ddp":
-        share *= gpus
+    shape = _shape(config)
+    counts, split = _count(shape), gpus > 1 and parallel == "fsdp"
+    tokens, size = _sequences(config, gpus) * shape.context, _item(config)
+    if split:
+        share, rest, layer = _FLOAT * counts.all / gpus, _FLOAT * counts.rest, size * counts.layer
+        weights, gradients = share + rest + min(2, shape.layers) * layer, share + rest + layer
     else:
-        others = shape.layers - min(2, shape.layers)
-        gathered = size * (_count(model) - others * _count(model.blocks[0]))
-    layer, masks, copies = tokens * _kept_bytes(shape, size), _mask_bytes(shape, size), 0
+        share = weights = _FLOAT * counts.all
+        gradients = share if gpus == 1 else 2 * share
+    kept, masks, copies = tokens * _kept_bytes(shape, size), _mask_bytes(shape, size), 0
     if size < _FLOAT:
-        layer += size * _linear(model.blocks[0])
-        copies = size * _linear(model.unembed)
+        copies = size * counts.unembedding
+        kept += 0 if split else size * counts.layer_matrices
     if checkpointed:
-        layers = layer + max(masks) + shape.layers * tokens * _FLOAT * shape.width
+        layers = kept + max(masks) + shape.layers * tokens * _FLOAT * shape.width
     else:
-        layers = shape.layers * layer + sum(masks)
-    ends = tokens * ((_FLOAT + size) * shape.width + 2 * _FLOAT + 3 * _FLOAT + 2 * 8)  # final norm, loss, token ids
-    return RankMemory(share + gathered, share, 2 * share, layers + ends + copies)
+        layers = shape.layers * kept + sum(masks)
+    last = tokens * ((_FLOAT + size) * shape.width + 2 * _FLOAT + 3 * _FLOAT + 2 * 8)  # final norm, loss, token ids
+    return RankMemory(weights, gradients, 2 * share, layers + last + copies)
 
 
 def logit_bytes(config: TextRunConfig, gpus: int) -> float:
-    """What the logits of a rank's tokens would take, and do not."""
-    size = 2 if config.training.precision == "bfloat16" else _FLOAT
-    return size * config.training.batch / gpus * config.data.context * config.data.vocab
+    """What the logits of the sequences that a rank takes at a time would need."""
+    return _item(config) * _sequences(config, gpus) * config.data.context * config.data.vocab
+
+
+def _sequences(config: TextRunConfig, gpus: int) -> int:
+    """That a rank takes at a time."""
+    training, parts = config.training, gpus * config.training.accumulate
+    if training.batch % parts:
+        raise InputError(
+            f"gpus: {gpus} x training.accumulate {training.accumulate} = {parts} parts, and training.batch "
+            f"{training.batch} is no multiple of that; take other numbers"
+        )
+    return training.batch // parts
+
+
+def _item(config: TextRunConfig) -> int:
+    """Bytes of a number that is multiplied."""
+    return 2 if config.training.precision == "bfloat16" else _FLOAT
 
 
 def _shape(config: TextRunConfig) -> TransformerConfig:
@@ -177,17 +190,32 @@ def _shape(config: TextRunConfig) -> TransformerConfig:
     return parse_transformer_config(config.model.model_dump() | sizes, source="data")
 
 
-def _empty(shape: TransformerConfig) -> Transformer:
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters.
+
+    Attributes:
+        all: of the model.
+        layer: of each layer.
+        rest: of what is no layer.
+        layer_matrices, unembedding: of what multiplies.
+    """
+
+    all: int
+    layer: int
+    rest: int
+    layer_matrices: int
+    unembedding: int
+
+
+def _count(shape: TransformerConfig) -> _Counts:
     with torch.device("meta"):
-        return Transformer(shape)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(weights.numel() for weights in module.parameters())
-
-
-def _linear(module: nn.Module) -> int:
-    return sum(one.weight.numel() for one in module.modules() if isinstance(one, nn.Linear))
+        model = Transformer(shape.model_copy(update={"layers": 1, "windows": None}))  # all layers are as large
+    (block,) = model.blocks
+    layer, all_of_one = (sum(weights.numel() for weights in part.parameters()) for part in (block, model))
+    matrices = sum(one.weight.numel() for one in block.modules() if isinstance(one, nn.Linear))
+    rest = all_of_one - layer
+    return _Counts(rest + shape.layers * layer, layer, rest, matrices, model.unembed.weight.numel())
 
 
 def _keys_seen(shape: TransformerConfig) -> float:

@@ -41,7 +41,7 @@ def config(model: dict[str, Any], **training: Any) -> TextRunConfig:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_operations_are_those_that_torch_counts(model: dict[str, Any]) -> None:
-    """Capped scores are written out as products, and so counted; whole squares, of which the plan counts what is seen."""
+    """Capped scores are written out, and so counted: whole squares, of which the plan counts what is seen."""
     capped = config({**model, "score_cap": 50.0})
     shape, plan = _shape(capped), plan_training(capped)
     tokens = torch.randint(0, 300, (4, 24))
@@ -90,20 +90,36 @@ def test_memory_of_ranks() -> None:
     parameters = plan_training(planned).parameters
     whole, half = (rank_memory(planned, gpus, "ddp", checkpointed=False) for gpus in (1, 2))
     assert (whole.weights, whole.gradients, whole.moments) == (4 * parameters, 4 * parameters, 8 * parameters)
-    assert (half.weights, half.gradients, half.moments) == (whole.weights, whole.gradients, whole.moments)
+    assert (half.weights, half.gradients, half.moments) == (whole.weights, 2 * whole.gradients, whole.moments)
     assert half.activations == whole.activations / 2
-    sharded = rank_memory(planned, 4, "fsdp", checkpointed=False)
-    assert (sharded.gradients, sharded.moments) == (whole.gradients / 4, whole.moments / 4)
-    layer = 4 * sum(weights.numel() for weights in Transformer(_shape(planned)).blocks[0].parameters())
-    assert sharded.weights == whole.weights / 4 + whole.weights - 4 * layer  # 2 of 6 layers at a time
     assert whole.all == whole.weights + whole.gradients + whole.moments + whole.activations
-    few = rank_memory(planned, 1, "ddp", checkpointed=True).activations
-    layers = 4 * 24 * 32 * 4  # what a layer reads: the stream of 4 x 24 tokens
-    deeper = rank_memory(config({"layers": 7, "mlp": True}), 1, "ddp", checkpointed=True).activations
-    assert deeper - few == layers
-    assert few < whole.activations / 2
-    with pytest.raises(InputError, match=r"^gpus: 3 ranks do not divide training.batch 4; take a divisor of it$"):
+    accumulated = rank_memory(config({"layers": 6, "mlp": True}, accumulate=2), 2, "ddp", checkpointed=False)
+    assert accumulated.activations == whole.activations / 4
+    assert rank_memory(planned, 1, "fsdp", checkpointed=False) == whole
+    with pytest.raises(InputError, match=r"^gpus: 3 x training.accumulate 1 = 3 parts, and training.batch 4 is no mul"):
         rank_memory(planned, 3, "ddp", checkpointed=False)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_of_ranks(size: int) -> None:
+    """What is gathered travels in the precision, but for what is no layer."""
+    planned = config({"layers": 6, "mlp": True}, precision="bfloat16" if size == 2 else "float32")
+    blocks = Transformer(_shape(planned)).blocks
+    layer, parameters = sum(weights.numel() for weights in blocks[0].parameters()), plan_training(planned).parameters
+    sharded, rest = rank_memory(planned, 4, "fsdp", checkpointed=False), 4 * (parameters - 6 * layer)
+    assert sharded.weights == parameters + rest + 2 * size * layer
+    assert sharded.gradients == parameters + rest + size * layer
+    assert sharded.moments == 2 * parameters
+
+
+def test_checkpointed_activations() -> None:
+    """Another layer keeps what it reads, the stream of 4 x 24 tokens; of one layer all is there, as it is computed."""
+    few, more, all_of_few = (
+        rank_memory(config({"layers": layers, "mlp": True}), 1, "ddp", checkpointed=checkpointed).activations
+        for layers, checkpointed in ((6, True), (7, True), (6, False))
+    )
+    assert more - few == 4 * 24 * 32 * 4
+    assert few < all_of_few / 2
 
 
 def test_disk_and_sweep_are_those_of_a_run(tiny_values: dict[str, Any], tmp_path: Path) -> None:
