@@ -62,16 +62,16 @@ def _split(config: TextRunConfig, shape: TransformerConfig, device: torch.device
     blocks = losses.model.blocks
     blocks.checkpointed = training.checkpoint_activations
     mesh = init_device_mesh(device.type, (ranks.count(),))
-    # weights and the sum of gradients stay float32; under autocast blocks would cast their weights after all, and so
-    # they travel as bfloat16. Tables and the residual stream are float32, as on one rank
-    half = training.precision == "bfloat16"
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    # under autocast projections read bfloat16: their weights travel as that. The weights that AdamW changes, the sum of
+    # gradients, norms, tables and the residual stream are float32, as on one rank
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         if training.compile:
             block.compile()
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        for part in (block.attention, block.mlp) if training.precision == "bfloat16" else ():
+            if part is not None and not any(isinstance(one, (nn.LayerNorm, nn.RMSNorm)) for one in part.modules()):
+                fully_shard(part, mesh=mesh, mp_policy=half)
+        fully_shard(block, mesh=mesh)
     fully_shard(losses, mesh=mesh)
     losses.to_empty(device=device)
     _draw(losses.model)

@@ -43,7 +43,7 @@ train(Run(sys.argv[1]).config, sys.argv[1], resume=True)
 
 @pytest.fixture(scope="module")
 def values(tiny_values: Values) -> Values:
-    """50 steps of 12 sequences: of a model with tied tables, and with a weight of two numbers, less than three ranks."""
+    """50 steps of 12 sequences, of a model with tied tables, and with a weight of fewer numbers than three ranks."""
     values = copy.deepcopy(tiny_values)
     values["model"] |= {"key": "smeared", "tied": True}
     values["training"] |= {"steps": 50, "batch": 12, "checkpoint_every": 1000}
@@ -56,7 +56,7 @@ def folder(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where trained_on_ranks.py was run by torchrun on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "values.json").write_text(json.dumps(values))
-    (folder / "exemplars.json").write_text(json.dumps({"exemplars": {"source": "vectors"}, "training": {"steps": 1}}))
+    (folder / "exemplars.json").write_text(json.dumps({"exemplars": {}}))
     ended = torchrun(2, str(Path(__file__).with_name("trained_on_ranks.py")), str(folder))
     assert (folder / "done").exists(), ended.stderr
     assert ended.returncode != 0  # it ends with a rank that is killed
@@ -292,7 +292,8 @@ def test_no_step_waits_for_the_device(
     monkeypatch.setattr(ids, "_check_range", lambda *_: None)
     monkeypatch.setattr(sys.modules[op.__module__], "check_index_range", lambda *_, **__: None)
     trainer = TextTrainer(config)
-    trainer.optimizer = torch.optim.AdamW(trainer.optimizer.param_groups, fused=True)  # as on a GPU
+    groups = [{"params": group["params"]} for group in trainer.optimizer.param_groups]
+    trainer.optimizer = torch.optim.AdamW(groups, fused=True)  # as on a GPU
     read = []
     for _ in range(7):
         with Waits() as waits:
