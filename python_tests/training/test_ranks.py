@@ -304,6 +304,21 @@ def test_no_step_waits_for_the_device(
     assert trainer.progress.step == 6
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_a_gpu(values: Values) -> None:
+    config = parse_config(values | {"training": values["training"] | {"log_every": 3, "device": "cuda"}})
+    assert isinstance(config, TextRunConfig)
+    trainer = TextTrainer(config)
+    for _ in range(3):
+        trainer.advance(lambda: False)  # the first steps set up what later ones use
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.advance(lambda: False)
+        trainer.advance(lambda: False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_step_that_was_not_finite_is_named_when_it_is_read(values: Values, tmp_path: Path) -> None:
     values = copy.deepcopy(values)
     values["training"] |= {"log_every": 10}
