@@ -60,7 +60,6 @@ def folder(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = torchrun(2, str(Path(__file__).with_name("trained_on_ranks.py")), str(folder))
     assert (folder / "done").exists(), ended.stderr
     assert ended.returncode != 0  # it ends with a rank that is killed
-    (folder / "stderr").write_text(ended.stderr)
     return folder
 
 
@@ -168,7 +167,6 @@ def test_a_rank_that_is_killed_while_it_writes(folder: Path, values: Values, alo
     run = Run(folder / "killed")
     assert run.snapshot_steps() == [0]
     assert run.load_snapshot(0).step == 0
-    assert "lost another" in (folder / "stderr").read_text()
     train(run.config, run.path, resume=True)
     assert max(differences(run, alone)) < ROUNDING
     assert not [path for path in run.path.rglob("*") if is_temporary(path.name)]
