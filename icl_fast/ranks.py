@@ -42,7 +42,7 @@ def joined() -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"torchrun: rank {rank()} lost another ({reason:.200}); see why it ended, then go on with --resume"
+                f"torchrun: rank {rank()} lost another ({reason:.120}); see why it ended, then go on with --resume"
             ) from error
         raise
     finally:

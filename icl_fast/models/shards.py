@@ -117,7 +117,7 @@ class Shards:
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill tensors: of those that are spread over ranks each rank reads its part. Nothing is compared."""
-        from torch.distributed.checkpoint import load
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         with _one_process(), torch.no_grad():
             load(dict(tensors), storage_reader=self._reader(), no_dist=True)  # no rank needs the others
@@ -147,7 +147,8 @@ def _storage() -> Any:
 
 
 def _save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    from torch.distributed.checkpoint import CheckpointException, save
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     detached = {name: tensor.detach() for name, tensor in tensors.items()}
     try:

@@ -201,7 +201,7 @@ class ExemplarTrainer:
             for one in self.interventions
         ]
 
-    def load_state(self, state: dict[str, Any], source: str) -> None:
+    def load_state(self, state: Any, source: str) -> None:
         """Continue from a saved state; `source` is what messages call it.
 
         Raises:

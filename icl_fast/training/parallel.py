@@ -6,7 +6,7 @@ Both average gradients over the ranks, so that ranks with equal shares of a batc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def make_losses(config: TextRunConfig, shape: TransformerConfig, device: torch.d
     losses = Losses(Transformer(shape).to(device))
     losses.model.blocks.checkpointed = training.checkpoint_activations
     if training.compile:
-        losses.compile()  # type: ignore[no-untyped-call]
+        losses.compile()
     if ranks.count() == 1:
         return losses
     return nn.parallel.DistributedDataParallel(losses, device_ids=[device] if device.type == "cuda" else None)
@@ -62,16 +62,16 @@ def _split(config: TextRunConfig, shape: TransformerConfig, device: torch.device
     blocks = losses.model.blocks
     blocks.checkpointed = training.checkpoint_activations
     mesh = init_device_mesh(device.type, (ranks.count(),))
-    # weights and the sum of gradients stay float32; under autocast blocks would cast their weights after all, and so
-    # they travel as bfloat16. Tables and the residual stream are float32, as on one rank
-    half = training.precision == "bfloat16"
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    # under autocast projections read bfloat16: their weights travel as that. The weights that AdamW changes, the sum of
+    # gradients, norms, tables and the residual stream are float32, as on one rank
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         if training.compile:
-            block.compile()  # type: ignore[no-untyped-call]
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+            block.compile()
+        for part in (block.attention, block.mlp) if training.precision == "bfloat16" else ():
+            if part is not None and not any(isinstance(one, (nn.LayerNorm, nn.RMSNorm)) for one in part.modules()):
+                fully_shard(part, mesh=mesh, mp_policy=half)
+        fully_shard(block, mesh=mesh)
     fully_shard(losses, mesh=mesh)
     losses.to_empty(device=device)
     _draw(losses.model)
@@ -98,8 +98,10 @@ def accumulating(losses: nn.Module, *, last: bool) -> Iterator[None]:
 
     With FSDP2 they are after each: kept until the last, they would take the memory of a whole model.
     """
-    alone = isinstance(losses, nn.parallel.DistributedDataParallel) and not last
-    with losses.no_sync() if alone else nullcontext():
+    if isinstance(losses, nn.parallel.DistributedDataParallel) and not last:
+        with losses.no_sync():
+            yield
+    else:
         yield
 
 
@@ -109,6 +111,14 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     return distribute_tensor(whole.to(like.to_local().device), like.device_mesh, like.placements)
+
+
+def whole_of(part: Tensor) -> Tensor:
+    """A tensor that the ranks hold together, whole, on each of them; all ranks call it."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(part, DTensor)
+    return part.full_tensor()
 
 
 def gathered(value: Any) -> Any:
@@ -121,6 +131,6 @@ def gathered(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: gathered(part) for name, part in value.items()}
     if isinstance(value, DTensor):
-        whole = value.full_tensor()
+        whole = whole_of(value)
         return whole.cpu() if ranks.rank() == 0 else None
     return value

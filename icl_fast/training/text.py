@@ -22,7 +22,7 @@ from icl_fast.runs import Run, TextRunConfig, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import STATE_FORMAT, check_count, check_state
 from icl_fast.runs.text_config import OptimizerConfig
-from icl_fast.training.parallel import accumulating, gathered, is_split, make_losses, part_of
+from icl_fast.training.parallel import accumulating, gathered, is_split, make_losses, part_of, whole_of
 from icl_fast.training.schedules import learning_rate, weight_decay
 from icl_fast.training.sizes import check_text_run_fits
 
@@ -152,7 +152,7 @@ class TextTrainer:
             by_position += of_positions / len(parts)
         limit = math.inf if config.clip is None else config.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.grad_norm = norm.full_tensor() if self.split else norm  # type: ignore[operator]
+        self.grad_norm = whole_of(norm) if self.split else norm
         bad = ~(torch.isfinite(self.grad_norm) & torch.isfinite(self.loss))
         self.not_finite = torch.where(bad & (self.not_finite < 0), self.step, self.not_finite)
         self.optimizer.step()
@@ -235,7 +235,7 @@ class TextTrainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of the state by names, each once; moments that there are none of before the first step."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         tensors: dict[str, Tensor] = {f"model.{name}": parameter for parameter, name in names.items()}
         for parameter, moments in self.optimizer.state.items():
             tensors |= {f"{moment}.{names[parameter]}": moments[moment] for moment in _MOMENTS}
