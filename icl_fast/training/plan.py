@@ -48,7 +48,7 @@ class RankMemory:
 
     Attributes:
         weights: in float32; with fsdp a rank's share of them, and what is gathered at a time: embeddings, positions and
-            unembedding, and two layers, one ahead of the other.
+            unembedding, and up to two layers, one ahead of the other.
         gradients: of the same; with ddp also the buckets in which they travel.
         moments: AdamW's two, of a rank's share.
         activations: of the sequences that a rank takes at a time and, in bfloat16, copies of the weights that they were
