@@ -20,12 +20,13 @@ test-slow: $(VENV)/emulator $(VENV)/smollm2
 	@$(VENV)/bin/pytest -m slow
 
 lint: setup
-	@echo "== ruff, mypy, import-linter, oxlint"
+	@echo "== ruff, mypy, import-linter, oxlint, hadolint"
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/oxlint --deny-warnings icl_fast
+	@test ! -x $(VENV)/bin/hadolint || $(VENV)/bin/hadolint Dockerfile
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)

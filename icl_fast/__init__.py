@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         linear_cross_entropy,
         smeared_attention,
     )
-    from icl_fast.runs import Run, Series, load_config, open_series
+    from icl_fast.runs import Run, Series, load_config
+    from icl_fast.runs.open_series import open_series
     from icl_fast.training import train
 
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "train": _Command("icl_fast.cli.train:train", "Train a model and snapshot it along the way."),
+    "plan": _Command("icl_fast.cli.plan:plan", "What a training will take: operations, GPU-hours, disk, memory."),
     "ablate": _Command("icl_fast.cli.ablate:ablate", "Knock out every head of a run's snapshots."),
     "evaluate": _Command(
         "icl_fast.cli.evaluate:evaluate", "Score the heads of a run's snapshots; on exemplars, its strategies."

@@ -36,24 +36,38 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
     of runs on exemplars, whose curves are drawn as well.
 
     Ctrl-C saves the state and stops; the same command with --resume continues, on CPU to the same bits.
+
+    On several GPUs or machines, of text: torchrun --nproc-per-node N -m icl_fast train CONFIG. The batch is shared out;
+    --resume may go on with another N.
     """
+    from icl_fast import ranks
+
     folder = out if out is not None else Path("runs") / config.stem
-    try:
-        _train(config, overrides, clamps, folder, resume)
-    except KeyboardInterrupt as error:
-        begun = (folder / "config.yaml").exists()
-        raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
+    with ranks.joined():
+        try:
+            _train(config, overrides, clamps, folder, resume)
+        except ranks.RefusedElsewhere:
+            raise SystemExit(2) from None  # the rank that refused says why
+        except KeyboardInterrupt as error:
+            if ranks.rank() > 0:
+                raise SystemExit(130) from None
+            begun = (folder / "config.yaml").exists()
+            raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
 
 
 def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], folder: Path, resume: bool) -> None:
+    from icl_fast import ranks
     from icl_fast.errors import InputError
     from icl_fast.runs import ExemplarRunConfig, load_config
 
-    parsed = load_config(config, overrides)
-    if distinct("--clamp", clamps):
-        if not isinstance(parsed, ExemplarRunConfig):
-            raise InputError(f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars")
-        parsed = load_config(config, (*overrides, f"interventions.clamps={json.dumps(clamps)}"))
+    with ranks.together():
+        parsed = load_config(config, overrides)
+        if distinct("--clamp", clamps):
+            if not isinstance(parsed, ExemplarRunConfig):
+                raise InputError(
+                    f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars"
+                )
+            parsed = load_config(config, (*overrides, f"interventions.clamps={json.dumps(clamps)}"))
     if isinstance(parsed, ExemplarRunConfig):
         _train_on_exemplars(parsed, folder, resume)
     else:
@@ -61,9 +75,13 @@ def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], fo
 
 
 def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
+    from icl_fast import ranks
     from icl_fast.runs import RunSeries
     from icl_fast.training import train as run
 
+    if ranks.rank() > 0:
+        run(config, folder, resume=resume)
+        return
     with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update)
     say_left_out(RunSeries(done))

@@ -120,8 +120,9 @@ class TextData:
             f"training tokens at vocab {self.vocab}: use {advice}, or data.repeat=true"
         )
 
-    def batch(self, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets `[B,T]` int64 of a 0-based step: training windows `step * B` to `step * B + B - 1`.
+    def batch(self, step: int, batch_size: int, rows: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets `[B,T]` int64 of a 0-based step: training windows `step * B` to `step * B + B - 1`, or
+        `rows` of them.
 
         The k-th window depends on corpus, vocabulary, context and corpus seed alone. With `repeat`, every epoch goes
         through all windows in an order of its own.
@@ -137,7 +138,7 @@ class TextData:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             windows[here] = _order(self.config.seed, _TRAINING, int(epoch), self.train_windows)[places[here]]
-        return self._cut(self._train, windows, self.config.context)
+        return self._cut(self._train, windows[rows], self.config.context)
 
     def evaluation(self) -> EvaluationSet:
         """The fixed evaluation set; with fewer `evaluation_examples` it is the front of the same set."""

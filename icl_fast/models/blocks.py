@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from icl_fast.errors import InputError
 from icl_fast.models.changes import why_changed
@@ -130,6 +131,9 @@ class Attention(nn.Module):
         # sigmoid(0) = 1/2: every head starts half-way between the token and its predecessor
         self.alpha = nn.Parameter(torch.zeros(config.heads)) if config.key == "smeared" else None
         self.windows = config.windows[layer] if config.windows is not None else None
+        self.heads_of_window: dict[int | None, list[int]] = {}
+        for head, window in enumerate(self.windows or [None] * config.heads):
+            self.heads_of_window.setdefault(window, []).append(head)
         self.local = self.windows is not None and None not in self.windows
         self.slopes = alibi_slopes(config.heads) if config.position == "alibi" else None
 
@@ -251,8 +255,7 @@ class Attention(nn.Module):
         length = q.shape[-2]
         # contexts of members are a few tokens: written out it is as fast, and then no tap changes a bit
         if self.members is None and self.plain_scores and not taps.wants(scores_site, pattern_site):
-            mask = self._mask(length, q.device) if self.windows is not None else None
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+            return self._fused(q, k, v)
         if taps.replaces(pattern_site) and not taps.wants(scores_site):
             pattern = q.new_zeros(()).expand(*q.shape[:-1], length)  # stands in for what is replaced unseen
         else:
@@ -260,6 +263,21 @@ class Attention(nn.Module):
             seen = scores.masked_fill(~self._mask(length, q.device), -math.inf)
             pattern = softmax_or_zeros(seen) if taps.changes(scores_site) else torch.softmax(seen, dim=-1)
         return taps(pattern_site, pattern) @ v
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention without its pattern; heads of one window together: a mask [T,T], not [H,T,T]."""
+        length, written = q.shape[-2], [q] * self.config.heads
+        for window, heads in self.heads_of_window.items():
+            dense = window is None or window >= length
+            mask = None if dense else causal_mask(length, windows=[window], device=q.device)[0]
+            whole = len(heads) == self.config.heads
+            of_q, of_k, of_v = ((x if whole else torch.stack([x[:, h] for h in heads], 1)) for x in (q, k, v))
+            z = F.scaled_dot_product_attention(of_q, of_k, of_v, attn_mask=mask, is_causal=dense, scale=self.scale)
+            if whole:
+                return z
+            for head, of_head in zip(heads, z.unbind(1), strict=True):
+                written[head] = of_head
+        return torch.stack(written, 1)
 
     def _mask(self, length: int, device: torch.device) -> Tensor:
         return causal_mask(length, windows=self.windows, device=device)
@@ -346,11 +364,13 @@ class Blocks(nn.ModuleList):
 
     Attributes:
         stream: where weights are that are not in memory but while their block runs; None: all are in memory.
+        checkpointed: of a block only what enters it is kept, and it is computed again for the backward pass.
     """
 
     def __init__(self, config: ModelShape, members: int | None = None) -> None:
         super().__init__(Block(config, layer, members) for layer in range(config.layers))
         self.stream: LayerStream | None = None
+        self.checkpointed = False
 
     def __iter__(self) -> Iterator[Block]:
         for block in super().__iter__():
@@ -364,7 +384,11 @@ class Blocks(nn.ModuleList):
     def forward(self, resid: Tensor, positions: Positions, taps: Taps) -> Tensor:
         """The residual stream `[B,T,C]` before the first layer to that after the last."""
         for block in self:
-            resid = block(resid, positions, taps)
+            if self.checkpointed and torch.is_grad_enabled():
+                # no block draws random numbers; to keep the generator's state would wait for the device
+                resid = checkpoint(block, resid, positions, taps, use_reentrant=False, preserve_rng_state=False)
+            else:
+                resid = block(resid, positions, taps)
         return resid
 
     def _ready(self, block: nn.Module) -> Block:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from icl_fast import ranks
 from icl_fast.arguments import shown, whole_number
 from icl_fast.errors import InputError
 from icl_fast.models.architectures import make_exemplar_model
@@ -17,8 +18,9 @@ from icl_fast.models.config import TransformerConfig
 from icl_fast.models.exemplar_config import ExemplarConfig
 from icl_fast.models.exemplar_model import ExemplarModel
 from icl_fast.models.plain import made_like, why_not_plain
+from icl_fast.models.shards import SUFFIX, write_shards
 from icl_fast.models.transformer import Transformer
-from icl_fast.models.weight_files import read_header, read_weights, write_weights
+from icl_fast.models.weight_files import check_numbers, read_header, read_weights, write_weights
 from icl_fast.schema import ValidationError, validation_message
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
@@ -76,12 +78,41 @@ def save_snapshot(
         raise InputError(f"seen: give how many {'tokens' if on_text else 'sequences'} the model was trained on, once")
     count = whole_number(*given.popitem(), 0, _MOST)
     header = {"config": inner.config.model_dump(mode="json"), "step": whole_number("step", step, 0, _MOST)}
-    weights = {name: _weight(inner, name) for name in made_like(inner).state_dict()}
+    weights = weights_of(inner)
     if isinstance(inner, ExemplarModel):
         header |= {"sequences": count, "outputs": inner.outputs.tolist()}
         write_weights(path, weights, EXEMPLAR_FORMAT, header)
     else:
         write_weights(path, weights, TEXT_FORMAT, header | {"tokens": count})
+
+
+def save_sharded_snapshot(index: Path, model: Transformer, *, step: int, tokens: int) -> None:
+    """Write the weights of a model that ranks hold together, each its part; every rank calls it.
+
+    `load_snapshot(index)` gives the model in one process, without torchrun.
+
+    Args:
+        index: see `icl_fast.models.shards.write_shards`.
+
+    Raises:
+        InputError: weights that are not finite; the disk is full or the folder not writable.
+    """
+    weights = weights_of(model)
+    names: dict[int, str] = {}
+    for name, weight in weights.items():
+        names.setdefault(id(weight), name)
+    tied = {name: other for name, weight in weights.items() if (other := names[id(weight)]) != name}
+    kept = {name: weight for name, weight in weights.items() if name not in tied}
+    with ranks.together():
+        own = {name: weight.to_local() if hasattr(weight, "to_local") else weight for name, weight in kept.items()}
+        check_numbers(index, own, own)
+    header = {"config": model.config.model_dump(mode="json"), "step": step, "tokens": tokens}
+    write_shards(index, index.name.removesuffix(SUFFIX), kept, TEXT_FORMAT, header | ({"tied": tied} if tied else {}))
+
+
+def weights_of(model: Transformer | ExemplarModel) -> dict[str, Tensor]:
+    """The weights of a model by the names of a snapshot, without those of wrappers inside it."""
+    return {name: _weight(model, name) for name in made_like(model).state_dict()}
 
 
 def _weight(module: nn.Module, name: str) -> Tensor:
@@ -93,10 +124,12 @@ def _weight(module: nn.Module, name: str) -> Tensor:
 
 
 def load_snapshot(path: str | Path) -> Snapshot[Any]:
-    """Read a snapshot written by `save_snapshot` (no code is executed: safetensors).
+    """Read a snapshot, a file of `save_snapshot` or a sharded one by its index `*.shards.json` (no code is executed:
+    safetensors).
 
     Raises:
-        InputError: no such file, not a snapshot, truncated, weights that are missing, of another shape or not finite.
+        InputError: no such file, not a snapshot, truncated, a shard that is missing or changed, weights that are
+            missing, of another shape or not finite.
     """
     kind, header = read_header(path, (TEXT_FORMAT, EXEMPLAR_FORMAT))
     step = _count(path, header, "step")

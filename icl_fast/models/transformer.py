@@ -21,6 +21,20 @@ from icl_fast.ops import linear_cross_entropy
 _LOGIT_ROWS = 256  # whose logits are held at a time
 
 
+@torch.no_grad()
+def draw_weight(config: TransformerConfig, name: str, weight: Tensor) -> None:
+    """Fill one weight as `Transformer.reset_parameters` does; called in the order of the parameters, all of them."""
+    if weight.ndim < 2:
+        weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    elif name == "position.weight" and config.init_std is None:
+        weight.copy_(sinusoids(config.context, config.width, device=weight.device))
+    elif name == "embed.weight" or config.init_std is not None:
+        weight.normal_(0.0, config.init_std or 1.0)
+    else:
+        bound = weight.shape[1] ** -0.5
+        weight.uniform_(-bound, bound)
+
+
 class Transformer(nn.Module):
     """A decoder-only Transformer with named sites (see `icl_fast.models.interventions`).
 
@@ -57,20 +71,9 @@ class Transformer(nn.Module):
         start as sinusoids, and are learned. With `init_std` all of them are N(0, init_std) instead.
         Biases start at 0, gains at 1, smeared keys half-way.
         """
-        config = self.config
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.is_meta:
-                    continue  # there is nothing to draw
-                if parameter.ndim < 2:
-                    parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-                elif name == "position.weight" and config.init_std is None:
-                    parameter.copy_(sinusoids(config.context, config.width, device=parameter.device))
-                elif name == "embed.weight" or config.init_std is not None:
-                    parameter.normal_(0.0, config.init_std or 1.0)
-                else:
-                    bound = parameter.shape[1] ** -0.5
-                    parameter.uniform_(-bound, bound)
+        for name, parameter in self.named_parameters():
+            if not parameter.is_meta:
+                draw_weight(self.config, name, parameter)
 
     @overload
     def forward(self, tokens: Tensor, *, interventions: Sequence[Intervention] = ()) -> Tensor: ...

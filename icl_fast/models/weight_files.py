@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, parse_json, regular_file
 from icl_fast.memory import check_fits
+from icl_fast.models.shards import SUFFIX, Shards
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LONGEST_SHOWN = 80  # characters of a name or shape in a message
@@ -64,11 +65,13 @@ def read_header(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, 
         InputError: no such file, of none of these kinds, truncated or damaged.
     """
     with _opened(path) as file:
-        metadata = file.metadata() or {}
-    kind = next((kind for kind in kinds if kind in metadata), None)
+        headers = file.kinds
+    kind = next((kind for kind in kinds if kind in headers), None)
     if kind is None:
         raise InputError(f"snapshot {path}: not written by icl_fast (its header has no {kinds[0]!r})")
-    header = parse_json(metadata[kind], f"snapshot {path}: its header")
+    header = headers[kind]
+    if isinstance(header, str):  # metadata of safetensors are text
+        header = parse_json(header, f"snapshot {path}: its header")
     if not isinstance(header, dict):
         raise InputError(f"snapshot {path}: its header is damaged (it is no JSON object)")
     return kind, header
@@ -86,16 +89,17 @@ def read_weights(path: str | Path, module: nn.Module, tied: Any) -> None:
     expected = module.state_dict()
     ties = _checked_ties(path, expected, tied)
     with _opened(path) as file:
-        if unlike := sorted((expected.keys() - ties.keys()) ^ set(file.keys())):
+        shapes = file.shapes()
+        if unlike := sorted((expected.keys() - ties.keys()) ^ shapes.keys()):
             names = ", ".join(name[:_LONGEST_SHOWN] for name in unlike[:5])
             raise InputError(f"snapshot {path}: missing or unknown weights: {names}")
         written = [name for name in expected if name not in ties]
         for name in written:
-            shape, wanted = file.get_slice(name).get_shape(), list(expected[name].shape)
+            shape, wanted = shapes[name], list(expected[name].shape)
             if shape != wanted:
                 raise InputError(f"snapshot {path}: {name} is {str(shape)[:_LONGEST_SHOWN]}, its config says {wanted}")
-        check_fits(Path(path).stat().st_size, f"snapshot {path}")
-        weights = {name: file.get_tensor(name) for name in written}
+        check_fits(file.size, f"snapshot {path}")
+        weights = file.read(written)
     check_numbers(path, weights, expected)
     module.load_state_dict(weights | {name: weights[other] for name, other in ties.items()}, assign=True)
     for name, other in ties.items():
@@ -140,15 +144,32 @@ def _whole(weight: Tensor) -> Tensor:
     return weight if weight.nbytes == weight.untyped_storage().nbytes() else weight.clone()
 
 
+class _File:
+    """An open safetensors file, in the terms of `Shards`."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self.file, self.size = file, size
+        self.kinds: dict[str, str] = file.metadata() or {}
+
+    def shapes(self) -> dict[str, list[int]]:
+        return {name: self.file.get_slice(name).get_shape() for name in self.file.keys()}  # noqa: SIM118
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: self.file.get_tensor(name) for name in names}
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def _opened(path: str | Path) -> Iterator[_File | Shards]:
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).name.endswith(SUFFIX):
+        yield Shards(path)
+        return
     regular_file(path, "snapshot")
     try:
         with open(path, "rb") as opened:
             is_utf8 = str(path).encode(errors="ignore") == os.fsencode(path)  # safetensors takes no other path
             with safe_open(path if is_utf8 else f"/dev/fd/{opened.fileno()}", framework="pt") as file:
-                yield file
+                yield _File(file, os.fstat(opened.fileno()).st_size)
     except (SafetensorError, OSError) as error:
         raise InputError(f"snapshot {path}: cannot be read, it is damaged or no safetensors file ({error})") from None

@@ -6,11 +6,15 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from icl_fast import ranks
 from icl_fast.data import Exemplars
 from icl_fast.data.fingerprint import fingerprint, is_same
 from icl_fast.errors import InputError
@@ -27,19 +31,23 @@ from icl_fast.files import (
     to_json,
 )
 from icl_fast.models import ExemplarModel, Snapshot, Transformer, load_snapshot, save_snapshot
+from icl_fast.models.checkpoints import save_sharded_snapshot
+from icl_fast.models.shards import SUFFIX, Shards, is_shards, remove_stale, write_shards
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
 from icl_fast.runs.population import Population
-from icl_fast.runs.states import State, read_state, write_state
-from icl_fast.runs.text_config import TextRunConfig
+from icl_fast.runs.states import STATE_FORMAT, State, read_state, write_state
+from icl_fast.runs.text_config import HOW_COMPUTED, TextRunConfig
 
-_SNAPSHOT_NAME = re.compile(r"step_([0-9]{8})\.safetensors")
+_SNAPSHOT_NAME = re.compile(rf"step_([0-9]{{8}})(\.safetensors|{re.escape(SUFFIX)})")
 _SHA256 = re.compile("[0-9a-f]{64}")
 CONFIG, TOKENIZER, LOG, STATE, MANIFEST = "config.yaml", "tokenizer.json", "log.jsonl", "optimizer.pt", "manifest.json"
+SHARDED_STATE = f"optimizer{SUFFIX}"
 EXEMPLARS = "exemplars.json"
 _LOCK = ".lock-training"
 # what else a run has written before its first state
-_EARLY = (CONFIG, TOKENIZER, EXEMPLARS, LOG, "snapshots/step_00000000.safetensors")
+_FIRST = "snapshots/step_00000000"
+_EARLY = (CONFIG, TOKENIZER, EXEMPLARS, LOG, f"{_FIRST}.safetensors", f"{_FIRST}{SUFFIX}")
 
 
 class Run:
@@ -102,8 +110,9 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        """What a resumed run goes on from."""
-        return self.path / STATE
+        """What a resumed run goes on from, of a sharded state the index."""
+        sharded = self.path / SHARDED_STATE
+        return sharded if sharded.exists() else self.path / STATE
 
     def tokenizer_json(self) -> str:
         """What tokenizer.json of a run on text holds.
@@ -147,7 +156,8 @@ class Run:
             InputError: the folder holds something else; with `resume`: it holds no run, or one with another config.
         """
         if resume and self.exists:
-            if differing := differing_keys(self.config, config):
+            differing = [key for key in differing_keys(self.config, config) if key not in HOW_COMPUTED]
+            if differing:
                 raise InputError(f"--resume: {self.path} was begun with other values of {', '.join(differing)}")
         elif resume:
             if not self._is_half_begun() or set(os.listdir(self.path)) <= {_LOCK}:
@@ -177,7 +187,7 @@ class Run:
         resume: bool,
         tokenizer_json: str | None = None,
         exemplars: Exemplars | None = None,
-    ) -> dict[str, Any] | None:
+    ) -> State | Shards | None:
         """Start a run here, or continue the one that is here.
 
         Args:
@@ -212,6 +222,7 @@ class Run:
             return state
         for name in _EARLY:
             (self.path / name).unlink(missing_ok=True)
+        remove_stale(self.path / "snapshots")
         # the manifest comes first: by it they are known as ours, whenever the process is killed
         self._write_manifest({name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()})
         for name, text in files.items():
@@ -226,6 +237,7 @@ class Run:
         paths = [*self.path.glob("*"), *self.path.glob("snapshots/*")]
         names = {path.relative_to(self.path).as_posix() for path in paths if not is_temporary(path.name)}
         names -= {_LOCK, "snapshots"}
+        names = {name for name in names if not (name.startswith(f"{_FIRST}.") and is_shards(name))}
         if not names:
             return True
         try:
@@ -238,8 +250,12 @@ class Run:
         return names <= {MANIFEST, *_EARLY} and CONFIG in noted and not unlike
 
     def snapshot_path(self, step: int) -> Path:
-        """The file of the snapshot after `step` steps."""
-        return self.path / "snapshots" / f"step_{step:08d}.safetensors"
+        """The file of the snapshot after `step` steps, of a sharded one the index."""
+        sharded = self._sharded_path(step)
+        return sharded if sharded.exists() else self.path / "snapshots" / f"step_{step:08d}.safetensors"
+
+    def _sharded_path(self, step: int) -> Path:
+        return self.path / "snapshots" / f"step_{step:08d}{SUFFIX}"
 
     def snapshot_steps(self) -> list[int]:
         """The steps that have a snapshot, in order.
@@ -259,6 +275,12 @@ class Run:
         path = self.snapshot_path(step)
         save_snapshot(path, model, step=step, seen=seen)
         self.note(self._name(path))
+
+    def save_sharded_snapshot(self, model: Transformer, *, step: int, seen: int) -> None:
+        """Write a snapshot, each rank the part of the weights that it holds; all ranks call it."""
+        path = self._sharded_path(step)
+        save_sharded_snapshot(path, model, step=step, tokens=seen)
+        ranks.first(lambda: self.note(self._name(path)))
 
     def load_snapshot(self, step: int) -> Snapshot[Any]:
         """Read a snapshot.
@@ -305,14 +327,21 @@ class Run:
     def save_state(self, state: State) -> None:
         """Write what a resumed run needs, weights included, in place of the state saved before."""
         self.forget(STATE)  # of a finished run; first: a kill must not leave a state that looks damaged
-        write_state(self.state_path, state)
+        write_state(self.path / STATE, state)
 
-    def load_state(self) -> State | None:
-        """The state written last, or None if the run was stopped before its first.
+    def save_sharded_state(self, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+        """The same, each rank the part that it holds; all ranks call it. `header` has `step`."""
+        ranks.first(lambda: self.forget(SHARDED_STATE))
+        write_shards(self.path / SHARDED_STATE, f"optimizer_{header['step']:08d}", tensors, STATE_FORMAT, header)
+
+    def load_state(self) -> State | Shards | None:
+        """The state written last, of a sharded one what reads it, or None if the run was stopped before its first.
 
         Raises:
             InputError: the file is damaged; or it is gone, and the run was finished.
         """
+        if self._is_there(SHARDED_STATE):
+            return Shards(self.intact(SHARDED_STATE))
         return read_state(self.intact(STATE)) if self._is_there(STATE) else None
 
     def append_log(self, record: dict[str, Any]) -> None:
@@ -362,10 +391,11 @@ class Run:
                 temporary.write_text(kept, encoding="utf-8")
         for folder in (self.path, self.path / "snapshots"):
             sweep(folder)
+            remove_stale(folder)
 
     def finish(self) -> None:
         """Record the hashes of the files that stop changing when the run ends."""
-        self.note(LOG, STATE)
+        self.note(LOG, self.state_path.name)
 
     def manifest(self) -> dict[str, str]:
         """File name to SHA-256 (hex).

@@ -18,6 +18,7 @@ from icl_fast.data.tokenizer import BOS_ID
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file, sha256
 from icl_fast.models import ModelShape, Snapshot, load_snapshot
+from icl_fast.models.shards import SUFFIX
 from icl_fast.runs.names import run_name
 from icl_fast.runs.population import Population
 from icl_fast.runs.run import TOKENIZER, Run
@@ -26,7 +27,7 @@ from icl_fast.runs.series import Series
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LISTED = re.compile(r"^snapshots/step_(\d{8})\.safetensors$")
+_LISTED = re.compile(rf"^snapshots/step_(\d{{8}})(\.safetensors|{re.escape(SUFFIX)})$")
 _LONGEST_HEADER = 100_000_000  # of safetensors; a file that claims a longer one is none
 
 

@@ -18,6 +18,7 @@ from icl_fast.memory import check_fits
 
 State = dict[str, Any]
 
+STATE_FORMAT = "icl_fast.state.1"  # of a sharded one
 _DIGEST = "sha256"  # in the state itself, so that no kill can come between the two
 _ADVICE = "put back a copy of the file, or start the run anew"
 

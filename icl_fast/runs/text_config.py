@@ -16,7 +16,10 @@ class OptimizerConfig(Config):
     """How the weights change: AdamW, warm-up, a weight-decay change, clipping; precision and device."""
 
     steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
-    batch: int = Field(8, ge=1, le=MOST, description="B, sequences per step")
+    batch: int = Field(8, ge=1, le=MOST, description="B, sequences per step, those of all ranks together")
+    accumulate: int = Field(
+        1, ge=1, le=MOST, description="parts in which a rank computes its share of a batch: less memory, the same step"
+    )
     lr: float = Field(1e-3, gt=0.0, description="learning rate after warm-up")
     warmup: int = Field(50, ge=0, le=MOST, description="steps over which the learning rate rises linearly from 0")
     decay: Literal["none", "cosine", "inverse_sqrt"] = Field("none", description="the learning rate after warm-up")
@@ -27,6 +30,12 @@ class OptimizerConfig(Config):
     clip: float | None = Field(1.0, gt=0.0, description="largest gradient norm; null: no clipping")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast; weights stay float32")
     compile: bool = Field(False, description="torch.compile the training step's forward")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="under torchrun: ddp: every rank holds the weights; fsdp: each a part of them (FSDP2)"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="keep of a block what enters it, and compute it again for the backward pass"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of the initial weights (the data's order has its own: data.seed)"
@@ -43,6 +52,18 @@ class OptimizerConfig(Config):
         return self
 
 
+# keys that say how a step is computed, and not what: a run may go on with others
+HOW_COMPUTED = frozenset(f"training.{key}" for key in ("accumulate", "parallel", "checkpoint_activations"))
+
+
+class TextSnapshots(SnapshotSchedule):
+    """When snapshots are taken, and in how many files they are written."""
+
+    sharded: bool = Field(
+        False, description="snapshots and the optimizer's state in a file for each rank, without gathering them"
+    )
+
+
 class TextRunConfig(Config):
     """A training run on text."""
 
@@ -51,7 +72,7 @@ class TextRunConfig(Config):
     model: ModelShape = ModelShape()
     data: DataConfig = DataConfig()
     training: OptimizerConfig = OptimizerConfig()
-    snapshots: SnapshotSchedule = SnapshotSchedule()
+    snapshots: TextSnapshots = TextSnapshots()
 
     @model_validator(mode="after")
     def _can_be_snapshotted(self) -> TextRunConfig:

@@ -13,6 +13,7 @@ from icl_fast.files import is_abandoned, read_json, regular_file, sha256
 from icl_fast.measure.store import PARTIAL, Workspace, open_results
 from icl_fast.measure.store_files import DamagedResults, check_files, has_claim, is_store
 from icl_fast.models import load_snapshot
+from icl_fast.models.shards import SUFFIX, Shards
 from icl_fast.report.write import CHECKSUMS
 from icl_fast.runs import Run
 from icl_fast.runs.run_series import RunSeries, run_of
@@ -117,14 +118,20 @@ def _run(run: Run) -> Iterator[Finding]:
     whole = sum(why is None for why in reasons.values())
     yield Finding(run.path / "snapshots", f"{whole} can be read", ok=bool(whole))
     yield from _tried(run.path / "log.jsonl", lambda: f"{len(run.read_log())} lines")
-    state = run.path / "optimizer.pt"
-    yield from _tried(state, lambda: "can be read" if run.load_state() is not None else "is not there yet")
+    yield from _tried(run.state_path, lambda: _state(run))
     if run.config.task == "text":
         yield from _tried(run.tokenizer_path, lambda: f"{series.tokenizer().get_vocab_size()} tokens")
 
 
+def _state(run: Run) -> str:
+    state = run.load_state()
+    if isinstance(state, Shards):
+        state.check()
+    return "can be read" if state is not None else "is not there yet"
+
+
 def _snapshot(path: Path) -> Iterator[Finding]:
-    if path.suffix != ".safetensors":
+    if not path.name.endswith((".safetensors", SUFFIX)):
         raise InputError(f"path: {path} is no snapshot; give a run folder, a store, a report folder or a snapshot")
     run = run_of(path)
     if run.exists and run.snapshot_path(0).parent == path.resolve().parent:

@@ -139,7 +139,7 @@ class ExemplarTrainer:
         if step in self.snapshots:
             run.save_snapshot(self.model, step=step, seen=seen["sequences"])
         if last or step % config.training.checkpoint_every == 0:
-            run.save_state(self.state())
+            self.save(run)
 
     def _training_line(self, step: int) -> dict[str, Any]:
         """Losses and learning rates; where there is L2, `total_loss` too: with that of the weights after this step."""
@@ -180,6 +180,10 @@ class ExemplarTrainer:
         sequences = self.sampler.draw(start, count * batch)
         return steps_of(sequences, count, noise if self.population.noisy else None)
 
+    def save(self, run: Run) -> None:
+        """Write the state, after which a run can go on."""
+        run.save_state(self.state())
+
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {
@@ -197,7 +201,7 @@ class ExemplarTrainer:
             for one in self.interventions
         ]
 
-    def load_state(self, state: dict[str, Any], source: str) -> None:
+    def load_state(self, state: Any, source: str) -> None:
         """Continue from a saved state; `source` is what messages call it.
 
         Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from icl_fast import ranks
 from icl_fast.data import Exemplars
 from icl_fast.errors import InputError
 from icl_fast.measure.of_model import without_autocast
@@ -26,7 +27,7 @@ def as_in_a_new_process() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         with (
-            torch.random.fork_rng(),
+            torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.device("cpu"),
@@ -60,10 +61,10 @@ class Trainer(Protocol):
     def record(self, run: Run) -> None:
         """Write what is due after this step: log lines, a snapshot, the state."""
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+    def save(self, run: Run) -> None:
+        """Write everything that a resumed run needs."""
 
-    def load_state(self, state: dict[str, Any], source: str) -> None:
+    def load_state(self, state: Any, source: str) -> None:
         """Continue from a saved state; `source` is what messages call it."""
 
 
@@ -79,7 +80,8 @@ def train(
     """Train a Transformer on text, or one run or a population of runs on exemplars, into a run folder.
 
     The same config gives the same weights, bit for bit, on one CPU with one thread count (on exemplars: with one
-    engine), however often the run was interrupted and resumed. A member of a population has the same
+    engine), however often the run was interrupted and resumed. On several ranks (torchrun, of which each calls this; on
+    text), and on another number of them, it gives the same to rounding. A member of a population has the same
     weights as the run alone, to rounding; with the fused engine to the bit.
 
     Args:
@@ -90,18 +92,18 @@ def train(
         interventions: on exemplars: what is forced besides the clamps, in training and evaluation: zeros and functions
             of the value, with the members folded into the examples. They need the plain engine, and are not kept in
             the run folder: to resume, pass the same ones.
-        on_progress: called with a `TrainingProgress` after every step on text; with an `ExemplarProgress` after every
-            call of the engine, which makes many steps, on exemplars.
+        on_progress: called with a `TrainingProgress` after every `training.log_every` steps and at every save on text;
+            with an `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
 
     Returns:
         The run, finished.
 
     Raises:
-        InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them;
-            interventions that the model does not have, or for a run on text; `out` holds something else, or
-            another process is training there; the disk is full; the loss is not finite. The folder then holds the state
-            of the last save.
+        InputError: a corpus that is too small, a batch that cannot be shared out to the ranks, exemplars that cannot be
+            had, members that do not fit them; interventions that the model does not have, or for a run on text; `out`
+            holds something else, or another process is training there; the disk is full; the loss is not finite.
+            The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
     if isinstance(config, TextRunConfig):
@@ -109,28 +111,43 @@ def train(
         if interventions:
             raise InputError("interventions: are for training on exemplars; this config trains on text")
     run = Run(out)
-    with as_in_a_new_process(), run.writing():
-        run.check(config, resume=resume)  # before anything that takes long
+    with ranks.joined(), as_in_a_new_process(), ExitStack() as stack:
+        with ranks.together():
+            if ranks.count() > 1 and not isinstance(config, TextRunConfig):
+                raise InputError(
+                    f"torchrun: {ranks.count()} ranks; trainings on exemplars run in one process: start it alone"
+                )
+            if ranks.rank() == 0:
+                stack.enter_context(run.writing())
+                run.check(config, resume=resume)  # before anything that takes long
         trainer: Trainer
         if isinstance(config, TextRunConfig):
             trainer = TextTrainer(config, on_progress)
         else:
             trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
-        state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json, exemplars=trainer.exemplars)
+        state = None
+        with ranks.together():
+            if ranks.rank() == 0:
+                state = run.begin(
+                    config, resume=resume, tokenizer_json=trainer.tokenizer_json, exemplars=trainer.exemplars
+                )
+        with ranks.together():
+            if ranks.rank() > 0:
+                state = run.load_state()
         if state is not None:
             trainer.load_state(state, str(run.state_path))
-        run.cut_log(-1 if state is None else trainer.step)
+        ranks.first(lambda: run.cut_log(-1 if state is None else trainer.step))
         recorded = None if state is None else trainer.step
         with interruptible() as interrupted:
             while True:
                 if trainer.step != recorded:
                     trainer.record(run)
                     recorded = trainer.step
-                if interrupted.is_set():
-                    run.save_state(trainer.state())
+                if ranks.anywhere(interrupted.is_set()):
+                    trainer.save(run)
                     raise KeyboardInterrupt(f"stopped after step {trainer.step} of {trainer.steps}, its state is saved")
                 if trainer.step == trainer.steps:
                     break
                 trainer.advance(interrupted.is_set)
-        run.finish()
+        ranks.first(run.finish)
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from icl_fast import ranks
 from icl_fast.memory import check_fits
 from icl_fast.models import ModelShape, Transformer, TransformerConfig, make_exemplar_model
 from icl_fast.models.exemplar_config import ExemplarConfig
@@ -16,21 +17,24 @@ _COPIES = 4  # of the weights: themselves, their gradients, and two moments
 
 
 def check_text_run_fits(config: TextRunConfig, shape: TransformerConfig, device: torch.device) -> None:
-    """Refuse a run on text whose weights, or whose step, this machine cannot hold.
+    """Refuse a run on text whose weights, or whose step, this machine cannot hold for the ranks that it runs.
 
     Raises:
         InputError: it names the keys.
     """
-    copies = 1 if device.type == "cuda" else _COPIES  # weights are drawn on the CPU
+    training, count = config.training, ranks.count()
     keys = f"{dimensions(config.model, 'model.')}, data.vocab {config.data.vocab}, data.context {config.data.context}"
-    weights = copies * _NUMBER * parameter_count(Transformer, shape)
+    if device.type == "cuda":
+        copies: float = 0 if training.parallel == "fsdp" and count > 1 else 1  # weights are drawn on the CPU
+    else:
+        copies = _COPIES / count if training.parallel == "fsdp" else _COPIES
+    weights = ranks.count_here() * copies * _NUMBER * parameter_count(Transformer, shape)
     check_fits(weights, keys)
     if device.type == "cpu":
-        tokens, number = (
-            config.training.batch * config.data.context,
-            2 if config.training.precision == "bfloat16" else 4,
-        )
-        check_fits(weights + number * tokens * _kept(config.model), f"training.batch {config.training.batch}, {keys}")
+        tokens = ranks.count_here() * config.data.context * (training.batch // (count * training.accumulate))
+        number = 2 if training.precision == "bfloat16" else 4
+        kept = config.model.layers * config.model.width if training.checkpoint_activations else _kept(config.model)
+        check_fits(weights + number * tokens * kept, f"training.batch {training.batch}, {keys}")
 
 
 def check_exemplar_run_fits(config: ExemplarRunConfig, features: int, device: torch.device) -> None:
