@@ -47,14 +47,14 @@ def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarPro
 def sweep_progress(name: str, doing: str = "ablating") -> Iterator[Callable[[SweepProgress], None]]:
     """Shows how many parts of a sweep are done and the time left."""
     with counting(f"{doing} {name}") as show:
-        yield lambda at: show(at.done, at.parts, f"snapshot {at.step}")
+        yield lambda at: show(at.done, at.parts, at.text)
 
 
 @contextmanager
 def snapshot_progress(name: str) -> Iterator[Callable[[SnapshotProgress], None]]:
     """Shows how many snapshots are measured and the time left."""
     with counting(f"measuring {name}") as show:
-        yield lambda at: show(at.done, at.snapshots, f"snapshot {at.step}")
+        yield lambda at: show(at.done, at.snapshots, at.text)
 
 
 @contextmanager
