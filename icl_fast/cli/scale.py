@@ -52,8 +52,8 @@ def ray_options(command: Callable[..., None]) -> Callable[..., None]:
             is_flag=False,
             flag_value=_HERE,
             metavar="[ADDRESS]",
-            help="Let Ray's workers do it, to the bits that one thread gives here: those of the Ray at HOST:PORT, or of "
-            "this machine's with auto; without an address it is started here, with a worker a core.",
+            help="Let Ray's workers do it, to the bits that one thread gives here: those of Ray at HOST:PORT, or "
+            "auto (this machine's); without an address it is started here, with a worker a core.",
         ),
     ):
         called = option(called)

@@ -87,9 +87,7 @@ class RayRunner(Runner):
             whole = torch.cuda.get_device_properties(0).total_memory
             options["num_gpus"] = min(1.0, max(1 / MOST_A_GPU, (needs.memory + values) / whole))
         if self._own and not any(node["Resources"].get("memory", 0) >= memory for node in _nodes()):
-            raise InputError(
-                f"ray: a task needs {in_units(memory)}, more than its workers may have; ask for less memory"
-            )
+            raise InputError(f"ray: a task needs {in_units(memory)}, which no worker has; ask for less memory")
         return options
 
 

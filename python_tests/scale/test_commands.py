@@ -1,0 +1,119 @@
+"""`--ray` at the command line: stopped and gone on with, with nothing left running, and in one line what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from icl_fast.cli.main import cli
+from icl_fast.measure import sweep
+
+from .conftest import LONG, below, contents, wait_for
+
+OPTIONS = [text for key, value in LONG.items() for text in (f"--{key}", str(value))]
+RAY = ["--ray", "--workers", "2"]
+
+
+class Command:
+    """`icl-fast ablate` of a run, in a process of its own."""
+
+    def __init__(self, run: Path, out: Path, *more: str) -> None:
+        self.partial = out.with_name(out.name + ".partial")
+        command = [sys.executable, "-m", "icl_fast", "ablate", "--ckpt", str(run), "--out", str(out), *OPTIONS, *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.started: dict[int, str] = {}
+
+    def parts(self) -> set[str]:
+        return {path.name for path in self.partial.glob("*.npz")}
+
+    def stop(self, number: int) -> tuple[int, str]:
+        """Send a signal when something more was written; its exit code and what it said on stderr."""
+        before = self.parts()
+        wait_for(lambda: self.process.poll() is not None or self.parts() != before)
+        assert self.process.poll() is None, "it has ended"
+        self.started = below(self.process.pid)
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and what it said on stderr, when it has ended."""
+        _, said = self.process.communicate(timeout=300)
+        return self.process.returncode, said
+
+    def left(self) -> list[str]:
+        """What of all that it had started is still running."""
+        return [line for pid, line in self.started.items() if (Path("/proc") / str(pid) / "exe").exists()]
+
+
+@pytest.fixture
+def commands() -> Iterator[Callable[..., Command]]:
+    """Begins commands, none of which outlives the test."""
+    pytest.importorskip("ray")
+    begun: list[Command] = []
+
+    def begin(*arguments: Any) -> Command:
+        begun.append(Command(*arguments))
+        return begun[-1]
+
+    yield begin
+    for command in begun:
+        command.process.kill()
+
+
+def test_stopped_and_gone_on_with(run: Path, tmp_path: Path, commands: Callable[..., Command]) -> None:
+    whole = contents(sweep(run, out=tmp_path / "whole.zarr", **LONG))
+    out, copy = tmp_path / "there.zarr", tmp_path / "copy.zarr"
+    killed = commands(run, out, *RAY)
+    assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert any("raylet" in line for line in killed.started.values())
+    wait_for(lambda: not killed.left())
+    shutil.copytree(killed.partial, copy.with_name("copy.zarr.partial"))
+
+    interrupted = commands(run, out, *RAY)
+    code, said = interrupted.stop(signal.SIGINT)
+    assert (code, said) == (130, "error: stopped; the same command goes on from there\n")
+    wait_for(lambda: not interrupted.left())
+
+    assert commands(run, out).end() == (0, "")
+    code, said = commands(run, copy, *RAY).end()
+    assert code == 0
+    (line,) = said.splitlines()  # Ray says nothing
+    assert line.startswith("ablating run: ")
+    assert "2 workers" in line
+    assert contents(out) == contents(copy) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "2"], "--workers: changes nothing with no --ray; leave one of them out"),
+        (["--ray", "auto", "--workers", "2"], "--workers: changes nothing with a Ray that is running; leave one of"),
+        (["--ray", "runs/two"], "--ray: runs/two is neither HOST:PORT nor auto; without an address put --ray last"),
+        (["--ray", "--workers", "0"], "--workers: must be 1 or more, got 0"),
+        (["--ray", "127.0.0.1:1"], "--ray: at 127.0.0.1:1: no connection ([Errno 111] Connection refused)"),
+    ],
+)
+def test_what_is_wrong(run: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    if "127.0.0.1:1" in options:
+        pytest.importorskip("ray")
+        options = [*options, "--out", str(tmp_path / "out.zarr")]
+        # not in this process, which may be connected
+        command = [sys.executable, "-m", "icl_fast", "ablate", "--ckpt", str(run), *options]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        code, said = done.returncode, done.stderr
+    else:
+        result = CliRunner().invoke(cli, ["ablate", "--ckpt", str(run), *options])
+        code, said = result.exit_code, result.output
+    assert code == 2
+    assert said.startswith(f"error: {message}")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out.zarr.partial").exists()
