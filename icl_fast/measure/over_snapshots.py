@@ -16,7 +16,7 @@ import xarray as xr
 from icl_fast.measure.store import Arrays, Variables, Workspace
 from icl_fast.models import Snapshot
 from icl_fast.runs import Series
-from icl_fast.scale import HERE, Needs, Runner
+from icl_fast.scale import HERE, Needs, Runner, by_workers
 
 _SEEN = "tokens seen"  # kept beside a snapshot's arrays
 
@@ -38,7 +38,7 @@ class SnapshotProgress:
 
 def at_snapshot(step: int, workers: int | None) -> str:
     """A snapshot, and by how many workers, if there are any."""
-    return f"snapshot {step}" + ("" if workers is None else f", {workers} worker{'s' * (workers != 1)}")
+    return f"snapshot {step}{by_workers(workers)}"
 
 
 def measure_snapshots(

@@ -78,3 +78,8 @@ class Here(Runner):
 
 
 HERE = Here()
+
+
+def by_workers(workers: int | None) -> str:
+    """What is said of workers behind how far something is; nothing where there are none."""
+    return "" if workers is None else f", {workers} worker{'s' * (workers != 1)}"

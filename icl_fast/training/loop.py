@@ -14,6 +14,7 @@ from icl_fast.errors import InputError
 from icl_fast.measure.of_model import without_autocast
 from icl_fast.models import Intervention
 from icl_fast.runs import Run, RunConfig, TextRunConfig
+from icl_fast.scale import HERE, Runner
 from icl_fast.training.exemplars import ExemplarTrainer
 from icl_fast.training.interrupt import interruptible
 from icl_fast.training.text import TextTrainer
@@ -75,6 +76,7 @@ def train(
     interventions: Sequence[Intervention] = (),
     on_progress: Callable[[Any], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
+    runner: Runner = HERE,
 ) -> Run:
     """Train a Transformer on text, or one run or a population of runs on exemplars, into a run folder.
 
@@ -93,21 +95,24 @@ def train(
         on_progress: called with a `TrainingProgress` after every step on text; with an `ExemplarProgress` after every
             call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
+        runner: on exemplars: what takes the steps of a population's members, to the same bits; with the fused engine.
 
     Returns:
         The run, finished.
 
     Raises:
         InputError: a corpus that is too small, exemplars that cannot be had, members that do not fit them;
-            interventions that the model does not have, or for a run on text; `out` holds something else, or
-            another process is training there; the disk is full; the loss is not finite. The folder then holds the state
-            of the last save.
+            interventions that the model does not have, or for a run on text; workers for what cannot be shared out;
+            `out` holds something else, or another process is training there; the disk is full; the loss is not finite.
+            The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
     if isinstance(config, TextRunConfig):
         config = config.with_absolute_corpus()
         if interventions:
             raise InputError("interventions: are for training on exemplars; this config trains on text")
+        if runner.workers is not None:
+            raise InputError("ray: shares out the members of a population on exemplars; this config trains on text")
     run = Run(out)
     with as_in_a_new_process(), run.writing():
         run.check(config, resume=resume)  # before anything that takes long
@@ -115,7 +120,7 @@ def train(
         if isinstance(config, TextRunConfig):
             trainer = TextTrainer(config, on_progress)
         else:
-            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
+            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars, runner)
         state = run.begin(config, resume=resume, tokenizer_json=trainer.tokenizer_json, exemplars=trainer.exemplars)
         if state is not None:
             trainer.load_state(state, str(run.state_path))

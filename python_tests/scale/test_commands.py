@@ -39,7 +39,7 @@ class Command:
         """Send a signal when something more was written; its exit code and what it said on stderr."""
         before = self.parts()
         wait_for(lambda: self.process.poll() is not None or self.parts() != before)
-        assert self.process.poll() is None, "it has ended"
+        assert self.process.poll() is None, self.end()
         self.started = below(self.process.pid)
         self.process.send_signal(number)
         return self.end()
