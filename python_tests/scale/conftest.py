@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from icl_fast.scale import Needs, Runner, ray_runner
 # parts enough to be stopped between, slow enough for it
 LONG: dict[str, Any] = {"engine": "definition", "positions": "all", "memory": "1MiB", "examples": 40}
 SMALL: dict[str, Any] = {"examples": 7, "memory": 200_000}
+OPTIONS = [text for key, value in LONG.items() for text in (f"--{key}", str(value))]
 
 
 class Scrambled(Runner):
@@ -114,3 +117,49 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never was so"
         time.sleep(0.01)
+
+
+class Command:
+    """`icl-fast ablate` of a run, in a process of its own."""
+
+    def __init__(self, run: Path, out: Path, *more: str, within: Sequence[str] = ()) -> None:
+        self.partial = out.with_name(out.name + ".partial")
+        command = [sys.executable, "-m", "icl_fast", "ablate", "--ckpt", str(run), "--out", str(out), *OPTIONS, *more]
+        self.process = subprocess.Popen([*within, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.started: dict[int, str] = {}
+
+    def parts(self) -> set[str]:
+        return {path.name for path in self.partial.glob("*.npz")}
+
+    def stop(self, number: int) -> tuple[int, str]:
+        """Send a signal when something more was written; its exit code and what it said on stderr."""
+        before = self.parts()
+        wait_for(lambda: self.process.poll() is not None or self.parts() != before)
+        assert self.process.poll() is None, self.end()
+        self.started = below(self.process.pid)
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and what it said on stderr, when it has ended."""
+        _, said = self.process.communicate(timeout=300)
+        return self.process.returncode, said
+
+    def left(self) -> list[str]:
+        """What of all that it had started is still running."""
+        return [line for pid, line in self.started.items() if (Path("/proc") / str(pid) / "exe").exists()]
+
+
+@pytest.fixture
+def commands() -> Iterator[Callable[..., Command]]:
+    """Begins commands, none of which outlives the test."""
+    pytest.importorskip("ray")
+    begun: list[Command] = []
+
+    def begin(*arguments: Any, **options: Any) -> Command:
+        begun.append(Command(*arguments, **options))
+        return begun[-1]
+
+    yield begin
+    for command in begun:
+        command.process.kill()

@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,56 +16,9 @@ from click.testing import CliRunner
 from icl_fast.cli.main import cli
 from icl_fast.measure import sweep
 
-from .conftest import LONG, below, contents, wait_for
+from .conftest import LONG, Command, contents, wait_for
 
-OPTIONS = [text for key, value in LONG.items() for text in (f"--{key}", str(value))]
 RAY = ["--ray", "--workers", "2"]
-
-
-class Command:
-    """`icl-fast ablate` of a run, in a process of its own."""
-
-    def __init__(self, run: Path, out: Path, *more: str) -> None:
-        self.partial = out.with_name(out.name + ".partial")
-        command = [sys.executable, "-m", "icl_fast", "ablate", "--ckpt", str(run), "--out", str(out), *OPTIONS, *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.started: dict[int, str] = {}
-
-    def parts(self) -> set[str]:
-        return {path.name for path in self.partial.glob("*.npz")}
-
-    def stop(self, number: int) -> tuple[int, str]:
-        """Send a signal when something more was written; its exit code and what it said on stderr."""
-        before = self.parts()
-        wait_for(lambda: self.process.poll() is not None or self.parts() != before)
-        assert self.process.poll() is None, self.end()
-        self.started = below(self.process.pid)
-        self.process.send_signal(number)
-        return self.end()
-
-    def end(self) -> tuple[int, str]:
-        """Its exit code and what it said on stderr, when it has ended."""
-        _, said = self.process.communicate(timeout=300)
-        return self.process.returncode, said
-
-    def left(self) -> list[str]:
-        """What of all that it had started is still running."""
-        return [line for pid, line in self.started.items() if (Path("/proc") / str(pid) / "exe").exists()]
-
-
-@pytest.fixture
-def commands() -> Iterator[Callable[..., Command]]:
-    """Begins commands, none of which outlives the test."""
-    pytest.importorskip("ray")
-    begun: list[Command] = []
-
-    def begin(*arguments: Any) -> Command:
-        begun.append(Command(*arguments))
-        return begun[-1]
-
-    yield begin
-    for command in begun:
-        command.process.kill()
 
 
 def test_stopped_and_gone_on_with(run: Path, tmp_path: Path, commands: Callable[..., Command]) -> None:
