@@ -111,7 +111,7 @@ def kill_worker(random: Random, pid: int | None = None) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 600.0) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -142,7 +142,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Its exit code and what it said on stderr, when it has ended."""
-        _, said = self.process.communicate(timeout=300)
+        _, said = self.process.communicate(timeout=600)
         return self.process.returncode, said
 
     def left(self) -> list[str]:

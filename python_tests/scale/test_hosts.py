@@ -1,4 +1,4 @@
-"""Two hosts joined by a link that is cut for a while: network namespaces, a head of Ray in one, a worker in the other."""
+"""Two hosts joined by a link that is cut for a while: network namespaces, with a head and a worker of Ray in them."""
 
 from __future__ import annotations
 
