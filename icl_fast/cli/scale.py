@@ -42,6 +42,8 @@ def ray_options(command: Callable[..., None]) -> Callable[..., None]:
     def called(ray: str | None, workers: int | None, **arguments: Any) -> None:
         if ray != _HERE:
             refuse_with("a Ray that is running" if ray else "no --ray", {"--workers": workers})
+        if ray is not None and ":" in (device := arguments.get("device", "")):
+            refuse_with("--ray, which chooses the GPU of each task", {f"--device {device}": device})
         command(on=_runner(ray, workers), **arguments)
 
     for option in (

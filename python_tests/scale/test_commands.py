@@ -50,6 +50,7 @@ def test_stopped_and_gone_on_with(run: Path, tmp_path: Path, commands: Callable[
         (["--workers", "2"], "--workers: changes nothing with no --ray; leave one of them out"),
         (["--ray", "auto", "--workers", "2"], "--workers: changes nothing with a Ray that is running; leave one of"),
         (["--ray", "runs/two"], "--ray: runs/two is neither HOST:PORT nor auto; without an address put --ray last"),
+        (["--ray", "--device", "cuda:1"], "--device cuda:1: changes nothing with --ray, which chooses the GPU of each"),
         (["--ray", "--workers", "0"], "--workers: must be 1 or more, got 0"),
         (["--ray", "127.0.0.1:1"], "--ray: at 127.0.0.1:1: no connection ([Errno 111] Connection refused)"),
     ],
