@@ -7,7 +7,8 @@ unpickles a value once for all its tasks in a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from icl_fast.scale.runner import Key, Needs, Result, Runner, Value
 PROGRAM_BYTES = 1 << 30  # of a worker: Python, torch and what they load
 ROUNDED_TO = (
     64 << 20
-)  # so that values of nearly one size are of one kind to Ray, whose workers then go on with the next
+)  # bytes: to Ray, tasks that need nearly the same are then of one kind, which a worker goes on with
 LOST_AT_MOST = 20  # times that a task may lose its worker: then it is the task that kills them
 MOST_A_GPU = 4  # tasks: each has a context of CUDA of its own
+COUNTED_EVERY = 2.0  # seconds: Ray is asked which nodes there are
 
 
 class RayRunner(Runner):
@@ -36,11 +38,18 @@ class RayRunner(Runner):
 
     def __init__(self, *, own: bool) -> None:
         self._own = own
-        self._threads = 1
+        self._takes: dict[str, float] = {"CPU": 1}  # what a task takes of a node
+        self._counted, self._workers = -COUNTED_EVERY, 0
 
     @property
     def workers(self) -> int:
-        return sum(int(node["Resources"].get("CPU", 0)) // self._threads for node in _nodes())
+        if (now := time.monotonic()) - self._counted >= COUNTED_EVERY:
+            self._counted, self._workers = now, sum(self._at(node["Resources"]) for node in _nodes())
+        return self._workers
+
+    def _at(self, has: Mapping[str, float]) -> int:
+        """How many tasks a node can do at a time."""
+        return min(int(has.get(name, 0) / takes) for name, takes in self._takes.items())
 
     def run(
         self,
@@ -48,7 +57,6 @@ class RayRunner(Runner):
         work: Iterable[tuple[Value, Sequence[Key]]],
         needs: Needs,
     ) -> Iterator[tuple[Key, Result]]:
-        self._threads = needs.threads
         shared, pending = _Put(compute), dict[Any, Any]()
         tasks = self._tasks(shared, work, needs)
         try:
@@ -63,7 +71,7 @@ class RayRunner(Runner):
                 key = pending.pop(ended[0])
                 yield key, _got(ended[0], key)
         finally:
-            for result in pending:
+            for result in pending if ray.is_initialized() else ():
                 ray.cancel(result, force=True)
 
     def _tasks(
@@ -86,7 +94,9 @@ class RayRunner(Runner):
         if needs.device == "cuda":
             whole = torch.cuda.get_device_properties(0).total_memory
             options["num_gpus"] = min(1.0, max(1 / MOST_A_GPU, (needs.memory + values) / whole))
-        if self._own and not any(node["Resources"].get("memory", 0) >= memory for node in _nodes()):
+        self._takes = {"CPU": needs.threads, "memory": memory, "GPU": options.get("num_gpus", 0)}
+        self._takes = {name: takes for name, takes in self._takes.items() if takes}
+        if self._own and not any(self._at(node["Resources"]) for node in _nodes()):
             raise InputError(f"ray: a task needs {in_units(memory)}, which no worker has; ask for less memory")
         return options
 
@@ -130,7 +140,8 @@ def _got(result: Any, key: Any) -> Any:
         raise error.cause from error
     except RayError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"ray: task {key} was lost {LOST_AT_MOST + 1} times, the last time so: {reason}") from error
+        tried = f"it was tried {LOST_AT_MOST + 1} times and lost its worker each time"
+        raise InputError(f"ray: task {key} cannot be done, {tried} ({reason}); see Ray's logs for why") from error
 
 
 def _nodes() -> list[dict[str, Any]]:

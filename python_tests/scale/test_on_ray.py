@@ -115,7 +115,9 @@ def test_a_task_that_kills_its_workers(on_ray: Runner, monkeypatch: pytest.Monke
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr("icl_fast.scale.on_ray.LOST_AT_MOST", 1)
-    with pytest.raises(InputError, match=r"^ray: task 7 was lost 2 times"):
+    with pytest.raises(
+        InputError, match=r"^ray: task 7 cannot be done, it was tried 2 times and lost its worker each time"
+    ):
         list(on_ray.run(die, [("", [7])], Needs()))
 
 
