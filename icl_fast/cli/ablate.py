@@ -11,10 +11,14 @@ from icl_fast.cli.console import echo
 from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
 from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
+from icl_fast.cli.scale import ray_options
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from icl_fast.runs import ForeignOptions, Series
+    from icl_fast.scale import Runner
 
 
 @click.command()
@@ -74,9 +78,11 @@ if TYPE_CHECKING:
     help="Zarr store; default RUN/results/ablation_<mode>.zarr, of all modes on exemplars RUN/results/ablation.zarr; "
     "of other people's models in results/NAME.",
 )
+@ray_options
 @foreign_options
 def ablate(
     foreign: ForeignOptions | None,
+    on: AbstractContextManager[Runner],
     ckpt: Path,
     mode: str | None,
     heads: str,
@@ -130,7 +136,7 @@ def ablate(
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
-        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out)
+        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out, on)
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
@@ -144,8 +150,17 @@ def ablate(
         print_plan(plan_sweep(series, options, examples=examples, device=device))
         return
     say_notes(series)
-    with sweep_progress(series.name) as update:
-        store = sweep(series, options, out=out, examples=examples, device=device, repair=repair, on_part=update)
+    with sweep_progress(series.name) as update, on as runner:
+        store = sweep(
+            series,
+            options,
+            out=out,
+            examples=examples,
+            device=device,
+            repair=repair,
+            runner=runner,
+            on_part=update,
+        )
     print_ablations(open_results(store))
     echo(f"results in {store}")
 
@@ -161,6 +176,7 @@ def _ablate_exemplars(
     only_plan: bool,
     repair: bool,
     out: Path | None,
+    on: AbstractContextManager[Runner],
 ) -> None:
     from icl_fast.cli.measure_tables import check_member, print_exemplar_ablations, print_exemplar_plan
     from icl_fast.measure import measure_ablations, open_measured, open_results
@@ -181,8 +197,10 @@ def _ablate_exemplars(
     if only_plan:
         print_exemplar_plan(measured, plan)
         return
-    with snapshot_progress(series.name) as update:
-        store = measure_ablations(measured, modes=asked, heads=heads, out=out, repair=repair, on_snapshot=update)
+    with snapshot_progress(series.name) as update, on as runner:
+        store = measure_ablations(
+            measured, modes=asked, heads=heads, out=out, repair=repair, runner=runner, on_snapshot=update
+        )
     drawn_anew = series.population.config.sequences.p_icl == 1
     print_exemplar_ablations(open_results(store), member, all_outputs=drawn_anew)
     echo(f"results in {store}")

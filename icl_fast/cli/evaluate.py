@@ -11,11 +11,15 @@ from icl_fast.cli.console import echo
 from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
 from icl_fast.cli.progress import counting, snapshot_progress
+from icl_fast.cli.scale import ray_options
 from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from icl_fast.runs import ForeignOptions, Series
+    from icl_fast.scale import Runner
 
 
 @click.command()
@@ -49,9 +53,11 @@ if TYPE_CHECKING:
     type=FOLDER_TO_WRITE,
     help="Zarr store; default RUN/results/heads.zarr, or strategies.zarr on exemplars.",
 )
+@ray_options
 @foreign_options
 def evaluate(
     foreign: ForeignOptions | None,
+    on: AbstractContextManager[Runner],
     ckpt: Path,
     snapshots: str | None,
     seed: int | None,
@@ -88,7 +94,7 @@ def evaluate(
         acted_on = _heads_of(series, heads, {"--induction-heads": last, "--previous-token-heads": 0})
         series = say_left_out(series, skip_damaged=skip_damaged)
         count = 1000 if sequences is None else sequences
-        _evaluate_strategies(series, device, count, clamps, acted_on, graft, repair, out)
+        _evaluate_strategies(series, device, count, clamps, acted_on, graft, repair, out, on)
         return
     on_exemplars = {"--sequences": sequences, "--clamp": clamps or None, "--induction-heads": induction_heads}
     refuse(ckpt, "text", {**on_exemplars, "--previous-token-heads": previous_token_heads, "--graft": graft})
@@ -97,7 +103,7 @@ def evaluate(
     from icl_fast.measure import open_results
 
     say_notes(series)
-    with snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update, on as runner:
         target = run(
             series,
             out=out,
@@ -105,6 +111,7 @@ def evaluate(
             device=device,
             skip_damaged=skip_damaged,
             repair=repair,
+            runner=runner,
             on_snapshot=update,
         )
     print_head_scores(open_results(target), series.shape.width)
@@ -139,6 +146,7 @@ def _evaluate_strategies(
     graft: str | None,
     repair: bool,
     out: Path | None,
+    on: AbstractContextManager[Runner],
 ) -> None:
     from icl_fast.cli.measure_tables import print_strategies, print_transience
     from icl_fast.measure import open_results
@@ -148,9 +156,9 @@ def _evaluate_strategies(
 
     with counting("rendering glyphs") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
-    with snapshot_progress(series.name) as update:
+    with snapshot_progress(series.name) as update, on as runner:
         target = measure_strategies(
-            measured, clamps=clamps, **heads, graft=graft, out=out, repair=repair, on_snapshot=update
+            measured, clamps=clamps, **heads, graft=graft, out=out, repair=repair, runner=runner, on_snapshot=update
         )
     results = open_results(target)
     print_strategies(results)

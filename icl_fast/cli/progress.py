@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from icl_fast.scale import by_workers
+
 if TYPE_CHECKING:
     from icl_fast.measure.ablation import SweepProgress
     from icl_fast.measure.over_snapshots import SnapshotProgress
@@ -38,7 +40,8 @@ def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarPro
         def update(at: ExemplarProgress) -> None:
             low, high = min(at.losses), max(at.losses)
             losses = f"loss {low:.3f}" if len(at.losses) == 1 else f"losses {low:.3f} to {high:.3f}"
-            show(at.step, f"{losses}  {at.steps_per_second:,.0f} steps/s  {at.sequences:,} sequences")
+            done = f"{at.steps_per_second:,.0f} steps/s  {at.sequences:,} sequences{by_workers(at.workers)}"
+            show(at.step, f"{losses}  {done}")
 
         yield update
 
@@ -47,14 +50,14 @@ def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarPro
 def sweep_progress(name: str, doing: str = "ablating") -> Iterator[Callable[[SweepProgress], None]]:
     """Shows how many parts of a sweep are done and the time left."""
     with counting(f"{doing} {name}") as show:
-        yield lambda at: show(at.done, at.parts, f"snapshot {at.step}")
+        yield lambda at: show(at.done, at.parts, at.text)
 
 
 @contextmanager
 def snapshot_progress(name: str) -> Iterator[Callable[[SnapshotProgress], None]]:
     """Shows how many snapshots are measured and the time left."""
     with counting(f"measuring {name}") as show:
-        yield lambda at: show(at.done, at.snapshots, f"snapshot {at.step}")
+        yield lambda at: show(at.done, at.snapshots, at.text)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,15 @@ from icl_fast.cli.console import echo
 from icl_fast.cli.foreign import foreign_options
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
 from icl_fast.cli.progress import counting
+from icl_fast.cli.scale import ray_options
 from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from icl_fast.runs import ForeignOptions
+    from icl_fast.scale import Runner
 
 
 @click.command()
@@ -50,9 +55,11 @@ if TYPE_CHECKING:
 @click.option("--previous-token", type=NUMBER, help="On text: previous-token heads score more; default 0.5.")
 @click.option("--memory", help="On text: memory for activations, the weights come on top; default 2GiB.")
 @click.option("--sequences", type=INTEGER, help="On exemplars: of each evaluator; default 1000.")
+@ray_options
 @foreign_options
 def report(
     foreign: ForeignOptions | None,
+    on: AbstractContextManager[Runner],
     runs: tuple[Path, ...],
     out: Path,
     snapshots: str,
@@ -122,7 +129,8 @@ def report(
     )
     found = read_claims(claims) if claims is not None else []
     reading = [*read_texts(distinct("--passage", passages)), *default_texts()]
-    study = collect(runs, reading, options, counting, title=title, claims=found)
+    with on as runner:
+        study = collect(runs, reading, replace(options, runner=runner), counting, title=title, claims=found)
     measured = time.monotonic()
     with counting("drawing") as show:
         page = write_report(study, out, static=static, on_figure=lambda done, of: show(done, of, "figures"))

@@ -13,9 +13,13 @@ from icl_fast.cli.console import echo
 from icl_fast.cli.left_out import say_left_out
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, training_progress
+from icl_fast.cli.scale import ray_options
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from icl_fast.runs import ExemplarRunConfig, TextRunConfig
+    from icl_fast.scale import Runner
 
 
 @click.command()
@@ -31,7 +35,15 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=FOLDER_TO_WRITE, help="Run folder; default runs/<name of the config file>.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last saved state.")
-def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out: Path | None, resume: bool) -> None:
+@ray_options
+def train(
+    on: AbstractContextManager[Runner],
+    config: Path,
+    overrides: tuple[str, ...],
+    clamps: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+) -> None:
     """Train what CONFIG (a YAML file) describes and keep snapshots: a Transformer on text, or one run or a population
     of runs on exemplars, whose curves are drawn as well.
 
@@ -45,7 +57,7 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
     folder = out if out is not None else Path("runs") / config.stem
     with ranks.joined():
         try:
-            _train(config, overrides, clamps, folder, resume)
+            _train(config, overrides, clamps, folder, resume, on)
         except ranks.RefusedElsewhere:
             raise SystemExit(2) from None  # the rank that refused says why
         except KeyboardInterrupt as error:
@@ -55,7 +67,14 @@ def train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], out
             raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
 
 
-def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], folder: Path, resume: bool) -> None:
+def _train(
+    config: Path,
+    overrides: tuple[str, ...],
+    clamps: tuple[str, ...],
+    folder: Path,
+    resume: bool,
+    on: AbstractContextManager[Runner],
+) -> None:
     from icl_fast import ranks
     from icl_fast.errors import InputError
     from icl_fast.runs import ExemplarRunConfig, load_config
@@ -68,13 +87,14 @@ def _train(config: Path, overrides: tuple[str, ...], clamps: tuple[str, ...], fo
                     f"--clamp: {config} trains on text; clamps are for configs with sequences of exemplars"
                 )
             parsed = load_config(config, (*overrides, f"interventions.clamps={json.dumps(clamps)}"))
-    if isinstance(parsed, ExemplarRunConfig):
-        _train_on_exemplars(parsed, folder, resume)
-    else:
-        _train_on_text(parsed, folder, resume)
+    with on as runner:
+        if isinstance(parsed, ExemplarRunConfig):
+            _train_on_exemplars(parsed, folder, resume, runner)
+        else:
+            _train_on_text(parsed, folder, resume, runner)
 
 
-def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
+def _train_on_text(config: TextRunConfig, folder: Path, resume: bool, runner: Runner) -> None:
     from icl_fast import ranks
     from icl_fast.runs import RunSeries
     from icl_fast.training import train as run
@@ -83,12 +103,12 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool) -> None:
         run(config, folder, resume=resume)
         return
     with training_progress(folder.name, config.training.steps) as update:
-        done = run(config, folder, resume=resume, on_progress=update)
+        done = run(config, folder, resume=resume, on_progress=update, runner=runner)
     say_left_out(RunSeries(done))
     echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
 
 
-def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -> None:
+def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool, runner: Runner) -> None:
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
     from icl_fast.report.draw.exemplar_curves import draw_curves
@@ -99,7 +119,7 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool) -
         counting("rendering glyphs") as rendering,
         population_progress(folder.name, config.training.steps) as update,
     ):
-        done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering)
+        done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering, runner=runner)
     say_left_out(RunSeries(done))
     curves = training_curves(done)
     print_end(curves)

@@ -16,6 +16,7 @@ import xarray as xr
 from icl_fast.measure.store import Arrays, Variables, Workspace
 from icl_fast.models import Snapshot
 from icl_fast.runs import Series
+from icl_fast.scale import HERE, Needs, Runner, by_workers
 
 _SEEN = "tokens seen"  # kept beside a snapshot's arrays
 
@@ -27,6 +28,17 @@ class SnapshotProgress:
     done: int
     snapshots: int
     step: int
+    workers: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What is said beside the count."""
+        return at_snapshot(self.step, self.workers)
+
+
+def at_snapshot(step: int, workers: int | None) -> str:
+    """A snapshot, and by how many workers, if there are any."""
+    return f"snapshot {step}{by_workers(workers)}"
 
 
 def measure_snapshots(
@@ -39,8 +51,10 @@ def measure_snapshots(
     *,
     variables: Variables | None = None,
     repair: bool = False,
+    runner: Runner = HERE,
+    device: str = "cpu",
 ) -> Path:
-    """Measure snapshots one after the other and put the results into one zarr store; the same call again resumes.
+    """Measure snapshots and put the results into one zarr store; the same call again resumes.
 
     Args:
         series: one snapshot or more.
@@ -53,6 +67,8 @@ def measure_snapshots(
         on_snapshot: called when a snapshot is done (and once at the start).
         variables: of the Dataset, name -> dims, by which it is known to be whole.
         repair: whether damaged results are measured again, rather than refused.
+        runner: what measures them; a task is a snapshot.
+        device: type of the device that `measure` computes on.
 
     Returns:
         `store`.
@@ -74,11 +90,15 @@ def measure_snapshots(
 
         def report(step: int) -> None:
             if on_snapshot is not None:
-                on_snapshot(SnapshotProgress(done, len(steps), step))
+                on_snapshot(SnapshotProgress(done, len(steps), step, runner.workers))
+
+        def of(snapshot: Snapshot[Any], step: int) -> Arrays:
+            return {**measure(snapshot), _SEEN: np.array(snapshot.seen)}
 
         report(steps[0])
-        for step, snapshot in zip(missing, series.at(missing), strict=True):
-            work.write(step, None, {**measure(snapshot), _SEEN: np.array(snapshot.seen)})
+        snapshots = ((snapshot, [snapshot.step]) for snapshot in series.at(missing))
+        for step, arrays in runner.run(of, snapshots, Needs(device=device)):
+            work.write(step, None, arrays)
             done += 1
             report(step)
         parts = [work.read(step) for step in steps]

@@ -34,6 +34,7 @@ from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
 from icl_fast.runs import ForeignOptions, Series, open_all
+from icl_fast.scale import HERE, Runner
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.studies.kept import Show, kept
 
@@ -59,6 +60,7 @@ class Options:
         device: as in `sweep`.
         repair: whether damaged results are measured again, rather than refused.
         foreign: what is said of other people's models among the runs.
+        runner: what measures.
     """
 
     snapshots: str = "all"
@@ -73,6 +75,7 @@ class Options:
     device: str = "auto"
     repair: bool = False
     foreign: ForeignOptions | None = None
+    runner: Runner = HERE
 
 
 def collect(
@@ -131,6 +134,7 @@ def collect(
             sequences=options.sequences,
             device=options.device,
             repair=options.repair,
+            runner=options.runner,
         )
         for name, run in usable.items()
         if run.series.task == "exemplars"
@@ -193,7 +197,8 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
                     examples=examples,
                     device=options.device,
                     repair=options.repair,
-                    on_part=lambda at: on(at.done, at.parts, f"snapshot {at.step}"),
+                    runner=options.runner,
+                    on_part=lambda at: on(at.done, at.parts, at.text),
                 )
 
         return kept(measure, out)
@@ -265,7 +270,8 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
                 out=out,
                 device=options.device,
                 repair=options.repair,
-                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+                runner=options.runner,
+                on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
 
     return kept(measure, out)
@@ -302,9 +308,10 @@ def _reading(
                 identity,
                 losses,
                 assemble,
-                lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+                lambda at: on(at.done, at.snapshots, at.text),
                 variables=TEXT_VARIABLES,
                 repair=options.repair,
+                runner=options.runner,
             )
 
     return kept(measure, out)

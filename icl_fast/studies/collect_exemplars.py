@@ -14,6 +14,7 @@ from icl_fast.measure.exemplar.measured_run import WIRING_VARIABLES, MeasuredRun
 from icl_fast.measure.store import Workspace
 from icl_fast.report.study import ExemplarStudy
 from icl_fast.runs import Run, Series
+from icl_fast.scale import HERE, Runner
 from icl_fast.studies.kept import Show, kept
 
 
@@ -26,6 +27,7 @@ def study_exemplars(
     sequences: int = 1000,
     device: str = "auto",
     repair: bool = False,
+    runner: Runner = HERE,
 ) -> ExemplarStudy:
     """Measure a run on exemplars, in `RUN/results/report/`, and put together what a report shows of it.
 
@@ -40,6 +42,7 @@ def study_exemplars(
         sequences: of each evaluator.
         device: as in `open_measured`.
         repair: whether damaged results are measured again, rather than refused.
+        runner: what measures the snapshots.
 
     Raises:
         InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
@@ -55,7 +58,8 @@ def study_exemplars(
                 measured,
                 out=results / "strategies.zarr",
                 repair=repair,
-                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+                runner=runner,
+                on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
 
     def ablations() -> Path:
@@ -65,7 +69,8 @@ def study_exemplars(
                 heads=["all", *(f"{layer}.*" for layer in range(population.config.model.layers))],
                 out=results / "ablation.zarr",
                 repair=repair,
-                on_snapshot=lambda at: on(at.done, at.snapshots, f"snapshot {at.step}"),
+                runner=runner,
+                on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
 
     shape = population.config.model

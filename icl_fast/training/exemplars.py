@@ -23,7 +23,9 @@ from icl_fast.models.interventions import check_any_batch
 from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import check_count, check_state
+from icl_fast.scale import HERE, Runner
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
+from icl_fast.training.member_groups import MemberGroups
 from icl_fast.training.schedules import learning_rate
 from icl_fast.training.sizes import check_exemplar_run_fits
 
@@ -40,6 +42,7 @@ class ExemplarProgress:
     sequences: int
     losses: list[float]
     steps_per_second: float
+    workers: int | None = None
 
 
 class ExemplarTrainer:
@@ -53,12 +56,14 @@ class ExemplarTrainer:
         interventions: Sequence[Intervention] = (),
         on_progress: Callable[[ExemplarProgress], None] | None = None,
         on_exemplars: Callable[[int, int, str], None] | None = None,
+        runner: Runner = HERE,
     ) -> None:
         """Set up what `config` says; for the other arguments see `icl_fast.training.train`.
 
         Raises:
             InputError: exemplars that cannot be had, members that do not fit them, interventions that they do not have
-                or that hold for one size of batch only, no such device, more than this machine can hold.
+                or that hold for one size of batch only, no such device, more than this machine can hold; workers, and
+                no members to be shared out among them.
         """
         self.config, self.on_progress = config, on_progress
         self.interventions = tuple(interventions)
@@ -82,6 +87,9 @@ class ExemplarTrainer:
         own = tuple(member.config.training for member in self.population.all)
         self.task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions, own)
         self.engine: Engine = make_engine(self.task, self.population.noisy)
+        shared_out = runner.workers is not None
+        self.groups = MemberGroups(self.engine, self.population, exemplars, runner) if shared_out else None
+        self.workers = runner.workers
         self.snapshots = snapshot_steps(config.training.steps, config.snapshots)
         self.step = 0
         # sums of losses since the last log line
@@ -108,7 +116,10 @@ class ExemplarTrainer:
         while self.step < until and not interrupted():
             count = min(until - self.step, self._call())
             started = time.monotonic()
-            losses = self.engine.run(self._draws(count), self.step)
+            if self.groups is None:
+                losses = self.engine.run(self._draws(count), self.step)
+            else:
+                losses = self.groups.run(self.step, count)
             self.rate = count / max(time.monotonic() - started, 1e-9)
             check_losses(losses, self.population.names, self.step)
             for row in losses.double():  # one by one: the sum must not depend on how the steps were cut into calls
@@ -122,6 +133,7 @@ class ExemplarTrainer:
                         sequences=self.step * self.config.training.batch,
                         losses=(self.losses / self.since).tolist(),
                         steps_per_second=self.rate,
+                        workers=self.workers,
                     )
                 )
 

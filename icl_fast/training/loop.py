@@ -15,6 +15,7 @@ from icl_fast.errors import InputError
 from icl_fast.measure.of_model import without_autocast
 from icl_fast.models import Intervention
 from icl_fast.runs import Run, RunConfig, TextRunConfig
+from icl_fast.scale import HERE, Runner
 from icl_fast.training.exemplars import ExemplarTrainer
 from icl_fast.training.interrupt import interruptible
 from icl_fast.training.text import TextTrainer
@@ -76,6 +77,7 @@ def train(
     interventions: Sequence[Intervention] = (),
     on_progress: Callable[[Any], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
+    runner: Runner = HERE,
 ) -> Run:
     """Train a Transformer on text, or one run or a population of runs on exemplars, into a run folder.
 
@@ -95,14 +97,16 @@ def train(
         on_progress: called with a `TrainingProgress` after every `training.log_every` steps and at every save on text;
             with an `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
+        runner: on exemplars: what takes the steps of a population's members, to the same bits; with the fused engine.
 
     Returns:
         The run, finished.
 
     Raises:
         InputError: a corpus that is too small, a batch that cannot be shared out to the ranks, exemplars that cannot be
-            had, members that do not fit them; interventions that the model does not have, or for a run on text; `out`
-            holds something else, or another process is training there; the disk is full; the loss is not finite.
+            had, members that do not fit them; interventions that the model does not have, or for a run on text; workers
+            for what cannot be shared out; `out` holds something else, or another process is training there; the disk is
+            full; the loss is not finite.
             The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
@@ -110,6 +114,8 @@ def train(
         config = config.with_absolute_corpus()
         if interventions:
             raise InputError("interventions: are for training on exemplars; this config trains on text")
+        if runner.workers is not None:
+            raise InputError("ray: shares out the members of a population on exemplars; this config trains on text")
     run = Run(out)
     with ranks.joined(), as_in_a_new_process(), ExitStack() as stack:
         with ranks.together():
@@ -124,7 +130,7 @@ def train(
         if isinstance(config, TextRunConfig):
             trainer = TextTrainer(config, on_progress)
         else:
-            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars)
+            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars, runner)
         state = None
         with ranks.together():
             if ranks.rank() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def held(model: Transformer) -> int:
     """Layers whose weights are in memory."""
     weights = (weight for name, weight in model.blocks.named_parameters() if name.endswith("attention.q.weight"))
     return sum(weight.untyped_storage().nbytes() > 4 for weight in weights)
+
+
+def test_sent_to_another_process(whole: Transformer, streamed: Transformer) -> None:
+    packed = pickle.dumps(streamed)
+    copy = pickle.loads(packed)
+    assert len(packed) < sum(weight.nbytes for weight in whole.parameters())
+    assert held(copy) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(copy(TOKENS), whole(TOKENS), rtol=0, atol=0)
 
 
 def test_the_same_bits(whole: Transformer, streamed: Transformer) -> None:

@@ -15,7 +15,7 @@ from icl_fast.errors import InputError
 from icl_fast.measure.ablation.dataset import sweep_dataset
 from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
 from icl_fast.measure.ablation.plan import make_plan
-from icl_fast.measure.ablation.sums import LossSums, part_sums
+from icl_fast.measure.ablation.sums import LossSums, PartSums
 from icl_fast.models import Transformer
 from icl_fast.models.ids import as_ids
 from icl_fast.models.plain import model_of, why_not_plain
@@ -86,5 +86,6 @@ def ablate(
         if changed is not None:
             raise InputError(f"dtype: {changed}, so that only its own dtype, {own}, is safe; convert it yourself")
         model = copy.deepcopy(model).to(DTYPES[plan.dtype])
-    whole = LossSums.total([part for _, part in part_sums(model, evaluation, plan)])
+    sums = PartSums(model, evaluation, plan)
+    whole = LossSums.total([sums.of(index) for index in range(len(plan.parts))])
     return sweep_dataset([whole], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")

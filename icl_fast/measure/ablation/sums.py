@@ -59,31 +59,40 @@ class LossSums:
         )
 
 
-def part_sums(
-    model: Transformer, evaluation: EvaluationSet, plan: SweepPlan, indices: Sequence[int] | None = None
-) -> Iterator[tuple[int, LossSums]]:
-    """The sums of the parts of a plan for one snapshot, each with its index, in order: all, or the `indices` ones.
+class PartSums:
+    """The sums of the parts of a plan for one snapshot.
 
     Raises:
-        InputError: a model that the plan's engine cannot measure, losses that are not finite.
+        InputError: a model that the plan's engine cannot measure.
     """
-    if plan.engine == "fast" and (reason := why_not_plain(model)):
-        raise InputError(
-            f"engine: {reason}, which the fast one would leave out; take engine definition, which runs all of it"
+
+    def __init__(self, model: Transformer, evaluation: EvaluationSet, plan: SweepPlan) -> None:
+        if plan.engine == "fast" and (reason := why_not_plain(model)):
+            raise InputError(
+                f"engine: {reason}, which the fast one would leave out; take engine definition, which runs all of it"
+            )
+        self._model, self._evaluation, self._plan = model, evaluation, plan
+        self._means = None
+        if plan.replacement == "mean":
+            device = model.device
+            pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
+            self._means = mean_activations(model, pieces, replacement_sites(plan.ablations))
+        context = evaluation.inputs.shape[1]
+        self._schedule = plan.schedule(model.config, context) if plan.engine == "fast" else None
+
+    def of(self, index: int) -> LossSums:
+        """Those of one part.
+
+        Raises:
+            InputError: losses that are not finite.
+        """
+        chunks = _chunks(self._plan.parts[index], self._plan.chunk)
+        return LossSums.total(
+            [
+                _chunk_sums(self._model, self._evaluation, self._plan, chunk, self._means, self._schedule)
+                for chunk in chunks
+            ]
         )
-    parts = plan.parts
-    indices = range(len(parts)) if indices is None else indices
-    if not indices:
-        return
-    means = None
-    if plan.replacement == "mean":
-        device = model.device
-        pieces = (evaluation.inputs[chunk].to(device) for chunk in _chunks(slice(0, plan.examples), plan.chunk))
-        means = mean_activations(model, pieces, replacement_sites(plan.ablations))
-    schedule = plan.schedule(model.config, evaluation.inputs.shape[1]) if plan.engine == "fast" else None
-    for index in indices:
-        chunks = _chunks(parts[index], plan.chunk)
-        yield index, LossSums.total([_chunk_sums(model, evaluation, plan, chunk, means, schedule) for chunk in chunks])
 
 
 def _chunks(examples: slice, size: int) -> list[slice]:

@@ -7,20 +7,24 @@ through.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from icl_fast.data import EvaluationSet
 from icl_fast.measure.ablation.dataset import sweep_dataset, sweep_variables
 from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
 from icl_fast.measure.ablation.plan import SweepPlan, make_plan
-from icl_fast.measure.ablation.sums import LossSums, part_sums
-from icl_fast.measure.store import Workspace
-from icl_fast.models import TransformerConfig
+from icl_fast.measure.ablation.sums import LossSums, PartSums
+from icl_fast.measure.over_snapshots import at_snapshot
+from icl_fast.measure.store import Arrays, Workspace
+from icl_fast.models import Snapshot, Transformer, TransformerConfig
 from icl_fast.models.plain import why_not_plain
 from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.scale import HERE, Needs, Runner
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +37,12 @@ class SweepProgress:
     done: int
     parts: int
     step: int
+    workers: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What is said beside the count."""
+        return at_snapshot(self.step, self.workers)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,13 @@ class PlannedSweep:
     evaluation: EvaluationSet
     plan: SweepPlan
     streamed: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What the activations of a part take at their peak."""
+        if self.plan.engine == "definition":
+            return self.plan.memory
+        return self.plan.schedule(self.config, self.evaluation.inputs.shape[1]).bytes
 
 
 def plan_sweep(
@@ -86,6 +103,7 @@ def sweep(
     examples: int | None = None,
     device: str = "auto",
     repair: bool = False,
+    runner: Runner = HERE,
     on_part: Callable[[SweepProgress], None] | None = None,
     **keywords: Unpack[AblationKeywords],
 ) -> Path:
@@ -99,6 +117,7 @@ def sweep(
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        runner: what computes the parts; which and how many they are does not depend on it.
         on_part: called when a part is done (and once at the start).
         keywords: fields of `AblationOptions`, in the place of those of `options`.
 
@@ -127,16 +146,44 @@ def sweep(
 
         def report(step: int) -> None:
             if on_part is not None:
-                on_part(SweepProgress(done, len(steps) * len(indices), step))
+                on_part(SweepProgress(done, len(steps) * len(indices), step, runner.workers))
+
+        def tasks() -> Iterator[tuple[Snapshot[Transformer], Sequence[tuple[int, int]]]]:
+            for snapshot in series:
+                seen.append(snapshot.seen)
+                close(snapshot.step)  # killed before that was done, perhaps
+                yield snapshot, [(snapshot.step, index) for index in missing[snapshot.step]]
+
+        def close(step: int) -> None:
+            if not missing[step]:
+                work.close(step, len(indices), _joined)
 
         report(steps[0])
-        for step, snapshot in zip(steps, series, strict=True):
-            seen.append(snapshot.seen)
-            model = snapshot.model.to(on, DTYPES[plan.dtype])
-            for index, part in part_sums(model, evaluation, plan, missing[step]):
-                work.write(step, index, vars(part))
-                done += 1
-                report(step)
-            work.close(step, len(indices), lambda parts: vars(LossSums.total([LossSums(**part) for part in parts])))
+        needs = Needs(planned.bytes, on.type)
+        for (step, index), part in runner.run(_Sums(evaluation, plan, on), tasks(), needs):
+            work.write(step, index, part)
+            done += 1
+            report(step)
+            missing[step].remove(index)
+            close(step)
         work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
     return store
+
+
+class _Sums:
+    """A task of a sweep: the sums of a part of a snapshot. What its parts have in common is computed once."""
+
+    def __init__(self, evaluation: EvaluationSet, plan: SweepPlan, on: torch.device) -> None:
+        self._evaluation, self._plan, self._on = evaluation, plan, on
+        self._last: tuple[Snapshot[Transformer], PartSums] | None = None
+
+    def __call__(self, snapshot: Snapshot[Transformer], key: tuple[int, int]) -> Arrays:
+        if self._last is None or self._last[0] is not snapshot:
+            self._last = None  # before the next one takes memory
+            model = snapshot.model.to(self._on, DTYPES[self._plan.dtype])
+            self._last = snapshot, PartSums(model, self._evaluation, self._plan)
+        return vars(self._last[1].of(key[1]))
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return vars(LossSums.total([LossSums(**part) for part in parts]))

@@ -26,6 +26,7 @@ from icl_fast.measure.exemplar.measured_run import MeasuredRun
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.models import ExemplarModel, ExemplarShape, Preservable, Snapshot
+from icl_fast.scale import HERE, Runner
 
 _DIMS = ("snapshot", "mode", "evaluator", "ablation", "member")
 _WHOLE = Ablation(UNABLATED, ())
@@ -108,6 +109,7 @@ def measure_ablations(
     heads: str | Sequence[str] = "all",
     out: str | Path | None = None,
     repair: bool = False,
+    runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Remove heads from every snapshot and measure how it answers every evaluator; the same call again resumes.
@@ -119,6 +121,7 @@ def measure_ablations(
         out: the store; default `RUN/results/ablation.zarr`, of a single mode `ablation_<mode>.zarr`. What is there from
             an equal call is kept.
         repair: whether damaged results there are measured again, rather than refused.
+        runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -168,7 +171,16 @@ def measure_ablations(
     target = Path(out) if out is not None else measured.series.path / "results" / f"{name}.zarr"
     names = {name: (name,) for name in _DIMS} | {metric: _DIMS for metric in METRICS} | {"sequences": _DIMS[:1]}
     return measure_snapshots(
-        measured.series, target, identity, measure, assemble, on_snapshot, variables=names, repair=repair
+        measured.series,
+        target,
+        identity,
+        measure,
+        assemble,
+        on_snapshot,
+        variables=names,
+        repair=repair,
+        runner=runner,
+        device=measured.device.type,
     )
 
 

@@ -26,6 +26,7 @@ from icl_fast.memory import check_fits
 from icl_fast.models import ClampName, Clamps, ExemplarModel, Snapshot, stack_clamps
 from icl_fast.models.grafts import part_parameters
 from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.scale import HERE, Runner
 
 AS_TRAINED = "as trained"
 PREVIOUS_TOKEN, REST, ALL = "previous token", "rest", "all"
@@ -141,6 +142,7 @@ def measure_strategies(
     graft: str | None = None,
     out: str | Path | None = None,
     repair: bool = False,
+    runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """How every snapshot answers every evaluator and where it attends, under each of some clamps, into a zarr store.
@@ -156,6 +158,7 @@ def measure_strategies(
         out: the store; by default `results/strategies.zarr` of the run folder, with the graft and the clamps in its
             name where there are some. What is there from an equal call is kept.
         repair: whether damaged results there are measured again, rather than refused.
+        runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -211,6 +214,8 @@ def measure_strategies(
         on_snapshot,
         variables=strategy_variables(measured.series.population.config.model),
         repair=repair,
+        runner=runner,
+        device=measured.device.type,
     )
 
 

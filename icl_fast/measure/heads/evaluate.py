@@ -24,6 +24,7 @@ from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.scale import HERE, Runner
 
 _HEADS = ("snapshot", "layer", "head")
 _PAIRS = ("snapshot", "writer_layer", "writer_head", "layer", "head")
@@ -51,6 +52,7 @@ def evaluate(
     device: str = "auto",
     skip_damaged: bool = False,
     repair: bool = False,
+    runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Scores and circuits of every head of a run's snapshots; the same call again resumes.
@@ -66,6 +68,7 @@ def evaluate(
         device: `auto`, `cpu` or `cuda`.
         skip_damaged: leave out snapshots that cannot be used.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -93,6 +96,7 @@ def evaluate(
         raise InputError(f"ckpt: {series.path} has no snapshot that can be used ({reasons})")
     evaluation = series.evaluation_set()
     windows, ids = min(EXAMPLES, len(evaluation.inputs)), torch.from_numpy(series.ids)
+    bos = series.bos
     undefined = why_undefined(series.shape)
     identity = {
         "measured": "head scores and circuits, 2",  # raise the number when what is measured changes
@@ -109,7 +113,7 @@ def evaluate(
         model = snapshot.model.to(on)
         previous_token = previous_token_scores(model, evaluation.inputs, examples=windows, seed=seed)
         scores = {
-            "prefix_matching": prefix_matching_scores(model, bos=series.bos, seed=seed, ids=ids),
+            "prefix_matching": prefix_matching_scores(model, bos=bos, seed=seed, ids=ids),
             "copying": copying_scores(model, seed=seed, ids=ids),
             "previous_token": previous_token,
         }
@@ -130,7 +134,18 @@ def evaluate(
 
     store = Path(out) if out is not None else series.results / "heads.zarr"
     names = {name: dims for name, (dims, _, _) in _VARIABLES.items()} | {"snapshot": _HEADS[:1], "tokens": _HEADS[:1]}
-    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot, variables=names, repair=repair)
+    return measure_snapshots(
+        series,
+        store,
+        identity,
+        measure,
+        assemble,
+        on_snapshot,
+        variables=names,
+        repair=repair,
+        runner=runner,
+        device=on.type,
+    )
 
 
 def _assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,11 +87,7 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream
     few = config.model_copy(update={"layers": min(2, config.layers), "windows": None})  # one runs, one is read
     held = parameter_count(Transformer, few) if stream else count
     check_fits(held * dtype.itemsize, f"{source}: {count:,.0f} weights" + (", read layer by layer" if stream else ""))
-    with torch.device("meta"):
-        model = Transformer(config)
-    shapes = model.state_dict()
-    if config.tied:
-        del shapes["unembed.weight"]
+    model, shapes = _without_weights(config)
     found, weights = checkpoint.weights(shapes), {}
     for name, weight in found:
         if not weight.is_floating_point():
@@ -109,13 +104,36 @@ def load_foreign(path: str | Path, *, dtype: torch.dtype = torch.float32, stream
     if config.tied:
         model.unembed.weight = model.embed.weight
     if stream:
-        model.blocks.stream = LayerStream(partial(_layer_weights, found, dtype))
+        model.blocks.stream = LayerStream(_LayerWeights(Path(path).absolute(), dtype, found))
     return model.requires_grad_(True).eval()
 
 
-def _layer_weights(found: FoundWeights, dtype: torch.dtype, layer: int) -> dict[str, Tensor]:
-    prefix = f"blocks.{layer}."
-    return {name.removeprefix(prefix): weight.to(dtype).contiguous() for name, weight in found.some(prefix)}
+def _without_weights(config: TransformerConfig) -> tuple[Transformer, dict[str, Tensor]]:
+    """A model on the meta device, and what it needs by name."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = model.state_dict()
+    if config.tied:
+        del shapes["unembed.weight"]
+    return model, shapes
+
+
+class _LayerWeights:
+    """Reads the weights of a layer. In another process, to which it is sent, it opens the files at the path again."""
+
+    def __init__(self, path: Path, dtype: torch.dtype, found: FoundWeights | None = None) -> None:
+        if found is None:
+            checkpoint = _open(path)
+            found = checkpoint.weights(_without_weights(checkpoint.config)[1])
+        self._path, self._dtype, self._found = path, dtype, found
+
+    def __call__(self, layer: int) -> dict[str, Tensor]:
+        prefix = f"blocks.{layer}."
+        weights = self._found.some(prefix)
+        return {name.removeprefix(prefix): weight.to(self._dtype).contiguous() for name, weight in weights}
+
+    def __reduce__(self) -> tuple[type[_LayerWeights], tuple[Path, torch.dtype]]:
+        return _LayerWeights, (self._path, self._dtype)
 
 
 def _open(path: str | Path) -> Checkpoint:

@@ -1,0 +1,148 @@
+"""Tasks on Ray, which places them, moves their values, starts lost ones again and replaces workers.
+
+Values travel through Ray's object store: they reach a node once, however many tasks there read them, and need no file
+system that nodes share. A value is put there as bytes, which the workers of a node map and do not copy; each of them
+unpickles a value once for all its tasks in a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from icl_fast.errors import InputError
+from icl_fast.memory import in_units
+from icl_fast.scale.runner import Key, Needs, Result, Runner, Value
+
+PROGRAM_BYTES = 1 << 30  # of a worker: Python, torch and what they load
+ROUNDED_TO = (
+    64 << 20
+)  # bytes: to Ray, tasks that need nearly the same are then of one kind, which a worker goes on with
+LOST_AT_MOST = 20  # times that a task may lose its worker: then it is the task that kills them
+MOST_A_GPU = 4  # tasks: each has a context of CUDA of its own
+COUNTED_EVERY = 2.0  # seconds: Ray is asked which nodes there are
+
+
+class RayRunner(Runner):
+    """Tasks on the Ray that this process is connected to.
+
+    Args:
+        own: whether it was started for this process: then what its nodes have is all that there will be.
+    """
+
+    def __init__(self, *, own: bool) -> None:
+        self._own = own
+        self._takes: dict[str, float] = {"CPU": 1}  # what a task takes of a node
+        self._counted, self._workers = -COUNTED_EVERY, 0
+
+    @property
+    def workers(self) -> int:
+        if (now := time.monotonic()) - self._counted >= COUNTED_EVERY:
+            self._counted, self._workers = now, sum(self._at(node["Resources"]) for node in _nodes())
+        return self._workers
+
+    def _at(self, has: Mapping[str, float]) -> int:
+        """How many tasks a node can do at a time."""
+        return min(int(has.get(name, 0) / takes) for name, takes in self._takes.items())
+
+    def run(
+        self,
+        compute: Callable[[Value, Key], Result],
+        work: Iterable[tuple[Value, Sequence[Key]]],
+        needs: Needs,
+    ) -> Iterator[tuple[Key, Result]]:
+        shared, pending = _Put(compute), dict[Any, Any]()
+        tasks = self._tasks(shared, work, needs)
+        try:
+            while True:
+                # so many that no worker waits for this process, and few values in the store
+                while len(pending) < 2 * self.workers + 2 and (task := next(tasks, None)):
+                    key, result = task
+                    pending[result] = key
+                if not pending:
+                    return
+                ended, _ = ray.wait([*pending])
+                key = pending.pop(ended[0])
+                yield key, _got(ended[0], key)
+        finally:
+            for result in pending if ray.is_initialized() else ():
+                ray.cancel(result, force=True)
+
+    def _tasks(
+        self, shared: _Put, work: Iterable[tuple[Any, Sequence[Any]]], needs: Needs
+    ) -> Iterator[tuple[Any, Any]]:
+        """Each task as it is begun: its key, and the reference to its result."""
+        do = ray.remote(_do)
+        for value, keys in work:
+            if not keys:
+                continue
+            put = _Put(value)
+            options = self._options(needs, shared.bytes + 2 * put.bytes)  # a value is also converted
+            for key in keys:
+                yield key, do.options(**options).remote(needs.threads, shared.id, shared.ref, put.id, put.ref, key)
+
+    def _options(self, needs: Needs, values: int) -> dict[str, Any]:
+        """What Ray is told of a task."""
+        memory = -(-(PROGRAM_BYTES + needs.memory + values) // ROUNDED_TO) * ROUNDED_TO
+        options: dict[str, Any] = {"num_cpus": needs.threads, "memory": memory, "max_retries": LOST_AT_MOST}
+        if needs.device == "cuda":
+            whole = torch.cuda.get_device_properties(0).total_memory
+            options["num_gpus"] = min(1.0, max(1 / MOST_A_GPU, (needs.memory + values) / whole))
+        self._takes = {"CPU": needs.threads, "memory": memory, "GPU": options.get("num_gpus", 0)}
+        self._takes = {name: takes for name, takes in self._takes.items() if takes}
+        if self._own and not any(self._at(node["Resources"]) for node in _nodes()):
+            raise InputError(f"ray: a task needs {in_units(memory)}, which no worker has; ask for less memory")
+        return options
+
+
+class _Put:
+    """A value in the object store."""
+
+    def __init__(self, value: Any) -> None:
+        packed = np.frombuffer(ray.cloudpickle.dumps(value), np.uint8)
+        self.ref, self.bytes = ray.put(packed), packed.nbytes
+        self.id = self.ref.hex()
+
+
+_held: dict[str, tuple[str, Any]] = {}  # in a worker: what it unpickled last
+
+
+def _do(threads: int, shared_id: str, shared: np.ndarray, value_id: str, value: np.ndarray, key: Any) -> Any:
+    """A task, in a worker."""
+    torch.set_num_threads(threads)
+    compute = _unpacked("shared", shared_id, shared)
+    return compute(_unpacked("value", value_id, value), key)
+
+
+def _unpacked(name: str, identity: str, packed: np.ndarray) -> Any:
+    if name not in _held or _held[name][0] != identity:
+        _held.pop(name, None)  # before the next one takes memory
+        _held[name] = identity, ray.cloudpickle.loads(packed.data)
+    return _held[name][1]
+
+
+def _got(result: Any, key: Any) -> Any:
+    """The result of a task that has ended.
+
+    Raises:
+        InputError: what it was given cannot be right, or its workers were lost again and again.
+        Exception: another error that it raised.
+    """
+    try:
+        return ray.get(result)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        tried = f"it was tried {LOST_AT_MOST + 1} times and lost its worker each time"
+        raise InputError(f"ray: task {key} cannot be done, {tried} ({reason}); see Ray's logs for why") from error
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
