@@ -22,6 +22,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SWEEP, TRAINING = (block for block in BLOCKS if block.startswith("#!/bin/bash\n#SBATCH"))
 APART = ["unshare", "--mount", "--pid", "--net", "--mount-proc", "--fork", "--kill-child", "bash", "-c"]
 SETTING = "ip link set lo up && mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && exec bash job.sh"
+# what `icl-fast` is here: it takes the address from its last argument
 WORK = """
 import sys, ray
 ray.init(address=sys.argv[-1], log_to_driver=False)
@@ -73,6 +74,21 @@ def test_slurm_job_of_a_sweep(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "squares [0, 1, 4, 9] on 1 node" in done.stdout
     assert "Stopped all" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@apart
+def test_a_cluster_asks_for_its_token(tmp_path: Path) -> None:
+    """Two nodes on one machine; whoever has another token is refused."""
+    pytest.importorskip("ray")
+    (cluster,) = (block for block in BLOCKS if "get-auth-token" in block)
+    other = "RAY_AUTH_TOKEN=ffffffffffffffffffffffffffffffff icl-fast HEAD:6379 && echo let in\nray stop\n"
+    done = run_job(
+        tmp_path, (cluster + other).replace("HEAD", "127.0.0.1"), {"icl-fast": f"#!{sys.executable}\n{WORK}"}
+    )
+    assert "squares [0, 1, 4, 9] on 2 node" in done.stdout, done.stdout + done.stderr
+    assert "let in" not in done.stdout
+    assert "AuthenticationError" in done.stderr
 
 
 @pytest.mark.slow
