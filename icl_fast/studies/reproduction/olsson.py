@@ -1,7 +1,8 @@
 """All claims of Olsson et al. 2022, in the order of the paper.
 
 Rules are written from what the paper says of its own models; where it gives a number (0.15 and 0.4 nats, a factor of 2,
-65% of a loss), the rule asks for the half of it that tells the effect from its absence.
+65% of a loss), the rule asks for the half of it that tells the effect from its absence. The bound on how much earlier a
+change comes was raised from 1.1 to 1.5 when two seeds of one training were 1.11 apart.
 """
 
 from icl_fast.studies.reproduction.claim import Claim
@@ -149,7 +150,7 @@ CLAIMS = (
         statement="With smeared keys a model of two layers goes through the change earlier than with plain ones.",
         runs={"smeared": "smeared_2", "plain": "attention_2"},
         measure=earlier,
-        rule="times_earlier > 1.1",
+        rule="times_earlier > 1.5",
         without={"smeared": "attention_2"},
     ),
     Claim(

@@ -58,15 +58,17 @@ def removed(trained: Trained) -> Removed:
 
 
 def _icl_chart(trained: Sequence[Trained]) -> Chart:
+    """Every induction head, and of all others of a model the mean with its deviation."""
     lines = []
     for one in trained:
-        effects, data = attribute_icl(ablations(one))["icl"], ablations(one)
-        tokens = data["tokens"].values / 1e6
-        lines += [
-            Curve(f"{one.label}: without {name}", tokens, effects.sel(ablation=name))
-            for name, layer in zip(data["ablation"].values, data["layer"].values, strict=True)
-            if layer >= 0
-        ]
+        data = ablations(one)
+        effects, tokens = attribute_icl(data)["icl"], data["tokens"].values / 1e6
+        single = data["ablation"].values[data["layer"].values >= 0]
+        induction = removed(one).induction
+        for name in single[induction]:
+            lines.append(Curve(f"{one.label}: without {name}", tokens, effects.sel(ablation=name)))
+        others = [effects.sel(ablation=name) for name in single[~induction]]
+        lines.append(Curve(f"{one.label}: without one of the others", tokens, others))
     return Chart("Change of the ICL score without a head", TOKENS, "nats per token", lines)
 
 
