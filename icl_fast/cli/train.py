@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 
 from icl_fast.cli.commands import stopped
 from icl_fast.cli.console import echo
+from icl_fast.cli.environment import flush
 from icl_fast.cli.left_out import say_left_out
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, training_progress
@@ -65,6 +67,11 @@ def train(
                 raise SystemExit(130) from None
             begun = (folder / "config.yaml").exists()
             raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
+        several = ranks.count() > 1
+    if several:
+        # where DTensor's caches hold the group its threads outlive it, and can abort a program that ends beside them
+        flush()
+        os._exit(0)
 
 
 def _train(

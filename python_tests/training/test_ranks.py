@@ -32,14 +32,6 @@ Values = dict[str, dict[str, Any]]
 # that of it. What is wrong in a step shows in the third digit (`test_the_comparison_finds_faults`)
 ROUNDING = 1e-5
 
-RESUME = """
-import sys, torch
-torch.set_num_threads(1)
-from icl_fast.runs import Run
-from icl_fast.training import train
-train(Run(sys.argv[1]).config, sys.argv[1], resume=True)
-"""
-
 
 @pytest.fixture(scope="module")
 def values(tiny_values: Values) -> Values:
@@ -115,9 +107,10 @@ def test_shards_of_two_ranks_go_on_with_others(count: int, folder: Path, alone: 
     if count == 1:
         train(run.config, run.path, resume=True)
     else:
-        (folder / "resume.py").write_text(RESUME)
-        ended = torchrun(count, str(folder / "resume.py"), str(run.path))
+        config = str(run.path / "config.yaml")
+        ended = torchrun(count, "-m", "icl_fast", "train", config, "--out", str(run.path), "--resume")
         assert ended.returncode == 0, ended.stderr
+        assert ended.stdout == f"3 snapshots in {run.path}/snapshots\n"  # one rank says it
     found = differences(run, alone)
     assert len(found) == 50
     assert max(found) < ROUNDING
