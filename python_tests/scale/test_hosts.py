@@ -112,10 +112,12 @@ def test_a_link_that_is_cut(hosts: Hosts, run: Path, tmp_path: Path, commands: C
 
 
 @pytest.mark.slow
-def test_without_the_token(hosts: Hosts, run: Path, tmp_path: Path, commands: Callable[..., Command]) -> None:
+def test_without_the_token(
+    hosts: Hosts, run: Path, tmp_path: Path, commands: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
     head = hosts.ray(HEAD, "--head", f"--port={PORT}", "--include-dashboard=false")
     wait_for(lambda: any("raylet" in line for line in below(head.pid).values()))
-    os.environ["RAY_AUTH_TOKEN"] = "another"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
     within = ["ip", "netns", "exec", hosts.names[HEAD]]
     code, said = commands(run, tmp_path / "out.zarr", "--ray", f"{HEAD}:{PORT}", within=within).end()
     assert code == 2
