@@ -60,9 +60,9 @@ def curves_of(role: str, trained: Sequence[Trained], evaluator: str) -> Curve:
 
 
 def strategy_chart(title: str, runs: Runs, evaluators: Sequence[str]) -> Chart:
-    """The accuracy of every role on each of some evaluators, over training."""
+    """The accuracy of one role on each of some evaluators over training, or of several roles on one evaluator."""
     curves = [
-        curves_of(evaluator.upper() if len(runs) == 1 else f"{role}: {evaluator.upper()}", trained, evaluator)
+        curves_of(evaluator.upper() if len(runs) == 1 else role, trained, evaluator)
         for role, trained in runs.items()
         for evaluator in evaluators
     ]
