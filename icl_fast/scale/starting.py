@@ -14,9 +14,11 @@ from typing import Any
 from icl_fast.errors import InputError
 from icl_fast.scale.runner import Runner
 
-_QUIET = {
+LOST_AT_MOST = 20  # times that a task may lose its worker: then it is the task that kills them
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns that it will be so
+    "RAY_task_oom_retries": str(LOST_AT_MOST),  # else tasks that Ray ends for want of memory begin anew without end
 }
 _REACHED_IN = 10.0  # seconds
 
@@ -36,7 +38,7 @@ def ray_runner(address: str | None = None, workers: int | None = None) -> Iterat
     Raises:
         InputError: Ray is not installed, does not start, or there is none at `address`.
     """
-    os.environ.update(_QUIET)
+    os.environ.update(_SETTINGS)
     if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"  # which Ray reads when it is imported
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it writes one into the home folder

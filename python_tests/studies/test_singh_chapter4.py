@@ -47,8 +47,8 @@ def test_every_training_that_is_named_exists(scale: Any, tmp_path: Path) -> None
             assert len(seeds) == 1, claim.name
 
 
-def test_there_are_36_with_rules_and_controls() -> None:
-    assert len(CLAIMS) == len({claim.name for claim in CLAIMS}) == 36
+def test_there_are_37_with_rules_and_controls() -> None:
+    assert len(CLAIMS) == len({claim.name for claim in CLAIMS}) == 37
     for claim in CLAIMS:
         assert Rule(claim.rule).conditions
         assert claim.without or claim.without_arguments, claim.name
@@ -204,7 +204,7 @@ def test_a_layer_cut_from_the_output(runs: dict[str, list[Trained]]) -> None:
 
 def test_the_match_clamped_in_snapshots(runs: dict[str, list[Trained]]) -> None:
     measured = open_measured(runs["run"][0].run.path, evaluators=["train"], sequences=1000)
-    seen, loss = singh_clamps._with_match(runs["run"][1])
+    seen, loss = singh_clamps._clamped(runs["run"][1], "match")
     assert seen.tolist() == [0, 24, 48]
     clamps = make_clamps(measured.series.population.config.model, ["match"], induction_heads=[1])
     for step, value in zip((0, 6, 12), loss, strict=True):
