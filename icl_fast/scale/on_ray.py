@@ -7,12 +7,8 @@ unpickles a value once for all its tasks in a row.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -64,19 +60,16 @@ class RayRunner(Runner):
         shared, pending = _Put(compute), dict[Any, Any]()
         tasks = self._tasks(shared, work, needs)
         try:
-            with _noted_interrupts() as interrupted:
-                while True:
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-                    # so many that no worker waits for this process, and few values in the store
-                    while len(pending) < 2 * self.workers + 2 and (task := next(tasks, None)):
-                        key, result = task
-                        pending[result] = key
-                    if not pending:
-                        return
-                    ended, _ = ray.wait([*pending])
-                    key = pending.pop(ended[0])
-                    yield key, _got(ended[0], key)
+            while True:
+                # so many that no worker waits for this process, and few values in the store
+                while len(pending) < 2 * self.workers + 2 and (task := next(tasks, None)):
+                    key, result = task
+                    pending[result] = key
+                if not pending:
+                    return
+                ended, _ = ray.wait([*pending])
+                key = pending.pop(ended[0])
+                yield key, _got(ended[0], key)
         finally:
             for result in pending if ray.is_initialized() else ():
                 ray.cancel(result, force=True)
@@ -106,26 +99,6 @@ class RayRunner(Runner):
         if self._own and not any(self._at(node["Resources"]) for node in _nodes()):
             raise InputError(f"ray: a task needs {in_units(memory)}, which no worker has; ask for less memory")
         return options
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[threading.Event]:
-    """Notes Ctrl-C, which is lost where its KeyboardInterrupt is raised in a callback of Ray's compiled part."""
-    came = threading.Event()
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield came  # whoever handles it otherwise loses nothing
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Put:

@@ -119,13 +119,24 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600.0) -> None:
         time.sleep(0.01)
 
 
+def _heeds_interrupts() -> None:
+    """In a process that pytest-xdist's workers start: they ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """`icl-fast ablate` of a run, in a process of its own."""
 
     def __init__(self, run: Path, out: Path, *more: str, within: Sequence[str] = ()) -> None:
         self.partial = out.with_name(out.name + ".partial")
         command = [sys.executable, "-m", "icl_fast", "ablate", "--ckpt", str(run), "--out", str(out), *OPTIONS, *more]
-        self.process = subprocess.Popen([*within, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*within, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_heeds_interrupts,
+        )
         self.started: dict[int, str] = {}
 
     def parts(self) -> set[str]:

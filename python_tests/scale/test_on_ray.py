@@ -128,19 +128,6 @@ def test_a_value_is_unpickled_once_for_all_its_tasks(on_ray: Runner) -> None:
     assert all(length <= 6 for length in lengths.values())
 
 
-def test_an_interrupt_that_rays_callbacks_lose(on_ray: Runner) -> None:
-    results = on_ray.run(lambda value, key: key, [("", range(100))], Needs())
-    next(results)
-    try:
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("it is not raised where it comes")
-    except KeyboardInterrupt:  # which a callback would have ignored
-        pass
-    with pytest.raises(KeyboardInterrupt):
-        list(results)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_what_no_worker_has(on_ray: Runner) -> None:
     from icl_fast.scale.on_ray import RayRunner
 
