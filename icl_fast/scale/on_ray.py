@@ -22,9 +22,8 @@ from icl_fast.scale.runner import Key, Needs, Result, Runner, Value
 from icl_fast.scale.starting import LOST_AT_MOST
 
 PROGRAM_BYTES = 1 << 30  # of a worker: Python, torch and what they load
-ROUNDED_TO = (
-    64 << 20
-)  # bytes: to Ray, tasks that need nearly the same are then of one kind, which a worker goes on with
+# bytes: to Ray, tasks that need nearly the same are then of one kind, which a worker goes on with
+ROUNDED_TO = 64 << 20
 MOST_A_GPU = 4  # tasks: each has a context of CUDA of its own
 COUNTED_EVERY = 2.0  # seconds: Ray is asked which nodes there are
 
