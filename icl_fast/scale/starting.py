@@ -19,6 +19,9 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns that it will be so
     "RAY_task_oom_retries": str(LOST_AT_MOST),  # else tasks that Ray ends for want of memory begin anew without end
+    # In workers glibc would give large arrays back to the system after each use, to be mapped and cleared again
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 _REACHED_IN = 10.0  # seconds
 
