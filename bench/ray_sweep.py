@@ -1,5 +1,8 @@
 """A sweep in this process, on one worker of Ray and on two, of one thread each, taking turns: what Ray costs and gains.
 
+Beside them two processes that know nothing of each other nor of Ray, with half of the snapshots each: what this machine
+gives to two of anything.
+
     python bench/ray_sweep.py [--rounds 5] [--examples 512] [--snapshots 8] [--json FILE]
 
 Each sweep is of the demo's two-layer model (every head, all positions) into a new store; all stores must have the same
@@ -16,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import torch
@@ -28,7 +33,7 @@ from icl_fast.runs import load_config
 from icl_fast.scale import HERE, Runner, ray_runner
 from icl_fast.training import train
 
-HERE_NAME, ONE, TWO = "this process", "1 worker", "2 workers"
+HERE_NAME, ONE, TWO, APART = "this process", "1 worker", "2 workers", "2 processes without Ray"
 
 
 def make_run(folder: Path, snapshots: int) -> Path:
@@ -65,6 +70,28 @@ def seconds_of(run: Path, examples: int, runner: Runner, folder: Path) -> tuple[
         return time.perf_counter() - started, digest(store)
 
 
+def half(run: Path, examples: int, folder: Path, part: list[int]) -> None:
+    """A sweep of some snapshots, in a process of its own."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        sweep(
+            run,
+            out=Path(out) / "store.zarr",
+            examples=examples,
+            positions="all",
+            device="cpu",
+            snapshots=",".join(map(str, part)),
+        )
+
+
+def seconds_apart(pool: Pool, run: Path, examples: int, snapshots: int, folder: Path) -> float:
+    """How long two processes take for half of the snapshots each."""
+    started = time.perf_counter()
+    middle = snapshots // 2
+    pool.starmap(half, [(run, examples, folder, [*part]) for part in (range(middle), range(middle, snapshots))], 1)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     """Print medians and ratios, and write them with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,10 +101,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary, ray_runner(workers=2) as on_ray:
+    spawned = get_context("spawn")
+    with tempfile.TemporaryDirectory() as temporary, ray_runner(workers=2) as on_ray, spawned.Pool(2) as pool:
         folder = Path(temporary)
         run = make_run(folder / "run", options.snapshots)
         seconds_of(run, 64, on_ray, folder)  # workers start and load the program
+        seconds_apart(pool, run, 64, options.snapshots, folder)
 
         def here() -> tuple[float, str]:
             return seconds_of(run, options.examples, HERE, folder)
@@ -90,23 +119,27 @@ def main() -> None:
             return seconds_of(run, options.examples, on_ray, folder)
 
         calls: dict[str, Callable[[], tuple[float, str]]] = {HERE_NAME: here, ONE: one, TWO: two}
-        samples: dict[str, list[float]] = {name: [] for name in calls}
+        samples: dict[str, list[float]] = {name: [] for name in [*calls, APART]}
         digests, order = set(), list(calls)
         for _ in range(options.rounds):
             for name in order:
                 seconds, found = calls[name]()
                 samples[name].append(seconds)
                 digests.add(found)
+            samples[APART].append(seconds_apart(pool, run, options.examples, options.snapshots, folder))
             order = order[1:] + order[:1]
     assert len(digests) == 1, "the stores differ"
     ratios = {
         "speed of 2 workers over 1": [a / b for a, b in zip(samples[ONE], samples[TWO], strict=True)],
+        "speed of 2 processes without Ray over this one": [
+            a / b for a, b in zip(samples[HERE_NAME], samples[APART], strict=True)
+        ],
         "time of 1 worker over this process": [a / b for a, b in zip(samples[ONE], samples[HERE_NAME], strict=True)],
     }
     for name, seconds in samples.items():
-        print(f"{name:<36} {statistics.median(seconds):8.1f} s")
+        print(f"{name:<46} {statistics.median(seconds):8.1f} s")
     for name, values in ratios.items():
-        print(f"{name:<36} {statistics.median(values):8.3f}   {' '.join(f'{value:.3f}' for value in values)}")
+        print(f"{name:<46} {statistics.median(values):8.3f}   {' '.join(f'{value:.3f}' for value in values)}")
     if options.json:
         body = {
             "environment": environment({"device": "cpu"}),
