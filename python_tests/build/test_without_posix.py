@@ -17,7 +17,7 @@ import matplotlib.font_manager, scipy.stats, sklearn.decomposition
 WINDOWS = """
 import os, signal, socket, subprocess, sys
 
-LACKING = {"fcntl", "grp", "pwd", "resource", "termios", "posix"}
+LACKING = {"fcntl", "grp", "pwd", "resource", "termios"}
 
 class Hide:
     def find_spec(self, name, path=None, target=None):
