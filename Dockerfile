@@ -20,6 +20,7 @@ FROM build-${KERNELS} AS build
 WORKDIR /source
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY csrc csrc
+COPY configs configs
 COPY icl_fast icl_fast
 RUN python3 -m venv /build && /build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
@@ -32,7 +33,7 @@ ARG TORCH_INDEX=
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH"
 # hadolint ignore=DL3013
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir "$(echo /wheels/*.whl)[ray]" && icl-fast info
+    pip install --no-cache-dir "$(echo /wheels/*.whl)[lab,ray]" && icl-fast info
 RUN useradd --uid 1000 --create-home lab
 USER 1000
 WORKDIR /home/lab

@@ -2,9 +2,13 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+comma := ,
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
+# Here, unlike in setup.py, the CUDA kernels are built wherever there is nvcc: tests read what it made of them.
+NVCC := $(or $(CUDACXX),$(shell command -v nvcc || ls "$${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null))
+export ICL_FAST_CUDA ?= $(if $(NVCC),on,off)
 
 .PHONY: demo test test-slow lint bench gpu-check gpu-tune setup clean
 .DELETE_ON_ERROR:
@@ -59,7 +63,7 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 		|| echo "note: no C++ compiler: plain torch only, no compiled kernels (apt-get install g++)"
 	@echo "== build tools"
 	@$(PIP) "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.24"
-	@echo "== icl_fast and what it needs"
+	@echo "== icl_fast and what it needs; CPU kernels$(if $(filter-out off,$(ICL_FAST_CUDA)),$(comma) CUDA kernels ($(NVCC)))"
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@$(PY) -c 'import sys, torch; have = torch.__version__.split("+")[0]; \
 		sys.exit(None if "$(TORCH)".endswith(have) else f"error: torch is {have}, not $(TORCH)")'

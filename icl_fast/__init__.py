@@ -92,7 +92,14 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        from icl_fast.extras import advice
+
+        if (what := advice(error)) is None:
+            raise
+        raise InputError(f"{name}: {what}") from None
     globals()[name] = value  # the next look-up does not come here
     return value
 

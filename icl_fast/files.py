@@ -14,7 +14,7 @@ import stat
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from icl_fast.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing keeps two processes from one output
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY_PREFIX, _REPLACED_PREFIX = ".tmp-", ".old-"
@@ -207,16 +207,13 @@ def locked(lock: str | Path, what: str, *, wait: bool = False) -> Iterator[None]
         InputError: another process has it, or the file cannot be written.
     """
     lock = Path(lock)
-    if fcntl is None:
-        yield
-        return
     with ExitStack() as stack:
         try:
             stack.enter_context(_folder(lock.parent))
-            descriptor = _locked_file(lock, what, 0 if wait else fcntl.LOCK_NB)
+            release = _lock(lock, what, wait) if fcntl is not None else _lock_without_fcntl(lock, what, wait)
         except OSError as error:
             raise disk_error(what, error) from error
-        stack.callback(_unlock, lock, descriptor)
+        stack.callback(release)
         yield
 
 
@@ -301,7 +298,7 @@ def _dead(path: Path) -> re.Match[str] | None:
 
 
 def _alive(leftover: Path, match: re.Match[str]) -> bool:
-    if match["host"] != _host():
+    if match["host"] != _host() or os.name == "nt":  # there os.kill has no signal that only asks
         return time.time() - leftover.lstat().st_mtime < _FORGOTTEN
     pid = int(match["pid"])
     try:
@@ -313,6 +310,22 @@ def _alive(leftover: Path, match: re.Match[str]) -> bool:
     return _began(pid) == int(match["began"])
 
 
+def _lock(lock: Path, what: str, wait: bool) -> Callable[[], None]:
+    descriptor = _locked_file(lock, what, 0 if wait else fcntl.LOCK_NB)
+    return lambda: _unlock(lock, descriptor)
+
+
+def _lock_without_fcntl(lock: Path, what: str, wait: bool) -> Callable[[], None]:
+    from filelock import FileLock, Timeout  # torch brings it
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise _taken(what) from None
+    return held.release
+
+
 def _locked_file(lock: Path, what: str, flags: int) -> int:
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)  # its last holder may have removed it
@@ -322,9 +335,7 @@ def _locked_file(lock: Path, what: str, flags: int) -> int:
         except BlockingIOError:
             holder = os.read(descriptor, 20).decode(errors="replace")
             os.close(descriptor)
-            raise InputError(
-                f"{what} is being written by another process ({holder}); wait for it, or write elsewhere"
-            ) from None
+            raise _taken(what, f" ({holder})") from None
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP):
                 return descriptor  # a file system without locks
@@ -339,6 +350,10 @@ def _locked_file(lock: Path, what: str, flags: int) -> int:
             _unlock(lock, descriptor)
             raise
         os.close(descriptor)
+
+
+def _taken(what: str, holder: str = "") -> InputError:
+    return InputError(f"{what} is being written by another process{holder}; wait for it, or write elsewhere")
 
 
 def _unlock(lock: Path, descriptor: int) -> None:
@@ -372,7 +387,7 @@ def _sync(path: Path) -> None:
     # a rename can reach the disk before the data does; without this a power cut leaves an empty file
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # which Windows does not sync
         try:
             os.fsync(descriptor)
         finally:

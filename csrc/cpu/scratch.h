@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 
 #include "cpu/integers.h"
@@ -27,16 +26,16 @@ struct Scratch {
   explicit Scratch(Cut cut) {
     Cutter measure{nullptr};
     cut(measure);
-    data = static_cast<float*>(std::aligned_alloc(64, size_t(measure.used * 4 + 64)));
-    if (!data) throw std::bad_alloc();
+    data = static_cast<float*>(::operator new(size_t(measure.used * 4 + 64), kLine));
     Cutter cutter{data};
     cut(cutter);
   }
-  ~Scratch() { std::free(data); }
+  ~Scratch() { ::operator delete(data, kLine); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
  private:
+  static constexpr std::align_val_t kLine{64};
   float* data;
 };
 

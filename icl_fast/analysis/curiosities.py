@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from icl_fast.analysis.arrays import Floats, unablated
 from icl_fast.analysis.heads import HeadTypes
@@ -83,6 +82,8 @@ def find_curiosities(
 
 
 def _spikes(steps: Floats, curve: Floats) -> list[Curiosity]:
+    from scipy.ndimage import median_filter  # here: most of what reads this module does without
+
     over = curve - median_filter(curve, size=_NEIGHBOURS, mode="nearest")
     over[steps == 0] = 0  # before training the loss is higher than anything after
     scatter = 1.4826 * np.median(np.abs(over[over != 0])) if (over != 0).any() else 0.0
@@ -96,6 +97,8 @@ def _spikes(steps: Floats, curve: Floats) -> list[Curiosity]:
 
 
 def _falling(steps: Floats, matching: Floats, limit: float) -> list[Curiosity]:
+    from scipy.ndimage import median_filter  # as above
+
     smooth = median_filter(matching, size=(3, 1, 1), mode="nearest")
     highest, peaks = smooth.max(0), smooth.argmax(0)
     fell = highest - smooth[-1]

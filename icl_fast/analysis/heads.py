@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import stats
 
 from icl_fast.analysis.arrays import Floats, Values, finite
 from icl_fast.errors import InputError
@@ -222,6 +221,8 @@ def correlate(evaluator: Values, weights: Values) -> Correlation:
     for name, values in ("evaluator", first), ("weights", second):
         if np.ptp(values) == 0:
             raise InputError(f"{name}: all heads have the same value, which correlates with nothing")
+    from scipy import stats  # here: most of what reads this module does without
+
     pearson, spearman = stats.pearsonr(first, second), stats.spearmanr(first, second)
     return Correlation(
         float(pearson.statistic), float(pearson.pvalue), float(spearman.statistic), float(spearman.pvalue), len(first)

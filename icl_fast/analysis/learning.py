@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.ndimage import median_filter
 
 from icl_fast.analysis.arrays import Floats, finite
 from icl_fast.errors import InputError
@@ -86,6 +85,8 @@ def transience(
         raise InputError(f"accuracy: must be one curve [S], got {list(np.shape(accuracy))}")
     if smooth < 1 or smooth % 2 == 0:
         raise InputError(f"smooth: must be odd and 1 or more, got {smooth}")
+    from scipy.ndimage import median_filter  # here: most of what reads this module does without
+
     values = median_filter(curve[:, 0], size=smooth, mode="nearest")
     top = int(values.argmax())
     height, end = float(values[top]), float(values[-1])

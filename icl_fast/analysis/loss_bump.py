@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import median_filter
 
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.convexity import convex_below
@@ -77,6 +76,8 @@ def loss_bump(steps: Sequence[int], losses: Sequence[float], window: tuple[float
         raise InputError(f"losses: 3 finite ones after step 0 or more are needed, got {len(curve)}")
     if not 0 < start < end:
         raise InputError(f"window: must rise from above 0, got {start:g} to {end:g}")
+    from scipy.ndimage import median_filter  # here: most of what reads this module does without
+
     longer = end / start
     smooth = median_filter(curve, size=_MEDIAN, mode="nearest")
     above = smooth - convex_below(at, smooth)

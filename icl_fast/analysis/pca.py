@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from sklearn.decomposition import PCA
 
 from icl_fast.analysis.arrays import Floats, Values, finite, plan_of, unablated
 from icl_fast.errors import InputError
@@ -62,6 +61,8 @@ def joint_pca(runs: Mapping[str, Values | xr.Dataset], *, components: int = 2) -
         )
     if (stacked == stacked[0]).all():
         raise InputError("runs: all snapshots have equal losses; there is no direction in which they differ")
+    from sklearn.decomposition import PCA  # here: most of what reads this module does without
+
     # a full decomposition finds thousands of components to keep two; the seed makes equal input give equal output
     solver = "arpack" if components < min(stacked.shape) else "full"
     fit = PCA(components, svd_solver=solver, random_state=0).fit(stacked)

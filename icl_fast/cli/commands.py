@@ -11,6 +11,7 @@ import click
 
 from icl_fast.cli.console import echo
 from icl_fast.errors import InputError
+from icl_fast.extras import advice
 from icl_fast.files import EXHAUSTED, disk_error
 from icl_fast.memory import out_of_memory
 
@@ -87,6 +88,8 @@ def _foreseen(error: Exception) -> str | None:
         if error.errno in EXHAUSTED:
             return str(disk_error(where, error))
         return f"{where}: {error.strerror or error}; see that the path is right and may be read and written"
+    if isinstance(error, ModuleNotFoundError):
+        return advice(error)
     if isinstance(error, RecursionError):
         return "what was read is nested too deeply; give something simpler"
     if isinstance(error, UnicodeEncodeError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="Repeat with this many seeds.")
 @click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True)
-@click.option("--configs", type=PATH, help="Folder of the three models' configs.")
+@click.option("--configs", type=PATH, help="Folder of the models' configs; default those that come with icl_fast.")
 @repair_option
 def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     """Train three small models on this machine's Python library and watch in-context learning form, or not.
@@ -30,12 +30,13 @@ def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     is fixed in icl_fast/analysis/phase_change.py. If it is stopped, the same command continues.
     """
     from icl_fast.cli.tables import print_demo
-    from icl_fast.studies.demo import default_configs, run_demo
+    from icl_fast.runs.shipped_configs import folder
+    from icl_fast.studies.demo import run_demo
 
     started = time.monotonic()
     results: list[DemoResult] = []
     for seed in range(seeds):
-        result = run_demo(configs or default_configs(), out, seed, training_progress, sweep_progress, repair=repair)
+        result = run_demo(configs or folder() / "demo", out, seed, training_progress, sweep_progress, repair=repair)
         print_demo(result)
         echo(f"figure: {result.figure[0]}")
         results.append(result)

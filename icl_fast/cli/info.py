@@ -75,7 +75,7 @@ def _why_not() -> str | None:
     if not _backend.compiled():
         return _backend.load_error()
     if not _backend.cuda_compiled():
-        return "no CUDA kernels: no nvcc when icl_fast was installed, or switched off"
+        return "no CUDA kernels: install icl_fast with ICL_FAST_CUDA=on, where there is nvcc"
     lacking = _backend.build_info()["not_built"]
     return "; ".join(f"{source}.cu did not compile: {why}" for source, why in lacking.items()) or None
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def plan(config: Path, overrides: tuple[str, ...], gpus: int, gpu: str, share: float, as_json: bool) -> None:
-    """What the training on text that CONFIG (a YAML file) describes will take, and the sweep of its snapshots.
+    """What the training on text that CONFIG (a YAML file, or a name that `icl-fast train --list` gives) describes will
+    take, and the sweep of its snapshots.
 
     By arithmetic alone: nothing is trained or timed, and no GPU is needed.
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--again", is_flag=True, help="Measure claims again (what their run folders keep stays).")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/reproduction"), show_default=True)
-@click.option("--configs", type=PATH, help="Folder of configs; default the checkout's.")
+@click.option("--configs", type=PATH, help="Folder of configs; default those that come with icl_fast.")
 def reproduce(
     work: str,
     scale: str,
@@ -51,12 +51,12 @@ def reproduce(
     goes in parts that can be run apart, several at a time in processes of their own; if it is stopped, the same command
     continues.
     """
-    from icl_fast.studies.demo import configs_folder
+    from icl_fast.runs.shipped_configs import folder
     from icl_fast.studies.reproduction.reproduce import Reproduction
     from icl_fast.studies.reproduction.table import counted, write_table
 
     names = parse_list("--claims", claims) if claims is not None else []
-    wanted = Reproduction(work, scale, out, configs or configs_folder(), names, public, overrides)  # type: ignore[arg-type]
+    wanted = Reproduction(work, scale, out, configs or folder(), names, public, overrides)  # type: ignore[arg-type]
     parts = wanted.parts()
     if part is not None and part > len(parts):
         raise InputError(f"--part: there are {len(parts)} of them; --plan shows what is in each")

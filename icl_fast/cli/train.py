@@ -24,8 +24,24 @@ if TYPE_CHECKING:
     from icl_fast.scale import Runner
 
 
+def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from icl_fast.runs.shipped_configs import names
+
+        echo("\n".join(names()))
+        ctx.exit()
+
+
 @click.command()
 @click.argument("config", type=PATH)
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list,
+    help="List the configs that come with icl_fast, and exit.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
 @click.option(
     "--clamp",
@@ -46,8 +62,8 @@ def train(
     out: Path | None,
     resume: bool,
 ) -> None:
-    """Train what CONFIG (a YAML file) describes and keep snapshots: a Transformer on text, or one run or a population
-    of runs on exemplars, whose curves are drawn as well.
+    """Train what CONFIG (a YAML file, or a name that --list gives) describes and keep snapshots: a Transformer on text,
+    or one run or a population of runs on exemplars, whose curves are drawn as well.
 
     Ctrl-C saves the state and stops; the same command with --resume continues, on CPU to the same bits.
 

@@ -5,9 +5,10 @@ The same documents, order and evaluation set for every model of a corpus seed; t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from icl_fast.data.clusters import cluster_embeddings
 from icl_fast.data.config import DataConfig
-from icl_fast.data.contact_sheet import write_contact_sheet
 from icl_fast.data.corpora import NAMES as CORPUS_NAMES
 from icl_fast.data.corpora import Corpus, Document, read_corpus, read_text
 from icl_fast.data.encoders import encode
@@ -16,8 +17,6 @@ from icl_fast.data.evaluation_text import EvaluationText
 from icl_fast.data.exemplar_files import read_exemplars, save_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
 from icl_fast.data.fonts import install_advice
-from icl_fast.data.glyphs import render_glyphs, script
-from icl_fast.data.image_folder import read_images
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import Sequences, describe, output_labels, training_sequences
 from icl_fast.data.splits import Split, split
@@ -25,6 +24,12 @@ from icl_fast.data.texts import Mark, Text, default_texts, parallel_text, read_t
 from icl_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from icl_fast.data.transforms import TRANSFORMS, transformed
 from icl_fast.data.windows import EvaluationSet, TextData, load_text
+from icl_fast.extras import on_use
+
+if TYPE_CHECKING:
+    from icl_fast.data.contact_sheet import write_contact_sheet
+    from icl_fast.data.glyphs import render_glyphs, script
+    from icl_fast.data.image_folder import read_images
 
 __all__ = [
     "CORPUS_NAMES",
@@ -70,3 +75,13 @@ __all__ = [
     "transformed",
     "write_contact_sheet",
 ]
+
+__getattr__ = on_use(  # images: text does without
+    __name__,
+    {
+        "write_contact_sheet": "contact_sheet",
+        "render_glyphs": "glyphs",
+        "script": "glyphs",
+        "read_images": "image_folder",
+    },
+)

@@ -16,8 +16,6 @@ from icl_fast.data.clusters import cluster_embeddings
 from icl_fast.data.encoders import ENCODERS, Encoder, encode
 from icl_fast.data.exemplar_files import read_exemplars
 from icl_fast.data.exemplars import Exemplars, gaussian_classes
-from icl_fast.data.glyphs import render_glyphs
-from icl_fast.data.image_folder import read_images
 from icl_fast.data.input_files import read_file
 from icl_fast.data.pixel_noise import with_pixel_noise
 from icl_fast.data.transforms import transformed
@@ -118,11 +116,15 @@ def _network(encoder: str) -> Encoder | None:
 
 def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | None) -> Exemplars:
     if source.kind == "glyphs":
+        from icl_fast.data.glyphs import render_glyphs  # here: text and vectors do without images
+
         return render_glyphs(source.classes, source.exemplars, source.size, progress=progress)
     if source.kind == "gaussian":
         return gaussian_classes(source.classes, source.exemplars, source.width, noise=source.within, seed=source.seed)
     path = Path(os.path.expanduser(source.path or ""))
     if source.kind == "images":
+        from icl_fast.data.image_folder import read_images
+
         return read_images(path, exemplars=source.exemplars, size=source.size)
     if source.kind == "vectors":
         return read_exemplars(path, exemplars=source.exemplars)

@@ -65,6 +65,8 @@ def open_results(path: str | Path) -> xr.Dataset:
     if not path.is_dir():
         raise InputError(f"results {path}: {'is a file, not a store' if path.exists() else 'do not exist'}")
     check_files(path)
+    import zarr  # noqa: F401  # where it is missing xarray calls the store damaged
+
     try:
         with xr.open_zarr(path, consolidated=True) as store:
             dataset: xr.Dataset = store.load().drop_encoding()  # with it, text cannot be saved again

@@ -235,7 +235,9 @@ def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
     pointers = (out.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel(), a)
     if x.is_cuda:
         if not cuda_compiled():
-            raise RuntimeError(_load_error or "axpy: icl_fast._C was built without CUDA; install icl_fast with nvcc")
+            raise RuntimeError(
+                _load_error or "axpy: icl_fast._C has no CUDA kernels; install icl_fast with ICL_FAST_CUDA=on"
+            )
         if why := why_no_cuda("axpy"):
             raise RuntimeError(why)
         with _on(x.device):

@@ -31,6 +31,9 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config, which holds what differs from the defaults, and apply `a.b=c` overrides in order.
 
+    Args:
+        path: of a file, or the name of one that comes with icl_fast, such as `demo/two_layer`.
+
     Raises:
         InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
     """

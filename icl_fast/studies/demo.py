@@ -11,7 +11,6 @@ import torch
 import xarray as xr
 
 from icl_fast.analysis import PhaseChange, phase_change_of
-from icl_fast.errors import InputError
 from icl_fast.files import atomic_write, locked, to_json
 from icl_fast.measure import AblationOptions, open_results, prefix_matching_scores, sweep
 from icl_fast.measure.ablation import UNABLATED, SweepProgress
@@ -88,24 +87,3 @@ def _prefix_matching(run: Run) -> xr.DataArray:
     steps = run.snapshot_steps()
     scores = torch.stack([prefix_matching_scores(run.load_snapshot(step).model) for step in steps])
     return xr.DataArray(scores.numpy(), dims=("snapshot", "layer_", "head_"), coords={"snapshot": steps})
-
-
-def default_configs() -> Path:
-    """The demo's configs in the checkout that this package runs from.
-
-    Raises:
-        InputError: the package was installed without its checkout.
-    """
-    return configs_folder() / "demo"
-
-
-def configs_folder() -> Path:
-    """The folder `configs` of the checkout that this package runs from.
-
-    Raises:
-        InputError: the package was installed without its checkout.
-    """
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    if not folder.is_dir():
-        raise InputError("configs: not found beside the package; run from a checkout, or give --configs")
-    return folder

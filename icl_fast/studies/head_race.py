@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from scipy.stats import pearsonr, spearmanr
 
 from icl_fast.analysis.learning import learning_time
 from icl_fast.errors import InputError
@@ -73,6 +72,8 @@ def _learning_times(alone: Run, layer: int) -> dict[tuple[int, int], float]:
 
 
 def _correlations(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    from scipy.stats import pearsonr, spearmanr  # here: tables of other commands read this module
+
     known = np.isfinite(x) & np.isfinite(y)
     if known.sum() < 3:
         return np.nan, np.nan

@@ -85,6 +85,14 @@ def ask(tree: Path, question: str) -> Any:
     return json.loads(done.stdout)
 
 
+def fake_torch(folder: Path, cuda: str | None) -> str:
+    """A folder for PYTHONPATH with a torch that can be asked for its CUDA, and not imported."""
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (folder / "torch" / "version.py").write_text(f"__version__ = '2.0'\ncuda = {cuda!r}\n")
+    return str(folder)
+
+
 def fake_program(path: Path) -> str:
     path.write_text("#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
     path.chmod(0o755)
@@ -146,10 +154,43 @@ def test_a_compiler_that_fails_is_an_error(tree: Path, build: Build, bare_path: 
 
 @needs_cxx
 def test_an_nvcc_that_fails_is_an_error(tree: Path, build: Build, bare_path: Path) -> None:
-    done = build(CUDACXX=fake_program(bare_path / "nvcc"))
+    done = build(CUDACXX=fake_program(bare_path / "nvcc"), ICL_FAST_CUDA="on")
     assert done.returncode != 0
     assert "building csrc/ failed" in done.stderr
     assert not extension(tree).exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "cuda", "built"),
+    [
+        ("auto", "12.6", True),
+        ("", "12.6", True),
+        ("auto", None, False),
+        ("", None, False),
+        ("on", None, True),
+        ("off", "12.6", False),
+    ],
+)
+def test_nvcc_is_left_alone_where_torch_has_no_cuda(
+    build: Build, bare_path: Path, tmp_path: Path, wish: str, cuda: str | None, built: bool
+) -> None:
+    """What it sets out to build; the compilers are fakes that fail."""
+    nvcc = fake_program(bare_path / "nvcc")
+    programs = {"CXX": fake_program(bare_path / "g++"), "CUDACXX": nvcc}
+    environment = programs | ({"ICL_FAST_CUDA": wish} if wish else {})
+    done = build(**environment, PYTHONPATH=fake_torch(tmp_path / "site", cuda))
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("icl_fast: building")]
+    assert said.endswith(f"those for CUDA with {nvcc}" if built else "not for CUDA (see ICL_FAST_CUDA in setup.py)")
+    assert done.returncode != 0  # of the C++ compiler
+
+
+def test_where_there_is_no_torch_nvcc_is_left_alone(build: Build, bare_path: Path, tmp_path: Path) -> None:
+    """As in the environment that pip builds in."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    nvcc = fake_program(bare_path / "nvcc")
+    done = build(CXX=fake_program(bare_path / "g++"), CUDACXX=nvcc, PYTHONPATH=str(tmp_path / "site"))
+    assert nvcc not in done.stdout + done.stderr
 
 
 @needs_cxx
