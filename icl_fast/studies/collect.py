@@ -32,6 +32,7 @@ from icl_fast.measure.heads import head_views, text_dataset, token_losses, token
 from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
+from icl_fast.report.panels.texts import MOST_VIEWED, viewed_snapshots
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
 from icl_fast.runs import ForeignOptions, Series, open_all
 from icl_fast.scale import HERE, Runner
@@ -40,6 +41,7 @@ from icl_fast.studies.kept import Show, kept
 
 MOST_SHOWN = 32  # heads of a model whose attention on the texts is kept
 MOST_TOKENS = 512  # of a text
+MOST_CELLS = 2**25  # of all attention patterns that are kept of a text: 128 MiB as float32
 MODES = ("pattern-preserving", "full")
 
 
@@ -221,7 +223,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         notes.append(f"{error}: it reads no text")
     else:
         for text in texts:
-            readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
+            readings[text.name] = _reading(name, series, interval, of_interest, text, results / "texts", options, show)
     attributions = attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval)
     types = head_types(
         last["previous_token"].values,
@@ -280,25 +282,37 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
 def _reading(
     name: str,
     series: Series,
-    last: Transformer,
+    interval: tuple[int, int] | None,
     heads: Sequence[tuple[int, int]],
     text: Text,
     results: Path,
     options: Options,
     show: Show,
 ) -> xr.Dataset:
-    """What a run's snapshots make of a text, and some heads of the last one, whose model is `last`."""
+    """What a run's snapshots make of a text, and some heads of some of them."""
     tokenised = tokenise(text, series.tokenizer(), min(series.context, MOST_TOKENS), series.bos)
-    identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest(), "heads": [list(head) for head in heads]}
+    viewed = viewed_snapshots(series.steps, interval, _most_viewed(len(heads), len(tokenised.inputs)))
+    identity = {
+        "text": hashlib.sha256(repr(text).encode()).hexdigest(),
+        "heads": [list(head) for head in heads],
+        "viewed": viewed,
+    }
     out = results / f"{text.name}.zarr"
 
-    def losses(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
-        return {"loss": token_losses(snapshot.model, tokenised).numpy()}
+    def read(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
+        found = {"loss": token_losses(snapshot.model, tokenised).numpy()}
+        if snapshot.step in viewed:
+            pattern, logits = head_views(snapshot.model, tokenised, heads)
+            found |= {"pattern": pattern.numpy(), "logits": logits.numpy()}
+        return found
 
     def assemble(parts: list[dict[str, np.ndarray]], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        pattern, logits = head_views(last, tokenised, heads)
-        by_snapshot = torch.from_numpy(np.stack([part["loss"] for part in parts]))
-        return text_dataset(tokenised, steps, tokens, by_snapshot, heads, pattern, logits)
+        def stacked(what: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([part.pop(what) for part in parts if what in part]))
+
+        return text_dataset(
+            tokenised, steps, tokens, stacked("loss"), heads, viewed, stacked("pattern"), stacked("logits")
+        )
 
     def measure() -> Path:
         with show(f"{name}: {text.title}") as on:
@@ -306,7 +320,7 @@ def _reading(
                 series,
                 out,
                 identity,
-                losses,
+                read,
                 assemble,
                 lambda at: on(at.done, at.snapshots, at.text),
                 variables=TEXT_VARIABLES,
@@ -315,6 +329,10 @@ def _reading(
             )
 
     return kept(measure, out)
+
+
+def _most_viewed(heads: int, length: int) -> int:
+    return min(MOST_VIEWED, MOST_CELLS // (heads * length**2))
 
 
 def _grouped(runs: Mapping[str, _Usable]) -> dict[str, list[str]]:

@@ -29,11 +29,11 @@ export function array(reference) {
   if (decoded.has(reference)) return decoded.get(reference);
   const { dtype, shape, offset } = data.arrays[reference];
   const count = shape.reduce((a, b) => a * b, 1);
-  const numbers = new DTYPES[dtype](count);
-  const size = numbers.BYTES_PER_ELEMENT;
+  const size = DTYPES[dtype].BYTES_PER_ELEMENT;
+  const numbers = size === 1 ? new DTYPES[dtype](bytes.buffer, offset, count) : new DTYPES[dtype](count);
   const out = new Uint8Array(numbers.buffer);
   // stored by significance: all first bytes, then all second ones, ...
-  for (let b = 0; b < size; b++) {
+  for (let b = 0; b < size && size > 1; b++) {
     const from = offset + b * count;
     for (let i = 0; i < count; i++) out[i * size + b] = bytes[from + i];
   }

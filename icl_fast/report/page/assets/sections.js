@@ -153,12 +153,12 @@ export function foot(box) {
     data.models.length && "Olsson et al. 2022, In-context Learning and Induction Heads, Transformer Circuits Thread",
     data.exemplars.length && "Singh 2025, thesis, chapters 4 and 5",
   ].filter(Boolean);
-  if (data.models.length) box.append(el("h2", { text: "Definitions" }), definitions(data.models[0].thresholds));
   box.append(el("p", { class: "muted", text: `${sources.length ? `After ${sources.join("; ")}. ` : ""}Made by icl_fast ${data.version}. `
     + "This file holds all its data and asks nothing of any network." }));
 }
 
-function definitions({ prefix_matching: prefix, copying, previous_token: previous }) {
+export function definitions(box) {
+  const { prefix_matching: prefix, copying, previous_token: previous } = data.models[0].thresholds;
   const terms = [
     ["loss", "negative log-likelihood of the next token, in nats."],
     ["head 1.0", "layer 1, head 0, both counted from 0."],
@@ -170,6 +170,6 @@ function definitions({ prefix_matching: prefix, copying, previous_token: previou
     ["previous-token head", `any other with a previous-token score over ${previous}.`],
     ["log axis", "begins at the first snapshot after 0 tokens, which it cannot show."],
   ];
-  return el("dl", { class: "terms" },
-    ...terms.map(([term, text]) => el("div", {}, el("dt", { text: term }), el("dd", { text }))));
+  box.append(el("dl", { class: "terms" },
+    ...terms.map(([term, text]) => el("div", {}, el("dt", { text: term }), el("dd", { text })))));
 }

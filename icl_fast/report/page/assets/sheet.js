@@ -6,7 +6,7 @@ import * as format from "./format.js";
 import { mount, unmount } from "./panel.js";
 import { on } from "./state.js";
 import { later } from "./tasks.js";
-import { headView } from "./texts_heads.js";
+import { headView } from "./attention.js";
 import { facts as factsOf } from "./tip.js";
 
 const MOST = 24; // heads in a list
