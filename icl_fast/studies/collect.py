@@ -25,7 +25,7 @@ from icl_fast.analysis import (
 from icl_fast.data import Text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
-from icl_fast.files import read_json
+from icl_fast.files import read_json, to_json
 from icl_fast.measure import AblationOptions, evaluate, sweep
 from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
@@ -33,7 +33,7 @@ from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.panels.texts import MOST_VIEWED, viewed_snapshots
-from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
+from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Setting, Study, counted_by
 from icl_fast.runs import ForeignOptions, Series, open_all
 from icl_fast.scale import HERE, Runner
 from icl_fast.studies.collect_exemplars import study_exemplars
@@ -247,7 +247,20 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         texts=readings,
         notes=tuple(notes),
         curiosities=find_curiosities(losses, heads, attributions, types),
+        setting=_setting(series),
     )
+
+
+def _setting(series: Series) -> Setting | None:
+    """What a run of our own has in common with those that differ in their seed alone. Its name is that of the folder
+    nearest to the run's that is not called after a seed."""
+    if not isinstance(series, RunSeries):
+        return None
+    values = series.run.config.model_dump(mode="json")
+    del values["training"]["seed"]
+    digest = hashlib.sha256(to_json(values).encode()).hexdigest()
+    folders = [part for part in series.path.resolve().parts if not part.startswith("seed")]
+    return Setting(folders[-1], digest)
 
 
 def _of_interest(heads: xr.Dataset, effects: xr.Dataset) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from icl_fast.report.panels.builders import slugs
 from icl_fast.report.panels.family import ANTI_COPYING, family_panels
 from icl_fast.report.panels.panel import Panel
 from icl_fast.report.panels.table import table_panels
-from icl_fast.report.study import ModelStudy, Study
+from icl_fast.report.study import ModelStudy, Setting, Study
 
 MadeStudy = Callable[..., Study]
 
@@ -282,3 +282,27 @@ def test_over_100_heads_a_sample_is_opaque(made_study: MadeStudy) -> None:
     for key in ("depth", "joint-scores", "ablation-loss", "ablation-icl-difference"):
         drawn = {series.head: series.opaque for series in panels[f"{key}-three_layer"].series if series.head}
         assert drawn == dict(np.ndenumerate(expected))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_an_interval(made_study: MadeStudy) -> None:
+    study = made_study((1, 2, 3))
+    names = list(study.models)
+    for name, folder in zip(names[:2], ("two", "elsewhere"), strict=True):
+        study = changed(study, name, setting=Setting(folder, "abc"))
+    study = changed(study, names[2], setting=Setting("three", "def"))
+    panels = by_key(study)
+    for key, of in (("loss", "loss"), ("icl-score", "icl_score")):
+        mean, alone = panels[key].series
+        curves = np.stack([study.models[name].losses[of].sel(ablation="none").values for name in names[:2]])
+        curves = curves.astype(np.float64).mean(-1) if of == "loss" else curves
+        assert (mean.label, mean.model) == ("two (2 seeds)", names[0])
+        np.testing.assert_allclose(mean.y, curves.mean(0))
+        # of two values half a 95% interval is 12.706 standard errors
+        np.testing.assert_allclose(mean.error, 12.7062 * np.abs(np.subtract(*curves)) / 2, rtol=1e-5)
+        assert alone.label == names[2]
+        assert "2 seeds: mean and 95% interval" in panels[key].caption
+    assert [one.label for one in panels["formation"].series] == names  # points stay each its own
+    few = study.models[names[0]]
+    later = few.losses.isel(snapshot=slice(1, None))
+    mean = by_key(changed(study, names[0], losses=later))["loss"].series[0]
+    np.testing.assert_array_equal(mean.x, later["tokens"])

@@ -158,7 +158,9 @@ export function foot(box) {
 }
 
 export function definitions(box) {
-  const { prefix_matching: prefix, copying, previous_token: previous } = data.models[0].thresholds;
+  const { prefix_matching: prefix, previous_token: previous } = data.models[0].thresholds;
+  const copying = [...new Map(data.models.map(({ thresholds }) => [thresholds.copying, thresholds.narrow]))]
+    .map(([over, why]) => `${format.tick(over)}${why ? ` (${why})` : ""}`).join(", or ");
   const terms = [
     ["loss", "negative log-likelihood of the next token, in nats."],
     ["head 1.0", "layer 1, head 0, both counted from 0."],
@@ -166,7 +168,7 @@ export function definitions(box) {
     ["in-context-learning score", "mean loss at a late position minus that at an early one; row 5 says which."],
     ["phase change", "from the last snapshot before 10% of the in-context-learning score's fall to the first past 90%; "
       + "there is none where the fall is small or no head matches prefixes."],
-    ["induction head", `prefix-matching score over ${prefix} and copying score over ${format.tick(copying)} at the last snapshot.`],
+    ["induction head", `prefix-matching score over ${prefix} and copying score over ${copying} at the last snapshot.`],
     ["previous-token head", `any other with a previous-token score over ${previous}.`],
     ["log axis", "begins at the first snapshot after 0 tokens, which it cannot show."],
   ];
