@@ -194,8 +194,8 @@ def joint_scores(
 class Correlation:
     """Pearson's and Spearman's coefficients, their two-sided p-values for no correlation, and of how many heads.
 
-    Of up to 8 heads the p-values are exact, the share of all orders in which the coefficient is at least as large, and so
-    never 0; of more by Student's t.
+    Of up to 8 heads the p-values are exact, the share of all orders in which the coefficient is at least as large, and
+    so never 0; of more by Student's t.
     """
 
     pearson: float

@@ -34,7 +34,7 @@ from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
 from icl_fast.report.panels.texts import MOST_VIEWED, viewed_snapshots
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Setting, Study, counted_by
-from icl_fast.runs import ForeignOptions, Series, open_all
+from icl_fast.runs import ForeignOptions, RunSeries, Series, open_all
 from icl_fast.scale import HERE, Runner
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.studies.kept import Show, kept

@@ -60,9 +60,9 @@ def model_texts(
     """What the page is given of the texts that a model has read, arrays as references.
 
     Attention and logit attribution are, for each snapshot viewed, multiples of 0.01, lower triangles row by row [shown
-    head, T*(T+1)/2]; signed arrays are zigzag coded (0, -1, 1, -2 are 0, 1, 2, 3). Losses over training are multiples of
-    0.01 nats, differences from one snapshot kept to the next, at no more than 101 snapshots, the first and the last and
-    both ends of the interval among them; those at the snapshots viewed are float32.
+    head, T*(T+1)/2]; signed arrays are zigzag coded (0, -1, 1, -2 are 0, 1, 2, 3). Losses over training are multiples
+    of 0.01 nats, differences from one snapshot kept to the next, at no more than 101 snapshots, the first and the last
+    and both ends of the interval among them; those at the snapshots viewed are float32.
 
     Args:
         name: of the model.

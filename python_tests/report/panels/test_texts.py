@@ -100,9 +100,7 @@ def test_continuations_by_definition(tokens: list[str]) -> None:
         assert kind == ("new" if not followers else "repeated" if tokens[p] in followers else "changed")
 
 
-@given(
-    st.sets(st.integers(0, 10**6), min_size=1, max_size=40).map(sorted), st.data(), st.integers(0, 12)
-)
+@given(st.sets(st.integers(0, 10**6), min_size=1, max_size=40).map(sorted), st.data(), st.integers(0, 12))
 def test_viewed_snapshots(steps: list[int], data: st.DataObject, most: int) -> None:
     ends = st.sampled_from(steps)
     interval = data.draw(st.none() | st.tuples(ends, ends).map(lambda pair: (min(pair), max(pair))))
@@ -121,9 +119,7 @@ def test_viewed_snapshots_lie_evenly_along_the_logarithm() -> None:
     assert viewed_snapshots(steps, (100, 300), 4) == [1, 100, 300, 4096]
 
 
-def test_a_page_has_fewer_snapshots_where_they_are_large(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_has_fewer_snapshots_where_they_are_large(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = sum(text["pattern"][0].size for model in study.models.values() for text in model.texts.values())
     for room, count in (10**9, 4), (3 * cells, 3), (0, 2):
         monkeypatch.setattr("icl_fast.report.panels.texts.LARGEST_VIEWS", room)

@@ -27,7 +27,7 @@ let views = 0;
  * The whole view, in a container. `from`: the models to choose from; `head`: the only one shown, [layer, head], null for
  * all to choose from; `step`: of the snapshot that a slider of its own begins at, null for the page's.
  */
-export function attention(container, { from, head = null, step = null }) {
+export function attentionView(container, { from, head = null, step = null }) {
   const single = head !== null;
   const view = views++;
   let model, entry, text, full, rows, tokens;
@@ -128,7 +128,7 @@ export function attention(container, { from, head = null, step = null }) {
           pointerenter: () => focusHead(one), focus: () => focusHead(one),
           click: () => { locked = one; focusHead(one); },
         },
-      }, canvas, el("span", { class: "texts-scores" }, el("b", { text: `head ${name}` }), ...lines.map(({ node: of }) => of)));
+      }, canvas, el("span", { class: "texts-scores" }, el("b", { text: `head ${name}` }), ...lines.map((shownAs) => shownAs.node)));
       return { head: one, name, node, canvas, values: lines.map(({ value }) => value) };
     });
     const layers = [...new Set(buttons.map((one) => one.head[0]))];
@@ -284,7 +284,7 @@ export function section(container) {
   container.append(el("p", { class: "texts-lead texts", text: "Where each head attends on a text, and what it adds to the logits there: one row of a picture for each token predicted and one column for each token attended to, "
     + "at the snapshot of the slider. Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that match patterns: the same texts, for heads of these models." }),
   box, el("p", { class: "texts-note", text: DEFINITIONS }));
-  attention(box, { from: models() });
+  attentionView(box, { from: models() });
 }
 
 /** What one head of a model does on texts. */
@@ -294,5 +294,5 @@ export function headView(container, modelName, head) {
   const box = el("div");
   container.append(el("h3", { text: "On text" }), box, el("p", { class: "texts-note", text: DEFINITIONS }));
   if (place(model, head) < 0) nothing(box, `Not kept of this head. ${someOf(model)}`);
-  else attention(box, { from: [model], head });
+  else attentionView(box, { from: [model], head });
 }

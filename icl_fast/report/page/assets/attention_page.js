@@ -1,5 +1,5 @@
 // The attention view alone, once for each of `data.views`, side by side.
-import { attention } from "./attention.js";
+import { attentionView } from "./attention.js";
 import { data, load } from "./data.js";
 import { el } from "./dom.js";
 import { settled } from "./tasks.js";
@@ -9,7 +9,7 @@ async function build() {
   await load();
   const boxes = data.views.map(({ model, step }) => {
     const box = el("section", { class: "texts-beside", "aria-label": `${model}, step ${step}` });
-    return { box, fill: () => attention(box, { from: [findModel(model)], step }) };
+    return { box, fill: () => attentionView(box, { from: [findModel(model)], step }) };
   });
   const page = document.getElementById("page");
   page.replaceChildren(el("div", { class: "texts-views" }, ...boxes.map(({ box }) => box)));

@@ -2,7 +2,7 @@
 import { array, data } from "./data.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
-import { chooseStep, on, remember, state } from "./state.js";
+import { chooseStep, on as listen, remember, state } from "./state.js";
 
 const MINUS = "\u2212";
 
@@ -143,9 +143,9 @@ export function choice(label, options, change) {
 export function snapshotName(model, at) {
   const { step, seen } = model.viewed[at];
   const seenBy = data.progress.unit === "tokens" ? ` (${format.count(seen)} tokens)` : "";
-  const place = [at === model.before && model.changed && "the phase change begins",
+  const role = [at === model.before && model.changed && "the phase change begins",
     at === model.after && model.changed && "the phase change ends", at === lastOf(model) && "the last"].filter(Boolean);
-  return `step ${format.whole(step)}${seenBy}${place.length ? `: ${place.join(", ")}` : ""}`;
+  return `step ${format.whole(step)}${seenBy}${role.length ? `: ${role.join(", ")}` : ""}`;
 }
 
 /**
@@ -176,7 +176,7 @@ export function snapshotSlider(start, change, own = null) {
     put(step);
     change();
   }
-  if (own === null) on("step", () => show(state.step), node);
+  if (own === null) listen("step", () => show(state.step), node);
   return {
     node,
     at: () => Number(input.value),
