@@ -236,6 +236,7 @@ def test_beside_runs_on_text(
         "Attention and logit attribution",
         "alone",
         "Claims",
+        "Definitions",
     ]
     assert page.locator(".head .wide").count() == 2
     assert page.locator(".note li").all_text_contents()[-1] == "alone, step 6: truncated"
