@@ -37,7 +37,7 @@ from icl_fast.report.colours import (
 from icl_fast.report.draw.figures import save_figure
 from icl_fast.report.panels.builders import PROGRESS, SEQUENCES
 from icl_fast.report.panels.panel import Heatmap, Panel
-from icl_fast.report.panels.table import ROWS
+from icl_fast.report.panels.table import ROWS, Row
 from icl_fast.report.study import Study
 
 Drawn = TypeVar("Drawn", bound=Callable[..., Any])
@@ -100,55 +100,90 @@ def draw(panel: Panel, study: Study) -> Figure:
 
 @_styled
 def draw_table(study: Study, panels: dict[str, list[Panel]]) -> Figure:
-    """The whole Model Analysis Table: a column a model, nine rows, each explained at its left.
+    """The whole Model Analysis Table: a column a model, nine rows, each explained above it.
 
     Args:
         panels: as `table_panels` gives them.
     """
-    wide, high, across, down = 2.35, 1.7, 0.5, 0.62  # inches: of a panel, and between two
-    left, right, above, below = 3.95, 1.9, 1.3, 0.75
-    columns = len(panels)
-    width = left + columns * (wide + across) + right
-    height = above + len(ROWS) * (high + down) + below
+    wide, across, left, right = 2.55, 0.5, 0.75, 0.95  # inches: of a panel, between two, and at the sides
+    width = left + len(panels) * (wide + across) - across + right
+    blocks = [_RowBlock(row, [of_model[index] for of_model in panels.values()]) for index, row in enumerate(ROWS)]
+    heads = [_wrap(block.text, int(14.5 * (width - 0.4))) for block in blocks]
+    heights = [block.height(len(lines)) for block, lines in zip(blocks, heads, strict=True)]
+    titles = [_column_title(study, name) for name in panels]
+    note = _table_note(study, width)
+    above, below = 0.75 + 0.17 * max(title.count("\n") + 1 for title in titles), 0.2 + 0.16 * len(note)
+    height = above + sum(heights) + below
     figure = Figure(figsize=(width, height))
-    figure.text(0.2 / width, 1 - 0.3 / height, study.title, fontsize=15, fontweight="bold", va="top")
-    for index, row in enumerate(ROWS):
-        bottom = height - above - index * (high + down) - high
-        _row_text(
-            figure, 0.2 / width, (bottom + high) / height, f"{index + 1}  {row.title}", row.explanation, row.reading
-        )
-        of_row = [of_model[index] for of_model in panels.values()]
-        for column, (name, panel) in enumerate(zip(panels, of_row, strict=True)):
-            at = left + column * (wide + across)
-            axis = figure.add_axes((at / width, bottom / height, wide / width, high / height))
-            _fill(axis, panel, series_colours(study, panel), detailed=False)
-            if index == 0:
-                axis.set_title(_column_title(study, name), loc="left", fontweight="bold", pad=12)
-            # y is the same in the whole row, and x in all rows but the first
-            axis.set_ylabel(panel.y_label if column == 0 else "", fontsize=8)
-            labelled = index in (0, len(ROWS) - 1) or not panel.over_training
-            axis.set_xlabel(panel.x_label if labelled else "", fontsize=8)
-        at = left + columns * (wide + across) - across + 0.15
-        shown = next((panel for panel in of_row if panel.absent is None), None)
-        if shown is not None and shown.heatmap is not None:
-            _colour_bar(figure.add_axes((at / width, bottom / height, 0.14 / width, high / height)), shown.heatmap)
-        elif shown is not None:
+    figure.text(0.2 / width, 1 - 0.2 / height, study.title, fontsize=14, fontweight="bold", va="top")
+    for column, title in enumerate(titles):
+        at = left + column * (wide + across)
+        figure.text(at / width, (height - above + 0.1) / height, title, fontweight="bold", va="bottom")
+    top = height - above
+    for number, (block, lines, high) in enumerate(zip(blocks, heads, heights, strict=True), start=1):
+        name = f"{number}  {block.row.title}"
+        figure.text(0.2 / width, (top - 0.12) / height, name, fontsize=10, fontweight="bold", va="top")
+        figure.text(0.2 / width, (top - 0.34) / height, "\n".join(lines), fontsize=8, color="#444444", va="top")
+        bottom = top - high + block.below
+        if handles := block.legend():
             figure.legend(
-                handles=_row_legend(of_row),
-                loc="upper left",
-                bbox_to_anchor=(at / width, (bottom + high) / height),
+                handles=handles,
+                loc="lower left",
+                bbox_to_anchor=((left - 0.1) / width, (bottom + _HIGH + 0.02) / height),
+                ncols=len(handles),
                 frameon=False,
                 borderaxespad=0,
+                columnspacing=1.2,
             )
+        for column, panel in enumerate(block.panels):
+            at = left + column * (wide + across)
+            axis = figure.add_axes((at / width, bottom / height, wide / width, _HIGH / height))
+            _fill(axis, panel, series_colours(study, panel), detailed=False)
+            # y is the same in the whole row
+            axis.set_ylabel(panel.y_label if column == 0 else "", fontsize=8)
+            axis.set_xlabel(panel.x_label if block.labelled else "", fontsize=8)
+        if (heatmap := block.heatmap) is not None:
+            at = width - right + 0.12
+            _colour_bar(figure.add_axes((at / width, bottom / height, 0.14 / width, _HIGH / height)), heatmap)
+        top -= high
+    figure.text(0.2 / width, 0.12 / height, "\n".join(note), fontsize=8, color="#444444")
+    return figure
+
+
+_HIGH = 1.55  # inches, of a panel of the table
+
+
+class _RowBlock:
+    """A row of the table as it is drawn: what it shows, and the room, in inches, that it takes."""
+
+    def __init__(self, row: Row, panels: Sequence[Panel]) -> None:
+        self.row, self.panels = row, panels
+        self.shown = [panel for panel in panels if panel.absent is None]
+        self.text = f"{row.explanation} {row.reading}"
+        # x is the same in all rows but the first
+        self.labelled = row in (ROWS[0], ROWS[-1]) or not all(panel.over_training for panel in panels)
+        self.below = 0.62 if self.labelled else 0.44
+
+    @property
+    def heatmap(self) -> Heatmap | None:
+        return self.shown[0].heatmap if self.shown else None
+
+    def legend(self) -> list[Artist]:
+        return _row_legend(self.panels) if self.shown and self.heatmap is None else []
+
+    def height(self, lines: int) -> float:
+        """With so many lines of text above the panels."""
+        return 0.4 + 0.135 * lines + (0.26 if self.legend() else 0.08) + _HIGH + self.below
+
+
+def _table_note(study: Study, width: float) -> list[str]:
     counted = PROGRESS[next(iter(study.models.values())).progress]
     note = (
         f"x axis of rows 2 to 9: {counted}; of one snapshot, heads by layer. A faint band around a line: one standard "
         "error over examples. "
         "Rows 8 and 9: pattern-preserving ablation. After Olsson et al. 2022, Model Analysis Table."
     )
-    wrapped = "\n".join(_wrap(note, int(15 * width)))
-    figure.text(0.2 / width, 0.15 / height, wrapped, fontsize=8, color="#444444")
-    return figure
+    return _wrap(note, int(14.5 * (width - 0.4)))
 
 
 def write_static(
@@ -195,17 +230,6 @@ def _column_title(study: Study, name: str) -> str:
     group = study.group_of(name)
     on = _wrap(f"on {group.text}, {group.context} tokens", 30)
     return "\n".join([*_wrap(name, 30), f"{layers}, {model.parameters:,} parameters", *on])
-
-
-def _row_text(figure: Figure, x: float, y: float, title: str, explanation: str, reading: str) -> None:
-    lines = _wrap(title, 34)
-    figure.text(x, y, "\n".join(lines), fontsize=10, fontweight="bold", va="top")
-    height = figure.get_figheight()
-    y -= (0.17 * len(lines) + 0.05) / height
-    lines = _wrap(explanation, 50)
-    figure.text(x, y, "\n".join(lines), fontsize=7.5, va="top")
-    y -= (0.128 * len(lines) + 0.06) / height
-    figure.text(x, y, "\n".join(_wrap(reading, 50)), fontsize=7.5, color="#555555", style="italic", va="top")
 
 
 def _fill(axis: Axes, panel: Panel, colours: Sequence[str], *, detailed: bool) -> None:
@@ -396,13 +420,14 @@ def _legend(panel: Panel, study: Study) -> list[Artist]:
 def _row_legend(panels: Sequence[Panel]) -> list[Artist]:
     """The same for a row of the table."""
     shown = [panel for panel in panels if panel.absent is None]
+    marker = "o" if all(panel.kind == "points" for panel in shown) else ""
     handles: list[Artist] = []
     if any(series.head is not None for panel in shown for series in panel.series):
         if default_by(shown[0]) == "type":
-            handles += [_handle(kind, colour, "") for kind, colour in TYPES.items()]
+            handles += [_handle(kind, colour, marker) for kind, colour in TYPES.items()]
         else:
             names = ("first layer", "early layer", "late layer", "last layer")
-            handles += [_handle(name, colour, "") for name, colour in zip(names, DEPTH, strict=True)]
+            handles += [_handle(name, colour, marker) for name, colour in zip(names, DEPTH, strict=True)]
     if shown[0].kind == "path":
         handles += [*_path_ends(), _handle(PHASE_CHANGE, BAND, "")]
     if any(not series.opaque for panel in shown for series in panel.series) and shown[0].kind == "path":

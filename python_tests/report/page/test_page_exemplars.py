@@ -232,10 +232,11 @@ def test_beside_runs_on_text(
         "Model Analysis Table",
         "Heads",
         "Further figures",
-        "Passage",
-        "Abstract heads",
+        "Token losses",
+        "Attention and logit attribution",
         "alone",
         "Claims",
+        "Definitions",
     ]
     assert page.locator(".head .wide").count() == 2
     assert page.locator(".note li").all_text_contents()[-1] == "alone, step 6: truncated"

@@ -41,9 +41,11 @@ function tableOf(model, m) {
   const columns = ["head", "type", ...[...scores, ...effects].map(([label]) => label)];
   const which = count > rows.length
     ? `: ${rows.length} of ${count} heads, the highest by prefix matching and by what they change of the ICL score, in turns` : "";
+  const { copying, narrow } = model.thresholds;
+  const notes = narrow ? [`A copying score over ${format.tick(copying)} counts as copying (${narrow}).`] : [];
   const undefinedOf = Object.entries(model.undefined).map(([name, why]) => `${data.scores[name] || name}: undefined because ${why}. `);
   return el("div", { class: "wide" }, el("table", { class: "plain" },
     el("caption", { class: "said", text: `${model.name}${which}` }),
     el("thead", {}, el("tr", {}, ...columns.map((text, i) => el("th", { scope: "col", class: i > 1 ? "number" : null, text })))),
-    el("tbody", {}, ...rows)), undefinedOf.length ? el("p", { class: "muted", text: undefinedOf.join("") }) : null);
+    el("tbody", {}, ...rows)), el("p", { class: "muted", text: [...notes, ...undefinedOf].join(" ") }));
 }
