@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from icl_fast.measure import ablate, evaluate, open_results, sweep
+    from icl_fast.measure import LoadedModel, ablate, evaluate, load, open_results, sweep
     from icl_fast.models import (
         ExemplarConfig,
         ExemplarTransformer,
@@ -43,6 +43,7 @@ __all__ = [
     "ExemplarTransformer",
     "InputError",
     "Intervention",
+    "LoadedModel",
     "PositionLoss",
     "Run",
     "Series",
@@ -58,6 +59,7 @@ __all__ = [
     "head_ablation_cross_entropy",
     "layer_norm_difference",
     "linear_cross_entropy",
+    "load",
     "load_config",
     "load_snapshot",
     "open_results",
@@ -80,7 +82,7 @@ OPS = (
 )
 
 _HOME = {
-    **dict.fromkeys(("ablate", "evaluate", "open_results", "sweep"), "measure"),
+    **dict.fromkeys(("LoadedModel", "ablate", "evaluate", "load", "open_results", "sweep"), "measure"),
     **dict.fromkeys(("ExemplarConfig", "ExemplarTransformer", "Intervention"), "models"),
     **dict.fromkeys(("Transformer", "TransformerConfig", "load_snapshot"), "models"),
     **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),

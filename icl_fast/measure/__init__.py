@@ -19,6 +19,7 @@ from icl_fast.measure.heads import (
     previous_token_scores,
     qk_trace,
 )
+from icl_fast.measure.loaded import LoadedModel, ModelOutput, load
 from icl_fast.measure.store import OtherResults, open_results, save_results
 from icl_fast.measure.store_files import DamagedResults
 
@@ -30,5 +31,7 @@ __all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalu
 __all__ += ["logit_attribution", "measure_idealised", "measure_templates"]
 # exemplar runs
 __all__ += ["measure_ablations", "measure_strategies", "measure_wiring", "open_measured"]
+# a model to work with
+__all__ += ["LoadedModel", "ModelOutput", "load"]
 # results on disk
 __all__ += ["DamagedResults", "OtherResults", "open_results", "save_results"]
