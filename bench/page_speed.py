@@ -103,7 +103,7 @@ class Session:
         self.settle(500)
         page.keyboard.press("Escape")
         self.settle()
-        for section in ("passage", "abstract"):
+        for section in ("token-losses", "attention"):
             self.begin(section)
             self.to(f"#{section}", 200)
             self.sweep((300, 450, 600, 750))

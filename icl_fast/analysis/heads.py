@@ -6,6 +6,7 @@ token in [0, 1] (Olsson et al. 2022, Data Collection (3)). A score passes a thre
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from icl_fast.errors import InputError
 
 PREVIOUS_TOKEN, INDUCTION, OTHER = "previous token", "induction", "other"
 MOST_OPAQUE = 100
+MOST_EXACT = 8  # heads of which all 40,320 orders are gone through
 WIDE, NARROW_COPYING = 512, -0.6
 NARROW = (
     f"copying: the paper's 0 is out of reach of models under {WIDE} wide, in which embeddings overlap; chance is -0.85"
@@ -190,7 +192,11 @@ def joint_scores(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's and Spearman's coefficients, their two-sided p-values for no correlation, and of how many heads."""
+    """Pearson's and Spearman's coefficients, their two-sided p-values for no correlation, and of how many heads.
+
+    Of up to 8 heads the p-values are exact, the share of all orders in which the coefficient is at least as large, and
+    so never 0; of more by Student's t.
+    """
 
     pearson: float
     pearson_p: float
@@ -223,9 +229,17 @@ def correlate(evaluator: Values, weights: Values) -> Correlation:
         if np.ptp(values) == 0:
             raise InputError(f"{name}: all heads have the same value, which correlates with nothing")
     pearson, spearman = stats.pearsonr(first, second), stats.spearmanr(first, second)
-    return Correlation(
-        float(pearson.statistic), float(pearson.pvalue), float(spearman.statistic), float(spearman.pvalue), len(first)
-    )
+    p_values = float(pearson.pvalue), float(spearman.pvalue)
+    if len(first) <= MOST_EXACT:
+        p_values = _exact_p(first, second), _exact_p(stats.rankdata(first), stats.rankdata(second))
+    return Correlation(float(pearson.statistic), p_values[0], float(spearman.statistic), p_values[1], len(first))
+
+
+def _exact_p(first: Floats, second: Floats) -> float:
+    """Of all orders of the second, the share in which it correlates with the first at least as much, either way."""
+    centred = first - first.mean()
+    orders = np.array(list(itertools.permutations(second - second.mean())))
+    return float(np.mean(np.abs(orders @ centred) >= abs(float(orders[0] @ centred)) * (1 - 1e-9)))
 
 
 def opaque_heads(prefix_matching: Values, *, count: int = MOST_OPAQUE, seed: int = 0) -> NDArray[np.bool_]:

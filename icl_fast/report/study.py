@@ -24,6 +24,14 @@ def counted_by(losses: Iterable[xr.Dataset]) -> Progress:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What runs have in common that differ in their seed alone: what a curve of them is called, and a digest of it."""
+
+    name: str = field(compare=False)
+    digest: str
+
+
+@dataclass(frozen=True)
 class ModelStudy:
     """A model trained on text, one snapshot of it or many: a column of the Model Analysis Table.
 
@@ -51,6 +59,8 @@ class ModelStudy:
         progress: what its training is counted by; the same for all models of a report.
         notes: what should be known of it before its numbers are read, a sentence each.
         curiosities: what is odd about it (see `icl_fast.analysis.find_curiosities`).
+        setting: the same for runs that differ in `training.seed` alone, which are one curve with a band where all
+            models are drawn; None: it is compared with no other.
     """
 
     name: str
@@ -69,6 +79,7 @@ class ModelStudy:
     progress: Progress = "tokens"
     notes: tuple[str, ...] = ()
     curiosities: tuple[Curiosity, ...] = ()
+    setting: Setting | None = None
 
     @property
     def snapshots(self) -> int:

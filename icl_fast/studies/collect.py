@@ -25,21 +25,23 @@ from icl_fast.analysis import (
 from icl_fast.data import Text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
-from icl_fast.files import read_json
+from icl_fast.files import read_json, to_json
 from icl_fast.measure import AblationOptions, evaluate, sweep
 from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
 from icl_fast.measure.heads.reading import TEXT_VARIABLES
 from icl_fast.measure.over_snapshots import measure_snapshots
 from icl_fast.models import Snapshot, Transformer
-from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Study, counted_by
-from icl_fast.runs import ForeignOptions, Series, open_all
+from icl_fast.report.panels.texts import MOST_VIEWED, viewed_snapshots
+from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Setting, Study, counted_by
+from icl_fast.runs import ForeignOptions, RunSeries, Series, open_all
 from icl_fast.scale import HERE, Runner
 from icl_fast.studies.collect_exemplars import study_exemplars
 from icl_fast.studies.kept import Show, kept
 
 MOST_SHOWN = 32  # heads of a model whose attention on the texts is kept
 MOST_TOKENS = 512  # of a text
+MOST_CELLS = 2**25  # of all attention patterns that are kept of a text: 128 MiB as float32
 MODES = ("pattern-preserving", "full")
 
 
@@ -221,7 +223,7 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         notes.append(f"{error}: it reads no text")
     else:
         for text in texts:
-            readings[text.name] = _reading(name, series, model, of_interest, text, results / "texts", options, show)
+            readings[text.name] = _reading(name, series, interval, of_interest, text, results / "texts", options, show)
     attributions = attribute_icl(by_pattern) if interval is None else attribute_heads(by_pattern, *interval)
     types = head_types(
         last["previous_token"].values,
@@ -245,7 +247,20 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
         texts=readings,
         notes=tuple(notes),
         curiosities=find_curiosities(losses, heads, attributions, types),
+        setting=_setting(series),
     )
+
+
+def _setting(series: Series) -> Setting | None:
+    """What a run of our own has in common with those that differ in their seed alone. Its name is that of the folder
+    nearest to the run's that is not called after a seed."""
+    if not isinstance(series, RunSeries):
+        return None
+    values = series.run.config.model_dump(mode="json")
+    del values["training"]["seed"]
+    digest = hashlib.sha256(to_json(values).encode()).hexdigest()
+    folders = [part for part in series.path.resolve().parts if not part.startswith("seed")]
+    return Setting(folders[-1], digest)
 
 
 def _of_interest(heads: xr.Dataset, effects: xr.Dataset) -> list[tuple[int, int]]:
@@ -280,25 +295,37 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
 def _reading(
     name: str,
     series: Series,
-    last: Transformer,
+    interval: tuple[int, int] | None,
     heads: Sequence[tuple[int, int]],
     text: Text,
     results: Path,
     options: Options,
     show: Show,
 ) -> xr.Dataset:
-    """What a run's snapshots make of a text, and some heads of the last one, whose model is `last`."""
+    """What a run's snapshots make of a text, and some heads of some of them."""
     tokenised = tokenise(text, series.tokenizer(), min(series.context, MOST_TOKENS), series.bos)
-    identity = {"text": hashlib.sha256(repr(text).encode()).hexdigest(), "heads": [list(head) for head in heads]}
+    viewed = viewed_snapshots(series.steps, interval, _most_viewed(len(heads), len(tokenised.inputs)))
+    identity = {
+        "text": hashlib.sha256(repr(text).encode()).hexdigest(),
+        "heads": [list(head) for head in heads],
+        "viewed": viewed,
+    }
     out = results / f"{text.name}.zarr"
 
-    def losses(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
-        return {"loss": token_losses(snapshot.model, tokenised).numpy()}
+    def read(snapshot: Snapshot[Transformer]) -> dict[str, np.ndarray]:
+        found = {"loss": token_losses(snapshot.model, tokenised).numpy()}
+        if snapshot.step in viewed:
+            pattern, logits = head_views(snapshot.model, tokenised, heads)
+            found |= {"pattern": pattern.numpy(), "logits": logits.numpy()}
+        return found
 
     def assemble(parts: list[dict[str, np.ndarray]], steps: list[int], tokens: list[int]) -> xr.Dataset:
-        pattern, logits = head_views(last, tokenised, heads)
-        by_snapshot = torch.from_numpy(np.stack([part["loss"] for part in parts]))
-        return text_dataset(tokenised, steps, tokens, by_snapshot, heads, pattern, logits)
+        def stacked(what: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([part.pop(what) for part in parts if what in part]))
+
+        return text_dataset(
+            tokenised, steps, tokens, stacked("loss"), heads, viewed, stacked("pattern"), stacked("logits")
+        )
 
     def measure() -> Path:
         with show(f"{name}: {text.title}") as on:
@@ -306,7 +333,7 @@ def _reading(
                 series,
                 out,
                 identity,
-                losses,
+                read,
                 assemble,
                 lambda at: on(at.done, at.snapshots, at.text),
                 variables=TEXT_VARIABLES,
@@ -315,6 +342,10 @@ def _reading(
             )
 
     return kept(measure, out)
+
+
+def _most_viewed(heads: int, length: int) -> int:
+    return min(MOST_VIEWED, MOST_CELLS // (heads * length**2))
 
 
 def _grouped(runs: Mapping[str, _Usable]) -> dict[str, list[str]]:

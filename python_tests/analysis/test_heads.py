@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from icl_fast import InputError
 from icl_fast.analysis import (
@@ -117,6 +119,25 @@ def test_correlation_by_its_definition(seed: int, layers: int, heads: int) -> No
     turned = correlate(-2 * evaluator + 1, weights)
     assert turned.pearson == pytest.approx(-found.pearson)
     assert turned.pearson_p == pytest.approx(found.pearson_p)
+
+
+@given(st.integers(0, 10**6), st.integers(3, 7))
+def test_p_values_of_few_heads_are_shares_of_all_orders(seed: int, heads: int) -> None:
+    evaluator, weights = np.random.default_rng(seed).normal(size=(2, heads, 1))
+    found = correlate(evaluator, weights)
+    for of, size, p in (
+        (stats.pearsonr, found.pearson, found.pearson_p),
+        (stats.spearmanr, found.spearman, found.spearman_p),
+    ):
+        orders = [of(evaluator[:, 0], order).statistic for order in itertools.permutations(weights[:, 0])]
+        assert p == pytest.approx(np.mean(np.abs(orders) >= abs(size) - 1e-9))
+        assert p >= 1 / len(orders)
+
+
+def test_four_heads_in_order_do_not_have_a_p_of_0() -> None:
+    found = correlate(np.arange(4.0)[:, None], np.arange(4.0)[:, None] ** 3)
+    assert found.spearman == pytest.approx(1)
+    assert found.spearman_p == pytest.approx(2 / 24)
 
 
 def test_correlation_matches_heads_by_dim() -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from icl_fast.analysis import Curiosity, PhaseChange, Thresholds, attribute_heads, attribute_icl, head_types, joint_pca
 from icl_fast.models import TransformerConfig
+from icl_fast.report.panels.texts import viewed_snapshots
 from icl_fast.report.study import Claim, EvaluationGroup, ExemplarStudy, ModelStudy, Study
 from icl_fast.runs import open_series, parse_config
 from icl_fast.studies.collect_exemplars import study_exemplars
@@ -173,7 +174,10 @@ def _model(
         )
         if layers > 1 and snapshots > 1
         else (),
-        texts={text: _text(text, kind, layers, heads, length, time, random) for text, kind in texts},
+        texts={
+            text: _text(text, kind, layers, heads, length, time, viewed_snapshots(steps.tolist(), interval, 4), random)
+            for text, kind in texts
+        },
     )
 
 
@@ -184,14 +188,15 @@ def _text(
     heads: int,
     length: int,
     time: dict[str, tuple[str, np.ndarray]],
+    viewed: Sequence[int],
     random: np.random.Generator,
 ) -> xr.Dataset:
     pieces = [SENTENCE[index % len(SENTENCE)] for index in range(length)]
     shown = list(np.ndindex(layers, heads))
-    pattern = np.tril(random.gamma(0.3, 1, (len(shown), length, length)) + 1e-6)
+    pattern = np.tril(random.gamma(0.3, 1, (len(viewed), len(shown), length, length)) + 1e-6)
     pattern /= pattern.sum(-1, keepdims=True)
     logits = np.tril(random.normal(size=pattern.shape)) * pattern
-    dims = ("shown", "position", "source")
+    dims = ("viewed", "shown", "position", "source")
     steps = time["snapshot"][1]
     category = np.full(length, -1)
     if kind == "template":  # every third token is a label
@@ -204,6 +209,7 @@ def _text(
         },
         coords={
             **time,
+            "viewed": list(viewed),
             "layer": ("shown", [layer for layer, _ in shown]),
             "head": ("shown", [head for _, head in shown]),
             "position": np.arange(1, length + 1),

@@ -189,10 +189,11 @@ def head_views(
     return pattern, logits
 
 
-_VIEW = ("shown", "position", "source")
+_VIEW = ("viewed", "shown", "position", "source")
 TEXT_VARIABLES: dict[str, tuple[str, ...]] = {  # of `text_dataset`: name -> dims
     **{"loss": ("snapshot", "position"), "pattern": _VIEW, "logits": _VIEW},
-    **{"snapshot": ("snapshot",), "tokens": ("snapshot",), "layer": _VIEW[:1], "head": _VIEW[:1]},
+    **{"snapshot": ("snapshot",), "tokens": ("snapshot",), "viewed": ("viewed",)},
+    **{name: ("shown",) for name in ("layer", "head")},
     **{name: ("position",) for name in ("position", "input", "target", "category")},
 }
 
@@ -203,6 +204,7 @@ def text_dataset(
     tokens: Sequence[int],
     losses: Tensor,
     heads: Sequence[tuple[int, int]],
+    viewed: Sequence[int],
     pattern: Tensor,
     logits: Tensor,
 ) -> xr.Dataset:
@@ -214,13 +216,15 @@ def text_dataset(
         tokens: seen by then.
         losses: [snapshot,T] of `token_losses`.
         heads: (layer, head) of each that is shown.
-        pattern, logits: [A,T,T] of `head_views` of these, at the last snapshot.
+        viewed: steps of the W snapshots whose heads were read, some of `steps`, rising.
+        pattern, logits: [W,A,T,T] of `head_views` of these.
 
     Returns:
-        `loss` [snapshot, position] and `pattern`, `logits` [shown, position, source] with coords `snapshot` (steps),
-        `tokens`, `layer` and `head` of those shown, `position` (1-based), `input` and `target` (pieces of the token
-        that is read there, first "<bos>" where there is one, and of the one that is predicted), `category` (of a label
-        that is predicted there, else -1); attributes name, title, kind, source, left_out_tokens.
+        `loss` [snapshot, position] and `pattern`, `logits` [viewed, shown, position, source] with coords `snapshot`
+        (steps), `tokens`, `viewed` (steps), `layer` and `head` of those shown, `position` (1-based), `input` and
+        `target` (pieces of the token that is read there, first "<bos>" where there is one, and of the one that is
+        predicted), `category` (of a label that is predicted there, else -1); attributes name, title, kind, source,
+        left_out_tokens.
     """
     return xr.Dataset(
         {
@@ -235,6 +239,7 @@ def text_dataset(
         coords={
             "snapshot": list(steps),
             "tokens": ("snapshot", list(tokens)),
+            "viewed": list(viewed),
             "layer": ("shown", [layer for layer, _ in heads]),
             "head": ("shown", [head for _, head in heads]),
             "position": np.arange(1, len(text.pieces) + 1),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl_fast.report.colours import EVALUATORS, MODELS
-from icl_fast.report.draw.axes import label_axes, plain
+from icl_fast.report.draw.axes import end_at_data, label_axes, legend_beside, plain
 from icl_fast.report.draw.figures import save_figure
 
 _SEQUENCES = "training sequences (millions)"
@@ -52,8 +52,8 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     """
     attends, fixed_labels = "layer" in curves.sizes, "ciwl" in curves["evaluator"].values
     rows = 1 + attends + fixed_labels
-    figure = Figure(figsize=(15, 4.2 * rows), layout="constrained")
-    figure.suptitle(plain(title))
+    figure = Figure(figsize=(17, 4.2 * rows), layout="constrained")
+    figure.suptitle(_title(title, curves))
     axes = figure.subplots(rows, 3, squeeze=False)
     if fixed_labels:  # Fig 5.9b
         _by_evaluator(axes[-1, 0], curves, "loss", "Loss by evaluator", "nats")
@@ -75,11 +75,9 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     for axis, (metric, layer, what) in zip(axes[1], measured, strict=True):
         values = curves[metric].sel(evaluator=shown).isel(layer=layer)
         for head in range(curves.sizes["head"]):
-            axis.plot(
-                _millions(curves), values.isel(head=head), color=MODELS[head % 8], label=f"{layer}.{head}", lw=1.4
-            )
+            axis.plot(_millions(curves), values.isel(head=head), color=MODELS[head % 8], label=str(head), lw=1.4)
         label_axes(axis, f"Heads of layer {layer}, {what} ({shown})", _SEQUENCES, "attention")
-        axis.legend(frameon=False, ncols=2, fontsize=8)
+    legend_beside(axes[1, 2], title="head")
     return figure
 
 
@@ -93,7 +91,7 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     columns = 2 if panels == 4 else min(3, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
-    figure.suptitle(plain(title))
+    figure.suptitle(_title(title, curves))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     _member_losses(axes[0], curves, "Training loss", pairs)
     for axis, name in zip(axes[1:], names, strict=False):
@@ -102,7 +100,7 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
         _draw(axis, _millions(curves), curves[metric].sel(evaluator=name))
         where = "among the labels in context" if answered else "among all outputs"
         label_axes(axis, f"{name}: accuracy {where}", _SEQUENCES, "accuracy")
-        axis.set_ylim(-0.02, 1.02)
+        end_at_data(axis)
     for axis in axes[1 + len(names) :]:
         axis.set_axis_off()
     return figure
@@ -117,7 +115,7 @@ def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     rows = list(dict.fromkeys(name.split()[0] for name in of_member))
     columns = list(dict.fromkeys(name.split(FACET)[1] for name in of_member))
     figure = Figure(figsize=(4.4 * len(columns), 3.6 * len(rows) + 0.4), layout="constrained")
-    figure.suptitle(plain(title))
+    figure.suptitle(_title(title, curves))
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
@@ -144,10 +142,15 @@ def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
     _guessing(axes[0], pairs)
     label_axes(axes[0], f"Loss of every snapshot ({named})", _SEQUENCES, "nats")
     axes[0].set_ylim(bottom=0)
-    axes[0].legend(frameon=False, fontsize=8)
+    legend_beside(axes[0])
     for axis, clamp in zip(axes[1:], clamps, strict=True):
         _accuracies(axis, results.sel(clamp=clamp), "accuracy_in_context", f"{clamp}: accuracy in context", 1 / pairs)
     return figure
+
+
+def _title(run: str, curves: xr.Dataset) -> str:
+    members, sequences = curves.sizes.get("member", 1), int(curves["sequences"][-1])
+    return f"{plain(run)}: {f'{members} trainings of' if members > 1 else 'trained on'} {sequences:,} sequences"
 
 
 def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
@@ -158,14 +161,15 @@ def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
     _guessing(axis, pairs)
     label_axes(axis, "Loss", _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
 
 
 def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance: float | None) -> None:
     _by_evaluator(axis, curves, metric, title, "accuracy")
     if chance is not None:
-        axis.axhline(chance, color="0.6", lw=0.8, ls=":")
-    axis.set_ylim(-0.02, 1.02)
+        axis.axhline(chance, color="0.6", lw=0.8, ls=":", label="chance")
+    end_at_data(axis)
+    legend_beside(axis)
 
 
 def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit: str) -> None:
@@ -176,7 +180,7 @@ def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit:
         if bool(np.isfinite(values).any()):
             axis.plot(_millions(curves), values, color=colour, label=name)
     label_axes(axis, title, _SEQUENCES, unit)
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
 
 
 def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
@@ -185,7 +189,7 @@ def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> No
     label_axes(axis, title, _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
     if len(_settings(curves)) <= _MOST_NAMED:
-        axis.legend(frameon=False, fontsize=8)
+        legend_beside(axis)
 
 
 def _settings(data: xr.Dataset | xr.DataArray) -> dict[str, list[int]]:
@@ -215,8 +219,7 @@ def _draw(axis: Axes, x: xr.DataArray, values: xr.DataArray, *, named: bool = Fa
 
 def _guessing(axis: Axes, pairs: int) -> None:
     if pairs > 1:
-        axis.axhline(math.log(pairs), color="0.6", lw=0.8, ls=":")
-        axis.annotate(f"log {pairs}", (1, math.log(pairs)), xycoords=("axes fraction", "data"), fontsize=8, color="0.4")
+        axis.axhline(math.log(pairs), color="0.6", lw=0.8, ls=":", label=f"log {pairs}: a guess")
 
 
 def _millions(curves: xr.Dataset) -> xr.DataArray:

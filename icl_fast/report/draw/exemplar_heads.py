@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icl_fast.report.colours import MODELS
-from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.axes import colour_bar, end_at_data, label_axes, label_points, legend_beside
 from icl_fast.report.draw.figures import save_figure
 
 _MOST_LABELS = 20  # that a panel of labels has room for
@@ -35,12 +35,12 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         change = accuracy.sel(kind="single") - one["accuracy_alone"]
         way = "patterns (values preserved)" if preserve == "value-preserving" else "values (patterns preserved)"
         most = float(np.abs(change).max()) or 1.0
-        _map(row[0], change, f"Change of accuracy without it, by way of {way}", "RdBu", (-most, most))
-        _map(row[1], accuracy.sel(kind="single-pair"), f"Accuracy with it alone, by way of {way}", "viridis", (0, 1))
+        _map(row[0], change, f"Change of accuracy without it, by way of {way}", "change of accuracy", "RdBu", (-most, most))
+        _map(row[1], accuracy.sel(kind="single-pair"), f"Accuracy with it alone, by way of {way}", "accuracy", "viridis", (0, 1))
     for axis, matrix in zip(axes[:, 2], ("k", "v"), strict=True):
         scores = one["composition"].sel(matrix=matrix)
         limits = float(scores.min()), float(scores.max())
-        _map(axis, scores, f"Composition score with {matrix.upper()}", "viridis", limits)
+        _map(axis, scores, f"Composition score with {matrix.upper()}", "score", "viridis", limits)
     return save_figure(figure, path)
 
 
@@ -96,7 +96,7 @@ def draw_race(found: xr.Dataset, path: Path) -> list[Path]:
         one = found.sel(against=name)
         title = f"r = {float(one['pearson']):.2f}, by ranks {float(one['spearman']):.2f}"
         label_axes(axis, title, "induction strength", name.replace("_", " "))
-        axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
     return save_figure(figure, path)
 
 
@@ -107,8 +107,8 @@ def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
         for values, marker in ((one["without"].values, "^"), (alone, "o"), (perfect, "s")):
             face = MODELS[head % 8] if marker != "s" else "none"
             axis.plot(strength[head], values[head], marker, color=MODELS[head % 8], markerfacecolor=face, markersize=6)
-        where = (strength[head], alone[head])
-        axis.annotate(f"{head}", where, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    end_at_data(axis)
+    label_points(axis, strength, alone, [str(head) for head in range(len(strength))])
     for marker, face, label in (
         ("^", "0.4", "without it"),
         ("o", "0.4", "it alone"),
@@ -116,8 +116,7 @@ def _strength_panel(axis: Axes, one: xr.Dataset) -> None:
     ):
         axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
     label_axes(axis, "Heads removed, kept alone, made perfect", "induction strength", "accuracy, all outputs")
-    axis.set_ylim(-0.02, 1.04)
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
 
 
 def _residual_panel(axis: Axes, one: xr.Dataset) -> None:
@@ -135,8 +134,8 @@ def _residual_panel(axis: Axes, one: xr.Dataset) -> None:
         axis, f"The best head's mistakes ({title[0]}; perfect: {title[1]})", "head alone", "accuracy, all outputs"
     )
     axis.set_xticks(heads)
-    axis.set_ylim(0, 1.3)
-    axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
+    axis.set_ylim(0, 1.04)
+    legend_beside(axis)
 
 
 def _label_panel(axis: Axes, accuracy: xr.DataArray) -> None:
@@ -149,7 +148,7 @@ def _label_panel(axis: Axes, accuracy: xr.DataArray) -> None:
     axis.set_title("Perfect patterns: accuracy by label", fontsize=10)
     axis.set_xlabel("label")
     axis.set_ylabel("head alone")
-    axis.get_figure().colorbar(image, ax=axis)  # type: ignore[union-attr]
+    colour_bar(axis, image, "accuracy")
 
 
 def _mistakes_panel(axis: Axes, one: xr.Dataset) -> None:
@@ -166,7 +165,7 @@ def _mistakes_panel(axis: Axes, one: xr.Dataset) -> None:
         axis.plot(range(len(share)), share, "o-", color=MODELS[head % 8], alpha=opacity, label=str(head))
     label_axes(axis, "Perfect patterns: mistakes by label", "label", "share of the head's mistakes")
     axis.set_xticks(range(shares.shape[1]))
-    axis.legend(frameon=False, fontsize=8, ncols=2, title="head alone")
+    legend_beside(axis, title="head alone")
 
 
 def _query_panel(axis: Axes, query: Floats) -> None:
@@ -177,7 +176,7 @@ def _query_panel(axis: Axes, query: Floats) -> None:
             style = ("-", "--", ":", "-.")[place % 4]
             axis.plot(range(1, query.shape[-1] + 1), query[head, place], style, color=MODELS[head % 8], label=label)
     label_axes(axis, "Attention of the query", "position", "attention")
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
 
 
 def _delta_panel(axis: Axes, deltas: Floats, strength: Floats) -> None:
@@ -205,11 +204,11 @@ def _curves(axis: Axes, curves: xr.DataArray) -> None:
     x = curves[curves.dims[-1]].values
     for head, values in enumerate(curves.transpose("head", ...).values):
         axis.plot(x, values, color=MODELS[head % 8], label=str(head))
-    axis.legend(frameon=False, fontsize=8, ncols=2, title="head")
-    axis.set_ylim(-0.02, 1.04)
+    legend_beside(axis, title="head")
+    end_at_data(axis)
 
 
-def _map(axis: Axes, values: xr.DataArray, title: str, colours: str, limits: tuple[float, float]) -> None:
+def _map(axis: Axes, values: xr.DataArray, title: str, unit: str, colours: str, limits: tuple[float, float]) -> None:
     shown = values.transpose("writer", "reader").values
     image = axis.imshow(shown, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     axis.set_title(title, fontsize=9)
@@ -217,4 +216,4 @@ def _map(axis: Axes, values: xr.DataArray, title: str, colours: str, limits: tup
     axis.set_yticks(range(shown.shape[0]), [str(name) for name in values["writer"].values])
     axis.set_xlabel("reader")
     axis.set_ylabel("writer")
-    axis.get_figure().colorbar(image, ax=axis)  # type: ignore[union-attr]
+    colour_bar(axis, image, unit)

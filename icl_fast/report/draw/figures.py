@@ -15,7 +15,7 @@ from icl_fast.analysis import JointPCA, PhaseChange
 from icl_fast.files import atomic_write
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.report.colours import MODELS
-from icl_fast.report.draw.axes import label_axes, plain
+from icl_fast.report.draw.axes import label_axes, legend_beside, plain
 
 _TOKENS = "training tokens (millions)"
 _NAMED = 6  # heads that a legend names
@@ -55,7 +55,7 @@ def phase_change_figure(
     for axis in (axes[0, 1], axes[1, 0], axes[1, 1]):
         axis.axhline(0, color="0.7", lw=0.8, zorder=0)
     axes[1, 0].set_ylim(-0.02, 1.02)
-    axes[0, 0].legend(frameon=False)
+    legend_beside(axes[0, 1])
     _ablation_panel(axes[1, 1], models[ablated], ablated)
     return figure
 
@@ -78,7 +78,7 @@ def _ablation_panel(axis: Axes, data: xr.Dataset, name: str) -> None:
             label=f"head {layer}.{head}",
         )
     label_axes(axis, f"{name}: ablating a head changes the ICL score by (± SE)", _TOKENS, "nats per token")
-    axis.legend(frameon=False, ncols=2, fontsize=8)
+    legend_beside(axis)
 
 
 def pca_figure(pca: JointPCA) -> Figure:
@@ -98,7 +98,7 @@ def pca_figure(pca: JointPCA) -> Figure:
         f"component {k + 1} (nats), {part:.1%} of variance" for k, part in enumerate(pca.explained_variance_ratio)
     ]
     label_axes(axis, "Losses of all snapshots of all runs, projected (○ first, ■ last snapshot)", *labels[:2])
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
     return figure
 
 

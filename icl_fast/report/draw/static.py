@@ -396,13 +396,14 @@ def _legend(panel: Panel, study: Study) -> list[Artist]:
 def _row_legend(panels: Sequence[Panel]) -> list[Artist]:
     """The same for a row of the table."""
     shown = [panel for panel in panels if panel.absent is None]
+    marker = "o" if all(panel.kind == "points" for panel in shown) else ""
     handles: list[Artist] = []
     if any(series.head is not None for panel in shown for series in panel.series):
         if default_by(shown[0]) == "type":
-            handles += [_handle(kind, colour, "") for kind, colour in TYPES.items()]
+            handles += [_handle(kind, colour, marker) for kind, colour in TYPES.items()]
         else:
             names = ("first layer", "early layer", "late layer", "last layer")
-            handles += [_handle(name, colour, "") for name, colour in zip(names, DEPTH, strict=True)]
+            handles += [_handle(name, colour, marker) for name, colour in zip(names, DEPTH, strict=True)]
     if shown[0].kind == "path":
         handles += [*_path_ends(), _handle(PHASE_CHANGE, BAND, "")]
     if any(not series.opaque for panel in shown for series in panel.series) and shown[0].kind == "path":

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, ablated, unablated
+from icl_fast.analysis.heads import NARROW, NARROW_COPYING
 from icl_fast.errors import InputError
 from icl_fast.report import colours
 from icl_fast.report.page.payload import Blob
@@ -158,7 +159,8 @@ def _model(study: Study, model: ModelStudy, blob: Blob) -> dict[str, Any]:
         "undefined": undefined(model),
         "types": model.types.types.tolist(),
         "thresholds": {
-            field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)
+            **{field.name: getattr(model.types.thresholds, field.name) for field in fields(model.types.thresholds)},
+            "narrow": NARROW if model.types.thresholds.copying == NARROW_COPYING else "",
         },
         "scores": {
             name: blob.add(model.heads[name].transpose("snapshot", "layer", "head").values)

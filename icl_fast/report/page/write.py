@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from icl_fast import __version__
 from icl_fast.files import atomic_write
@@ -67,10 +68,25 @@ def page_text(
     blob = Blob()
     data = manifest(study, table, rows, family, exemplars or {}, blob)
     data["texts"] = texts_payload(study, blob.add)
-    script = bundle("main", read_script)
+    return html("main", study.title, data, blob)
+
+
+def html(entry: str, title: str, data: Mapping[str, Any], blob: Blob) -> str:
+    """A page as one file that asks nothing of any network.
+
+    Args:
+        entry: its script, the name of a module in `assets/` without `.js`.
+        title: plain text.
+        data: what the script finds as `data`, JSON with arrays as numbers of `blob`.
+        blob: the arrays.
+
+    Raises:
+        InputError: a number that JSON cannot hold.
+    """
+    script = bundle(entry, read_script)
     parts = {
         "policy": _policy(script),
-        "title": escape(study.title),
+        "title": escape(title),
         "style": "\n".join(map(_asset, _STYLES)),
         "manifest": to_json({**data, "version": __version__, "arrays": blob.index}),
         "arrays": blob.encode(),

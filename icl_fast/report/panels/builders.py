@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from icl_fast.analysis import opaque_heads
 from icl_fast.analysis.arrays import Floats, finite, unablated
@@ -16,7 +18,7 @@ from icl_fast.analysis.phase_change import MAX_ABRUPTNESS, MIN_DROP, MIN_EVIDENC
 from icl_fast.errors import InputError
 from icl_fast.measure.store import json_attribute
 from icl_fast.report.panels.panel import Heatmap, Panel, Series
-from icl_fast.report.study import ModelStudy, Progress, Study
+from icl_fast.report.study import ModelStudy, Progress, Setting, Study
 
 PROGRESS: dict[Progress, str] = {"tokens": "training tokens seen", "steps": "optimizer step"}
 SEQUENCES = "training sequences seen"
@@ -306,6 +308,31 @@ def over_all_snapshots(model: ModelStudy, y: Floats, error: Floats | None) -> tu
         spread = "" if error is None else f" ± {error[0]:.3f}"
         raise InputError(f"{model.name} has one snapshot: {y[0]:.3f}{spread} {NATS}")
     return there([line(model.name, seen(model), y, error, model=model.name)])
+
+
+def over_seeds(study: Study, curves: Sequence[Series]) -> tuple[list[Series], str]:
+    """The curves of models, of those that differ in their seed alone one, and what a caption says of it.
+
+    It is the mean at the values of x that all of them have; its error is half a 95% interval of the mean over seeds, by
+    Student's t.
+    """
+    of_setting: dict[object, list[Series]] = {}
+    for one in curves:
+        assert one.model is not None
+        of_setting.setdefault(study.models[one.model].setting or one.model, []).append(one)
+    means, counts = [], set()
+    for setting, seeds in of_setting.items():
+        x = functools.reduce(np.intersect1d, [one.x for one in seeds])
+        if isinstance(setting, str) or len(seeds) == 1 or not len(x):
+            means += seeds
+            continue
+        y = np.stack([one.y[np.isin(one.x, x)] for one in seeds])
+        half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(y)
+        assert isinstance(setting, Setting)
+        means.append(replace(seeds[0], label=f"{setting.name} ({len(seeds)} seeds)", x=x, y=y.mean(0), error=half))
+        counts.add(len(seeds))
+    said = " ".join(f"{count} seeds: mean and 95% interval of the mean." for count in sorted(counts))
+    return means, f" {said}" if said else ""
 
 
 def _counted(model: ModelStudy) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from icl_fast.analysis import (
     loss_by_log_tokens,
 )
 from icl_fast.analysis.arrays import Floats, unablated
-from icl_fast.analysis.heads import NARROW, NARROW_COPYING
+from icl_fast.analysis.heads import MOST_EXACT, NARROW, NARROW_COPYING
 from icl_fast.errors import InputError
 from icl_fast.report.panels.builders import (
     NATS,
@@ -38,6 +39,7 @@ from icl_fast.report.panels.builders import (
     loss_curve,
     no_phase_change,
     over_all_snapshots,
+    over_seeds,
     sampled,
     scores,
     seen,
@@ -102,7 +104,8 @@ def _each(study: Study, key: str, build: Callable[[ModelStudy], Panel]) -> list[
 def _all_models(
     study: Study, panel: Panel, of: Callable[[ModelStudy], Series | None], empty: str = NOTHING_FINITE
 ) -> Panel:
-    """The panel with a series a model; those that an analysis refuses are left out, and the caption says why.
+    """The panel with a series a model, lines of models that differ in their seed alone as one; those that an analysis
+    refuses are left out, and the caption says why.
 
     Args:
         empty: what to say where there is no series though nothing was refused.
@@ -115,8 +118,11 @@ def _all_models(
                 series.append(of(model))
             except InputError as error:
                 refused.append(str(error))
-        kept = there(series, "; ".join(refused) or empty)
-        return {"series": kept, "caption": panel.caption + "".join(f" Left out: {reason}." for reason in refused)}
+        kept, said = list(there(series, "; ".join(refused) or empty)), ""
+        if panel.kind == "lines":
+            kept, said = over_seeds(study, kept)
+        left_out = "".join(f" Left out: {reason}." for reason in refused)
+        return {"series": tuple(kept), "caption": panel.caption + said + left_out}
 
     return filled(panel, content)
 
@@ -390,10 +396,15 @@ def _correlation(evaluator: Floats, weights: Floats) -> str:
         found = correlate(evaluator[:, None], weights[:, None])
     except InputError as error:
         return f"no correlation ({error})"
+    least = f"; p over all {math.factorial(found.n):,} orders" if found.n <= MOST_EXACT else ""
     return (
-        f"Pearson {found.pearson:.2f} (p = {found.pearson_p:.2g}), Spearman {found.spearman:.2f} "
-        f"(p = {found.spearman_p:.2g}), n = {found.n}"
+        f"Pearson {found.pearson:.2f} ({_p_value(found.pearson_p)}), Spearman {found.spearman:.2f} "
+        f"({_p_value(found.spearman_p)}), n = {found.n}{least}"
     )
+
+
+def _p_value(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-12 else "p < 1e-12"
 
 
 _EFFECTS = {"loss": "loss", "icl": "ICL score"}

@@ -114,13 +114,14 @@ ROWS = (
         "Ablation: before-and-after vector, each head",
         "Change of the token losses when a head is removed, projected onto the unit vector of how they changed in the "
         "phase change.",
-        "Negative: removing the head undoes the phase change, as for induction heads. 0: nothing to do with it.",
+        "Below 0: without the head the losses go back towards those before the phase change, as for induction heads; "
+        "0: it has no part in the change. (The next row has the other sign: there induction heads lie above 0.)",
     ),
     Row(
         "ablation_icl",
         "Ablation: in-context-learning score, each head",
         "In-context-learning score without a head minus that of the whole model.",
-        "Positive: without the head the model learns less in context, as for induction heads.",
+        "Above 0: without the head the score is higher, the model learns less in context, as for induction heads.",
     ),
 )
 
@@ -247,7 +248,7 @@ def _before_after(study: Study, model: ModelStudy) -> Panel:
     caption = (
         ", with one standard error over examples. Dot product of the change of token losses when the head "
         "is removed (ablated minus whole) with the unit vector of their change in the phase change (end minus start); "
-        f"negative for induction heads. {PATTERN_PRESERVING}. {ANALYSES}, Ablation attribution."
+        f"below 0 for induction heads. {PATTERN_PRESERVING}. {ANALYSES}, Ablation attribution."
     )
     panel = _head_panel(model, caption, "projection (nats)")
     if "before_after" not in model.attributions:

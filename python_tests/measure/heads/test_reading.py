@@ -232,19 +232,20 @@ def test_dataset(noisy: Build, tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = tokenise(passage("é<script>\0: 1 and what is left out", Mark(12, 3)), tokenizer, 9)
     losses = torch.stack([token_losses(model, text)] * 2)
     heads = [(1, 0), (0, 1)]
-    pattern, logits = head_views(model, text, heads)
-    made = text_dataset(text, [0, 5], [0, 100], losses, heads, pattern, logits)
+    pattern, logits = (of_one[None] for of_one in head_views(model, text, heads))
+    made = text_dataset(text, [0, 5], [0, 100], losses, heads, [5], pattern, logits)
     made.to_zarr(tmp_path / "text", mode="w", zarr_format=2, consolidated=True)
     with xr.open_zarr(tmp_path / "text") as stored:
         for dataset in (made, stored.load()):
             assert dataset.loss.dims == ("snapshot", "position")
-            assert dataset.pattern.dims == dataset.logits.dims == ("shown", "position", "source")
+            assert dataset.pattern.dims == dataset.logits.dims == ("viewed", "shown", "position", "source")
             for name, values in (("loss", losses), ("pattern", pattern), ("logits", logits)):
                 assert dataset[name].dtype == "float32"
                 assert (dataset[name].values == values.numpy()).all()
             assert list(zip(dataset.layer.values, dataset["head"].values, strict=True)) == heads
             assert dataset.snapshot.values.tolist() == [0, 5]
             assert dataset.tokens.values.tolist() == [0, 100]
+            assert dataset.viewed.values.tolist() == [5]
             assert dataset.position.values.tolist() == list(range(1, 10))
             assert dataset.target.values.tolist() == list(text.pieces)
             assert dataset.input.values.tolist() == ["<bos>", *text.pieces[:-1]]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 from PIL import Image
 
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.measure.exemplar.measured_run import measure_wiring, open_measured
+from icl_fast.report.draw.axes import end_at_data, label_points
 from icl_fast.report.draw.exemplar_curves import facet_figure, population_figure, run_figure, strategies_figure
 from icl_fast.report.draw.exemplar_heads import draw_heads, draw_wiring
 from icl_fast.report.draw.figures import save_figure
@@ -58,7 +61,7 @@ def test_curves_of_one_run(fixed: Run) -> None:
     for axis, metric, layer in ((axes[3], "induction", 1), (axes[4], "previous_token", 0), (axes[5], "own", 0)):
         values = curves[metric].sel(evaluator="flip").isel(layer=layer)
         for head in range(4):
-            assert np.array_equal(drawn(axis, f"{layer}.{head}"), values.isel(head=head).values)
+            assert np.array_equal(drawn(axis, str(head)), values.isel(head=head).values)
 
 
 def test_curves_of_a_population(grid: Run) -> None:
@@ -77,9 +80,9 @@ def test_a_name_is_no_formula_and_hides_no_line(grid: Run, tmp_path: Path) -> No
     figure = population_figure(curves, r"$\frac$", 2)
     save_figure(figure, tmp_path / "curves")  # matplotlib reads formulas when it draws
     drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
-    assert r"<!-- $\frac$ -->" in drawn
+    assert r"<!-- $\frac$: 3 trainings of 48 sequences -->" in drawn
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend] == [r"a\$\frac\$b", "_hidden", "?"]
+    assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend] == [r"a\$\frac\$b", "_hidden", "?", "log 2: a guess"]
 
 
 def test_seeds_of_a_setting_are_one_band(grid: Run) -> None:
@@ -92,7 +95,7 @@ def test_seeds_of_a_setting_are_one_band(grid: Run) -> None:
         band = axes[0].collections["ab".index(name)].get_paths()[0].vertices[:, 1]
         for edge in losses.mean(1) - losses.std(1, ddof=1), losses.mean(1) + losses.std(1, ddof=1):
             assert all(np.isclose(band, value, rtol=1e-9).any() for value in edge)
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["a", "b", "log 2: a guess"]
     assert len(axes[1].get_lines()) == len(axes[1].collections) == 2
 
 
@@ -134,3 +137,22 @@ def test_wiring_and_heads_are_drawn(which: str, tmp_path: Path, request: pytest.
             assert len(image.getcolors(2**24) or []) > 50
         text = (tmp_path / f"{name}.svg").read_text()
         assert text.startswith("<?xml")
+
+
+def test_labels_of_points_lie_over_no_other() -> None:
+    axis = Figure().subplots()
+    x, y = np.array([0.2, 0.2, 0.21, 0.2, 0.8]), np.array([0.5, 0.5, 0.5, 0.51, 0.5])
+    axis.plot(x, y, "o")
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(axis, x, y, list("abcde"))
+    axis.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == 5
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_axes_end_where_the_data_do() -> None:
+    axis = Figure().subplots()
+    axis.plot([0, 1, 2], [0.5, np.nan, 0.9])
+    end_at_data(axis, [0.4])
+    np.testing.assert_allclose(axis.get_ylim(), (0.38, 0.92))

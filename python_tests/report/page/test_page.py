@@ -496,7 +496,7 @@ def test_panels_of_any_kind_without_a_model(browser_page: OpenPage, tmp_path: Pa
     paths = Panel("paths", "path", "Paths", "", "x", "y", series=(Series("run", seen, seen**2),))
     panels = [lines, wiring, replace(times, series=(named,)), paths]
     page = browser_page(write_page(Study("Runs", {}, ()), {}, [], [("All", panels)], tmp_path / "runs.html"))
-    assert page.locator("#table, #passage, #abstract, footer dl").count() == 0
+    assert page.locator("#table, #token-losses, #attention, #definitions").count() == 0
     tip, at = page.locator(".tip"), "#family .figures > :nth-child({}) .plot"
     for number in range(1, 5):
         scroll_to(page, at.format(number))

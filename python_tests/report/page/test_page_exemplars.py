@@ -232,8 +232,8 @@ def test_beside_runs_on_text(
         "Model Analysis Table",
         "Heads",
         "Further figures",
-        "Passage",
-        "Abstract heads",
+        "Token losses",
+        "Attention and logit attribution",
         "alone",
         "Claims",
     ]

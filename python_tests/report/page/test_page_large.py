@@ -92,11 +92,11 @@ def test_more_than_100_heads(large: Study, browser_page: OpenPage, tmp_path: Pat
         "getComputedStyle(one.querySelector('.line')).strokeWidth])"
     )
     assert sorted(looks) == [[False, "0.55", "0.8px"]] * 100 + [[True, "0.14", "0.8px"]] * 20
-    assert page.locator("#abstract .texts-head").evaluate_all("(all) => all.map((one) => one.dataset.textsHead)") == [
+    assert page.locator("#attention .texts-head").evaluate_all("(all) => all.map((one) => one.dataset.textsHead)") == [
         f"{layer}.{head}" for layer, head in SHOWN
     ]
-    assert "3 of the 120 heads are shown" in page.locator("#abstract").text_content()
-    assert page.locator("#passage select").nth(2).locator("option").count() == 3
+    assert "3 of the 120 heads are shown" in page.locator("#attention").text_content()
+    assert page.locator("#token-losses select").nth(2).locator("option").count() == 3
     for head, kept in (SHOWN[1], True), ((1, 21), False):
         page.evaluate(f"ICL.openHead('three_layer', {list(head)})")
         page.evaluate("ICL.settled()")

@@ -57,8 +57,16 @@ def best_head(study: Study, name: str) -> tuple[int, int]:
     return int(layer), int(head)
 
 
-def texts_of(study: Study, name: str, text: str) -> xr.Dataset:
-    return study.models[name].texts[text]
+def texts_of(study: Study, name: str, text: str, step: int | None = None) -> xr.Dataset:
+    """At the last snapshot, or at another."""
+    read = study.models[name].texts[text]
+    return read.isel(viewed=-1) if step is None else read.sel(viewed=step)
+
+
+def end_of_change(study: Study, name: str) -> int:
+    model = study.models[name]
+    steps = model.losses["snapshot"].values
+    return int(steps[compared(steps, model.interval)[1]])
 
 
 def vertices(line: Any) -> np.ndarray:
@@ -69,12 +77,13 @@ def vertices(line: Any) -> np.ndarray:
 
 def test_passage_values_by_keyboard(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    passage = page.locator("#passage")
+    passage = page.locator("#token-losses")
     assert passage.locator("select").nth(0).input_value() == "two_layer"
     before, after = ends(study, "two_layer", "first")
     layer, head = best_head(study, "two_layer")
     assert passage.locator("select").nth(2).input_value() == f"{layer}.{head}"
-    pattern = texts_of(study, "two_layer", "first")["pattern"].values[2 * layer + head]
+    text = texts_of(study, "two_layer", "first", end_of_change(study, "two_layer"))
+    pattern = text["pattern"].values[2 * layer + head]
     tokens = passage.locator(".texts-token")
     assert tokens.count() == LENGTH + 1
     passage.locator(".texts-token[tabindex='0']").focus()
@@ -83,7 +92,7 @@ def test_passage_values_by_keyboard(study: Study, file: Path, browser_page: Open
     for p in range(LENGTH):
         page.keyboard.press("ArrowRight")
         assert page.evaluate("Number(document.activeElement.dataset.s)") == p + 1
-        shown = [passage.locator(f".texts-{name} dd").inner_text() for name in ("before", "after", "change")]
+        shown = [passage.locator(f".texts-{name} dd").inner_text() for name in ("before", "now", "change")]
         assert shown == [f"{before[p]:.2f}", f"{after[p]:.2f}", signed(after[p] - before[p])]
         attended = {j for j in range(p + 1) if round(float(pattern[p, j]) * 100) >= 1}
         marked = passage.locator(".texts-strip .texts-source").evaluate_all(
@@ -104,7 +113,7 @@ def test_passage_values_by_keyboard(study: Study, file: Path, browser_page: Open
 
 def test_arrows_up_and_down_change_the_line(file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    tokens = page.locator("#passage .texts-token")
+    tokens = page.locator("#token-losses .texts-token")
     top = lambda s: tokens.nth(s).evaluate("one => one.getClientRects()[0].top")  # noqa: E731
     tokens.nth(2).focus()
     page.keyboard.press("ArrowDown")
@@ -116,7 +125,7 @@ def test_arrows_up_and_down_change_the_line(file: Path, browser_page: OpenPage) 
 
 def test_another_head_text_and_model(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    passage = page.locator("#passage")
+    passage = page.locator("#token-losses")
     passage.locator("select").nth(1).select_option(label="A repeated")
     page.evaluate("ICL.settled()")
     passage.locator("select").nth(0).select_option("one_layer")
@@ -137,7 +146,7 @@ def test_another_head_text_and_model(study: Study, file: Path, browser_page: Ope
 
 def test_lines_are_pinned_and_unpinned(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    passage = page.locator("#passage")
+    passage = page.locator("#token-losses")
     pins, lines = passage.locator(".texts-pins .texts-unpin"), passage.locator(".texts-chart .line")
     assert passage.locator(".texts-chart .band").is_visible()
     change = np.subtract(*ends(study, "two_layer", "first")[::-1])
@@ -175,7 +184,7 @@ def test_lines_are_pinned_and_unpinned(study: Study, file: Path, browser_page: O
 
 def test_the_chart_follows_the_axis_of_the_page(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    line = page.locator("#passage .texts-chart .line").first
+    line = page.locator("#token-losses .texts-chart .line").first
     count = len(study.models["two_layer"].losses["snapshot"])
     assert len(vertices(line)) == count
     page.locator("input[name=axis][value=log]").check()
@@ -184,7 +193,7 @@ def test_the_chart_follows_the_axis_of_the_page(study: Study, file: Path, browse
 
 def test_lists_of_what_changed_most(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    passage = page.locator("#passage")
+    passage = page.locator("#token-losses")
     change = np.subtract(*ends(study, "two_layer", "first")[::-1])
     worse = sorted((value for value in change if value > 0), reverse=True)[:10]
     better = sorted(value for value in change if value < 0)[:10]
@@ -198,7 +207,7 @@ def test_lists_of_what_changed_most(study: Study, file: Path, browser_page: Open
 def test_tokens_stay_text(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
     pieces = texts_of(study, "two_layer", "first")["target"].values.tolist()
-    for section in ("#passage", "#abstract"):
+    for section in ("#token-losses", "#attention"):
         tokens = page.locator(f"{section} .texts-token").all_text_contents()[1:]
         for token, piece in zip(tokens, pieces, strict=True):
             assert token.replace("⏎", "").replace("→", "\t") == piece
@@ -209,7 +218,7 @@ def test_tokens_stay_text(study: Study, file: Path, browser_page: OpenPage) -> N
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_coloured_tokens_can_be_read(file: Path, browser_page: OpenPage, scheme: str) -> None:
     page = browser_page(file, color_scheme=scheme)
-    colours = page.locator("#passage .texts-strip .texts-token:not(.texts-start)").evaluate_all(
+    colours = page.locator("#token-losses .texts-strip .texts-token:not(.texts-start)").evaluate_all(
         """all => all.map((one) => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor,
              getComputedStyle(document.body).backgroundColor])"""
     )
@@ -245,7 +254,7 @@ def number(cell: str) -> int:
 
 def test_heads_focus_on_hover_and_lock_on_click(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    section = page.locator("#abstract")
+    section = page.locator("#attention")
     model = study.models["two_layer"]
     heads = section.locator(".texts-head")
     assert heads.count() == 4
@@ -278,7 +287,7 @@ def test_heads_focus_on_hover_and_lock_on_click(study: Study, file: Path, browse
 @pytest.mark.parametrize("side", ["destination", "source"])
 def test_head_values_by_keyboard(study: Study, file: Path, browser_page: OpenPage, what: str, side: str) -> None:
     page = browser_page(file)
-    section = page.locator("#abstract")
+    section = page.locator("#attention")
     section.locator("select").nth(1).select_option(label="A passage")
     page.evaluate("ICL.settled()")
     section.locator(f"input[value={what}]").click()
@@ -287,7 +296,8 @@ def test_head_values_by_keyboard(study: Study, file: Path, browser_page: OpenPag
     text = texts_of(study, "two_layer", "first")
     pattern, logits = (text[name].values[2 * layer + head].astype(np.float64) for name in ("pattern", "logits"))
     shown = (pattern if what == "attention" else logits).round(2)
-    full = 1.0 if what == "attention" else float(np.abs(text["logits"].values).max().round(2))
+    largest = np.abs(study.models["two_layer"].texts["first"]["logits"].values).max()  # of all snapshots
+    full = 1.0 if what == "attention" else float(largest.round(2))
     section.locator(".texts-token").first.focus()
     for s in range(LENGTH + 1):
         if side == "destination":
@@ -315,7 +325,7 @@ def test_head_values_by_keyboard(study: Study, file: Path, browser_page: OpenPag
 
 def test_a_token_is_locked_and_unlocked(file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    section = page.locator("#abstract")
+    section = page.locator("#attention")
     token = section.locator(".texts-token").nth(6)
     token.click()
     section.locator("h2").hover()
@@ -332,7 +342,7 @@ def test_a_token_is_locked_and_unlocked(file: Path, browser_page: OpenPage) -> N
 
 def test_the_picture_is_the_lower_triangle(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    section = page.locator("#abstract")
+    section = page.locator("#attention")
     section.locator("select").nth(1).select_option(label="A passage")
     page.evaluate("ICL.settled()")
     layer, head = best_head(study, "two_layer")
@@ -359,7 +369,7 @@ def test_the_picture_is_the_lower_triangle(study: Study, file: Path, browser_pag
 
 def test_only_labels_are_predicted(study: Study, file: Path, browser_page: OpenPage) -> None:
     page = browser_page(file)
-    section = page.locator("#abstract")
+    section = page.locator("#attention")
     switch = section.locator("input[type=checkbox]")
     assert not switch.is_visible()
     section.locator("select").nth(1).select_option(label="A template")
@@ -414,8 +424,8 @@ def test_escape_unlocks_and_then_closes_the_sheet(file: Path, browser_page: Open
 
 def test_no_texts_and_a_text_of_one_token(made_study: MakeStudy, browser_page: OpenPage, tmp_path: Path) -> None:
     page = browser_page(write(made_study(texts=()), tmp_path / "none.html"))
-    for section in ("#passage", "#abstract"):
+    for section in ("#token-losses", "#attention"):
         assert "No text was measured" in page.locator(section).inner_text()
     page = browser_page(write(made_study(layers=(1,), texts=TEXTS[:1], length=1), tmp_path / "one.html"))
-    assert page.locator("#passage .texts-token").count() == 2
-    assert page.locator("#abstract .texts-token").count() == 2
+    assert page.locator("#token-losses .texts-token").count() == 2
+    assert page.locator("#attention .texts-token").count() == 2

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from icl_fast.analysis import attribute_heads, opaque_heads
-from icl_fast.report.panels.builders import slugs
+from icl_fast.analysis import attribute_heads, correlate, opaque_heads
+from icl_fast.report.panels.builders import over_seeds, slugs
 from icl_fast.report.panels.family import ANTI_COPYING, family_panels
-from icl_fast.report.panels.panel import Panel
+from icl_fast.report.panels.panel import Panel, Series
 from icl_fast.report.panels.table import table_panels
-from icl_fast.report.study import ModelStudy, Study
+from icl_fast.report.study import ModelStudy, Setting, Study
 
 MadeStudy = Callable[..., Study]
 
@@ -179,10 +179,12 @@ def test_evaluators_against_weights(study: Study, panels: dict[str, Panel]) -> N
             assert series.names[0] == f"head {first}.0"
             pooled.append((series.x, series.y))
         x, y = (np.concatenate(values) for values in zip(*pooled, strict=True))
-        pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
+        found = correlate(x[:, None], y[:, None])
+        assert found.pearson == pytest.approx(np.corrcoef(x, y)[0, 1])
+        exact = f"; p over all {math.factorial(len(x)):,} orders" if len(x) <= 8 else ""
         assert (
-            f"All heads together: Pearson {pearson.statistic:.2f} (p = {pearson.pvalue:.2g}), "
-            f"Spearman {spearman.statistic:.2f} (p = {spearman.pvalue:.2g}), n = {len(x)}."
+            f"All heads together: Pearson {found.pearson:.2f} (p = {found.pearson_p:.2g}), "
+            f"Spearman {found.spearman:.2f} (p = {found.spearman_p:.2g}), n = {len(x)}{exact}."
         ) in panel.caption
     assert [series.label for series in panels["prefix-weights"].series] == ["two_layer", "three_layer"]
     assert "two_layer: too few heads for a correlation, n = 2." in panels["prefix-weights"].caption
@@ -282,3 +284,26 @@ def test_over_100_heads_a_sample_is_opaque(made_study: MadeStudy) -> None:
     for key in ("depth", "joint-scores", "ablation-loss", "ablation-icl-difference"):
         drawn = {series.head: series.opaque for series in panels[f"{key}-three_layer"].series if series.head}
         assert drawn == dict(np.ndenumerate(expected))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_an_interval(made_study: MadeStudy) -> None:
+    study = made_study((1, 2, 3))
+    names = list(study.models)
+    for name, folder in zip(names[:2], ("two", "elsewhere"), strict=True):
+        study = changed(study, name, setting=Setting(folder, "abc"))
+    study = changed(study, names[2], setting=Setting("three", "def"))
+    panels = by_key(study)
+    for key, of in (("loss", "loss"), ("icl-score", "icl_score")):
+        mean, alone = panels[key].series
+        curves = np.stack([study.models[name].losses[of].sel(ablation="none").values for name in names[:2]])
+        curves = curves.astype(np.float64).mean(-1) if of == "loss" else curves
+        assert (mean.label, mean.model) == ("two (2 seeds)", names[0])
+        np.testing.assert_allclose(mean.y, curves.mean(0))
+        # of two values half a 95% interval is 12.706 standard errors
+        np.testing.assert_allclose(mean.error, 12.7062 * np.abs(np.subtract(*curves)) / 2, rtol=1e-5)
+        assert alone.label == names[2]
+        assert "2 seeds: mean and 95% interval" in panels[key].caption
+    assert [one.label for one in panels["formation"].series] == names  # points stay each its own
+    first, second = (Series(name, np.arange(4.0), np.arange(4.0) + at, None, name) for at, name in enumerate(names[:2]))
+    (mean,), _ = over_seeds(study, [first, replace(second, x=second.x[1:], y=second.y[1:])])  # where both are known
+    assert (mean.x.tolist(), mean.y.tolist()) == ([1, 2, 3], [1.5, 2.5, 3.5])

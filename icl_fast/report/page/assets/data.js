@@ -24,22 +24,28 @@ export async function load() {
   bytes = new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** The array that Python's `add` gave this number: {data: typed array, row-major, shape: [...]}. */
-export function array(reference) {
-  if (decoded.has(reference)) return decoded.get(reference);
-  const { dtype, shape, offset } = data.arrays[reference];
+function unpack({ dtype, shape, offset }) {
+  const Type = DTYPES[dtype];
   const count = shape.reduce((a, b) => a * b, 1);
-  const numbers = new DTYPES[dtype](count);
-  const size = numbers.BYTES_PER_ELEMENT;
+  const size = Type.BYTES_PER_ELEMENT;
+  if (size === 1) return new Type(bytes.buffer, offset, count); // where it lies
+  const numbers = new Type(count);
   const out = new Uint8Array(numbers.buffer);
   // stored by significance: all first bytes, then all second ones, ...
   for (let b = 0; b < size; b++) {
     const from = offset + b * count;
     for (let i = 0; i < count; i++) out[i * size + b] = bytes[from + i];
   }
-  const found = { data: numbers, shape };
-  decoded.set(reference, found);
-  return found;
+  return numbers;
+}
+
+/** The array that Python's `add` gave this number: {data: typed array, row-major, shape: [...]}. */
+export function array(reference) {
+  if (!decoded.has(reference)) {
+    const packed = data.arrays[reference];
+    decoded.set(reference, { data: unpack(packed), shape: packed.shape });
+  }
+  return decoded.get(reference);
 }
 
 /** The numbers of an array given by its number, or as it is. */

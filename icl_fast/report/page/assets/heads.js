@@ -8,6 +8,8 @@ const MOST = 12;
 
 export function heads(section) {
   section.append(el("p", { class: "muted", text: "At the last snapshot. Δ: what removing the head changes, pattern-preserving, ± one standard error." }));
+  const narrow = [...new Set(data.models.map((model) => model.thresholds.narrow).filter(Boolean))];
+  if (narrow.length) section.append(el("p", { class: "muted", text: `Of ${data.models.filter((model) => model.thresholds.narrow).map((model) => model.name).join(", ")} a head copies if its copying score is over ${format.tick(data.models.find((model) => model.thresholds.narrow).thresholds.copying)}: ${narrow[0].replace("copying: ", "")}.` }));
   data.models.forEach((model, m) => section.append(tableOf(model, m)));
 }
 

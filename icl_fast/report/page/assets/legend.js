@@ -16,12 +16,12 @@ export function heatBar(map) {
 }
 
 /** What a head's colour means; the style sheet shows the one of the two that is chosen. */
-export function headLegend() {
+export function headLegend(kind = "lines") {
   const { depth, types } = data.colours;
   return el("span", { class: "heads" },
     el("span", { class: "by-depth" }, "first layer ", mark("ramp", `background:${gradient(depth)}`), " last layer"),
     el("span", { class: "by-type" },
-      ...Object.entries(types).map(([label, colour]) => key(mark("swatch", `--own:${colour}`), label))));
+      ...Object.entries(types).map(([label, colour]) => key(mark(`swatch ${kind}`, `--own:${colour}`), label))));
 }
 
 /** What the marks on a path mean. */
@@ -36,7 +36,7 @@ export function legend(spec) {
   if (spec.heatmap) box.append(heatBar(spec.heatmap));
   const series = spec.series || [];
   if (spec.kind === "path") box.append(...pathKeys());
-  if (series.some((one) => one.head)) box.append(headLegend());
+  if (series.some((one) => one.head)) box.append(headLegend(spec.kind));
   const rest = series.map((one, index) => ({ ...one, index })).filter((one) => !one.head);
   if (rest.length > 1 || (rest.length && rest.length < series.length)) {
     for (const { label, index, opaque } of rest.slice(0, 24)) {

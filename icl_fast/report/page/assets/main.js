@@ -1,4 +1,5 @@
 // Puts the page together, one section a task.
+import * as attention from "./attention.js";
 import { array, data, load } from "./data.js";
 import { el } from "./dom.js";
 import { heads } from "./heads.js";
@@ -8,8 +9,7 @@ import { openHead } from "./sheet.js";
 import { recall, state } from "./state.js";
 import { table } from "./table.js";
 import { settled } from "./tasks.js";
-import { abstract, headView } from "./texts_heads.js";
-import { passage } from "./texts_passage.js";
+import { tokenLosses } from "./token_losses.js";
 
 async function build() {
   await load();
@@ -23,10 +23,11 @@ async function build() {
     ["table", "Model Analysis Table", table, data.models.length],
     ["heads", "Heads", heads, data.models.length],
     ["family", "Further figures", sections.family, data.family.length],
-    ["passage", "Passage", passage, data.models.length],
-    ["abstract", "Abstract heads", abstract, data.models.length],
+    ["token-losses", "Token losses", tokenLosses, data.models.length],
+    ["attention", "Attention and logit attribution", attention.section, data.models.length],
     ...data.exemplars.map((run, i) => [`run-${i}`, run.name, (box) => sections.figures(box, run.groups), run.groups.length]),
     ["claims", "Claims", sections.claims, data.claims.length],
+    ["definitions", "Definitions", sections.definitions, data.models.length],
   ].filter(([, , , shown]) => shown);
   const built = parts.map(([id, title]) =>
     el("section", { id, tabindex: -1, "aria-label": title }, el("h2", { text: title })));
@@ -44,4 +45,4 @@ async function build() {
 }
 
 /** The page's one global: for tests, benches and the console. `ready`: when all of the page stands. */
-globalThis.ICL = Object.freeze({ ready: build(), settled, data, array, state, panels, current, openHead, headView });
+globalThis.ICL = Object.freeze({ ready: build(), settled, data, array, state, panels, current, openHead, headView: attention.headView });

@@ -153,12 +153,14 @@ export function foot(box) {
     data.models.length && "Olsson et al. 2022, In-context Learning and Induction Heads, Transformer Circuits Thread",
     data.exemplars.length && "Singh 2025, thesis, chapters 4 and 5",
   ].filter(Boolean);
-  if (data.models.length) box.append(el("h2", { text: "Definitions" }), definitions(data.models[0].thresholds));
   box.append(el("p", { class: "muted", text: `${sources.length ? `After ${sources.join("; ")}. ` : ""}Made by icl_fast ${data.version}. `
     + "This file holds all its data and asks nothing of any network." }));
 }
 
-function definitions({ prefix_matching: prefix, copying, previous_token: previous }) {
+export function definitions(box) {
+  const { prefix_matching: prefix, previous_token: previous } = data.models[0].thresholds;
+  const copying = [...new Map(data.models.map(({ thresholds }) => [thresholds.copying, thresholds.narrow]))]
+    .map(([over, why]) => `${format.tick(over)}${why ? ` (${why})` : ""}`).join(", or ");
   const terms = [
     ["loss", "negative log-likelihood of the next token, in nats."],
     ["head 1.0", "layer 1, head 0, both counted from 0."],
@@ -166,10 +168,10 @@ function definitions({ prefix_matching: prefix, copying, previous_token: previou
     ["in-context-learning score", "mean loss at a late position minus that at an early one; row 5 says which."],
     ["phase change", "from the last snapshot before 10% of the in-context-learning score's fall to the first past 90%; "
       + "there is none where the fall is small or no head matches prefixes."],
-    ["induction head", `prefix-matching score over ${prefix} and copying score over ${format.tick(copying)} at the last snapshot.`],
+    ["induction head", `prefix-matching score over ${prefix} and copying score over ${copying} at the last snapshot.`],
     ["previous-token head", `any other with a previous-token score over ${previous}.`],
     ["log axis", "begins at the first snapshot after 0 tokens, which it cannot show."],
   ];
-  return el("dl", { class: "terms" },
-    ...terms.map(([term, text]) => el("div", {}, el("dt", { text: term }), el("dd", { text }))));
+  box.append(el("dl", { class: "terms" },
+    ...terms.map(([term, text]) => el("div", {}, el("dt", { text: term }), el("dd", { text })))));
 }

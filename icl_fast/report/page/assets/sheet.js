@@ -6,7 +6,7 @@ import * as format from "./format.js";
 import { mount, unmount } from "./panel.js";
 import { on } from "./state.js";
 import { later } from "./tasks.js";
-import { headView } from "./texts_heads.js";
+import { headView } from "./attention.js";
 import { facts as factsOf } from "./tip.js";
 
 const MOST = 24; // heads in a list
@@ -69,10 +69,10 @@ function fill(m, head) {
 }
 
 function kind(model, [layer, head]) {
-  const { previous_token: previous, prefix_matching: prefix, copying } = model.thresholds;
+  const { previous_token: previous, prefix_matching: prefix, copying, narrow } = model.thresholds;
   const type = model.types[layer][head];
   const why = {
-    induction: `prefix matching over ${prefix} and copying over ${format.tick(copying)} at the last snapshot`,
+    induction: `prefix matching over ${prefix} and copying over ${format.tick(copying)} at the last snapshot${narrow && ` (${narrow})`}`,
     "previous token": `previous-token score over ${previous}, not an induction head`,
     other: "neither an induction head nor a previous-token head at the last snapshot",
   };

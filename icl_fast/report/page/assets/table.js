@@ -77,7 +77,7 @@ function rowHead(row, r, specs) {
   if (map) head.append(heatBar(map));
   if (shown.some((one) => one.series.some((series) => series.head))) {
     head.dataset.by = spec.by;
-    head.append(headLegend());
+    head.append(headLegend(spec.kind));
   }
   return head;
 }

@@ -1,6 +1,8 @@
 // Texts: what the views of texts share, data and small things to draw with.
 import { array, data } from "./data.js";
 import { el } from "./dom.js";
+import * as format from "./format.js";
+import { chooseStep, on as listen, remember, state } from "./state.js";
 
 const MINUS = "\u2212";
 
@@ -14,27 +16,34 @@ export const textOf = (entry) => data.texts.texts[entry.text];
 /** The heads whose attention on the texts is kept: all, or of many some. */
 export const headsOf = (model) => model.shown;
 export const place = (model, [layer, head]) => model.shown.findIndex((one) => one[0] === layer && one[1] === head);
-export function score(model, which, [layer, head]) {
+/** A score of a head at one of the snapshots viewed. */
+export function score(model, which, [layer, head], at) {
   const { data: numbers, shape } = array(model[which]);
-  return numbers[layer * shape[1] + head];
+  return numbers[(at * shape[1] + layer) * shape[2] + head];
 }
 /** What is said of a model whose heads are not all shown; empty of others. */
 export function someOf(model) {
-  const [layers, heads] = array(model.prefix).shape;
+  const [, layers, heads] = array(model.prefix).shape;
   const count = model.shown.length;
   return count === layers * heads ? "" : `${count} of the ${layers * heads} heads are shown: those that match prefixes best, and those without which the in-context-learning score changes most. `;
 }
 export const nameOf = ([layer, head]) => `${layer}.${head}`;
 
+export const lastOf = (model) => model.viewed.length - 1;
+
+/** The head with the highest prefix-matching score at the last snapshot. */
 export function bestHead(model) {
-  const heads = headsOf(model);
-  return heads.reduce((best, head) => (score(model, "prefix", head) > score(model, "prefix", best) ? head : best), heads[0]);
+  const prefix = (head) => score(model, "prefix", head, lastOf(model));
+  return headsOf(model).reduce((best, head) => (prefix(head) > prefix(best) ? head : best));
 }
 
-/** A head on a text: attention(i, j), logit(i, j) for destination i and source j <= i; direct(i): the sum over sources. */
-export function headOn(model, entry, head) {
-  const pattern = array(entry.pattern);
-  const logits = array(entry.logits).data;
+/**
+ * A head on a text, at one of the snapshots viewed: attention(i, j), logit(i, j) for destination i and source j <= i;
+ * direct(i): the sum over sources.
+ */
+export function headOn(model, entry, head, view) {
+  const pattern = array(entry.pattern[view]);
+  const logits = array(entry.logits[view]).data;
   const direct = array(entry.direct).data;
   const step = data.texts.step;
   const index = place(model, head);
@@ -45,8 +54,14 @@ export function headOn(model, entry, head) {
     length,
     attention: (i, j) => pattern.data[at(i, j)] * step,
     logit: (i, j) => unzigzag(logits[at(i, j)]) * step,
-    direct: (i) => unzigzag(direct[index * length + i]) * step,
+    direct: (i) => unzigzag(direct[(view * pattern.shape[0] + index) * length + i]) * step,
   };
+}
+
+/** [position] losses at one of the snapshots viewed. */
+export function lossesAt(entry, at) {
+  const { data: losses, shape } = array(entry.viewed);
+  return losses.subarray(at * shape[1], (at + 1) * shape[1]);
 }
 
 /** A token's loss over training: [loss at each snapshot kept]. */
@@ -122,6 +137,56 @@ export function choice(label, options, change) {
     node.append(el("label", {}, input, el("span", { text })));
   }
   return { node, value: () => value };
+}
+
+/** What one of the snapshots viewed is called, and what it is to the phase change. */
+export function snapshotName(model, at) {
+  const { step, seen } = model.viewed[at];
+  const seenBy = data.progress.unit === "tokens" ? ` (${format.count(seen)} tokens)` : "";
+  const role = [at === model.before && model.changed && "the phase change begins",
+    at === model.after && model.changed && "the phase change ends", at === lastOf(model) && "the last"].filter(Boolean);
+  return `step ${format.whole(step)}${seenBy}${role.length ? `: ${role.join(", ")}` : ""}`;
+}
+
+/**
+ * A slider over the snapshots of a model at which its heads were read: {node, at(), fill(model)}. All sliders of a page
+ * show the snapshots nearest to one step, which the address keeps; until one is moved, `start(model)`. With a step of
+ * its `own` a slider keeps to itself. `change`: called when it has moved.
+ */
+export function snapshotSlider(start, change, own = null) {
+  let model = null;
+  const said = el("output");
+  const input = el("input", { type: "range", min: 0, step: 1, on: { input: () => {
+    const { step } = model.viewed[input.value];
+    if (own === null) {
+      chooseStep(step);
+      remember();
+    } else show(own = step);
+  } } });
+  const node = el("label", { class: "texts-control texts-slider" }, el("span", { text: "Snapshot" }), input, said);
+
+  function put(step) {
+    const far = (at) => Math.abs(model.viewed[at].step - step);
+    const nearest = () => model.viewed.map((_, at) => at).reduce((best, at) => (far(at) < far(best) ? at : best));
+    input.value = step === null ? start(model) : nearest();
+    said.textContent = snapshotName(model, input.value * 1);
+    input.setAttribute("aria-valuetext", said.textContent);
+  }
+  function show(step) {
+    put(step);
+    change();
+  }
+  if (own === null) listen("step", () => show(state.step), node);
+  return {
+    node,
+    at: () => Number(input.value),
+    fill(next) {
+      model = next;
+      input.max = lastOf(model);
+      input.disabled = !lastOf(model);
+      put(own === null ? state.step : own);
+    },
+  };
 }
 
 // ---- the tokens of a text ----

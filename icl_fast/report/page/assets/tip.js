@@ -27,9 +27,9 @@ export function facts(model, [layer, head], at) {
     return numbers[(at * shape[1] + layer) * shape[2] + head];
   };
   const scores = Object.entries(data.scores).filter(([name]) => name in of.scores);
-  const change = (value) => `${value > 0 ? "+" : ""}${format.value(value)}`;
+  const change = (value, error) => `${value > 0 ? "+" : ""}${format.value(value)}${Number.isFinite(error) ? ` ± ${format.value(error)}` : ""}`;
   return [...scores.map(([name, label]) => [label, format.value(read(of.scores[name]))]),
-    ...Object.entries(of.ablations).map(([mode, effects]) => [`Δ ICL score, ${mode}`, change(read(effects.icl))])];
+    ...Object.entries(of.ablations).map(([mode, effects]) => [`Δ ICL score, ${mode}`, change(read(effects.icl), read(effects.icl_sem))])];
 }
 
 /** What there is to say of a cursor: its title, and [name, value] lines. */

@@ -3,10 +3,10 @@ import { array } from "./data.js";
 import { el } from "./dom.js";
 import { later } from "./tasks.js";
 import {
-  bestHead, choice, findModel, headOn, headsOf, models, nameOf, nothing, percent, place, quoted, score, scored,
-  select, shown, signed, someOf, strip, textOf, tint,
+  bestHead, choice, findModel, headOn, headsOf, lastOf, models, nameOf, nothing, percent, place, quoted, score, scored,
+  select, shown, signed, snapshotName, snapshotSlider, someOf, strip, textOf, tint,
 } from "./texts.js";
-import { largest, opacity, paint, pattern } from "./texts_draw.js";
+import { opacity, paint, pattern } from "./attention_draw.js";
 
 const THUMB = 72;
 const TOP = 5;
@@ -17,19 +17,27 @@ const TASKS = {
   template: "Pattern matching: each line follows one of four patterns (month or colour, then animal or fruit) and ends in the pattern's number. A head that matches patterns attends, where a number is predicted, to numbers of earlier lines of the same pattern.",
 };
 
-const starting = (all) => all.reduce((best, one) => (score(one, "prefix", bestHead(one)) > score(best, "prefix", bestHead(best)) ? one : best), all[0]);
+const highest = (model) => score(model, "prefix", bestHead(model), lastOf(model));
+const starting = (all) => all.reduce((best, one) => (highest(one) > highest(best) ? one : best));
 const rank = (entry) => ["repeated", "parallel", "template", "passage"].indexOf(textOf(entry).kind);
 
-/** The whole thing; fixed: {model, head} for one head's view, null for all heads of a model to choose from. */
-function explorer(container, fixed) {
-  const single = fixed !== null;
+let views = 0;
+
+/**
+ * The whole view, in a container. `from`: the models to choose from; `head`: the only one shown, [layer, head], null for
+ * all to choose from; `step`: of the snapshot that a slider of its own begins at, null for the page's.
+ */
+export function attentionView(container, { from, head = null, step = null }) {
+  const single = head !== null;
+  const view = views++;
   let model, entry, text, full, rows, tokens;
   let locked = null, shownHead = null; // heads, [layer, head]
   let chosen = null, pointed = null; // tokens: locked by click, under the pointer
   let of = null;
+  let buttons = []; // of the heads: {head, node, canvas, values}
 
   // the menu shows what was chosen at once, the pictures follow
-  const soon = (menu, call) => later(`texts-${single ? "head" : "all"}-${menu}`, () => container.isConnected && call());
+  const soon = (what, call) => later(`attention-${view}-${what}`, () => container.isConnected && call());
 
   const task = el("p", { class: "texts-note" });
   const grid = el("div", { class: "texts-heads", role: "group", "aria-label": "Attention heads: hover to focus, click to lock" });
@@ -42,16 +50,17 @@ function explorer(container, fixed) {
     point: (i, j) => { point(side.value() === "destination" ? i + 1 : j, [i, j]); },
     leave: () => point(null),
   });
-  const pickModel = select("Model", models().map((one) => [one.name, one.name]), (name) => soon("model", () => setModel(findModel(name))));
+  const pickModel = select("Model", from.map((one) => [one.name, one.name]), (name) => soon("model", () => setModel(findModel(name))));
   const pickText = select("Text", [], (index) => soon("text", () => setText(model.texts[Number(index)])));
-  const what = choice("Show", [["attention", "attention"], ["logits", "logit attribution"]], () => { drawHeads(); drawHead(); });
+  const what = choice("Show", [["attention", "attention"], ["logits", "logit attribution"]], () => { paintHeads(); drawHead(); });
+  const slider = snapshotSlider(lastOf, () => soon("snapshot", () => { paintHeads(); focusHead(shownHead); }), step);
   const side = choice("The selected token is", [["destination", "predicted (destination)"], ["source", "attended to (source)"]], () => color());
-  const only = el("input", { type: "checkbox", checked: true, on: { change: () => { setRows(); drawHeads(); drawHead(); } } });
+  const only = el("input", { type: "checkbox", checked: true, on: { change: () => { setRows(); paintHeads(); drawHead(); } } });
   const mask = el("label", { class: "texts-control texts-mask" }, only, el("span", { text: "only where a label is predicted" }));
 
   container.classList.add("texts", single ? "texts-single" : "texts-all");
   container.append(
-    el("div", { class: "texts-controls" }, single ? null : pickModel.node, pickText.node, what.node, side.node, mask),
+    el("div", { class: "texts-controls" }, from.length > 1 ? pickModel.node : null, pickText.node, slider.node, what.node, side.node, mask),
     task,
     ...(single ? [] : [el("h3", { text: "Attention heads (hover to focus, click to lock)" }), grid]),
     title, labels,
@@ -70,7 +79,8 @@ function explorer(container, fixed) {
       index = model.texts.map((_, k) => k).sort((a, b) => rank(model.texts[a]) - rank(model.texts[b]))[0];
     }
     pickText.set(String(index));
-    locked = single ? fixed.head : bestHead(model);
+    locked = single ? head : bestHead(model);
+    slider.fill(model);
     setText(model.texts[index]);
   }
 
@@ -89,8 +99,9 @@ function explorer(container, fixed) {
     tokens.tokens.forEach((token, s) => token.setAttribute("aria-label", s ? `token ${s}, ${shown(tokens.pieces[s])}` : "start of the text"));
     page.replaceChildren(tokens.node);
     setRows();
-    full = largest(headsOf(model).map((one) => headOn(model, entry, one)), rows);
-    drawHeads();
+    full = masked() ? entry.largest_label : entry.largest;
+    makeHeads();
+    paintHeads();
     focusHead(locked);
   }
 
@@ -101,44 +112,54 @@ function explorer(container, fixed) {
 
   // ---- heads ----
 
-  function drawHeads() {
+  function makeHeads() {
     if (single) return;
-    const { labels: shares } = entry;
-    const byLayer = new Map();
-    for (const head of headsOf(model)) {
-      const name = nameOf(head);
+    const line = (label) => {
+      const value = el("span");
+      return { value, node: el("span", { class: "texts-score" }, el("span", { class: "texts-dim", text: label }), value) };
+    };
+    buttons = headsOf(model).map((one) => {
+      const name = nameOf(one);
       const canvas = el("canvas", { class: "texts-thumb", "aria-hidden": "true" });
-      paint(canvas, headOn(model, entry, head), what.value(), rows, full, THUMB);
-      const line = (label, value) => el("span", { class: "texts-score" }, el("span", { class: "texts-dim", text: label }), el("span", { text: value }));
-      const button = el("button", {
-        type: "button", class: "texts-head", "data-texts-head": name, "aria-pressed": String(nameOf(locked) === name),
+      const lines = ["prefix", "copying", ...(entry.labels ? ["right labels"] : [])].map(line);
+      const node = el("button", {
+        type: "button", class: "texts-head", "data-texts-head": name,
         on: {
-          pointerenter: () => focusHead(head), focus: () => focusHead(head),
-          click: () => { locked = head; focusHead(head); },
+          pointerenter: () => focusHead(one), focus: () => focusHead(one),
+          click: () => { locked = one; focusHead(one); },
         },
-      }, canvas, el("span", { class: "texts-scores" }, el("b", { text: `head ${name}` }),
-        line("prefix", scored(score(model, "prefix", head))), line("copying", scored(score(model, "copying", head))),
-        shares ? line("right labels", percent(share(shares.right, head))) : null));
-      if (!byLayer.has(head[0])) byLayer.set(head[0], []);
-      byLayer.get(head[0]).push(button);
+      }, canvas, el("span", { class: "texts-scores" }, el("b", { text: `head ${name}` }), ...lines.map((shownAs) => shownAs.node)));
+      return { head: one, name, node, canvas, values: lines.map(({ value }) => value) };
+    });
+    const layers = [...new Set(buttons.map((one) => one.head[0]))];
+    grid.replaceChildren(...layers.map((layer) => el("div", { class: "texts-layer" },
+      el("span", { class: "texts-dim", text: `layer ${layer}` }),
+      ...buttons.filter((one) => one.head[0] === layer).map((one) => one.node))));
+  }
+
+  /** The small pictures, each in a task of its own. */
+  function paintHeads() {
+    const { labels: shares } = entry;
+    const now = entry;
+    for (const { head: one, name, canvas, values } of buttons) {
+      const found = [scored(score(model, "prefix", one, slider.at())), scored(score(model, "copying", one, slider.at())),
+        shares && percent(share(shares.right, one))];
+      values.forEach((node, i) => { node.textContent = found[i]; });
+      soon(`head-${name}`, () => entry === now && paint(canvas, headOn(model, entry, one, slider.at()), what.value(), rows, full, THUMB));
     }
-    const pressed = grid.contains(document.activeElement) ? document.activeElement.dataset.textsHead : null;
-    grid.replaceChildren(...[...byLayer].map(([layer, buttons]) =>
-      el("div", { class: "texts-layer" }, el("span", { class: "texts-dim", text: `layer ${layer}` }), ...buttons)));
-    if (pressed) grid.querySelector(`[data-texts-head="${pressed}"]`).focus();
   }
   grid.addEventListener("pointerleave", () => focusHead(locked));
   grid.addEventListener("focusout", (event) => { if (!grid.contains(event.relatedTarget)) focusHead(locked); });
 
-  const share = (reference, head) => array(reference).data[place(model, head)];
+  const share = (reference, one) => array(reference).data[slider.at() * headsOf(model).length + place(model, one)];
 
-  function focusHead(head) {
-    shownHead = head;
-    for (const button of grid.querySelectorAll(".texts-head")) {
-      button.setAttribute("aria-pressed", String(button.dataset.textsHead === nameOf(locked)));
-      button.classList.toggle("texts-shown", button.dataset.textsHead === nameOf(head));
+  function focusHead(one) {
+    shownHead = one;
+    for (const { name, node } of buttons) {
+      node.setAttribute("aria-pressed", String(name === nameOf(locked)));
+      node.classList.toggle("texts-shown", name === nameOf(one));
     }
-    of = headOn(model, entry, head);
+    of = headOn(model, entry, one, slider.at());
     drawHead();
   }
 
@@ -146,7 +167,7 @@ function explorer(container, fixed) {
     const name = nameOf(shownHead);
     const preview = nameOf(shownHead) !== nameOf(locked);
     title.replaceChildren(`${model.name}, head ${name}`, el("span", { class: "texts-dim",
-      text: ` prefix matching ${scored(score(model, "prefix", shownHead))}, copying ${scored(score(model, "copying", shownHead))}${preview ? " (click to lock)" : ""}` }));
+      text: ` prefix matching ${scored(score(model, "prefix", shownHead, slider.at()))}, copying ${scored(score(model, "copying", shownHead, slider.at()))}${preview ? " (click to lock)" : ""}` }));
     labels.hidden = !entry.labels;
     if (entry.labels) {
       const right = share(entry.labels.right, shownHead), wrong = share(entry.labels.wrong, shownHead);
@@ -154,7 +175,7 @@ function explorer(container, fixed) {
       labels.textContent = `Where a label is predicted, head ${name} pays ${percent(right)} of its attention to earlier labels of the right pattern and ${percent(wrong)} to labels of other patterns: `
         + `${percent(part)} of what it pays to labels is on the right ones. A head blind to the pattern would have ${percent(entry.labels.blind)}.`;
     }
-    big.draw(of, what.value(), rows, full, `${what.value() === "attention" ? "Attention pattern" : "Logit attribution"} of head ${name} on ${text.title}`);
+    big.draw(of, what.value(), rows, full, `${what.value() === "attention" ? "Attention pattern" : "Logit attribution"} of head ${name} on ${text.title}, ${snapshotName(model, slider.at())}`);
     key.replaceChildren(...legend());
     color();
   }
@@ -244,25 +265,26 @@ function explorer(container, fixed) {
     ].filter(Boolean);
   }
 
-  setModel(single ? fixed.model : starting(models()));
+  setModel(starting(from));
   pickModel.set(model.name);
 }
 
 const DEFINITIONS = "Prefix: prefix-matching score, the attention on the token after an earlier copy of the present one, on repeated random tokens (1 at most). "
   + "Copying: how much the head raises the logit of what it attends to (from \u22121 to 1). A perfect induction head has 1 in both. "
   + "Logit attribution: what an attended token adds, through the head's output alone, to the logit of the token that does come next, above the mean logit. "
-  + "All at the last snapshot; attention to 1%, logits to 0.01.";
+  + "All at the snapshot that the slider shows; attention to 1%, logits to 0.01.";
 
-export function abstract(container) {
+/** The page's section: all models. */
+export function section(container) {
   if (!models().length) {
     nothing(container, "No text was measured.");
     return;
   }
   const box = el("div");
-  container.append(el("p", { class: "texts-lead texts", text: "Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that "
-    + "match patterns. The same texts, for heads of these models: the picture of a head has one row for each token predicted and one column for each token attended to." }),
+  container.append(el("p", { class: "texts-lead texts", text: "Where each head attends on a text, and what it adds to the logits there: one row of a picture for each token predicted and one column for each token attended to, "
+    + "at the snapshot of the slider. Do heads that copy repeated tokens also do something more abstract? Olsson et al. show induction heads of a large model that translate and that match patterns: the same texts, for heads of these models." }),
   box, el("p", { class: "texts-note", text: DEFINITIONS }));
-  explorer(box, null);
+  attentionView(box, { from: models() });
 }
 
 /** What one head of a model does on texts. */
@@ -272,5 +294,5 @@ export function headView(container, modelName, head) {
   const box = el("div");
   container.append(el("h3", { text: "On text" }), box, el("p", { class: "texts-note", text: DEFINITIONS }));
   if (place(model, head) < 0) nothing(box, `Not kept of this head. ${someOf(model)}`);
-  else explorer(box, { model, head });
+  else attentionView(box, { from: [model], head });
 }

@@ -10,15 +10,16 @@ import { fixed } from "./texts.js";
 const HINT = "Point at the chart for the values at a snapshot.";
 
 /**
- * {node, draw({x, band, lines: [{name, values, color}]}), redraw()}; x: how much training, values in nats, color 0 to 7 or
- * "now". Under the pointer: every line's value at the nearest snapshot.
+ * {node, draw({x, band, at, lines: [{name, values, color}]}), redraw()}; x: how much training, `at`: that of the slider's
+ * snapshot, values in nats, color 0 to 7 or "now". Under the pointer: every line's value at the nearest snapshot.
  */
 export function lossChart() {
   const said = el("p", { class: "texts-chart-said" });
   const band = el("div", { class: "band" });
   const cursor = el("div", { class: "cursor", hidden: true });
+  const chosen = el("div", { class: "cursor texts-at" });
   const graph = el("div", { class: "graph" });
-  const plot = el("div", { class: "texts-chart", role: "img" }, band, graph, cursor);
+  const plot = el("div", { class: "texts-chart", role: "img" }, band, graph, chosen, cursor);
   const frame = { width: 0, height: 260, margin: { l: 52, r: 12, t: 22, b: 40 } };
   let now = null;
 
@@ -43,6 +44,9 @@ export function lossChart() {
       const [start, end] = data.band.map((seen) => px(frame, Math.max(frame.x.low, Math.min(frame.x.high, seen))));
       Object.assign(band.style, { left: `${start}px`, width: `${Math.max(1, end - start)}px` });
     }
+    const at = px(frame, data.at);
+    chosen.hidden = !Number.isFinite(at);
+    if (!chosen.hidden) chosen.style.transform = `translate(${at.toFixed(1)}px)`;
     const names = data.lines.map((line) => line.name).join(", ");
     plot.setAttribute("aria-label", `Loss over training${names ? ` of ${names}` : ": no token chosen"}`);
     said.textContent = data.lines.length ? HINT : "";

@@ -1,14 +1,13 @@
-// The passage view: which tokens a model predicts better and worse after the phase change than before it.
-import { array, data } from "./data.js";
+// Token losses: which tokens of a text a model predicts better and worse at a snapshot than before the phase change.
+import { array } from "./data.js";
 import { el } from "./dom.js";
-import * as format from "./format.js";
-import { lossChart } from "./texts_chart.js";
 import { on } from "./state.js";
 import { later } from "./tasks.js";
 import {
-  bestHead, findModel, fixed, headOn, headsOf, lossCurve, models, nameOf, nothing, percent, quoted, score,
-  scored, select, shown, signed, someOf, strip, textOf, tint,
+  bestHead, findModel, fixed, headOn, headsOf, lastOf, lossCurve, lossesAt, models, nameOf, nothing, percent, quoted, score,
+  scored, select, shown, signed, snapshotName, snapshotSlider, someOf, strip, textOf, tint,
 } from "./texts.js";
+import { lossChart } from "./token_losses_chart.js";
 
 const FULL = 3; // nats at which a colour is full: the same for all models and texts, so that they can be compared
 const COLORS = 8; // of lines, in texts.css
@@ -19,7 +18,7 @@ const KINDS = {
 };
 const LETTERS = { r: "repeated", c: "changed", n: "new" };
 
-export function passage(container) {
+export function tokenLosses(container) {
   const all = models();
   if (!all.length) return nothing(container, "No text was measured.");
   let model, entry, text, losses, head, tokens, current = null;
@@ -35,17 +34,18 @@ export function passage(container) {
   const about = el("p", { class: "texts-note" });
 
   // the menu shows what was chosen at once, the text follows
-  const soon = (menu, call) => later(`texts-passage-${menu}`, call);
+  const soon = (menu, call) => later(`token-losses-${menu}`, call);
   const pickModel = select("Model", all.map((one) => [one.name, one.name]), (name) => soon("model", () => setModel(findModel(name))));
   const pickText = select("Text", [], (index) => soon("text", () => setText(model.texts[Number(index)])));
-  const pickHead = select("Attention of head", [], (name) => soon("head", () => { setHead(name); show(current); }));
+  const pickHead = select("Attention of head", [], () => soon("head", () => { setHead(); show(current); }));
+  const slider = snapshotSlider((of) => of.after, () => soon("snapshot", setSnapshot));
 
   container.classList.add("texts");
   container.append(
-    el("p", { class: "texts-lead", text: "One text, token by token: how well the model predicts each token after the phase change, compared with before. "
+    el("p", { class: "texts-lead", text: "One text, token by token: how well the model predicts each token at the slider's snapshot, compared with before the phase change. "
       + "Olsson et al. found that what changes is repetition: where a token is followed by what followed it earlier, the model gets better; "
       + "where it is followed by something else, the model gets worse, because it expects the repetition." }),
-    el("div", { class: "texts-controls" }, pickModel.node, pickText.node, pickHead.node),
+    el("div", { class: "texts-controls" }, pickModel.node, pickText.node, slider.node, pickHead.node),
     compared,
     el("div", { class: "texts-columns" },
       el("div", { class: "texts-main" }, legend(), page, about, el("h3", { text: "Does it depend on repetition?" }), found),
@@ -53,6 +53,8 @@ export function passage(container) {
         el("h3", { text: "Loss of single tokens over training" }), plot.node, pins)),
     lists);
   on("axis", plot.redraw);
+  const before = () => lossesAt(entry, model.before);
+  const now = () => lossesAt(entry, slider.at());
 
   function setModel(next) {
     const name = text && text.name;
@@ -60,58 +62,67 @@ export function passage(container) {
     pickText.fill(model.texts.map((one, index) => [String(index), textOf(one).title]));
     const best = bestHead(model);
     pickHead.fill(headsOf(model).map((one) => [nameOf(one),
-      `${nameOf(one)}, prefix matching ${scored(score(model, "prefix", one))}${nameOf(one) === nameOf(best) ? " (highest)" : ""}`]));
+      `${nameOf(one)}, prefix matching ${scored(score(model, "prefix", one, lastOf(model)))}${nameOf(one) === nameOf(best) ? " (highest)" : ""}`]));
     pickHead.set(nameOf(best));
+    slider.fill(model);
     const same = model.texts.findIndex((one) => textOf(one).name === name);
     pickText.set(String(Math.max(0, same)));
     setText(model.texts[Math.max(0, same)]);
   }
 
-  function setHead(name) {
-    head = headOn(model, entry, name.split(".").map(Number));
+  function setHead() {
+    head = headOn(model, entry, pickHead.value().split(".").map(Number), slider.at());
   }
 
   function setText(next) {
     entry = next;
     text = textOf(entry);
-    const before = array(entry.before).data, after = array(entry.after).data;
-    losses = Array.from(before, (value, p) => ({ before: value, after: after[p], change: after[p] - value }));
-    setHead(pickHead.value());
     pinned.length = 0;
     current = null;
-    const counted = (one) => (data.progress.unit === "tokens" ? ` (${format.count(one.seen)} tokens seen)` : "");
-    const when = (one) => `step ${one.step.toLocaleString("en")}${counted(one)}`;
-    compared.textContent = model.snapshots === 1
-      ? `${model.name} has one snapshot: nothing to compare it with, so that before and after are the same.`
-      : model.changed
-      ? `Before: ${when(model.before)}, where the phase change of ${model.name} begins. After: ${when(model.after)}, where it ends.`
-      : `${model.name} had no phase change. Before is its first trained snapshot, ${when(model.before)}; after is its last, ${when(model.after)}.`;
     about.textContent = `${text.source ? `Text: ${text.source}. ` : ""}`
       + `${text.left_out ? `Its last ${text.left_out} tokens are left out. ` : ""}`
-      + `${someOf(model)}Attention is kept to 1%, of the last snapshot; the chart's losses to 0.01 nats, at ${array(model.seen).data.length} of ${model.snapshots} snapshots.`;
+      + `${someOf(model)}Attention is kept to 1%, at ${model.viewed.length} snapshots, evenly along the logarithm of training; the chart's losses to 0.01 nats, at ${array(model.seen).data.length} of ${model.snapshots} snapshots.`;
     drawPage();
-    drawFound();
-    drawLists();
+    compare();
     const order = ranked();
     for (const p of new Set([order[0], order[order.length - 1]])) pin(p + 1, false);
     show(order[0] + 1);
     drawPins();
   }
 
+  function setSnapshot() {
+    compare();
+    show(current);
+  }
+
+  /** Bring all that depends on the slider's snapshot up to date. */
+  function compare() {
+    setHead();
+    const at = now();
+    losses = Array.from(before(), (value, p) => ({ before: value, now: at[p], change: at[p] - value }));
+    compared.textContent = model.snapshots === 1
+      ? `${model.name} has one snapshot: nothing to compare it with, so that before and now are the same.`
+      : `Before: ${snapshotName(model, model.before)}. Now: ${snapshotName(model, slider.at())}.`
+        + `${model.changed ? "" : ` ${model.name} had no phase change: before is its first trained snapshot.`}`;
+    tintTokens();
+    drawFound();
+    drawLists();
+  }
+
   function drawPage() {
     const s = strip(text, `${text.title}: tokens by the change of their loss`, { hover: show, choose: toggle, leave() {} });
     tokens = s;
-    s.tokens.forEach((token, at) => {
-      if (!at) {
-        token.setAttribute("aria-label", "start of the text, not predicted");
-        return;
-      }
-      const { before, after, change } = losses[at - 1];
-      tint(token, change < 0 ? "better" : "worse", Math.min(1, Math.abs(change) / FULL));
-      token.setAttribute("aria-label",
-        `token ${at}, ${shown(s.pieces[at])}, loss before ${fixed(before)}, after ${fixed(after)}, change ${signed(change)} nats`);
-    });
+    s.tokens[0].setAttribute("aria-label", "start of the text, not predicted");
     page.replaceChildren(s.node);
+  }
+
+  function tintTokens() {
+    losses.forEach((of, p) => {
+      const token = tokens.tokens[p + 1];
+      tint(token, of.change < 0 ? "better" : "worse", Math.min(1, Math.abs(of.change) / FULL));
+      token.setAttribute("aria-label", `token ${p + 1}, ${shown(tokens.pieces[p + 1])}, `
+        + `loss before ${fixed(of.before)}, now ${fixed(of.now)}, change ${signed(of.change)} nats`);
+    });
   }
 
   /** What is known of token s, and where the head looks to predict it. */
@@ -131,7 +142,7 @@ export function passage(container) {
   }
 
   function describe(s) {
-    const { before, after, change } = losses[s - 1];
+    const of = losses[s - 1];
     const name = pickHead.value();
     const value = (label, number, extra = "") =>
       el("div", { class: `texts-value ${extra}` }, el("dt", { text: label }), el("dd", { text: number }));
@@ -139,12 +150,12 @@ export function passage(container) {
     const sources = Array.from({ length: s }, (_, j) => j)
       .sort((a, b) => head.attention(s - 1, b) - head.attention(s - 1, a)).slice(0, 4)
       .filter((j) => head.attention(s - 1, j) >= 0.01);
-    const better = change < 0 ? "better" : "worse";
+    const better = of.change < 0 ? "better" : "worse";
     return [
       el("h3", {}, quoted(tokens.pieces[s]), el("span", { class: "texts-dim", text: ` token ${s}` })),
       el("dl", { class: "texts-values" },
-        value("loss before", fixed(before), "texts-before"), value("loss after", fixed(after), "texts-after"),
-        value(`change, nats: ${better}`, signed(change), `texts-change texts-is-${better}`)),
+        value("loss before", fixed(of.before), "texts-before"), value("loss now", fixed(of.now), "texts-now"),
+        value(`change, nats: ${better}`, signed(of.change), `texts-change texts-is-${better}`)),
       el("p", { class: "texts-dim", text: `${KINDS[kind][0]}: ${KINDS[kind][1]}.` }),
       el("p", { text: sources.length ? `To predict it, head ${name} attends to the underlined tokens, most to:` : `To predict it, head ${name} attends to no token with 1% or more.` }),
       el("ol", { class: "texts-sources" }, ...sources.map((j) => el("li", {},
@@ -193,7 +204,8 @@ export function passage(container) {
       lines.push({ name: `\u201c${shown(tokens.pieces[current])}\u201d`, values: lossCurve(entry, current - 1), color: "now" });
     }
     plot.draw({
-      x: Array.from(array(model.seen).data), lines, band: model.changed ? [model.before.seen, model.after.seen] : null,
+      x: Array.from(array(model.seen).data), lines, at: model.viewed[slider.at()].seen,
+      band: model.changed ? [model.before, model.after].map((end) => model.viewed[end].seen) : null,
     });
   }
 
@@ -222,7 +234,9 @@ export function passage(container) {
   }
   function drawFound() {
     const row = (kind) => {
-      const { n, mean } = entry.groups[kind];
+      const changes = losses.filter((_, p) => LETTERS[text.continues[p]] === kind).map(({ change }) => change);
+      const n = changes.length;
+      const mean = n ? changes.reduce((a, b) => a + b) / n : null;
       return el("tr", {}, el("th", { scope: "row" }, KINDS[kind][0], el("span", { class: "texts-dim", text: KINDS[kind][1] })),
         el("td", { text: String(n) }), el("td", { text: mean === null ? "\u2013" : signed(mean) }));
     };
@@ -233,7 +247,7 @@ export function passage(container) {
   }
 
   setModel(all.reduce((best, one) => {
-    const of = (m) => (m.changed ? 10 : 0) + score(m, "prefix", bestHead(m));
+    const of = (m) => (m.changed ? 10 : 0) + score(m, "prefix", bestHead(m), lastOf(m));
     return of(one) > of(best) ? one : best;
   }, all[0]));
   pickModel.set(model.name);

@@ -7,15 +7,6 @@ const ATTEND = [136, 84, 208], RAISE = [47, 120, 196], LOWER = [222, 96, 42];
 /** Opacity for a part 0 to 1: small parts stay visible. */
 export const opacity = (part) => Math.sqrt(Math.min(1, part));
 
-/** The largest |value| of each head on a text, over all heads given: what full colour of logits means. */
-export function largest(heads, rows) {
-  let most = 0;
-  for (const head of heads) {
-    for (const i of rows) for (let j = 0; j <= i; j++) most = Math.max(most, Math.abs(head.logit(i, j)));
-  }
-  return most || 1;
-}
-
 /**
  * Draw on a canvas of `size` pixels. of: headOn's result; what: "attention" or "logits"; rows: the destinations shown,
  * which share the height; full: the logit of full colour. Of values that meet in a pixel, the farthest from 0 is shown.
