@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from icl_fast.runs import Run, Series, load_config
     from icl_fast.runs.open_series import open_series
+    from icl_fast.studies.attention import attention
     from icl_fast.training import train
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "TransformerConfig",
     "ablate",
     "activation_difference",
+    "attention",
     "cross_entropy_difference",
     "evaluate",
     "frozen_attention",
@@ -87,6 +89,7 @@ _HOME = {
     **dict.fromkeys(("Transformer", "TransformerConfig", "load_snapshot"), "models"),
     **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),
     **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
+    "attention": "studies.attention",
     "train": "training",
 }
 

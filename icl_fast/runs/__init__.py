@@ -9,7 +9,6 @@ from icl_fast.runs.open_series import open_all, open_series
 from icl_fast.runs.population import Population
 from icl_fast.runs.run import Run
 from icl_fast.runs.run_series import RunSeries
-from icl_fast.runs.seeds import seed_families
 from icl_fast.runs.series import Series
 from icl_fast.runs.text_config import TextRunConfig
 
@@ -29,5 +28,4 @@ __all__ = [
     "parse_config",
     "resolve_device",
     "run_names",
-    "seed_families",
 ]

@@ -1,4 +1,4 @@
-"""One training with several seeds: each run as it is alone; resumed; what is refused; and told apart afterwards."""
+"""One training with several seeds: each run as it is alone; resumed; what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
-from icl_fast.runs import Run, open_all, parse_config, seed_families
+from icl_fast.runs import Run, parse_config
 from icl_fast.training import TrainingProgress, train, train_seeds
 
 
@@ -77,17 +77,6 @@ def test_no_number_of_seeds(values: dict[str, Any], tmp_path: Path, seeds: Any) 
     with pytest.raises(InputError, match=r"^seeds: must be "):
         train_seeds(parse_config(values), tmp_path / "many", seeds)
     assert not (tmp_path / "many").exists()
-
-
-def test_which_belong_together(values: dict[str, Any], tmp_path: Path) -> None:
-    train_seeds(parse_config(values), tmp_path / "many", 2)
-    wide = values | {"model": values["model"] | {"width": 8}}
-    train(parse_config(wide), tmp_path / "wide")
-    train(parse_config(with_seed(wide, 3)), tmp_path / "wider")
-    paths = [*(tmp_path / "many").iterdir(), tmp_path / "wide", tmp_path / "wider"]
-    families = seed_families(open_all(sorted(paths)))
-    assert families == {"many": ["seed-0", "seed-1"], tmp_path.name: ["wide", "wider"]}
-    assert seed_families(open_all(paths[-1:])) == {}
 
 
 def test_command(values: dict[str, Any], tmp_path: Path) -> None:

@@ -35,8 +35,22 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         change = accuracy.sel(kind="single") - one["accuracy_alone"]
         way = "patterns (values preserved)" if preserve == "value-preserving" else "values (patterns preserved)"
         most = float(np.abs(change).max()) or 1.0
-        _map(row[0], change, f"Change of accuracy without it, by way of {way}", "change of accuracy", "RdBu", (-most, most))
-        _map(row[1], accuracy.sel(kind="single-pair"), f"Accuracy with it alone, by way of {way}", "accuracy", "viridis", (0, 1))
+        _map(
+            row[0],
+            change,
+            f"Change of accuracy without it, by way of {way}",
+            "change of accuracy",
+            "RdBu",
+            (-most, most),
+        )
+        _map(
+            row[1],
+            accuracy.sel(kind="single-pair"),
+            f"Accuracy with it alone, by way of {way}",
+            "accuracy",
+            "viridis",
+            (0, 1),
+        )
     for axis, matrix in zip(axes[:, 2], ("k", "v"), strict=True):
         scores = one["composition"].sel(matrix=matrix)
         limits = float(scores.min()), float(scores.max())
