@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from icl_fast.measure import ablate, evaluate, open_results, sweep
+    from icl_fast.measure import LoadedModel, ablate, evaluate, load, open_results, sweep
     from icl_fast.models import (
         ExemplarConfig,
         ExemplarTransformer,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from icl_fast.runs import Run, Series, load_config
     from icl_fast.runs.open_series import open_series
+    from icl_fast.studies.attention import attention
     from icl_fast.training import train
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "ExemplarTransformer",
     "InputError",
     "Intervention",
+    "LoadedModel",
     "PositionLoss",
     "Run",
     "Series",
@@ -50,6 +52,7 @@ __all__ = [
     "TransformerConfig",
     "ablate",
     "activation_difference",
+    "attention",
     "cross_entropy_difference",
     "evaluate",
     "frozen_attention",
@@ -58,6 +61,7 @@ __all__ = [
     "head_ablation_cross_entropy",
     "layer_norm_difference",
     "linear_cross_entropy",
+    "load",
     "load_config",
     "load_snapshot",
     "open_results",
@@ -80,11 +84,12 @@ OPS = (
 )
 
 _HOME = {
-    **dict.fromkeys(("ablate", "evaluate", "open_results", "sweep"), "measure"),
+    **dict.fromkeys(("LoadedModel", "ablate", "evaluate", "load", "open_results", "sweep"), "measure"),
     **dict.fromkeys(("ExemplarConfig", "ExemplarTransformer", "Intervention"), "models"),
     **dict.fromkeys(("Transformer", "TransformerConfig", "load_snapshot"), "models"),
     **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),
     **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
+    "attention": "studies.attention",
     "train": "training",
 }
 

@@ -1,5 +1,6 @@
 """Everything that is computed from measurements of many snapshots."""
 
+from icl_fast.analysis.ablation_changes import ablation_changes
 from icl_fast.analysis.ablation_comparison import compare_ablations
 from icl_fast.analysis.before_after import attribute_heads, attribute_icl, before_after_attribution, before_after_vector
 from icl_fast.analysis.curiosities import Curiosity, find_curiosities
@@ -38,6 +39,7 @@ __all__ = [
     "PhaseChange",
     "Thresholds",
     "Transience",
+    "ablation_changes",
     "attribute_heads",
     "attribute_icl",
     "before_after_attribution",

@@ -24,12 +24,14 @@ _SECONDS_BETWEEN_LINES = 20.0
 def training_progress(name: str, steps: int) -> Iterator[Callable[[TrainingProgress], None]]:
     """Shows loss, ICL score so far, tokens/s and time left of a training run."""
     with _bar(f"training {name}", steps) as show:
+        yield lambda at: show(at.step, _of_training(at))
 
-        def update(at: TrainingProgress) -> None:
-            text = f"loss {at.loss:.3f}  ICL score {at.icl_score:+.3f}  {at.tokens_per_second:,.0f} tokens/s"
-            show(at.step, text)
 
-        yield update
+@contextmanager
+def seeds_progress(name: str, steps: int, seeds: int) -> Iterator[Callable[[int, TrainingProgress], None]]:
+    """Shows the same of trainings with several seeds, of `steps` each, over all of them."""
+    with _bar(f"training {name}, {seeds} seeds", steps * seeds) as show:
+        yield lambda seed, at: show(seed * steps + at.step, f"seed {seed}  {_of_training(at)}")
 
 
 @contextmanager
@@ -73,6 +75,10 @@ def waiting(title: str) -> Iterator[None]:
     with _bar(title, None) as show:
         show(0, "")
         yield
+
+
+def _of_training(at: TrainingProgress) -> str:
+    return f"loss {at.loss:.3f}  ICL score {at.icl_score:+.3f}  {at.tokens_per_second:,.0f} tokens/s"
 
 
 _shown: list[Progress] = []  # at most one: two live displays would write over each other

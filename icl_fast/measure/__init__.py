@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         qk_trace,
     )
     from icl_fast.measure.heads.evaluate import evaluate
+    from icl_fast.measure.loaded import LoadedModel, ModelOutput, load
     from icl_fast.measure.store import OtherResults, open_results, save_results
     from icl_fast.measure.store_files import DamagedResults
 
@@ -39,6 +40,8 @@ __all__ += ["composition_scores", "copying_eigenvalue_score", "copying_eigenvalu
 __all__ += ["logit_attribution", "measure_idealised", "measure_templates"]
 # exemplar runs
 __all__ += ["measure_ablations", "measure_strategies", "measure_wiring", "open_measured"]
+# a model to work with
+__all__ += ["LoadedModel", "ModelOutput", "load"]
 # results on disk
 __all__ += ["DamagedResults", "OtherResults", "open_results", "save_results"]
 
@@ -47,6 +50,7 @@ _HOMES = {
     **dict.fromkeys(("AblationOptions", "ablate", "plan_sweep", "sweep"), "ablation"),
     **dict.fromkeys(("measure_strategies", "measure_wiring", "open_measured"), "exemplar.measured_run"),
     **dict.fromkeys(("OtherResults", "open_results", "save_results"), "store"),
+    **dict.fromkeys(("LoadedModel", "ModelOutput", "load"), "loaded"),
     "measure_ablations": "exemplar.ablation_sweep",
     "DamagedResults": "store_files",
 }

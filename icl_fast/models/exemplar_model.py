@@ -113,7 +113,7 @@ class ExemplarModel(nn.Module):
         target: Tensor | None = None,
         *,
         clamps: Clamps | None = None,
-        record: Sequence[str] = (),
+        record: str | Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits of the query's label `[P,B,V]`, and what was recorded.
@@ -142,7 +142,7 @@ class ExemplarModel(nn.Module):
         target: Tensor | None = None,
         *,
         clamps: Clamps | None = None,
-        record: Sequence[str] = (),
+        record: str | Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, with exemplars `[P,B,n+1,C]` that `embed_exemplar` was applied to already."""

@@ -71,7 +71,7 @@ class ExemplarRecurrent(ExemplarModel):
         target: Tensor | None = None,
         *,
         clamps: Clamps | None = None,
-        record: Sequence[str] = (),
+        record: str | Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if clamps is not None:

@@ -31,7 +31,7 @@ class ExemplarTransformer(ExemplarModel):
         target: Tensor | None = None,
         *,
         clamps: Clamps | None = None,
-        record: Sequence[str] = (),
+        record: str | Sequence[str] = (),
         interventions: Sequence[Intervention] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stream = self.embedded(exemplars, labels)

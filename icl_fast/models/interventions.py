@@ -8,12 +8,16 @@ a name of `LAYER_SITES`, such as `"1.pattern"`. The tensors at the sites:
     [B,H,T,T]  scores (scaled, before the causal mask), pattern; rows are queries
 
 In models of P members B stands for P * B: examples of the first member, of the second, and so on.
+
+What is recorded may be named by patterns: "*.pattern" is that of every layer, "1.*" every site of layer 1, "all" every
+site that the model has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -59,6 +63,42 @@ class HasLayers(Protocol):
 def site(name: str, layer: int) -> str:
     """The name of a layer's site: `site("pattern", 1)` is `"1.pattern"`."""
     return f"{layer}.{name}"
+
+
+def all_sites(config: HasLayers) -> list[str]:
+    """Every site of such a model, in forward order."""
+    local = [name for name in LAYER_SITES if config.mlp or name != "mlp_out"]
+    return ["embed", *(site(name, layer) for layer in range(config.layers) for name in local), *OUTER_SITES[1:]]
+
+
+def named_sites(record: str | Sequence[str], config: HasLayers) -> tuple[str, ...]:
+    """The sites that names and patterns mean, each once: in the order of these, and within a pattern in forward order.
+
+    Args:
+        record: `all`, a site or a pattern such as `*.pattern` or `1.*`; or several of them.
+
+    Raises:
+        InputError: something else, a site that the model does not have, or a pattern that is none of its sites.
+    """
+    given = [record] if isinstance(record, str) else record
+    if not isinstance(given, (list, tuple, set)) or not all(isinstance(name, str) for name in given):
+        raise InputError(
+            f"record: must be a list of sites, or one such as '1.z', '*.pattern' or all; got {shown(record)}"
+        )
+    found: dict[str, None] = {}
+    for name in given:
+        if "*" not in name and name != "all":
+            check_site(name, config, "record")
+            found[name] = None
+            continue
+        matching = [one for one in all_sites(config) if name == "all" or fnmatchcase(one, name)]
+        if not matching:
+            raise InputError(
+                f"record: no site matches {name!r} in a model of {config.layers} layers; patterns are such as "
+                f"'*.pattern' or '1.*', with a name of {', '.join(LAYER_SITES)}"
+            )
+        found.update(dict.fromkeys(matching))
+    return tuple(found)
 
 
 def check_site(name: str, config: HasLayers, argument: str) -> None:
@@ -278,17 +318,17 @@ class Taps:
         )
 
 
-def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[Intervention]) -> Taps:
+def make_taps(config: HasLayers, record: str | Sequence[str], interventions: Sequence[Intervention]) -> Taps:
     """Taps for one pass of such a model.
 
     Raises:
         InputError: a site that the model does not have, or one that is read before it is computed.
     """
-    for argument, given, kind in (("record", record, str), ("interventions", interventions, Intervention)):
-        if not isinstance(given, (list, tuple, set)) or not all(isinstance(one, kind) for one in given):
-            raise InputError(f"{argument}: must be a list of {kind.__name__}, got {shown(given)}")
-    for name in record:
-        check_site(name, config, "record")
+    if not isinstance(interventions, (list, tuple, set)) or not all(
+        isinstance(one, Intervention) for one in interventions
+    ):
+        raise InputError(f"interventions: must be a list of Intervention, got {shown(interventions)}")
+    recorded = named_sites(record, config)
     for intervention in interventions:
         check_site(intervention.site, config, "interventions")
         for name in intervention.reads:
@@ -297,7 +337,7 @@ def make_taps(config: HasLayers, record: Sequence[str], interventions: Sequence[
                 raise InputError(
                     f"intervention at {intervention.site!r}: reads {name!r}, which is not before it; read earlier sites"
                 )
-    return Taps(tuple(record), tuple(interventions))
+    return Taps(recorded, tuple(interventions))
 
 
 def check_any_batch(interventions: Sequence[Intervention], config: HasLayers) -> None:

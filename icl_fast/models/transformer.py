@@ -13,7 +13,7 @@ from icl_fast.errors import InputError
 from icl_fast.models.blocks import Blocks, make_norm
 from icl_fast.models.config import TransformerConfig
 from icl_fast.models.ids import as_ids
-from icl_fast.models.interventions import Intervention, make_taps
+from icl_fast.models.interventions import Intervention, make_taps, named_sites
 from icl_fast.models.positions import Positions, rotary_positions, sinusoids
 from icl_fast.models.sizes import check_weights_fit
 from icl_fast.ops import linear_cross_entropy
@@ -80,27 +80,29 @@ class Transformer(nn.Module):
 
     @overload
     def forward(
-        self, tokens: Tensor, *, record: Sequence[str], interventions: Sequence[Intervention] = ()
+        self, tokens: Tensor, *, record: str | Sequence[str], interventions: Sequence[Intervention] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
     def forward(
-        self, tokens: Tensor, *, record: Sequence[str] | None = None, interventions: Sequence[Intervention] = ()
+        self, tokens: Tensor, *, record: str | Sequence[str] | None = None, interventions: Sequence[Intervention] = ()
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Logits [B,T,V] of tokens [B,T] (integers), or of embeddings [B,T,C] (floats) given in their place.
 
         Args:
             tokens: token ids, integers [B,T], or token embeddings [B,T,C], to which positions are added all the same.
-            record: sites to return; given at all (even empty), the result is `(logits, {site: tensor})`.
+            record: sites to return, by names or patterns: `"all"`, `"*.pattern"`, `["1.z", "0.*"]`; given at all (even
+                empty), the result is `(logits, {site: tensor})`.
             interventions: what is forced at which site; several at one site apply in order.
 
         Raises:
             InputError: wrong shape or token, a context too long for the position table, an unknown site, an
                 intervention whose heads, positions, examples or tensor do not fit its site.
         """
-        make_taps(self.config, record or (), interventions)  # checks all of them before anything is computed
+        recorded = named_sites(record if record is not None else (), self.config)
+        make_taps(self.config, recorded, interventions)  # checks all of them before anything is computed
         last = [intervention for intervention in interventions if intervention.site == "logits"]
         earlier = [intervention for intervention in interventions if intervention.site != "logits"]
-        names = (*(record or ()), *(name for intervention in last for name in intervention.reads))
+        names = (*recorded, *(name for intervention in last for name in intervention.reads))
         inner = [name for name in names if name != "logits"]
         hidden, sites = self.hidden(tokens, record=inner, interventions=earlier)
         logits = self.capped(self.unembed(hidden))
@@ -108,10 +110,10 @@ class Transformer(nn.Module):
             logits = intervention(logits, *(sites[name] for name in intervention.reads))
         if record is None:
             return logits
-        return logits, {name: logits if name == "logits" else sites[name] for name in record}
+        return logits, {name: logits if name == "logits" else sites[name] for name in recorded}
 
     def hidden(
-        self, tokens: Tensor, *, record: Sequence[str] = (), interventions: Sequence[Intervention] = ()
+        self, tokens: Tensor, *, record: str | Sequence[str] = (), interventions: Sequence[Intervention] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, but stops before the unembedding: the final norm's output [B,T,C] and the recorded sites.
 

@@ -172,6 +172,10 @@ class ForeignSeries(Series):
         return self._tokenizer.tokenizer
 
     @property
+    def reads_text(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
     def shape(self) -> ModelShape:
         return self.config
 

@@ -83,6 +83,11 @@ class Series(ABC):
         """
 
     @property
+    def reads_text(self) -> bool:
+        """Whether there is a tokenizer."""
+        return self.task == "text"
+
+    @property
     @abstractmethod
     def shape(self) -> ModelShape:
         """On text: what the models have in common."""

@@ -24,6 +24,7 @@ from icl_fast.runs import ExemplarRunConfig, Population, Run, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import check_count, check_state
 from icl_fast.scale import HERE, Runner
+from icl_fast.training.callbacks import NOBODY, Callback, log
 from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
 from icl_fast.training.member_groups import MemberGroups
 from icl_fast.training.schedules import learning_rate
@@ -57,6 +58,7 @@ class ExemplarTrainer:
         on_progress: Callable[[ExemplarProgress], None] | None = None,
         on_exemplars: Callable[[int, int, str], None] | None = None,
         runner: Runner = HERE,
+        told: Callback = NOBODY,
     ) -> None:
         """Set up what `config` says; for the other arguments see `icl_fast.training.train`.
 
@@ -65,7 +67,7 @@ class ExemplarTrainer:
                 or that hold for one size of batch only, no such device, more than this machine can hold; workers, and
                 no members to be shared out among them.
         """
-        self.config, self.on_progress = config, on_progress
+        self.config, self.on_progress, self.told = config, on_progress, told
         self.interventions = tuple(interventions)
         if self.interventions:
             config.model.check_attention("interventions")
@@ -143,13 +145,14 @@ class ExemplarTrainer:
         last = step == self.steps
         seen = {"step": step, "sequences": step * config.training.batch}
         if self.since and (step % config.training.log_every == 0 or last):
-            run.append_log(seen | self._training_line(step))
+            log(run, seen | self._training_line(step), self.told)
             self.losses.zero_()
             self.since = 0
         if step % config.evaluation.every == 0 or last:
-            run.append_log(seen | {"evaluators": self._evaluate()})
+            log(run, seen | {"evaluators": self._evaluate()}, self.told)
         if step in self.snapshots:
             run.save_snapshot(self.model, step=step, seen=seen["sequences"])
+            self.told.on_snapshot(step, run.snapshot_path(step))
         if last or step % config.training.checkpoint_every == 0:
             self.save(run)
 

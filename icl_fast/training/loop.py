@@ -16,6 +16,7 @@ from icl_fast.measure.of_model import without_autocast
 from icl_fast.models import Intervention
 from icl_fast.runs import Run, RunConfig, TextRunConfig
 from icl_fast.scale import HERE, Runner
+from icl_fast.training.callbacks import AllOf, Callback
 from icl_fast.training.exemplars import ExemplarTrainer
 from icl_fast.training.interrupt import interruptible
 from icl_fast.training.text import TextTrainer
@@ -78,6 +79,7 @@ def train(
     on_progress: Callable[[Any], None] | None = None,
     on_exemplars: Callable[[int, int, str], None] | None = None,
     runner: Runner = HERE,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train a Transformer on text, or one run or a population of runs on exemplars, into a run folder.
 
@@ -98,6 +100,7 @@ def train(
             with an `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
         runner: on exemplars: what takes the steps of a population's members, to the same bits; with the fused engine.
+        callbacks: told of log lines, snapshots, start and end (see `Callback`), such as `TensorBoardCallback`.
 
     Returns:
         The run, finished.
@@ -110,6 +113,7 @@ def train(
             The folder then holds the state of the last save.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was saved.
     """
+    told = AllOf(callbacks)
     if isinstance(config, TextRunConfig):
         config = config.with_absolute_corpus()
         if interventions:
@@ -128,9 +132,9 @@ def train(
                 run.check(config, resume=resume)  # before anything that takes long
         trainer: Trainer
         if isinstance(config, TextRunConfig):
-            trainer = TextTrainer(config, on_progress)
+            trainer = TextTrainer(config, on_progress, told)
         else:
-            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars, runner)
+            trainer = ExemplarTrainer(config, interventions, on_progress, on_exemplars, runner, told)
         state = None
         with ranks.together():
             if ranks.rank() == 0:
@@ -143,6 +147,7 @@ def train(
         if state is not None:
             trainer.load_state(state, str(run.state_path))
         ranks.first(lambda: run.cut_log(-1 if state is None else trainer.step))
+        ranks.first(lambda: told.on_start(run))
         recorded = None if state is None else trainer.step
         with interruptible() as interrupted:
             while True:
@@ -151,9 +156,11 @@ def train(
                     recorded = trainer.step
                 if ranks.anywhere(interrupted.is_set()):
                     trainer.save(run)
+                    ranks.first(lambda: told.on_end(run))
                     raise KeyboardInterrupt(f"stopped after step {trainer.step} of {trainer.steps}, its state is saved")
                 if trainer.step == trainer.steps:
                     break
                 trainer.advance(interrupted.is_set)
         ranks.first(run.finish)
+        ranks.first(lambda: told.on_end(run))
     return run

@@ -22,6 +22,7 @@ from icl_fast.runs import Run, TextRunConfig, resolve_device
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import STATE_FORMAT, check_count, check_state
 from icl_fast.runs.text_config import OptimizerConfig
+from icl_fast.training.callbacks import NOBODY, Callback, log
 from icl_fast.training.parallel import accumulating, gathered, is_split, make_losses, part_of, whole_of
 from icl_fast.training.schedules import learning_rate, weight_decay
 from icl_fast.training.sizes import check_text_run_fits
@@ -57,14 +58,19 @@ class TextTrainer:
 
     exemplars: Exemplars | None = None
 
-    def __init__(self, config: TextRunConfig, on_progress: Callable[[TrainingProgress], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: TextRunConfig,
+        on_progress: Callable[[TrainingProgress], None] | None = None,
+        told: Callback = NOBODY,
+    ) -> None:
         """Set up what `config` says; `on_progress` is called whenever a step's statistics are read.
 
         Raises:
             InputError: a corpus that cannot be read or is too small, no such device, more than this machine can hold, a
                 batch that cannot be shared out.
         """
-        self.config, self.on_progress = config.training, on_progress
+        self.config, self.on_progress, self.told = config.training, on_progress, told
         self.split, self.sharded = is_split(config), config.snapshots.sharded
         sizes = {"vocab": config.data.vocab, "context": config.data.context}
         with ranks.together():
@@ -125,7 +131,7 @@ class TextTrainer:
         """Write what is due after this step: log line, snapshot, state."""
         if self.progress is not None and self._log_is_due:
             line = _record(self.progress)
-            ranks.first(lambda: run.append_log(line))
+            ranks.first(lambda: log(run, line, self.told))
         if self.step in self.snapshots:
             self._save_snapshot(run)
         if self._save_is_due:
@@ -201,6 +207,7 @@ class TextTrainer:
         else:
             model = self._whole_model() if self.split else self.model
             ranks.first(lambda: run.save_snapshot(model, step=self.step, seen=self.tokens))
+        ranks.first(lambda: self.told.on_snapshot(self.step, run.snapshot_path(self.step)))
 
     def _whole_model(self) -> Transformer:
         """The model on the first rank; on the others one without numbers."""

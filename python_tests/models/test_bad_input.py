@@ -37,9 +37,11 @@ def test_unknown_site(model: Transformer, name: str) -> None:
         model(TOKENS, interventions=[Intervention.zero(name)])
 
 
-def test_a_single_string_is_no_list_of_sites(model: Transformer) -> None:
-    with pytest.raises(InputError, match=r"^record: "):
-        model(TOKENS, record="0.z")
+@pytest.mark.parametrize("pattern", ["2.*", "*.nothing", "z*", "*.mlp"])
+def test_a_pattern_of_no_site(model: Transformer, pattern: str) -> None:
+    for record in (pattern, ["0.z", pattern]):
+        with pytest.raises(InputError, match=r"^record: no site matches .* in a model of 2 layers; patterns are"):
+            model(TOKENS, record=record)
 
 
 def test_no_mlp_out_without_mlp(build: Build) -> None:
@@ -164,8 +166,13 @@ def test_no_interventions(model: Transformer, make: Any, message: str) -> None:
         model(TOKENS, interventions=[make()])
 
 
-@pytest.mark.parametrize("argument", ["record", "interventions"])
-@pytest.mark.parametrize("value", [5, "0.z", [5], Intervention.zero("0.z")])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("record", value) for value in (5, [5], Intervention.zero("0.z"))),
+        *(("interventions", value) for value in (5, "0.z", [5], Intervention.zero("0.z"))),
+    ],
+)
 def test_lists_are_lists(model: Transformer, argument: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^{argument}: must be a list of "):
         model(TOKENS, **{argument: value})

@@ -159,9 +159,37 @@ def test_record_all_sites_or_none(model: Transformer) -> None:
     logits, recorded = model(TOKENS, record=SITES)
     assert set(recorded) == set(SITES)
     assert recorded["logits"] is logits
+    assert list(model(TOKENS, record="all")[1]) == SITES
     alone, nothing = model(TOKENS, record=[])
     assert nothing == {}
     assert torch.equal(alone, model(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ("1.z", ["1.z"]),
+        ("*.pattern", ["0.pattern", "1.pattern"]),
+        ("1.*", [f"1.{name}" for name in LAYER_SITES]),
+        ("0.resid_*", ["0.resid_pre", "0.resid_mid", "0.resid_post"]),
+        (["1.z", "*.z", "logits", "1.z"], ["1.z", "0.z", "logits"]),
+        (["all", "embed"], SITES),
+    ],
+)
+def test_patterns_of_sites(model: Transformer, record: Any, expected: list[str]) -> None:
+    """The same values as by name, each once, in the order asked for."""
+    logits, found = model(TOKENS, record=record)
+    same, by_name = model(TOKENS, record=expected)
+    assert list(found) == expected
+    assert torch.equal(logits, same)
+    assert all(torch.equal(found[name], by_name[name]) for name in expected)
+    inner = [name for name in expected if name != "logits"]
+    assert set(model.hidden(TOKENS, record=inner)[1]) == set(inner)
+
+
+def test_every_site_without_mlps(build: Build) -> None:
+    _, found = build(mlp=False)(TOKENS, record="all")
+    assert list(found) == [name for name in SITES if not name.endswith("mlp_out")]
 
 
 def test_sites_without_a_reader_of_their_own(model: Transformer) -> None:

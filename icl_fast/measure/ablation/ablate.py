@@ -48,8 +48,8 @@ def ablate(
     Returns:
         Dataset with dims (ablation, position, example): `position_loss` with its standard error `position_loss_sem`
         and that of its difference to the whole model's, paired by example, `effect_sem`; `icl_score`, `icl_score_sem`,
-        `icl_effect_sem` and `example_icl_score`, of each example under the whole model (where the score's positions are
-        among those asked for); `loss` (for `all` and `paper`).
+        `icl_effect` (the change of the score), `icl_effect_sem` and `example_icl_score`, of each example under the
+        whole model (where the score's positions are among those asked for); `loss` (for `all` and `paper`).
         Ablation "none" is the whole model; the effect of one is its value minus that. All in nats.
 
     Raises:

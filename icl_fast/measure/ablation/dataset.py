@@ -35,7 +35,8 @@ def _tokens(positions: Sequence[int]) -> str:
 
 
 def sweep_variables(plan: SweepPlan) -> dict[str, tuple[str, ...]]:
-    """Name -> dims of what `sweep_dataset` gives, but for `example_icl_score`, which stores of before lack."""
+    """Name -> dims of what `sweep_dataset` gives, but for what stores of before lack: `icl_effect`,
+    `example_icl_score`."""
     names: dict[str, tuple[str, ...]] = {name: _DIMS for name in ("position_loss", "position_loss_sem", "effect_sem")}
     if plan.positions.example:
         names["loss"] = (*_DIMS[:2], "example")
@@ -103,6 +104,8 @@ def sweep_dataset(
         dataset["icl_score"] = (_DIMS[:2], score, nats | {"long_name": definition})
         dataset["icl_score_sem"] = (_DIMS[:2], standard_error(stacked("score_squares"), score), nats)
         effect = score - score[:, :1]
+        of_effect = nats | {"long_name": f"icl_score minus {paired.partition(',')[0]}"}
+        dataset["icl_effect"] = (_DIMS[:2], effect, of_effect)
         dataset["icl_effect_sem"] = (
             _DIMS[:2],
             standard_error(stacked("score_effect_squares"), effect),

@@ -76,7 +76,9 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int, bos: int | None = B
     unread = int(bos is None)
     if len(ids) <= unread:
         raise InputError(f"text {text.name}: is {'empty' if not ids else 'one token'}; give one with some text")
-    parts = _pieces(text, encoding)
+    parts = _pieces(text.text, encoding)
+    if parts is None:
+        raise InputError(f"tokenizer: its tokens do not give text {text.name} back; give one that leaves out no text")
     whole = torch.tensor(ids[: context + unread], device="cpu")
     targets = whole[unread:]
     categories = torch.full_like(targets, -1)
@@ -99,16 +101,20 @@ def tokenise(text: Text, tokenizer: Tokenizer, context: int, bos: int | None = B
     )
 
 
-def _pieces(text: Text, encoding: Encoding) -> list[bytes]:
+def token_pieces(text: str, encoding: Encoding) -> list[str] | None:
+    """What each token adds to a text, as in `TokenisedText.pieces`; None where the tokens leave out some of it."""
+    parts = _pieces(text, encoding)
+    return None if parts is None else [part.decode("utf-8", "backslashreplace") for part in parts]
+
+
+def _pieces(text: str, encoding: Encoding) -> list[bytes] | None:
     """What each token adds to a text: the bytes that it spells, or else those up to where it says that it ends."""
     parts = [_bytes(token) for token in encoding.tokens]
-    if b"".join(parts) == text.text.encode():
+    if b"".join(parts) == text.encode():
         return parts
     ends = list(accumulate((end for _, end in encoding.offsets), max))
-    parts = [text.text[start:end].encode() for start, end in zip([0, *ends], ends, strict=False)]
-    if b"".join(parts) != text.text.encode():
-        raise InputError(f"tokenizer: its tokens do not give text {text.name} back; give one that leaves out no text")
-    return parts
+    parts = [text[start:end].encode() for start, end in zip([0, *ends], ends, strict=False)]
+    return parts if b"".join(parts) == text.encode() else None
 
 
 @measures_model
