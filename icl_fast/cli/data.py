@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.commands import Commands
-from icl_fast.cli.console import echo
+from icl_fast.cli.console import print_facts
 from icl_fast.cli.parameters import INTEGER, PATH, PathType, distinct
 
 
@@ -50,17 +50,17 @@ def glyphs(
         exemplars = render_glyphs(classes, typefaces, size, fonts=distinct("--fonts", fonts) or None, progress=show)
     scripts = Counter(script(chr(int(name.split()[0].removeprefix("U+"), 16))) for name in exemplars.names)
     counts = ", ".join(f"{name} {count:,}" for name, count in scripts.most_common())
-    for label, value in {
+    facts = {
         "classes": f"{classes:,} ({8 * classes:,} with rotations and mirror images)",
         "typefaces": f"{typefaces} of each",
         "images": f"{classes * typefaces:,} of {size} x {size} pixels",
         "scripts": counts,
         "more fonts": install_advice(),
-    }.items():
-        echo(f"{label:<12}{value}")
+    }
     if out:
         save_exemplars(out, exemplars)
-        echo(f"{'written':<12}{out}")
+        facts["written"] = str(out)
     if sheet:
         write_contact_sheet(sheet, exemplars)
-        echo(f"{'sheet':<12}{sheet}")
+        facts["sheet"] = str(sheet)
+    print_facts(facts)

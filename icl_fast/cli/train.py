@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.commands import stopped
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command, stopped
+from icl_fast.cli.console import echo, finish_output
 from icl_fast.cli.environment import flush
 from icl_fast.cli.left_out import say_left_out
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from icl_fast.scale import Runner
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
 @click.option(
@@ -69,6 +69,8 @@ def train(
             raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
         several = ranks.count() > 1
     if several:
+        if ranks.rank() == 0:
+            finish_output()
         # where DTensor's caches hold the group its threads outlive it, and can abort a program that ends beside them
         flush()
         os._exit(0)
@@ -112,7 +114,7 @@ def _train_on_text(config: TextRunConfig, folder: Path, resume: bool, runner: Ru
     with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update, runner=runner)
     say_left_out(RunSeries(done))
-    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots", files=[done.path])
 
 
 def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool, runner: Runner) -> None:
@@ -131,4 +133,5 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool, r
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
-    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")
+    snapshots = f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots"
+    echo(f"{snapshots}, curves in {drawn}", files=[done.path, drawn])
