@@ -194,7 +194,7 @@ def _ablate_exemplars(
     asked = list(MODES) if modes is None else modes
     plan = plan_ablations(series.population.config.model, modes=asked, heads=heads)  # before glyphs are rendered
     check_member(series.population.names, member)
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(
             series,
             evaluators=distinct("--evaluator", evaluators),

@@ -160,7 +160,7 @@ def _evaluate_strategies(
     from icl_fast.report.draw.exemplar_curves import strategies_figure
     from icl_fast.report.draw.figures import save_figure
 
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     with snapshot_progress(series.name) as update, on as runner:
         target = measure_strategies(

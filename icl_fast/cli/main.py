@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "verify": _Command("icl_fast.cli.verify:verify", "Check that runs, results and reports are as they were written."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
-    "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
+    "data": _Command("icl_fast.cli.data:data", "Exemplars: characters from the fonts of this machine, or of strokes."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),
     "info": _Command("icl_fast.cli.info:info", "What is installed, what was built, what this machine can run."),
 }

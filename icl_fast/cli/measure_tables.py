@@ -85,9 +85,10 @@ def print_strategies(
     for clamp in results["clamp"].values:
         rows = results.sel(clamp=clamp)
         rows = rows.isel(member=0) if alone else rows.isel(snapshot=-1)
-        names = [str(member) for member in rows["member"].values]
         if alone:
-            names = [Cell(f"{int(count):,}", int(count)) for count in rows["sequences"]]
+            names: list[str] = [Cell(f"{int(count):,}", int(count)) for count in rows["sequences"]]
+        else:
+            names = [str(member) for member in rows["member"].values]
         dim = "snapshot" if alone else "member"
         shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
         table = Table(

@@ -12,7 +12,7 @@ import click
 from icl_fast.cli.commands import Command, stopped
 from icl_fast.cli.console import echo, finish_output
 from icl_fast.cli.environment import flush
-from icl_fast.cli.left_out import say_left_out
+from icl_fast.cli.left_out import say_left_out, say_taken
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, training_progress
 from icl_fast.cli.scale import ray_options
@@ -121,14 +121,17 @@ def _train_on_exemplars(config: ExemplarRunConfig, folder: Path, resume: bool, r
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
     from icl_fast.report.draw.exemplar_curves import draw_curves
-    from icl_fast.runs import RunSeries
+    from icl_fast.runs import ExemplarRunConfig, Run, RunSeries
     from icl_fast.training import train as run
 
     with (
-        counting("rendering glyphs") as rendering,
+        counting("drawing characters") as rendering,
         population_progress(folder.name, config.training.steps) as update,
     ):
-        done = run(config, folder, resume=resume, on_progress=update, on_exemplars=rendering, runner=runner)
+        settled = Run(folder).settled(config, resume=resume, progress=rendering)
+        if isinstance(settled, ExemplarRunConfig) and settled.exemplars.kind != config.exemplars.kind:
+            say_taken(folder.name, settled.exemplars.kind)
+        done = run(settled, folder, resume=resume, on_progress=update, on_exemplars=rendering, runner=runner)
     say_left_out(RunSeries(done))
     curves = training_curves(done)
     print_end(curves)

@@ -79,7 +79,7 @@ def wiring(
     reads = series.population.config.model.layers > 1
     if out is not None and not reads:
         raise InputError(f"--out: {ckpt} has one layer, so that no head reads another; leave it out")
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(
             series,
             evaluators=[evaluator],

@@ -1,9 +1,9 @@
 """Characters of a few strokes each, from a seeded generator: images like Omniglot's on any machine, without a font.
 
-They stand in for Omniglot's 1,623 handwritten characters of 20 drawings (Singh 2025, 2.2.1) where the machine has too few
-fonts for `icl_fast.data.glyphs`. Strokes that begin on earlier ones, made of a few lines and arcs, are how Lake et al.
-2015, "Human-level concept learning through probabilistic program induction", describe Omniglot's; the numbers here are
-chosen by eye, not fitted.
+They stand in for Omniglot's 1,623 handwritten characters of 20 drawings (Singh 2025, 2.2.1) where a machine has too few
+fonts for `icl_fast.data.glyphs`. Strokes of a few pieces that begin on earlier ones are how Lake et al. 2015,
+"Human-level concept learning through probabilistic program induction", describe Omniglot's; the numbers here are chosen
+by eye, not fitted.
 
 Of floats there is nothing but sums, products, quotients and square roots, which are the same on every machine.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,13 +162,9 @@ class _Chance:
         self._next += 1
         return low + (high - low) * (int(self._words[self._next - 1]) / 2**32)
 
-    def pick(self, weights: dict[int, float]) -> int:
-        at = self.uniform() * sum(weights.values())
-        for value, weight in weights.items():
-            at -= weight
-            if at < 0:
-                break
-        return value
+    def pick(self, weights: Mapping[int, int]) -> int:
+        at, total = self.uniform(0, sum(weights.values())), 0
+        return next(value for value, weight in weights.items() if at < (total := total + weight))
 
 
 def _words(seed: int, number: int, streams: list[int]) -> NDArray[np.int64]:
@@ -178,74 +174,75 @@ def _words(seed: int, number: int, streams: list[int]) -> NDArray[np.int64]:
     return words[:, 0].numpy()
 
 
+class _Pen:
+    """Draws strokes of lines and arcs and keeps what a character is made of."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.strokes: list[int] = []
+        self.pieces: list[tuple[int, int, int, int]] = []
+
+    def begin(self, x: float, y: float) -> None:
+        """Put the pen down for another stroke."""
+        self._add(x, y, self.strokes[-1] + 1 if self.strokes else 0)
+
+    def draw(self, direction: int, length: float, bend: float) -> None:
+        """Go on by a line (bend 0) or an arc (2/3: half a circle, to the right of where it goes; less than 0: left)."""
+        (x, y), (across, down) = self.points[-1], _DIRECTIONS[direction % 16]
+        along, aside, last = length * (1 / 3 - abs(bend) / 2), length * bend, len(self.points) - 1
+        for forward, sideways in ((along, aside), (length - along, aside), (length, 0.0)):
+            self._add(x + across * forward - down * sideways, y + down * forward + across * sideways, self.strokes[-1])
+        self.pieces.append((last, last + 1, last + 2, last + 3))
+
+    def leaves(self, direction: int, length: float) -> bool:
+        """Whether that would end well outside the unit square."""
+        (x, y), (across, down) = self.points[-1], _DIRECTIONS[direction % 16]
+        return not (-0.1 < x + across * length < 1.1 and -0.1 < y + down * length < 1.1)
+
+    def place(self, piece: int, where: int) -> tuple[float, float]:
+        """A point of a piece: its beginning (0), middle (1) or end (2)."""
+        x, y = _curves(np.array(self.points)[None], np.array([self.pieces[piece]]), 3)[0, 0, where]
+        return float(x), float(y)
+
+    def _add(self, x: float, y: float, stroke: int) -> None:
+        self.points.append((x, y))
+        self.strokes.append(stroke)
+
+
 def _make(chance: _Chance, number: int) -> _Character | None:
     """A character in the unit square about the origin; None where it would be hardly more than a line, or a tangle."""
-    points: list[tuple[float, float]] = []
-    strokes: list[int] = []
-    pieces: list[tuple[int, int, int, int]] = []
-    for stroke in range(chance.pick({1: 0.15, 2: 0.35, 3: 0.32, 4: 0.18})):
-        direction = chance.pick({0: 3, 4: 3, 2: 1.5, 6: 1.5, 1: 0.5, 3: 0.5, 5: 0.5, 7: 0.5}) + 8 * chance.pick(
-            {0: 1, 1: 1}
+    pen = _Pen()
+    for _ in range(chance.pick({1: 3, 2: 7, 3: 6, 4: 4})):
+        direction, length = (
+            chance.pick({0: 6, 4: 6, 8: 6, 12: 6, 2: 3, 6: 3, 10: 3, 14: 3, 1: 1, 3: 1, 5: 1, 7: 1}),
+            0.0,
         )
-        length = _length(chance)
         x, y = chance.uniform(0.1, 0.9), chance.uniform(0.1, 0.9)
-        if pieces and chance.uniform() < 0.7:  # on an earlier one, which it may cross
-            x, y = _on(points, pieces[int(chance.uniform(0, len(pieces)))], chance.pick({0: 2, 1: 2, 2: 3}) / 2)
-            if chance.uniform() < 0.3:
-                across, down = _DIRECTIONS[direction]
-                x, y = x - across * length / 2, y - down * length / 2
-        points.append((x, y))
-        strokes.append(stroke)
-        for _ in range(chance.pick({1: 0.5, 2: 0.35, 3: 0.15})):
-            across, down = _DIRECTIONS[direction]
-            if not -0.1 < x + across * length < 1.1 or not -0.1 < y + down * length < 1.1:
-                direction = (direction + 8) % 16
-            bend = chance.pick({0: 5, 1: 4, 2: 3}) / 3 * (1 if chance.uniform() < 0.5 else -1)
-            closed = bend and chance.uniform() < 0.15
-            for way in (0, 8)[: 1 + bool(closed)]:  # there and, of a loop, back
-                if closed:
-                    bend = _ROUND if bend > 0 else -_ROUND
-                x, y = _add(points, strokes, pieces, (x, y), (direction + way) % 16, length, bend, stroke)
-            direction = (direction + chance.pick({0: 2, 2: 2, 4: 4, 6: 3, -2: 2, -4: 4, -6: 3})) % 16
-            length = _length(chance)
-    character = _Character(number, np.array(points), np.array(strokes), np.array(pieces))
+        if pen.pieces and chance.uniform() < 0.7:
+            x, y = pen.place(int(chance.uniform(0, len(pen.pieces))), chance.pick({0: 2, 1: 2, 2: 3}))
+            if chance.uniform() < 0.3:  # across the earlier one
+                length = _length(chance) / 2
+                x, y = x - _DIRECTIONS[direction][0] * length, y - _DIRECTIONS[direction][1] * length
+        pen.begin(x, y)
+        for _ in range(chance.pick({1: 10, 2: 7, 3: 3})):
+            length = 2 * length or _length(chance)
+            if pen.leaves(direction, length):
+                direction += 8
+            bend = chance.pick({0: 10, 1: 4, -1: 4, 2: 3, -2: 3}) / 3
+            pen.draw(direction, length, bend)
+            if abs(bend) == _ROUND and chance.uniform() < 0.3:  # back to where it began: a loop
+                pen.draw(direction + 8, length, bend)
+            direction, length = direction + chance.pick({0: 2, 2: 2, 4: 4, 6: 3, -2: 2, -4: 4, -6: 3}), 0.0
+    character = _Character(number, np.array(pen.points), np.array(pen.strokes), np.array(pen.pieces))
     low, high = _extent(_curves(character.points[None], character.pieces, 16))
     side = high[0] - low[0]
-    if side.min() < 0.3 * side.max() or len(pieces) > _MOST_PIECES:
+    if side.min() < 0.3 * side.max() or len(character.pieces) > _MOST_PIECES:
         return None
-    return _Character(number, (character.points - (low + high) / 2) / side.max(), character.strokes, character.pieces)
+    return replace(character, points=(character.points - (low + high) / 2) / side.max())
 
 
 def _length(chance: _Chance) -> float:
     return chance.pick({3: 3, 5: 4, 8: 3}) / 10 * chance.uniform(0.85, 1.15)
-
-
-def _on(points: list[tuple[float, float]], piece: tuple[int, int, int, int], where: float) -> tuple[float, float]:
-    """A point of a piece: its beginning (0), middle (1/2) or end (1)."""
-    curve = _curves(np.array(points)[None], np.array([piece]), 3)[0, 0]
-    x, y = curve[round(2 * where)]
-    return float(x), float(y)
-
-
-def _add(
-    points: list[tuple[float, float]],
-    strokes: list[int],
-    pieces: list[tuple[int, int, int, int]],
-    start: tuple[float, float],
-    direction: int,
-    length: float,
-    bend: float,
-    stroke: int,
-) -> tuple[float, float]:
-    """Go on with a stroke by a line (bend 0) or an arc (to 2/3, half a circle); where it ends."""
-    (x, y), (across, down) = start, _DIRECTIONS[direction]
-    along, aside = length * (1 / 3 - abs(bend) / 2), length * bend
-    last = len(points) - 1
-    for forward, sideways in ((along, aside), (length - along, aside), (length, 0.0)):
-        points.append((x + across * forward - down * sideways, y + down * forward + across * sideways))
-        strokes.append(stroke)
-    pieces.append((last, last + 1, last + 2, last + 3))
-    return points[-1]
 
 
 def _draw(character: _Character, writers: Floats, size: int, seed: int) -> NDArray[np.uint8]:
@@ -279,7 +276,7 @@ def _middle(points: Floats) -> Floats:
 
 
 def _normal(words: NDArray[np.int64]) -> Floats:
-    """Numbers of mean 0 and deviation 1, nearly normal and never beyond 3.5: sums of four uniform ones, `[*, words/4]`."""
+    """Numbers of mean 0 and deviation 1, nearly normal: sums of four uniform ones, `[*, words/4]`."""
     uniform = words.reshape(len(words), -1, 4) / 2.0**32
     return (uniform[..., 0] + uniform[..., 1] + uniform[..., 2] + uniform[..., 3] - 2) * math.sqrt(3)
 
@@ -305,7 +302,7 @@ def _raster(points: Floats, pieces: NDArray[np.int64], size: int, pen: Floats) -
     A pixel's ink is by the distance of its middle from the nearest point of a line, so that edges are smooth.
     """
     half = np.clip(_WIDTH * size * pen, 1.0, None) / 2
-    reach = int(math.ceil(float(half.max()) + 0.5))
+    reach = math.ceil(float(half.max()) + 0.5)
     side = size * 5 / 6 - 2 * half  # the ink goes half a width beyond the lines
     curves = _curves(points, pieces, max(8, round(_SAMPLES * size)))
     places = curves.reshape(len(points), -1, 2) * side[:, None, None] + size / 2  # in pixels

@@ -51,7 +51,7 @@ def study_exemplars(
         InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
     """
     curves, population = training_curves(Run(series.path)), series.population
-    with show(f"{name}: rendering glyphs") as rendering:
+    with show(f"{name}: drawing characters") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     results = series.path / "results" / "report"
 
