@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from icl_fast.cli.console import echo
-from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
-from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, INTEGER, PATH, distinct
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
+from icl_fast.cli.foreign import foreign_options, say_notes
+from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, INTEGER, distinct
 from icl_fast.cli.progress import counting, snapshot_progress, sweep_progress
+from icl_fast.cli.run_argument import run_argument
 from icl_fast.cli.scale import ray_options
-from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, refuse_with, repair_option
+from icl_fast.cli.tasks import check_out, chosen_snapshots, force_option, refuse, refuse_with, repair_option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from icl_fast.scale import Runner
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
+@click.command(cls=Command)
+@run_argument
 @click.option(
     "--mode",
     help="full, pattern-preserving, value-, key-, query-preserving, direct, or a subset such as pattern+k; default "
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Print how it would be computed and how long, and stop.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@force_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--positions", help="On text: all, paper, or positions such as 50,500; default paper.")
 @click.option("--replacement", type=click.Choice(["zero", "mean"]), help="On text: by what; default zero.")
@@ -90,6 +93,7 @@ def ablate(
     only_plan: bool,
     device: str,
     repair: bool,
+    force: bool,
     skip_damaged: bool,
     positions: str | None,
     replacement: str | None,
@@ -119,7 +123,7 @@ def ablate(
     if heads == "none":
         refuse_with("--heads none", {"--replacement": replacement, "--preserve-heads": preserve_heads})
     if only_plan:
-        refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None})
+        refuse_with("--plan", {"--out": out, "--member": member, "--repair": repair or None, "--force": force or None})
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"), foreign)
     on_text = {
         "positions": positions,
@@ -136,7 +140,9 @@ def ablate(
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
         refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
         modes = None if mode is None else [mode]
-        _ablate_exemplars(series, modes, heads, evaluators, sequences, member, device, only_plan, repair, out, on)
+        _ablate_exemplars(
+            series, modes, heads, evaluators, sequences, member, device, only_plan, repair, force, out, on
+        )
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
     from icl_fast.cli.tables import print_ablations, print_plan
@@ -158,11 +164,12 @@ def ablate(
             examples=examples,
             device=device,
             repair=repair,
+            force=force,
             runner=runner,
             on_part=update,
         )
     print_ablations(open_results(store))
-    echo(f"results in {store}")
+    echo_files("results in", store)
 
 
 def _ablate_exemplars(
@@ -175,6 +182,7 @@ def _ablate_exemplars(
     device: str,
     only_plan: bool,
     repair: bool,
+    force: bool,
     out: Path | None,
     on: AbstractContextManager[Runner],
 ) -> None:
@@ -186,7 +194,7 @@ def _ablate_exemplars(
     asked = list(MODES) if modes is None else modes
     plan = plan_ablations(series.population.config.model, modes=asked, heads=heads)  # before glyphs are rendered
     check_member(series.population.names, member)
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(
             series,
             evaluators=distinct("--evaluator", evaluators),
@@ -199,8 +207,8 @@ def _ablate_exemplars(
         return
     with snapshot_progress(series.name) as update, on as runner:
         store = measure_ablations(
-            measured, modes=asked, heads=heads, out=out, repair=repair, runner=runner, on_snapshot=update
+            measured, modes=asked, heads=heads, out=out, repair=repair, force=force, runner=runner, on_snapshot=update
         )
     drawn_anew = series.population.config.sequences.p_icl == 1
     print_exemplar_ablations(open_results(store), member, all_outputs=drawn_anew)
-    echo(f"results in {store}")
+    echo_files("results in", store)

@@ -10,6 +10,8 @@ from types import ModuleType
 import click
 
 import icl_fast
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import is_quiet
 from icl_fast.cli.parameters import Number, PathType, WholeNumber, distinct
 from icl_fast.cli.tasks import refuse_with
 from icl_fast.errors import InputError
@@ -23,9 +25,9 @@ bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target 
 """
 
 
-@click.command(help=HELP)
+@click.command(cls=Command, help=HELP)
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What computes.")
 @click.option("--threads", type=WholeNumber(1, 4096), default=2, show_default=True, help="torch threads on CPU.")
 @click.option("--quick", is_flag=True, help="Tiny shapes: do the benches work at all?")
 @click.option("--cold", is_flag=True, help="Sweep the CPU's caches before every sample (on CUDA always).")
@@ -37,9 +39,11 @@ bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target 
 @click.option(
     "--json",
     "where",
+    is_flag=False,
+    flag_value="-",
     type=PathType("file"),
-    metavar="FILE|-",
-    help="Write the results; - is standard output, without the tables.",
+    metavar="[FILE]",
+    help="Print one JSON document of the results and nothing else; or write it to FILE, beside the tables.",
 )
 def bench(
     names: tuple[str, ...],
@@ -70,7 +74,7 @@ def bench(
         only=only,
     )
     target = None if where is None else str(where)
-    show = None if target == "-" else benches.print_bench
+    show = None if target == "-" or is_quiet() else benches.print_bench
     report = benches.run(names, options, target, timeout, show)
     # a bench that has nothing to do ends well and leaves nothing, which the report calls an error
     idle = [bench.get("cases") == [] and bench["error"].strip() == "exit code 0" for bench in report["benches"]]

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from icl_fast.cli.console import echo
+from icl_fast.cli.console import echo, output
 from icl_fast.errors import InputError
 from icl_fast.extras import advice
 from icl_fast.files import EXHAUSTED, disk_error
@@ -41,8 +41,39 @@ def stopped(error: KeyboardInterrupt, advice: str = "the same command goes on fr
     return Interrupted(f"{str(error) or 'stopped'}; {advice}")
 
 
+class Command(click.Command):
+    """A command that reports mistakes in one line, which names the option as it was typed; with --json and --quiet."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = {name for param in self.params for name in param.opts}
+        self.params += [option for option in _shared_options() if own.isdisjoint(option.opts)]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        as_json, quiet = (ctx.params.pop(name, False) for name in ("print_json", "quiet"))
+        try:
+            with one_line(), output(ctx.command_path, as_json=as_json, quiet=quiet):
+                return super().invoke(ctx)
+        except Failure as failure:
+            typed = [param for param in self.params if not param.name or ctx.params.get(param.name) is not None]
+            raise type(failure)(_as_typed(failure.message, self.params, typed)) from failure.__cause__
+
+
+def _shared_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--json", "print_json"],
+            is_flag=True,
+            help="Print one JSON document and nothing else: what the tables say, in full precision.",
+        ),
+        click.Option(["--quiet"], is_flag=True, help="Print no tables and no progress; errors and warnings still."),
+    ]
+
+
 class Commands(click.Group):
-    """A group whose commands report mistakes in one line that names the option as it was typed."""
+    """A group of such commands."""
+
+    command_class = Command
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"no_args_is_help": False, **options})
@@ -52,13 +83,8 @@ class Commands(click.Group):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with one_line():
-                return super().invoke(ctx)
-        except Failure as failure:
-            command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            message = _as_typed(failure.message, command.params if command is not None else ())
-            raise type(failure)(message) from failure.__cause__
+        with one_line():
+            return super().invoke(ctx)
 
 
 @contextmanager
@@ -109,20 +135,26 @@ def _usage(error: click.UsageError) -> str:
     return f"{message}; `{where} --help` says what there is"
 
 
-def _as_typed(message: str, params: Sequence[click.Parameter]) -> str:
-    """A message that begins with the name of a Python argument, with that of its option instead."""
+def _as_typed(message: str, params: Sequence[click.Parameter], typed: Sequence[click.Parameter]) -> str:
+    """A message that begins with the name of a Python argument, with that of its option instead.
+
+    Args:
+        typed: the parameters that were given.
+    """
     options = [(_name(param), str(param.name)) for param in params if isinstance(param, click.Option)]
     named = {f"{name.strip('-').replace('-', '_')}s": name for name, _ in options}  # of several, the option names one
     named |= {argument: name for name, argument in options}
     named |= {name.strip("-").replace("-", "_"): name for name, _ in options}
-    if any(param.name == "runs" for param in params):
-        named["ckpt"] = "RUN"  # of which these commands take several
+    if not any(param.name == "ckpt" for param in typed):
+        named["ckpt"] = "RUN"
     first, colon, rest = message.partition(":")
     return f"{named.get(first, first)}{colon}{rest}"
 
 
 def _name(param: click.Parameter) -> str:
-    return max(param.opts, key=len) if isinstance(param, click.Option) else str(param.name)
+    if isinstance(param, click.Option):
+        return max(param.opts, key=len)
+    return str(param.metavar or param.name).strip("[].")
 
 
 def _printable(message: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import print_facts
 from icl_fast.cli.parameters import INTEGER
 from icl_fast.cli.progress import waiting
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME|FOLDER|MIX")
 @click.option("--vocab", default=512, type=INTEGER, show_default=True, help="Size of the byte-level BPE vocabulary.")
 @click.option("--context", default=256, type=INTEGER, show_default=True, help="Tokens in a window.")
@@ -32,7 +33,7 @@ def corpus(name: str, vocab: int, context: int) -> None:
     with waiting(f"tokenising {name}"):
         text = load_text(config)
     noticed = {"binary, left out": found.binary, "with bytes that are not UTF-8": found.not_utf8}
-    for label, value in {
+    facts = {
         "corpus": name,
         "text in": "\n".join(str(folder) for folder in found.folders),
         "files": "; ".join([f"{found.files:,}", *(f"{count:,} {what}" for what, count in noticed.items() if count)]),
@@ -43,6 +44,5 @@ def corpus(name: str, vocab: int, context: int) -> None:
         "tokens": f"{text.tokens:,} at vocab {vocab}",
         "training": f"{text.train_windows:,} windows of {context} tokens ({text.train_tokens:,} tokens)",
         "evaluation": f"{len(text.evaluation().inputs):,} examples of {text.evaluation_windows:,} held-out windows",
-    }.items():
-        if value:
-            echo(f"{label:<12}" + value.replace("\n", "\n" + 12 * " "))
+    }
+    print_facts({label: value for label, value in facts.items() if value})

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo, echo_files
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH
 from icl_fast.cli.progress import sweep_progress, training_progress
 from icl_fast.cli.tasks import repair_option
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from icl_fast.studies.demo import DemoResult
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="Repeat with this many seeds.")
-@click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True)
+@click.option(
+    "--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True, help="Folder of runs and figure."
+)
 @click.option("--configs", type=PATH, help="Folder of the models' configs; default those that come with icl_fast.")
 @repair_option
 def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
@@ -38,10 +41,10 @@ def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     for seed in range(seeds):
         result = run_demo(configs or folder() / "demo", out, seed, training_progress, sweep_progress, repair=repair)
         print_demo(result)
-        echo(f"figure: {result.figure[0]}")
+        echo_files("figure:", result.figure[0])
         results.append(result)
     if seeds > 1:
         for name in results[0].changes:
             changed = sum(change is not None and change.happened for change in (r.changes[name] for r in results))
-            echo(f"{name}: phase change in {changed} of {seeds} seeds")
+            echo(f"{name}: phase change in {changed} of {seeds} seeds", facts={f"phase changes of {name}": changed})
     echo(f"{time.monotonic() - started:.0f} s in all")

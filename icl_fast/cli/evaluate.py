@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.console import echo
-from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH, distinct
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
+from icl_fast.cli.foreign import foreign_options, say_notes
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, distinct
 from icl_fast.cli.progress import counting, snapshot_progress
+from icl_fast.cli.run_argument import run_argument
 from icl_fast.cli.scale import ray_options
-from icl_fast.cli.tasks import check_out, chosen_snapshots, refuse, repair_option
+from icl_fast.cli.tasks import check_out, chosen_snapshots, force_option, refuse, repair_option
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
     from icl_fast.scale import Runner
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
+@click.command(cls=Command)
+@run_argument
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--seed", type=INTEGER, help="On text: seed of the random tokens and of which text is read; default 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@force_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--sequences", type=INTEGER, help="On exemplars: sequences of each evaluator; default 1000.")
 @click.option(
@@ -63,6 +66,7 @@ def evaluate(
     seed: int | None,
     device: str,
     repair: bool,
+    force: bool,
     skip_damaged: bool,
     sequences: int | None,
     clamps: tuple[str, ...],
@@ -94,7 +98,7 @@ def evaluate(
         acted_on = _heads_of(series, heads, {"--induction-heads": last, "--previous-token-heads": 0})
         series = say_left_out(series, skip_damaged=skip_damaged)
         count = 1000 if sequences is None else sequences
-        _evaluate_strategies(series, device, count, clamps, acted_on, graft, repair, out, on)
+        _evaluate_strategies(series, device, count, clamps, acted_on, graft, repair, force, out, on)
         return
     on_exemplars = {"--sequences": sequences, "--clamp": clamps or None, "--induction-heads": induction_heads}
     refuse(ckpt, "text", {**on_exemplars, "--previous-token-heads": previous_token_heads, "--graft": graft})
@@ -111,11 +115,12 @@ def evaluate(
             device=device,
             skip_damaged=skip_damaged,
             repair=repair,
+            force=force,
             runner=runner,
             on_snapshot=update,
         )
     print_head_scores(open_results(target), series.shape.width)
-    echo(f"results in {target}")
+    echo_files("results in", target)
 
 
 def _heads_of(series: Series, options: dict[str, str | None], layers: dict[str, int]) -> dict[str, list[int]]:
@@ -145,6 +150,7 @@ def _evaluate_strategies(
     heads: dict[str, list[int]],
     graft: str | None,
     repair: bool,
+    force: bool,
     out: Path | None,
     on: AbstractContextManager[Runner],
 ) -> None:
@@ -154,17 +160,25 @@ def _evaluate_strategies(
     from icl_fast.report.draw.exemplar_curves import strategies_figure
     from icl_fast.report.draw.figures import save_figure
 
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     with snapshot_progress(series.name) as update, on as runner:
         target = measure_strategies(
-            measured, clamps=clamps, **heads, graft=graft, out=out, repair=repair, runner=runner, on_snapshot=update
+            measured,
+            clamps=clamps,
+            **heads,
+            graft=graft,
+            out=out,
+            repair=repair,
+            force=force,
+            runner=runner,
+            on_snapshot=update,
         )
     results = open_results(target)
     print_strategies(results)
     print_transience(results.isel(clamp=0))
-    echo(f"results in {target}")
+    echo_files("results in", target)
     if results.sizes["snapshot"] > 1 and results.sizes["member"] == 1:
         title = f"{series.name}, every snapshot given {graft}" if graft else series.name
         figure = strategies_figure(results.isel(member=0), title, series.population.config.sequences.pairs)
-        echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")
+        echo_files("figure in", save_figure(figure, target.with_suffix(""))[0])

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.commands import Command
 from icl_fast.cli.console import echo
-from icl_fast.cli.foreign import CKPT_HELP
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, STEP
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, STEP
+from icl_fast.cli.run_argument import run_argument
 from icl_fast.cli.tasks import check_out, chosen_snapshots
 from icl_fast.errors import InputError
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
+@click.command(cls=Command)
+@run_argument
 @click.option(
     "--to",
     required=True,
@@ -44,4 +45,4 @@ def export(ckpt: Path, to: str, out: Path, snapshot: int | None) -> None:
         tokenizer = None
         echo(f"without a tokenizer: {error}", err=True)
     what = export_model(found.model, to, out, tokenizer=tokenizer, bos=series.bos)  # type: ignore[arg-type]
-    echo(f"{what}: snapshot {found.step} of {series.name} in {out}")
+    echo(f"{what}: snapshot {found.step} of {series.name} in {out}", files=[out])

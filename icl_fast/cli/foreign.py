@@ -15,10 +15,6 @@ from icl_fast.cli.parameters import INTEGER, PATH, STEP, distinct
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions, Series
 
-CKPT_HELP = (
-    "A run folder, or one of its snapshots; or a model of other people's: a folder with config.json, a GGUF file, a "
-    "folder with one for each snapshot (step1000, checkpoint-500, ...), or hf:ORG/NAME."
-)
 _OPTIONS = (
     click.option(
         "--text",

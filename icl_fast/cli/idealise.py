@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.console import echo
-from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
+from icl_fast.cli.foreign import foreign_options, say_notes
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER
 from icl_fast.cli.progress import snapshot_progress
-from icl_fast.cli.tasks import check_out, chosen_snapshots, repair_option, require
+from icl_fast.cli.run_argument import run_argument
+from icl_fast.cli.tasks import check_out, chosen_snapshots, force_option, repair_option, require
 
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
+@click.command(cls=Command)
+@run_argument
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--examples", type=INTEGER, help="Evaluate on the first so many examples; default 128.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@force_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--out", type=FOLDER_TO_WRITE, help="Zarr store; default RUN/results/idealised.zarr.")
 @foreign_options
@@ -33,6 +36,7 @@ def idealise(
     examples: int | None,
     device: str,
     repair: bool,
+    force: bool,
     skip_damaged: bool,
     out: Path | None,
 ) -> None:
@@ -56,10 +60,12 @@ def idealise(
     series = say_left_out(series, skip_damaged=skip_damaged)
     say_notes(series)
     with snapshot_progress(series.name) as update:
-        target = measure_idealised(series, out=out, examples=examples, device=device, repair=repair, on_snapshot=update)
+        target = measure_idealised(
+            series, out=out, examples=examples, device=device, repair=repair, force=force, on_snapshot=update
+        )
     results = open_results(target)
     print_idealised(results)
-    echo(f"results in {target}")
+    echo_files("results in", target)
     if results.sizes["snapshot"] > 1:
         figure = idealised_figure(results, f"{series.name}: heads with idealised patterns")
-        echo(f"figure in {save_figure(figure, target.with_suffix(''))[0]}")
+        echo_files("figure in", save_figure(figure, target.with_suffix(""))[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib import metadata
@@ -15,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from icl_fast import __version__, ops
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import print_document, print_table, wants_json
 from icl_fast.ops import _backend
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def info(as_json: bool) -> None:
+@click.command(cls=Command)
+def info() -> None:
     """What is installed, what was built, what this machine can run."""
     facts = collect()
-    if as_json:
-        echo(json.dumps(facts, indent=2))
+    if wants_json():
+        print_document(facts)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

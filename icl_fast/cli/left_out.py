@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from icl_fast.runs import Series
 
 
+def say_taken(name: str, kind: str) -> None:
+    """One line on stderr where `exemplars.kind=auto` came to be strokes, and what would give glyphs."""
+    from icl_fast.data import install_advice
+
+    if kind == "strokes":
+        echo(
+            f"{name}: exemplars are characters of strokes, as this machine's fonts give too few, and the run's config says "
+            f"so; for glyphs: {install_advice()}",
+            err=True,
+        )
+
+
 def say_left_out(series: Series, *, skip_damaged: bool = False) -> Series:
     """The snapshots to measure; one line on stderr for each that its run took and that is gone.
 

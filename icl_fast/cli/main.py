@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ COMMANDS = {
     ),
     "verify": _Command("icl_fast.cli.verify:verify", "Check that runs, results and reports are as they were written."),
     "corpus": _Command("icl_fast.cli.corpus:corpus", "What text a corpus holds, and how many tokens."),
-    "data": _Command("icl_fast.cli.data:data", "Exemplars: glyphs rendered from the fonts of this machine."),
+    "data": _Command("icl_fast.cli.data:data", "Exemplars: characters from the fonts of this machine, or of strokes."),
     "bench": _Command("icl_fast.cli.bench:bench", "Measure the fused ops against plain torch, beside their targets."),
     "info": _Command("icl_fast.cli.info:info", "What is installed, what was built, what this machine can run."),
 }
@@ -66,6 +67,15 @@ class LazyGroup(Commands):
             require_folder()
         return super().invoke(ctx)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and os.path.exists(args[0]):
+            raise click.UsageError(
+                f"{args[0]} is a path, and what to do with it comes first, as in `icl-fast evaluate RUN`"
+            )
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -81,7 +91,12 @@ class LazyGroup(Commands):
             formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_COMPLETION = """Every command takes --json, --quiet and --help. A shell completes commands, options and paths after
+eval "$(_ICL_FAST_COMPLETE=bash_source icl-fast)", for ~/.bashrc; zsh takes zsh_source, and fish
+_ICL_FAST_COMPLETE=fish_source icl-fast | source."""
+
+
+@click.group(cls=LazyGroup, epilog=_COMPLETION, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="icl-fast")
 def cli() -> None:
     """How in-context learning forms in small transformers, measured fast."""

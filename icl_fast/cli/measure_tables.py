@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from rich import box
 from rich.table import Column, Table
-from rich.text import Text
 
 from icl_fast.analysis.learning import LEAST_RISE, learning_time, transience
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.console import Cell, echo, number, print_table
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.ablation_sweep import seconds_per_snapshot
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
     from icl_fast.measure.exemplar.measured_run import MeasuredRun
 
 _NAME = 34  # of a member's name
+_ERRORS = (
+    "±: the standard error of the change is at most this, the sum of those of the two accuracies; a change of less "
+    "than two of them may be none"
+)
 
 
 def print_end(curves: xr.Dataset) -> None:
@@ -31,7 +34,9 @@ def print_end(curves: xr.Dataset) -> None:
     columns = {}
     for title, for_good in (("first below", False), ("learned after", True)):
         times = learning_time(curves["logged_sequences"].values, curves["training_loss"].values, for_good=for_good)
-        columns[title] = [f"{time / 1e6:.3f}M" if np.isfinite(time) else "not" for time in times]
+        columns[title] = [
+            Cell(f"{time / 1e6:.3f}M", float(time)) if np.isfinite(time) else Cell("not", None) for time in times
+        ]
     print_strategies(end.expand_dims(clamp=["as trained"]).assign(sequences=end["sequences"]), columns)
     echo(
         "first below, learned after: sequences until the training loss drops below 0.4 log 2 for the first time, and "
@@ -80,7 +85,10 @@ def print_strategies(
     for clamp in results["clamp"].values:
         rows = results.sel(clamp=clamp)
         rows = rows.isel(member=0) if alone else rows.isel(snapshot=-1)
-        names = [f"{int(count):,}" for count in rows["sequences"]] if alone else [str(m) for m in rows["member"].values]
+        if alone:
+            names: list[str] = [Cell(f"{int(count):,}", int(count)) for count in rows["sequences"]]
+        else:
+            names = [str(member) for member in rows["member"].values]
         dim = "snapshot" if alone else "member"
         shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
         table = Table(
@@ -97,15 +105,15 @@ def print_strategies(
             caption="* among all outputs",
             box=box.SIMPLE_HEAD,
         )
-        for number in shown:
-            one = rows.isel({dim: number})
+        for place in shown:
+            one = rows.isel({dim: place})
             first = one.sel(evaluator="train") if "train" in one["evaluator"].values else one.isel(evaluator=0)
             cells = []
             for name in rows["evaluator"].values:
                 within, among = (float(one[key].sel(evaluator=name)) for key in ("accuracy_in_context", "accuracy"))
-                cells.append(f"{among:.3f}*" if np.isnan(within) else f"{within:.3f}")
-            more_cells = [values[number] for values in (columns or {}).values()]
-            table.add_row(names[number], f"{float(first['loss']):.4f}", *more_cells, *cells)
+                cells.append(Cell(f"{among:.3f}*", among) if np.isnan(within) else number(within, ".3f"))
+            more_cells = [values[place] for values in (columns or {}).values()]
+            table.add_row(names[place], number(first["loss"], ".4f"), *more_cells, *cells)
         print_table(table)
         if (more := len(names) - len(shown)) > 0:
             echo(f"and {more} more in the results")
@@ -161,9 +169,17 @@ def print_exemplar_ablations(
         places = sorted({int(strength.fillna(-1).values.argmax()), *places})
     for place in places:
         _print_ablations_at(of_member.isel(snapshot=place), len(names) > 1, all_outputs, most)
+    echo(_ERRORS)
+
+
+def _at_most(accuracy: xr.DataArray, sequences: int) -> xr.DataArray:
+    """The standard error of an accuracy over so many sequences; of a difference of two at most the sum of theirs."""
+    error: xr.DataArray = (accuracy * (1 - accuracy)).clip(min=0) ** 0.5 / sequences**0.5
+    return error
 
 
 def _print_ablations_at(last: xr.Dataset, named: bool, all_outputs: bool, most: int) -> None:
+    evaluated = last.attrs["evaluated"]
     shown = max(8, most // last.sizes["mode"])
     undefined = last["accuracy_in_context"].isnull().all(("mode", "ablation")) | all_outputs
     accuracy = last["accuracy_in_context"].where(~undefined, last["accuracy"])
@@ -171,6 +187,7 @@ def _print_ablations_at(last: xr.Dataset, named: bool, all_outputs: bool, most: 
     for mode in last["mode"].values:
         whole = accuracy.sel(mode=mode, ablation=UNABLATED)
         changes = accuracy.sel(mode=mode).drop_sel(ablation=UNABLATED) - whole
+        errors = _at_most(accuracy.sel(mode=mode), evaluated) + _at_most(whole, evaluated)
         lowest = changes.min("evaluator")
         table = Table(
             "removed",
@@ -182,14 +199,14 @@ def _print_ablations_at(last: xr.Dataset, named: bool, all_outputs: bool, most: 
             caption="* among all outputs" if undefined.any() else None,
             box=box.SIMPLE_HEAD,
         )
-        table.add_row(UNABLATED, *(f"{float(value):.3f}" for value in whole))
+        table.add_row(UNABLATED, *(number(value, ".3f") for value in whole))
         for ablation in lowest.sortby(lowest)["ablation"].values[:shown]:
             cells = []
             for name in last["evaluator"].values:
                 change = changes.sel(evaluator=name)
-                text = f"{float(change.sel(ablation=ablation)):+.3f}"
                 strongest = bool(change.sel(ablation=ablation) == change.min() < 0)
-                cells.append(Text(text, "bold" if strongest else ""))
+                error = errors.sel(evaluator=name, ablation=ablation)
+                cells.append(number(change.sel(ablation=ablation), "+.3f", error, bold=strongest))
             table.add_row(str(ablation), *cells)
         print_table(table)
         if (more := changes.sizes["ablation"] - shown) > 0:
@@ -214,21 +231,24 @@ def print_wiring(found: xr.Dataset, member: str | None = None) -> None:
         at = one["accuracy"].sel(preserve=preserve)
         _print_map(f"accuracy with one head of each layer, {preserve}", at.sel(kind="single-pair"), ".3f")
     for preserve in one["preserve"].values:
-        change = one["accuracy"].sel(preserve=preserve, kind="single") - one["accuracy_alone"]
-        _print_map(f"change of accuracy without one head of the first layer, {preserve}", change, "+.3f")
+        removed, alone = one["accuracy"].sel(preserve=preserve, kind="single"), one["accuracy_alone"]
+        errors = _at_most(removed, one.attrs["evaluated"]) + _at_most(alone, one.attrs["evaluated"])
+        title = f"change of accuracy without one head of the first layer, {preserve}"
+        _print_map(title, removed - alone, "+.3f", errors)
+    echo(_ERRORS)
     for matrix in ("k", "v"):
         for name, what in (("composition", "weights as they are"), ("composition_folded", "norms folded in")):
             _print_map(f"composition score with {matrix.upper()}, {what}", one[name].sel(matrix=matrix), ".3f")
     heads = Table("", *map(str, range(len(one["writer"]))), box=box.SIMPLE, title="heads")
-    heads.add_row("first layer: previous token", *(f"{float(value):.2f}" for value in one["previous_token"]))
-    heads.add_row("last layer: induction", *(f"{float(value):.2f}" for value in one["induction"]))
-    heads.add_row("last layer: accuracy alone", *(f"{float(value):.3f}" for value in one["accuracy_alone"]))
+    heads.add_row("first layer: previous token", *(number(value, ".2f") for value in one["previous_token"]))
+    heads.add_row("last layer: induction", *(number(value, ".2f") for value in one["induction"]))
+    heads.add_row("last layer: accuracy alone", *(number(value, ".3f") for value in one["accuracy_alone"]))
     print_table(heads)
     previous = [str(head) for head in one["writer"].values[one["is_previous_token"].values]]
     sets = Table("heads removed", *(str(p) for p in one["preserve"].values), box=box.SIMPLE, title="accuracy")
     for name in one["set"].values:
         text = f"{name} ({', '.join(previous) or 'none'})" if name == "previous token" else str(name)
-        sets.add_row(text, *(f"{float(value):.4f}" for value in one["accuracy_without"].sel(set=name)))
+        sets.add_row(text, *(number(value, ".4f") for value in one["accuracy_without"].sel(set=name)))
     print_table(sets)
 
 
@@ -246,14 +266,15 @@ def print_heads(found: xr.Dataset, member: str | None = None) -> None:
     check_member(names, member)
     one = found.sel(member=names[0] if member is None else member)
     table = Table("", *map(str, range(one.sizes["head"])), box=box.SIMPLE, title="heads of the last layer, all outputs")
-    table.add_row("induction strength", *(f"{float(value):.3f}" for value in one["induction"]))
-    table.add_row(f"without it (with all {float(one['whole']):.4f})", *(f"{float(x):.4f}" for x in one["without"]))
+    table.add_row("induction strength", *(number(value, ".3f") for value in one["induction"]))
+    table.add_row(f"without it (with all {float(one['whole']):.4f})", *(number(x, ".4f") for x in one["without"]))
     for patterns in one["patterns"].values:
         at = one.sel(patterns=patterns)
         best, wrong = int(at["reference"]), int(at["mistakes"])
         what = "it alone" if patterns == "as it is" else "it alone, its pattern perfect"
-        table.add_row(what, *(f"{float(value):.4f}" for value in at["overall"]))
-        cells = ["" if head == best else f"{float(value):.4f}" for head, value in enumerate(at["on_mistakes"])]
+        table.add_row(what, *(number(value, ".4f") for value in at["overall"]))
+        mistakes = enumerate(at["on_mistakes"])
+        cells = [Cell("", None) if head == best else number(value, ".4f") for head, value in mistakes]
         table.add_row(f"  on the {wrong:,} mistakes of head {best}", *cells)
     print_table(table)
 
@@ -263,18 +284,21 @@ def print_race(found: xr.Dataset) -> None:
     echo(f"over {found['induction'].size} heads of {found.sizes['seed']} seeds, induction strength against")
     for name, what in AGAINST.items():
         one = found.sel(against=name)
-        echo(f"  {what}: r = {float(one['pearson']):.3f}, by ranks {float(one['spearman']):.3f}")
+        pearson, spearman = float(one["pearson"]), float(one["spearman"])
+        facts = {f"r, {what}": pearson, f"r by ranks, {what}": spearman}
+        echo(f"  {what}: r = {pearson:.3f}, by ranks {spearman:.3f}", facts=facts)
     if never := int(found["learning_time"].isnull().sum()):
         echo(f"  {never} heads had not learned alone by the end; they are left out of the last")
 
 
-def _print_map(title: str, values: xr.DataArray, form: str) -> None:
+def _print_map(title: str, values: xr.DataArray, form: str, errors: xr.DataArray | None = None) -> None:
     columns = (Column(str(name), justify="right") for name in values["reader"].values)
     table = Table("", *columns, box=box.SIMPLE_HEAD, title=title)
     for name in values["writer"].values:
         cells = []
-        for value in values.sel(writer=name).values:
-            text = format(float(value), form)
-            cells.append(Text(text, "bold" if np.isclose(abs(value), float(np.abs(values).max())) else ""))
+        for reader, value in zip(values["reader"].values, values.sel(writer=name).values, strict=True):
+            error = None if errors is None else errors.sel(writer=name, reader=reader)
+            strongest = bool(np.isclose(abs(value), float(np.abs(values).max())))
+            cells.append(number(value, form, error, bold=strongest))
         table.add_row(str(name), *cells)
     print_table(table)

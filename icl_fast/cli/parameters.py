@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from icl_fast.errors import InputError
 from icl_fast.files import check_place, kind
@@ -57,6 +58,9 @@ class PathType(click.ParamType):  # type: ignore[type-arg]  # has none before cl
             except InputError as error:
                 self.fail(str(error), param, ctx)
         return path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir" if self.writes == "folder" else "file")]
 
 
 class WholeNumber(click.ParamType):  # type: ignore[type-arg]  # has none before click 8.4

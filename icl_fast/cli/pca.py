@@ -7,24 +7,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
 from icl_fast.cli.foreign import foreign_options, say_notes
-from icl_fast.cli.parameters import INTEGER, PATH, PathType, WholeNumber
+from icl_fast.cli.parameters import INTEGER, PathType, WholeNumber
 from icl_fast.cli.progress import sweep_progress
-from icl_fast.cli.tasks import check_out, repair_option, require
+from icl_fast.cli.run_argument import RUN
+from icl_fast.cli.tasks import check_out, force_option, repair_option, require
 
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions
 
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 @click.option("--examples", type=INTEGER, help="Use the first so many evaluation examples; default all.")
 @click.option("--snapshots", default="all", show_default=True, help="all, last, or steps such as 0,50,100.")
-@click.option("--components", type=WholeNumber(2), default=2, show_default=True)
+@click.option("--components", type=WholeNumber(2), default=2, show_default=True, help="How many, 2 or more.")
 @click.option("--memory", default="2GiB", show_default=True, help="Memory for activations; the weights come on top.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@force_option
 @click.option(
     "--out",
     required=True,
@@ -41,6 +44,7 @@ def pca(
     memory: str,
     device: str,
     repair: bool,
+    force: bool,
     out: Path,
 ) -> None:
     """Project the losses of all snapshots of all runs together onto their first principal components.
@@ -69,7 +73,8 @@ def pca(
         memory=memory,
         device=device,
         repair=repair,
+        force=force,
     )
     print_pca(found)
-    echo(f"results in {out}")
-    echo(f"figure: {figure[0]}")
+    echo_files("results in", out)
+    echo_files("figure:", figure[0])

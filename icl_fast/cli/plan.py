@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo, print_document, print_table, wants_json
 from icl_fast.cli.parameters import COUNT, PATH, Number
 
 if TYPE_CHECKING:
     from icl_fast.runs import TextRunConfig
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
 @click.option("--gpus", type=COUNT, default=1, show_default=True, help="Ranks that train together.")
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     help="Of the GPU's peak that is reached: assumed. Grattafiori et al. 2024, Table 4, report 0.38 to 0.43 on H100s "
     "for models far larger than the paper's; small ones reach less.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-def plan(config: Path, overrides: tuple[str, ...], gpus: int, gpu: str, share: float, as_json: bool) -> None:
+def plan(config: Path, overrides: tuple[str, ...], gpus: int, gpu: str, share: float) -> None:
     """What the training on text that CONFIG (a YAML file, or a name that `icl-fast train --list` gives) describes will
     take, and the sweep of its snapshots.
 
@@ -48,8 +47,8 @@ def plan(config: Path, overrides: tuple[str, ...], gpus: int, gpu: str, share: f
     if not isinstance(parsed, TextRunConfig):
         raise InputError(f"{config}: trains on exemplars; plan is of trainings on text")
     facts = collect(parsed, gpus, gpu, share)
-    if as_json:
-        echo(json.dumps(facts, indent=2))
+    if wants_json():
+        print_document(facts)
     else:
         _print(config.name, parsed, facts)
 

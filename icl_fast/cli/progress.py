@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from icl_fast.cli.console import is_quiet
 from icl_fast.scale import by_workers
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from icl_fast.training import ExemplarProgress, TrainingProgress
 
 _SECONDS_BETWEEN_LINES = 20.0
+_LEAST_SECONDS = 1.0  # of steps, before the time left is estimated
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, where there are steps enough to tell."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["sure"] else Text("-:--:--", style="progress.remaining")
 
 
 @contextmanager
@@ -97,10 +107,10 @@ def _display() -> Iterator[Progress]:
         TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _TimeLeft(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not _is_live(console)) as progress:
+    with Progress(*columns, console=console, disable=is_quiet() or not _is_live(console)) as progress:
         _shown.append(progress)
         try:
             yield progress
@@ -115,22 +125,24 @@ def _is_live(console: Console) -> bool:
 @contextmanager
 def _bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
     with _display() as progress:
-        task = progress.add_task(title, total=total, done="", text="", visible=total is not None)
-        started = printed = time.monotonic()
-        first: int | None = None
+        task = progress.add_task(title, total=total, done="", text="", sure=False, visible=total is not None)
+        printed = time.monotonic()
+        first: tuple[float, int] | None = None  # when, and how much was done
 
         def show(completed: int, text: str, new_total: int | None = None) -> None:
             nonlocal printed, first
             end = new_total if new_total is not None else total
             done = f"{completed}/{end}" if end is not None else ""
-            progress.update(task, completed=completed, total=end, done=done, text=text, visible=True)
-            first = completed if first is None else first
             now = time.monotonic()
-            if progress.disable and end and (now - printed > _SECONDS_BETWEEN_LINES or completed == end):
+            first = (now, completed) if first is None else first
+            spent, steps = now - first[0], completed - first[1]
+            sure = spent >= _LEAST_SECONDS and steps > 0
+            progress.update(task, completed=completed, total=end, done=done, text=text, sure=sure, visible=True)
+            due = now - printed > _SECONDS_BETWEEN_LINES or completed == end
+            if progress.disable and not is_quiet() and end and due:
                 printed = now
-                left = (now - started) / max(1, completed - first) * (end - completed)
+                left = f"  {spent / steps * (end - completed):.0f} s left" if sure else ""
                 with suppress(OSError):  # the work goes on where nobody reads of it
-                    line = f"{title}: {completed}/{end}  {text}  {left:.0f} s left"
-                    print(line, file=progress.console.file, flush=True)
+                    print(f"{title}: {completed}/{end}  {text}{left}", file=progress.console.file, flush=True)
 
         yield show

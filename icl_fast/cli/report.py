@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icl_fast.cli.commands import Command
 from icl_fast.cli.console import echo
 from icl_fast.cli.foreign import foreign_options
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, NUMBER, PATH, distinct, parse_list
 from icl_fast.cli.progress import counting
+from icl_fast.cli.run_argument import RUN
 from icl_fast.cli.scale import ray_options
 from icl_fast.cli.tasks import check_out, refuse, repair_option
 from icl_fast.errors import InputError
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
     from icl_fast.scale import Runner
 
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 @click.option("--out", required=True, type=FOLDER_TO_WRITE, help="Folder for index.html and figures/.")
 @click.option("--snapshots", default="all", show_default=True, help="all, or steps such as 0,50,100.")
 @click.option("--claims", type=PATH, help="JSON list of claim, source, verdict, evidence.")
-@click.option("--title", default="In-context learning over training", show_default=True)
+@click.option("--title", default="In-context learning over training", show_default=True, help="Of the page.")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
@@ -137,7 +139,8 @@ def report(
     print_study(study)
     echo(
         f"{page}: {page.stat().st_size / 1e6:.1f} MB; measured in {measured - started:.0f} s, "
-        f"drawn in {time.monotonic() - measured:.0f} s"
+        f"drawn in {time.monotonic() - measured:.0f} s",
+        files=[page],
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icl_fast.cli.commands import stopped
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.commands import Command, stopped
+from icl_fast.cli.console import Cell, echo, print_table
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH, parse_list
 from icl_fast.cli.progress import counting, population_progress, training_progress
 from icl_fast.errors import InputError
@@ -19,17 +19,25 @@ if TYPE_CHECKING:
     from icl_fast.studies.reproduction.reproduce import Reproduction, Row
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("work", type=click.Choice(["olsson", "singh"]))
-@click.option("--scale", type=click.Choice(["tiny", "small", "paper"]), default="tiny", show_default=True)
+@click.option(
+    "--scale",
+    type=click.Choice(["tiny", "small", "paper"]),
+    default="tiny",
+    show_default=True,
+    help="Of the trainings: tiny is for a CPU, the others for GPUs.",
+)
 @click.option("--claims", metavar="NAME,NAME", help="Only these claims, and the trainings that they need.")
 @click.option("--part", type=COUNT, help="Train only this part of the plan; judge what is trained by then.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training.")
-@click.option("--public", type=PATH, help="Other people's models, for claims about them: as --ckpt of `ablate`.")
+@click.option("--public", type=PATH, help="Other people's models, for claims about them: as RUN of `ablate`.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the claims, the parts and their cost; do nothing.")
 @click.option("--again", is_flag=True, help="Measure claims again (what their run folders keep stays).")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
-@click.option("--out", type=FOLDER_TO_WRITE, default=Path("runs/reproduction"), show_default=True)
+@click.option(
+    "--out", type=FOLDER_TO_WRITE, default=Path("runs/reproduction"), show_default=True, help="Folder of all of it."
+)
 @click.option("--configs", type=PATH, help="Folder of configs; default those that come with icl_fast.")
 def reproduce(
     work: str,
@@ -73,7 +81,7 @@ def reproduce(
         page = write_table(wanted, rows, static=static, on_figure=lambda done, of: show(done, of, "figures"))
     _print_rows(rows)
     echo(f"{len(rows)} claims: {counted(rows)}")
-    echo(f"{page}, {page.parent / 'claims.md'}")
+    echo(f"{page}, {page.parent / 'claims.md'}", files=[page, page.parent / "claims.md"])
 
 
 def _training(name: str, config: RunConfig) -> AbstractContextManager[Any]:
@@ -98,7 +106,8 @@ def _print_plan(wanted: Reproduction) -> None:
             done = one.finished()
             costs, left = costs + cost, left + cost * (not done)
             shown = f"{cost:.2g}" if cost else "not measured"
-            table.add_row(str(number), one.name, shown, "yes" if done else "no", str(of))
+            trained, claims = Cell("yes" if done else "no", done), Cell(str(of), of)
+            table.add_row(Cell(str(number), number), one.name, Cell(shown, cost or None), trained, claims)
     print_table(table)
     untested = len(wanted.claims) - len(list(wanted.testable()))
     least = "at least " if tiny and any(one.minutes is None for one in wanted.experiments.values()) else ""
@@ -116,7 +125,9 @@ def _print_rows(rows: list[Row]) -> None:
 
     table = Table("claim", "source", "rule", "found", "verdict", "rule fails without", box=None, pad_edge=False)
     for row in rows:
-        measured = "" if row.measured is None else found(row.measured.quantities)
-        fails = {None: "", True: "yes", False: "NO"}[row.control_fails]
-        table.add_row(row.claim.name, row.claim.source, row.claim.rule, measured or row.why, row.verdict, fails)
+        measured = Cell(row.why, row.why)
+        if row.measured is not None:
+            measured = Cell(found(row.measured.quantities) or row.why, row.measured.quantities)
+        fails = Cell({None: "", True: "yes", False: "NO"}[row.control_fails], row.control_fails)
+        table.add_row(row.claim.name, row.claim.source, row.claim.rule, measured, row.verdict, fails)
     print_table(table)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from icl_fast.cli.commands import Command
 from icl_fast.cli.console import echo
 from icl_fast.cli.parameters import FOLDER_TO_WRITE, PATH, PathType
 from icl_fast.errors import InputError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store", type=PATH, metavar="STORE")
 @click.option("--csv", type=FOLDER_TO_WRITE, help="Folder for CSV tables, one for each set of dims.")
 @click.option("--netcdf", type=PathType("file", ".nc"), help="NetCDF file, NAME.nc.")
@@ -38,6 +39,7 @@ def results(store: Path, csv: Path | None, netcdf: Path | None) -> None:
         print_results(dataset, store)
     if csv is not None:
         for path in write_csv(dataset, csv):
-            echo(f"{path}: {in_units(path.stat().st_size)}")
+            echo(f"{path}: {in_units(path.stat().st_size)}", files=[path])
     if netcdf is not None:
-        echo(f"{write_netcdf(dataset, netcdf)}: {in_units(netcdf.stat().st_size)}")
+        written = write_netcdf(dataset, netcdf)
+        echo(f"{written}: {in_units(written.stat().st_size)}", files=[written])

@@ -11,9 +11,10 @@ from rich import box
 from rich.table import Column, Table
 
 from icl_fast.analysis import JointPCA, Thresholds, gained_inside, head_types, loss_bump
+from icl_fast.analysis.ablation_changes import ablation_changes
 from icl_fast.analysis.arrays import unablated
 from icl_fast.analysis.phase_change import MAX_ABRUPTNESS, MIN_DROP, MIN_EVIDENCE, MIN_PREFIX_MATCHING
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.console import Cell, echo, number, print_table
 from icl_fast.cli.measure_tables import print_strategies
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.ablation.device_speed import measure_speed
@@ -38,35 +39,56 @@ _LONGEST = 200  # characters of an attribute
 def print_ablations(results: xr.Dataset, *, most: int = 40) -> None:
     """What each ablation did at the last snapshot of a sweep: to the loss and, if it is there, to the ICL score."""
     last = results.isel(snapshot=-1)
-    step = int(last["snapshot"])
-    columns = {}
+    changes = ablation_changes(last) if last.sizes["ablation"] > 1 else None
     if "loss" in last:
-        columns["loss"] = last["loss"].mean("example")
-    if "icl_score" in last:
-        columns["ICL score"] = last["icl_score"]
-    if not columns:
-        columns = {f"loss at {int(p)}": last["position_loss"].sel(position=p) for p in last["position"].values[:4]}
-    table = Table("ablation", title=f"step {step}, nats per token")
-    for name in columns:
+        shown = {"loss": (last["loss"].mean("example"), "loss", None)}
+        if "icl_score" in last:
+            shown["ICL score"] = (last["icl_score"], "icl_score", None)
+    else:
+        some = last["position"].values[:4]
+        shown = {f"loss at {int(p)}": (last["position_loss"].sel(position=p), "position_loss", p) for p in some}
+    table = Table("ablation", title=f"step {int(last['snapshot'])}, nats per token")
+    for name in shown:
         table.add_column(name, justify="right")
-        table.add_column("change", justify="right")
+        table.add_column(f"change of {name}", justify="right")
     names = last["ablation"].values
     if len(names) > most + 1:  # whole model first, which nothing changes: then those that change the most
-        first = next(iter(columns.values()))
+        first = next(iter(shown.values()))[0]
         change = np.abs(first.values - float(first.sel(ablation=UNABLATED)))
         change[names == UNABLATED] = np.inf
         names = names[np.argsort(-change, kind="stable")[: most + 1]]
     for ablation in names:
         row = [str(ablation)]
-        for values in columns.values():
-            value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation=UNABLATED))
-            row += [f"{value:.4f}", "" if ablation == UNABLATED else f"{value - whole:+.4f}"]
+        for values, variable, position in shown.values():
+            row.append(number(values.sel(ablation=ablation), ".4f"))
+            if changes is None or ablation == UNABLATED:
+                row.append(Cell("", None))
+                continue
+            of = changes.sel(ablation=ablation)
+            of = of if position is None else of.sel(position=position)
+            row.append(number(of[f"{variable}_change"], "+.4f", of[f"{variable}_change_sem"]))
         table.add_row(*row)
     print_table(table)
     if (more := last.sizes["ablation"] - 1 - most) > 0:
         echo(f"… and {more} more, which change it less, in the results")
     if "icl_score" in last:
         echo(f"ICL score: {last['icl_score'].attrs['long_name']}")
+    if changes is not None:
+        echo("±: standard error of the change, paired by example; a change of less than two of them may be none")
+        if "icl_score" in last:
+            echo(f"removing these raises the ICL score most: {_raising(changes)}")
+
+
+def _raising(changes: xr.Dataset, most: int = 3) -> str:
+    """The ablations that raise the ICL score most, of those that do by more than two standard errors."""
+    change, error = changes["icl_score_change"], changes["icl_score_change_sem"]
+    sure = change.where(change > 2 * error, drop=True)
+    strongest = sure.sortby(sure, ascending=False)[:most]
+    shown = (
+        f"{name} by {number(value, '+.3f', error.sel(ablation=name))}"
+        for name, value in zip(strongest["ablation"].values, strongest.values, strict=True)
+    )
+    return ", ".join(shown) or "no head (by more than two standard errors)"
 
 
 def print_head_scores(results: xr.Dataset, width: int, *, most: int = 40) -> None:
@@ -96,7 +118,7 @@ def print_head_scores(results: xr.Dataset, width: int, *, most: int = 40) -> Non
     order = np.argsort(-columns["prefix_matching"], axis=None, kind="stable")
     for layer, head in zip(*np.unravel_index(order[:most], types.types.shape), strict=True):
         values = [of_all[layer, head] for of_all in columns.values()]
-        numbers = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
+        numbers = (number(value, ".3f") for value in values)
         table.add_row(f"{layer}.{head}", str(types.types[layer, head]), *numbers)
     print_table(table)
     if (more := types.types.size - most) > 0:
@@ -122,9 +144,8 @@ def print_idealised(results: xr.Dataset, *, most: int = 40) -> None:
     effect = last["effect"].values
     for layer, head in zip(*np.unravel_index(np.argsort(-effect, axis=None)[:most], effect.shape), strict=True):
         of = last.isel(layer=layer, head=head)
-        row = [f"{float(of['effect']):.4f}±{float(of['effect_sem']):.4f}"]
-        for share, sem in zip(of["recovered"].values, of["recovered_sem"].values, strict=True):
-            row.append("-" if np.isnan(share) else f"{share:.2f}±{sem:.2f}")
+        row = [number(of["effect"], ".4f", of["effect_sem"])]
+        row += map(number, of["recovered"].values, len(names) * [".2f"], of["recovered_sem"].values)
         table.add_row(f"{layer}.{head}", *row)
     print_table(table)
     if (more := effect.size - most) > 0:
@@ -136,15 +157,16 @@ def print_templates(results: xr.Dataset, *, most: int = 10) -> None:
     """Accuracy on the template task at the last snapshot, and the heads that attend most to the right labels."""
     last = results.isel(snapshot=-1)
     right = last["right"].values
+    accuracy = number(last["accuracy"], ".3f", last["accuracy_sem"])
     echo(
-        f"step {int(last['snapshot'])}: accuracy {float(last['accuracy']):.3f}±{float(last['accuracy_sem']):.3f}, "
-        f"by a guess {results.attrs['chance']:.3f}"
+        f"step {int(last['snapshot'])}: accuracy {accuracy}, by a guess {results.attrs['chance']:.3f}",
+        facts={"accuracy": accuracy, "accuracy standard error": accuracy.error, "chance": results.attrs["chance"]},
     )
     titles = ("head", "attention to right labels", "to wrong ones")
     table = Table(*(Column(title, justify="right") for title in titles), box=box.SIMPLE)
     for layer, head in zip(*np.unravel_index(np.argsort(-right, axis=None)[:most], right.shape), strict=True):
         of = last.isel(layer=layer, head=head)
-        row = (f"{float(of[name]):.3f}±{float(of[f'{name}_sem']):.3f}" for name in ("right", "wrong"))
+        row = (number(of[name], ".3f", of[f"{name}_sem"]) for name in ("right", "wrong"))
         table.add_row(f"{layer}.{head}", *row)
     print_table(table)
     echo(f"to the right ones if all labels were alike, and nothing else attended to: {results.attrs['blind']:.3f}")
@@ -152,7 +174,8 @@ def print_templates(results: xr.Dataset, *, most: int = 10) -> None:
 
 def print_results(results: xr.Dataset, store: Path) -> None:
     """What a store holds: its dims, variables and attributes, and how it is opened."""
-    echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in results.sizes.items()))
+    sizes = {str(dim): size for dim, size in results.sizes.items()}
+    echo(f"{store}: " + ", ".join(f"{size} {dim}" for dim, size in sizes.items()), facts={"sizes": sizes})
     table = Table("variable", "dims", "units", "what", box=box.SIMPLE)
     for name, values in {**results.data_vars, **results.coords}.items():
         said = (str(values.attrs.get(key, "")) for key in ("units", "long_name"))
@@ -160,20 +183,21 @@ def print_results(results: xr.Dataset, store: Path) -> None:
     print_table(table)
     for name, value in results.attrs.items():
         text = " ".join(str(value).split())
-        echo(f"{name}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}")
+        echo(f"{name}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}", facts={str(name): value})
     echo(f"opened by: icl_fast.open_results({str(store)!r}), as an xarray Dataset; --csv and --netcdf are for others")
 
 
 def print_pca(pca: JointPCA) -> None:
     """How much of the variance the components explain, and where each run begins and ends."""
 
-    def point(of_one: np.ndarray) -> str:
-        return ", ".join(f"{value:+.2f}" for value in of_one)
+    def point(of_one: np.ndarray) -> Cell:
+        return Cell(", ".join(f"{value:+.2f}" for value in of_one), of_one.tolist())
 
-    for number, (variance, part) in enumerate(
+    for component, (variance, part) in enumerate(
         zip(pca.explained_variance, pca.explained_variance_ratio, strict=True), start=1
     ):
-        echo(f"component {number}: {part:.1%} of the variance ({variance:.3g} nats²)")
+        line = f"component {component}: {part:.1%} of the variance ({variance:.3g} nats²)"
+        echo(line, facts={f"share of component {component}": float(part)})
     table = Table(
         "run",
         *(Column(name, justify="right") for name in ("snapshots", "first", "last")),
@@ -181,7 +205,7 @@ def print_pca(pca: JointPCA) -> None:
         title="coordinates, nats",
     )
     for name, path in pca.coordinates.items():
-        table.add_row(name, str(len(path)), point(path[0]), point(path[-1]))
+        table.add_row(name, Cell(str(len(path)), len(path)), point(path[0]), point(path[-1]))
     print_table(table)
 
 
@@ -208,8 +232,12 @@ def print_plan(planned: PlannedSweep) -> None:
         title=f"a chunk of {plan.chunk} examples, {plan.dtype}",
     )
     for stage in schedule.stages:
-        numbers = f"{stage.flops / 1e9:.2f}", f"{stage.bytes / 1e6:.0f}", f"{speed.seconds(stage) * 1e3:.1f}"
-        table.add_row(stage.name, str(stage.variants), *numbers)
+        numbers = (
+            number(stage.flops / 1e9, ".2f"),
+            number(stage.bytes / 1e6, ".0f"),
+            number(speed.seconds(stage) * 1e3, ".1f"),
+        )
+        table.add_row(stage.name, Cell(str(stage.variants), stage.variants), *numbers)
     print_table(table)
     seconds, times = sum(map(speed.seconds, schedule.stages)), chunks * snapshots
     together = f", {schedule.variants} ablations at a time" if len(schedule.waves()) > 1 else ""
@@ -245,37 +273,42 @@ _RULE = (
 _FALL = ("begins", "ends", "end/begin", "if smooth", "evidence", "resampled")
 
 
-def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | None) -> tuple[str, ...]:
+def _verdict(sweep: xr.Dataset, matching: xr.DataArray, change: PhaseChange | None) -> tuple[Cell, ...]:
     """A model's `_VERDICT`; `matching` [layer, head] is of the last snapshot."""
     last, best = sweep.isel(snapshot=-1).sel(ablation=UNABLATED), matching.argmax(("layer", "head"))
+    head = f"{int(best['layer'])}.{int(best['head'])}"
     verdict = "too few snapshots" if change is None else "yes" if change.happened else "no"
     if change is not None and change.happened and change.window is not None:
         verdict += ", " + _training(sweep, change.window)
     return (
-        f"{float(last['loss'].mean()):.3f}",
-        f"{float(last['icl_score']):+.3f}±{float(last['icl_score_sem']):.3f}",
-        "-" if change is None else f"{change.drop:.3f}",
-        f"{int(best['layer'])}.{int(best['head'])} ({float(matching.max()):.2f})",
-        verdict,
+        number(last["loss"].mean(), ".3f"),
+        number(last["icl_score"], "+.3f", last["icl_score_sem"]),
+        Cell("-", None) if change is None else _with_interval(change.drop, change.drop_interval, ".3f"),
+        Cell(f"{head} ({float(matching.max()):.2f})", {"head": head, "prefix matching": float(matching.max())}),
+        Cell(verdict, None if change is None else {"happened": change.happened, "steps": change.window}),
     )
 
 
-def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[str, ...]:
+def _with_interval(value: float, interval: tuple[float, float] | None, form: str) -> Cell:
+    shown = "" if interval is None else f" ({interval[0]:{form}}-{interval[1]:{form}})"
+    return Cell(f"{value:{form}}{shown}", {"value": value, "interval": interval})
+
+
+def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[Cell, ...]:
     """A model's `_FALL`; empty where its score does not fall."""
     if change is None or change.window is None or change.start_interval is None or change.end_interval is None:
         return ()
-    spread = change.abruptness_interval or (np.nan, np.nan)
     begins, ends = (
-        f"{_training(sweep, (at,))} ({_training(sweep, interval)})"
+        Cell(f"{_training(sweep, (at,))} ({_training(sweep, interval)})", {"step": at, "interval": interval})
         for at, interval in zip(change.window, (change.start_interval, change.end_interval), strict=True)
     )
     return (
         begins,
         ends,
-        f"{change.abruptness:.1f} ({spread[0]:.1f}-{spread[1]:.1f})",
-        "-" if change.smooth_abruptness is None else f"{change.smooth_abruptness:.1f}",
-        f"{change.evidence:.0f}",
-        f"{change.support:.0%} yes",
+        _with_interval(change.abruptness, change.abruptness_interval or (np.nan, np.nan), ".1f"),
+        Cell("-", None) if change.smooth_abruptness is None else number(change.smooth_abruptness, ".1f"),
+        number(change.evidence, ".0f"),
+        Cell(f"{change.support:.0%} yes", change.support),
     )
 
 
@@ -379,12 +412,5 @@ def print_demo(result: DemoResult) -> None:
     echo(_RULE)
     for name, data in result.models.items():
         if data.sizes["ablation"] > 1:
-            last = data.isel(snapshot=-1)
-            effect = (last["icl_score"] - last["icl_score"].sel(ablation=UNABLATED)).isel(ablation=slice(1, None))
-            strongest = effect.sortby(effect, ascending=False)[:3]
-            errors = last["icl_effect_sem"].sel(ablation=strongest["ablation"])
-            heads = ", ".join(
-                f"{head} by {float(value):+.3f}±{float(error):.3f}"
-                for head, value, error in zip(strongest["ablation"].values, strongest, errors, strict=True)
-            )
-            echo(f"{name}: removing these heads raises the ICL score most: {heads}")
+            raising = _raising(ablation_changes(data.isel(snapshot=-1)))
+            echo(f"{name}: removing these heads raises the ICL score most: {raising}")

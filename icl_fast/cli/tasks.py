@@ -14,6 +14,11 @@ _OTHER = {"text": "exemplars", "exemplars": "text"}
 repair_option = click.option(
     "--repair", is_flag=True, help="Measure again what is damaged of earlier results; what is whole is kept."
 )
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Measure again where results with other settings are, in their place; they stay until the new ones are done.",
+)
 
 
 def refuse(ckpt: Path, task: str, options: Mapping[str, object]) -> None:

@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.console import echo
-from icl_fast.cli.foreign import CKPT_HELP, foreign_options, say_notes
-from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER, PATH
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
+from icl_fast.cli.foreign import foreign_options, say_notes
+from icl_fast.cli.parameters import FOLDER_TO_WRITE, INTEGER
 from icl_fast.cli.progress import snapshot_progress
-from icl_fast.cli.tasks import check_out, chosen_snapshots, repair_option, require
+from icl_fast.cli.run_argument import run_argument
+from icl_fast.cli.tasks import check_out, chosen_snapshots, force_option, repair_option, require
 
 if TYPE_CHECKING:
     from icl_fast.runs import ForeignOptions
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help=CKPT_HELP)
+@click.command(cls=Command)
+@run_argument
 @click.option("--snapshots", help="all, last, or steps such as 0,50,100; default all.")
 @click.option("--tables", type=INTEGER, default=100, show_default=True, help="How many random tables.")
 @click.option("--lines", type=INTEGER, default=30, show_default=True, help="Of each table, as far as the context goes.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
+@force_option
 @click.option("--skip-damaged", is_flag=True, help="Skip snapshots that cannot be used, and say which.")
 @click.option("--out", type=FOLDER_TO_WRITE, help="Zarr store; default RUN/results/templates.zarr.")
 @foreign_options
@@ -35,6 +38,7 @@ def templates(
     lines: int,
     device: str,
     repair: bool,
+    force: bool,
     skip_damaged: bool,
     out: Path | None,
 ) -> None:
@@ -58,7 +62,14 @@ def templates(
     say_notes(series)
     with snapshot_progress(series.name) as update:
         target = measure_templates(
-            series, out=out, tables=tables, lines=lines, device=device, repair=repair, on_snapshot=update
+            series,
+            out=out,
+            tables=tables,
+            lines=lines,
+            device=device,
+            repair=repair,
+            force=force,
+            on_snapshot=update,
         )
     print_templates(open_results(target))
-    echo(f"results in {target}")
+    echo_files("results in", target)

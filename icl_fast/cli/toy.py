@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from icl_fast.cli.commands import Commands, stopped
-from icl_fast.cli.console import echo
+from icl_fast.cli.console import echo_files
 from icl_fast.cli.parameters import (
     COUNT,
     NUMBER,
@@ -45,16 +45,24 @@ def toy() -> None:
     "[default: none, then from the last vector on all but a]",
 )
 @click.option("--seeds", type=COUNT, default=12, show_default=True, help="How many.")
-@click.option("--first-seed", type=STEP, default=0, show_default=True)
+@click.option("--first-seed", type=STEP, default=0, show_default=True, help="The first of them.")
 @click.option("--steps", type=COUNT, default=1_000, show_default=True, help="Of gradient descent.")
 @click.option("--every", type=COUNT, default=1, show_default=True, help="Record one of so many steps.")
-@click.option("--lr", type=NUMBER, default=1.0, show_default=True)
+@click.option("--lr", type=NUMBER, default=1.0, show_default=True, help="Learning rate.")
 @click.option("--scale", type=NUMBER, default=1.0, show_default=True, help="Of the initial vectors.")
 @click.option("--plateau-seeds", type=COUNT, default=40, show_default=True, help="For the plateau's length.")
-@click.option("--plateau-steps", type=WholeNumber(2), default=20_000, show_default=True)
+@click.option(
+    "--plateau-steps", type=WholeNumber(2), default=20_000, show_default=True, help="Steps of those, at most."
+)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option("--out", type=_STORE, default=Path("runs/toy/phase_change.zarr"), show_default=True)
+@click.option(
+    "--out",
+    type=_STORE,
+    default=Path("runs/toy/phase_change.zarr"),
+    show_default=True,
+    help="Zarr store, NAME.zarr; others and the figures beside.",
+)
 def phase_change(
     dims: str,
     clamps: tuple[str, ...],
@@ -108,7 +116,7 @@ def phase_change(
     "--clamp", default="none", show_default=True, metavar="NAMES", help="Hold these vectors at their true values."
 )
 @click.option("--seeds", type=COUNT, default=12, show_default=True, help="How many.")
-@click.option("--first-seed", type=STEP, default=0, show_default=True)
+@click.option("--first-seed", type=STEP, default=0, show_default=True, help="The first of them.")
 @click.option("--steps", type=COUNT, default=20_000, show_default=True, help="Of gradient descent.")
 @click.option("--every", type=COUNT, default=10, show_default=True, help="Look at the losses once in so many steps.")
 @click.option("--lr", default="1", show_default=True, help="Learning rate; one or more.")
@@ -124,7 +132,13 @@ def phase_change(
 @click.option("--memory", default="512MiB", show_default=True, help="For what is recorded at a time.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option("--out", type=_STORE, default=Path("runs/toy/coopetition.zarr"), show_default=True)
+@click.option(
+    "--out",
+    type=_STORE,
+    default=Path("runs/toy/coopetition.zarr"),
+    show_default=True,
+    help="Zarr store, NAME.zarr; others and the figures beside.",
+)
 def coopetition(
     mu: str,
     alpha: str,
@@ -182,5 +196,5 @@ def coopetition(
 
 
 def _print_files(stores: list[Path], figures: list[Path]) -> None:
-    echo(f"results in {', '.join(map(str, stores))}")
-    echo(f"figures: {', '.join(str(figure) for figure in figures if figure.suffix == '.png')}")
+    echo_files("results in", *stores)
+    echo_files("figures:", *(figure for figure in figures if figure.suffix == ".png"))

@@ -7,7 +7,7 @@ import xarray as xr
 from rich import box
 from rich.table import Column, Table
 
-from icl_fast.cli.console import echo, print_table
+from icl_fast.cli.console import Cell, echo, number, print_table
 from icl_fast.toy.phase_change import PLATEAU_RULE
 from icl_fast.toy.summary import RULES
 
@@ -47,7 +47,7 @@ def print_coopetition(results: xr.Dataset) -> None:
         for title_of_row, variable in _SHARES.items():
             if variable != "diverged" or bool(results[variable].any()):
                 shares = [(int(one[variable].sum()), float(one[variable].mean())) for one in each[some]]
-                table.add_row(title_of_row, *(f"{count} ({share:.1%})" for count, share in shares))
+                table.add_row(title_of_row, *(Cell(f"{count} ({share:.1%})", share) for count, share in shares))
         print_table(table)
     for name, one in zip(names, each, strict=True):
         quantiles = (f"{q:.0%}" for q in _QUANTILES)
@@ -66,8 +66,8 @@ def print_coopetition(results: xr.Dataset) -> None:
 
 def _add_quantiles(table: Table, title: str, values: np.ndarray, form: str) -> None:
     finite = values[np.isfinite(values)]
-    quantiles = [f"{q:{form}}" for q in np.quantile(finite, _QUANTILES)] if len(finite) else ["-"] * len(_QUANTILES)
-    table.add_row(title, str(len(finite)), *quantiles)
+    quantiles = np.quantile(finite, _QUANTILES) if len(finite) else np.full(len(_QUANTILES), np.nan)
+    table.add_row(title, Cell(str(len(finite)), len(finite)), *(number(q, form) for q in quantiles))
 
 
 def _print_flow(name: str, one: xr.Dataset) -> None:
@@ -92,7 +92,7 @@ def print_phase_change(results: xr.Dataset, length: xr.Dataset, at_zero: xr.Data
     for clamp in results["clamp"].values:
         values = results["plateau"].sel(clamp=clamp).values
         left = int(np.isfinite(values).sum())
-        table.add_row(str(clamp), f"{left} of {len(values)}", *_with_stuck(values, (0.25, 0.5, 0.75)))
+        table.add_row(str(clamp), Cell(f"{left} of {len(values)}", left), *_with_stuck(values, (0.25, 0.5, 0.75)))
     print_table(table)
     title = f"median steps on the plateau, {length.sizes['seed']} seeds"
     scales = (f"{value:g}" for value in length["scale"].values)
@@ -121,7 +121,7 @@ def _right(*titles: str) -> list[Column]:
     return [Column(title, justify="right") for title in titles]
 
 
-def _with_stuck(values: np.ndarray, quantiles: tuple[float, ...]) -> list[str]:
+def _with_stuck(values: np.ndarray, quantiles: tuple[float, ...]) -> list[Cell]:
     """Quantiles where a run that never leaves the plateau counts as an endless one."""
     found = np.quantile(np.where(np.isnan(values), np.inf, values), quantiles, method="lower")
-    return [f"{value:.0f}" if np.isfinite(value) else "-" for value in found]
+    return [number(value, ".0f") if np.isfinite(value) else Cell("-", None) for value in found]

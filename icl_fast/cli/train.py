@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icl_fast.cli.commands import stopped
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command, stopped
+from icl_fast.cli.console import echo, finish_output
 from icl_fast.cli.environment import flush
-from icl_fast.cli.left_out import say_left_out
+from icl_fast.cli.left_out import say_left_out, say_taken
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, seeds_progress, training_progress
 from icl_fast.cli.scale import ray_options
@@ -35,7 +35,7 @@ def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH)
 @click.option(
     "--list",
@@ -104,6 +104,8 @@ def train(
             raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
         several = ranks.count() > 1
     if several:
+        if ranks.rank() == 0:
+            finish_output()
         # where DTensor's caches hold the group its threads outlive it, and can abort a program that ends beside them
         flush()
         os._exit(0)
@@ -175,7 +177,7 @@ def _train_on_text(
     with training_progress(folder.name, config.training.steps) as update:
         done = run(config, folder, resume=resume, on_progress=update, runner=runner, callbacks=callbacks)
     say_left_out(RunSeries(done))
-    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots")
+    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots", files=[done.path])
 
 
 def _train_seeds(config: TextRunConfig, folder: Path, resume: bool, seeds: int, callbacks: list[Callback]) -> None:
@@ -190,7 +192,7 @@ def _train_seeds(config: TextRunConfig, folder: Path, resume: bool, seeds: int, 
         done = train_seeds(config, folder, seeds, resume=resume, on_progress=update, callbacks=callbacks)
     for run in done:
         say_left_out(RunSeries(run))
-        echo(f"{len(run.snapshot_steps())} snapshots in {run.path}/snapshots")
+        echo(f"{len(run.snapshot_steps())} snapshots in {run.path}/snapshots", files=[run.path])
 
 
 def _train_on_exemplars(
@@ -199,15 +201,18 @@ def _train_on_exemplars(
     from icl_fast.cli.measure_tables import print_end
     from icl_fast.measure.exemplar.curves import training_curves
     from icl_fast.report.draw.exemplar_curves import draw_curves
-    from icl_fast.runs import RunSeries
+    from icl_fast.runs import ExemplarRunConfig, Run, RunSeries
     from icl_fast.training import train as run
 
     with (
-        counting("rendering glyphs") as rendering,
+        counting("drawing characters") as rendering,
         population_progress(folder.name, config.training.steps) as update,
     ):
+        settled = Run(folder).settled(config, resume=resume, progress=rendering)
+        if isinstance(settled, ExemplarRunConfig) and settled.exemplars.kind != config.exemplars.kind:
+            say_taken(folder.name, settled.exemplars.kind)
         done = run(
-            config,
+            settled,
             folder,
             resume=resume,
             on_progress=update,
@@ -219,4 +224,5 @@ def _train_on_exemplars(
     curves = training_curves(done)
     print_end(curves)
     drawn = draw_curves(curves, done.path.name, config.sequences.pairs, done.path / "curves")
-    echo(f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots, curves in {drawn}")
+    snapshots = f"{len(done.snapshot_steps())} snapshots in {done.path}/snapshots"
+    echo(f"{snapshots}, curves in {drawn}", files=[done.path, drawn])

@@ -6,21 +6,24 @@ from pathlib import Path
 
 import click
 
-from icl_fast.cli.console import echo
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo, print_document
 from icl_fast.cli.parameters import PATH, PathType
 from icl_fast.errors import InputError
 
 _STDOUT = Path("-")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
 @click.option(
     "--json",
     "where",
+    is_flag=False,
+    flag_value="-",
     type=PathType("file"),
-    metavar="FILE|-",
-    help="Write what was found; - is standard output, without the table.",
+    metavar="[FILE]",
+    help="Print what was found as one JSON document and nothing else; or write it to FILE, beside the table.",
 )
 def verify(paths: tuple[Path, ...], where: Path | None) -> None:
     """Check that nothing is damaged: run folders, results, report folders, snapshots, or folders of these.
@@ -39,12 +42,12 @@ def verify(paths: tuple[Path, ...], where: Path | None) -> None:
     bad = [finding for finding in found if not finding.ok]
     if where is not None:
         rows = [{"file": str(finding.path), "what": finding.what, "ok": finding.ok} for finding in found]
-        text = to_json({"ok": not bad, "files": rows}, indent=1)
+        document = {"ok": not bad, "files": rows}
         if where == _STDOUT:
-            echo(text)
+            print_document(document)
         else:
             with atomic_write(where) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+                temporary.write_text(to_json(document, indent=1) + "\n", encoding="utf-8")
     if where != _STDOUT:
         width = max(len(str(finding.path)) for finding in found)
         for finding in found:

@@ -7,15 +7,17 @@ from typing import Literal
 
 import click
 
-from icl_fast.cli.console import echo
-from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, PATH, PathType
+from icl_fast.cli.commands import Command
+from icl_fast.cli.console import echo_files
+from icl_fast.cli.parameters import COUNT_OR_ALL, FOLDER_TO_WRITE, PathType
 from icl_fast.cli.progress import counting
+from icl_fast.cli.run_argument import RUN, run_argument
 from icl_fast.cli.tasks import check_out, chosen_snapshots, require
 from icl_fast.errors import InputError
 
 
-@click.command()
-@click.option("--ckpt", required=True, type=PATH, help="A run folder on exemplars, or one of its snapshots.")
+@click.command(cls=Command)
+@run_argument
 @click.option("--snapshot", help="A step, or last; default last.")
 @click.option("--evaluator", default="train", show_default=True, help="Whose sequences: train, icl, ciwl, flip, ...")
 @click.option(
@@ -24,7 +26,7 @@ from icl_fast.errors import InputError
 @click.option("--member", help="Of a population: whose tables to print; by default the first.")
 @click.option(
     "--alone",
-    type=PATH,
+    type=RUN,
     metavar="RUN",
     help="A population in which each head of the last layer is alone from the start: are strong heads those that "
     "learn fast?",
@@ -77,7 +79,7 @@ def wiring(
     reads = series.population.config.model.layers > 1
     if out is not None and not reads:
         raise InputError(f"--out: {ckpt} has one layer, so that no head reads another; leave it out")
-    with counting("rendering glyphs") as rendering:
+    with counting("drawing characters") as rendering:
         measured = open_measured(
             series,
             evaluators=[evaluator],
@@ -95,9 +97,9 @@ def wiring(
     if race is not None:
         print_race(race)
     if found is not None and out is not None:
-        echo(f"arrays in {save_wiring(found, out)}")
+        echo_files("arrays in", save_wiring(found, out))
     if figures is not None:
         drawn = [] if found is None else draw_wiring(found, number, figures / "wiring")
         drawn += draw_heads(heads, number, figures / "heads")
         drawn += [] if race is None else draw_race(race, figures / "race")
-        echo(f"figures in {', '.join(str(path) for path in drawn if path.suffix == '.png')}")
+        echo_files("figures in", *(path for path in drawn if path.suffix == ".png"))

@@ -20,6 +20,7 @@ from icl_fast.data.fonts import install_advice
 from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import Sequences, describe, output_labels, training_sequences
 from icl_fast.data.splits import Split, split
+from icl_fast.data.strokes import draw_strokes
 from icl_fast.data.texts import Mark, Text, default_texts, parallel_text, read_texts, template_text
 from icl_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from icl_fast.data.transforms import TRANSFORMS, transformed
@@ -51,6 +52,7 @@ __all__ = [
     "cluster_embeddings",
     "default_texts",
     "describe",
+    "draw_strokes",
     "encode",
     "evaluation_sequences",
     "evaluators",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -26,15 +27,16 @@ from icl_fast.schema import Config, Field, model_validator
 class ExemplarSource(Config):
     """Classes and their exemplars, and the frozen encoder that makes vectors of them (Singh 2025, 2.2.1, 4.2.1)."""
 
-    kind: Literal["glyphs", "images", "vectors", "clusters", "gaussian"] = Field(
-        "glyphs",
-        description="glyphs: rendered from installed fonts; images: a folder of CLASS/IMAGE; vectors: an .npz or .h5 "
-        "file; clusters: of the token embeddings in a file; gaussian: synthetic",
+    kind: Literal["auto", "glyphs", "strokes", "images", "vectors", "clusters", "gaussian"] = Field(
+        "auto",
+        description="glyphs: rendered from installed fonts; strokes: characters from a seeded generator; auto: glyphs, "
+        "or strokes where the fonts are too few, which a run's own config then says; images: a folder of CLASS/IMAGE; "
+        "vectors: an .npz or .h5 file; clusters: of the token embeddings in a file; gaussian: synthetic",
     )
     path: str | None = Field(None, description="the folder or file of images, vectors or clusters")
-    classes: int = Field(1623, ge=2, description="characters of glyphs, clusters, or Gaussian classes")
+    classes: int = Field(1623, ge=2, description="characters, clusters, or Gaussian classes")
     exemplars: int = Field(20, ge=1, description="exemplars of each class")
-    size: int = Field(28, ge=1, le=256, description="pixels of a side of glyphs and images")
+    size: int = Field(28, ge=1, le=256, description="pixels of a side of characters and images")
     transforms: bool = Field(False, description="every image in 8 ways: 4 rotations, mirrored or not")
     transforms_as: Literal["classes", "exemplars"] = Field(
         "classes", description="what those are: 8 classes of each, or 8 exemplars of each in the same class"
@@ -55,7 +57,9 @@ class ExemplarSource(Config):
         "default random-projection, of clusters none",
     )
     width: int = Field(512, ge=1, description="features that a named encoder gives")
-    seed: int = Field(0, ge=0, le=MOST_SEED, description="of Gaussian classes, clusters, pixel noise and encoders")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="of strokes, Gaussian classes, clusters, pixel noise and encoders"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ExemplarSource:
@@ -72,17 +76,36 @@ class ExemplarSource(Config):
         return self
 
 
+def settled(source: ExemplarSource, progress: Callable[[int, int, str], None] | None = None) -> ExemplarSource:
+    """What is taken where it is `auto`: glyphs, or strokes where the fonts of this machine are too few.
+
+    Args:
+        source: what to load.
+        progress: as in `load_exemplars`.
+    """
+    if source.kind != "auto":
+        return source
+    from icl_fast.data.glyphs import promise_glyphs, render_glyphs  # here: text and vectors do without images
+
+    if promise_glyphs(source.classes, source.exemplars):
+        with suppress(InputError):
+            render_glyphs(source.classes, source.exemplars, source.size, progress=progress)  # kept for the next time
+            return source.model_copy(update={"kind": "glyphs"})
+    return source.model_copy(update={"kind": "strokes"})
+
+
 def load_exemplars(source: ExemplarSource, progress: Callable[[int, int, str], None] | None = None) -> Exemplars:
     """The exemplars of a run, encoded.
 
     Args:
         source: what to load.
-        progress: called while glyphs are rendered, with how many are done, of how many, which.
+        progress: called while characters are drawn, with how many are done, of how many, which.
 
     Raises:
         InputError: as the functions that read or make them.
     """
     network = _network(source.encoder)  # before anything that takes long
+    source = settled(source, progress)
     try:
         exemplars = _raw(source, progress)
         if source.transforms:
@@ -119,6 +142,10 @@ def _raw(source: ExemplarSource, progress: Callable[[int, int, str], None] | Non
         from icl_fast.data.glyphs import render_glyphs  # here: text and vectors do without images
 
         return render_glyphs(source.classes, source.exemplars, source.size, progress=progress)
+    if source.kind == "strokes":
+        from icl_fast.data.strokes import draw_strokes
+
+        return draw_strokes(source.classes, source.exemplars, source.size, seed=source.seed, progress=progress)
     if source.kind == "gaussian":
         return gaussian_classes(source.classes, source.exemplars, source.width, noise=source.within, seed=source.seed)
     path = Path(os.path.expanduser(source.path or ""))

@@ -51,6 +51,7 @@ def measure_snapshots(
     *,
     variables: Variables | None = None,
     repair: bool = False,
+    force: bool = False,
     runner: Runner = HERE,
     device: str = "cpu",
 ) -> Path:
@@ -67,6 +68,7 @@ def measure_snapshots(
         on_snapshot: called when a snapshot is done (and once at the start).
         variables: of the Dataset, name -> dims, by which it is known to be whole.
         repair: whether damaged results are measured again, rather than refused.
+        force: whether they are measured again where `store` holds others, which stay until these are complete.
         runner: what measures them; a task is a snapshot.
         device: type of the device that `measure` computes on.
 
@@ -80,7 +82,7 @@ def measure_snapshots(
             far is kept.
     """
     identity = {**identity, "snapshots": series.hashes()}
-    work = Workspace(store, identity, "measurement", variables=variables, repair=repair)
+    work = Workspace(store, identity, "measurement", variables=variables, repair=repair, force=force)
     if work.finished():
         return store
     steps = series.steps

@@ -48,7 +48,7 @@ class OtherResults(InputError):
     """
 
     def __init__(self, where: Path, what: str) -> None:
-        super().__init__(f"out: {where} belongs to {what}; choose another --out or remove it")
+        super().__init__(f"out: {where} belongs to {what}; --force measures again in its place, another --out keeps it")
         self.where, self.what = where, what
 
 
@@ -123,18 +123,6 @@ def held(out: Path) -> AbstractContextManager[None]:
     return locked(out.with_name(f".lock-{out.name}"), f"out: {out}")
 
 
-def discard_results(out: Path) -> None:
-    """Remove a result and its parts, to measure it again.
-
-    Raises:
-        InputError: another process is writing it.
-    """
-    partial = _partial(out)
-    with locked(partial / _LOCK, f"out: {out}"):
-        remove(out)
-        remove(partial)
-
-
 def check_replaceable(out: Path, mark: str, *, what: str, beside: str, repair: bool = False) -> None:
     """Whether a study may write its store at `out`: nothing is there, or an earlier one, which has the variable `mark`.
 
@@ -182,6 +170,8 @@ class Workspace:
         kind: its name in messages, such as `sweep`, and the attribute that holds the identity.
         variables: of the result, name -> dims, by which it is known to be whole.
         repair: whether what is damaged is made again, rather than refused.
+        force: whether this is made in the place of results with another identity, rather than refused. They stay until
+            it is complete; parts of theirs are dropped when it begins.
     """
 
     def __init__(
@@ -192,8 +182,10 @@ class Workspace:
         *,
         variables: Variables | None = None,
         repair: bool = False,
+        force: bool = False,
     ) -> None:
-        self.out, self.kind, self.variables, self.repair = out, kind, variables or {}, repair
+        self.out, self.kind, self.variables = out, kind, variables or {}
+        self.repair, self.force = repair, force
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
         self.partial = _partial(out)
 
@@ -201,7 +193,7 @@ class Workspace:
         """Whether the result is complete; what a killed process left beside it is then swept.
 
         Raises:
-            OtherResults: there is one with another identity, or with none.
+            OtherResults: there is one with another identity, or with none, and `force` is not asked for.
             DamagedResults: there is one that is not as it was written, and `repair` is not asked for.
             InputError: there is something else at its path.
         """
@@ -216,6 +208,10 @@ class Workspace:
                 )
             self._check_same(found, self.out)
             self._check_whole(results)
+        except OtherResults:
+            if not self.force:
+                raise
+            return False
         except DamagedResults as damage:
             check_repair(damage, self.repair, self.kind, list(self.variables))
             return False
@@ -245,12 +241,14 @@ class Workspace:
         of the others are kept.
 
         Raises:
-            OtherResults: the parts have another identity.
+            OtherResults: the parts have another identity, and `force` is not asked for.
             InputError: another process is at it, or nothing can be written here.
         """
         with locked(self.partial / _LOCK, f"out: {self.out}"):
             if not self._check_plan():
-                for path in self.partial.glob("*.npz"):  # of snapshots that are not wanted any more
+                for path in self.partial.glob(
+                    "*.npz"
+                ):  # of snapshots that are not wanted any more, or of other results
                     if not self._readable(path):
                         path.unlink()
                 with atomic_write(self.partial / _PLAN) as temporary:
@@ -345,7 +343,8 @@ class Workspace:
             if not self.repair:
                 raise InputError(f"{error}; --repair goes on with the parts beside it that are whole") from None
             return False
-        self._check_same(found, self.partial, but=_OF_SNAPSHOTS)
+        if not self.force:
+            self._check_same(found, self.partial, but=_OF_SNAPSHOTS)
         return found == self.identity
 
     def _check_same(self, found: dict[str, Any], where: Path, but: Collection[str] = ()) -> None:

@@ -41,14 +41,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
-    """The dotted keys whose values differ between two configs; only "task" if their tasks differ."""
+    """The dotted keys whose values differ between two configs; only "task" if their tasks differ.
+
+    What `exemplars.kind=auto` stands for was decided where a run began, and does not differ from it.
+    """
     if a.task != b.task:
         return ["task"]
     differing = []
     first, second = a.model_dump(), b.model_dump()
+    if isinstance(a, ExemplarRunConfig) and _is_settled(first["exemplars"]["kind"], second["exemplars"]["kind"]):
+        first["exemplars"]["kind"] = second["exemplars"]["kind"]
     for section, value in first.items():
         if isinstance(value, dict) and isinstance(second[section], dict):
             differing += [f"{section}.{key}" for key in value if value[key] != second[section][key]]
         elif value != second[section]:
             differing.append(section)
     return differing
+
+
+def _is_settled(*kinds: str) -> bool:
+    return "auto" in kinds and set(kinds) <= {"auto", "glyphs", "strokes"}

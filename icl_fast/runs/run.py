@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from icl_fast import ranks
 from icl_fast.data import Exemplars
+from icl_fast.data.exemplar_source import settled
 from icl_fast.data.fingerprint import fingerprint, is_same
 from icl_fast.errors import InputError
 from icl_fast.files import (
@@ -146,6 +147,22 @@ class Run:
             InputError: another process does, or the folder cannot be written.
         """
         return locked(self.path / _LOCK, f"run folder {self.path}")
+
+    def settled(
+        self, config: RunConfig, *, resume: bool, progress: Callable[[int, int, str], None] | None = None
+    ) -> RunConfig:
+        """The config with what `exemplars.kind=auto` stands for: what the run took that goes on here, or what this
+        machine has.
+
+        Args:
+            progress: called while glyphs are rendered.
+        """
+        if not isinstance(config, ExemplarRunConfig):
+            return config
+        begun = self.config if resume and self.exists else None
+        if isinstance(begun, ExemplarRunConfig) and not differing_keys(begun, config):
+            return config.model_copy(update={"exemplars": begun.exemplars})
+        return config.model_copy(update={"exemplars": settled(config.exemplars, progress)})
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Check that a run with this config can start here or, with `resume`, continue.

@@ -26,7 +26,7 @@ from icl_fast.data import Text
 from icl_fast.data.positions import icl_positions
 from icl_fast.errors import InputError
 from icl_fast.files import read_json, to_json
-from icl_fast.measure import AblationOptions, evaluate, sweep
+from icl_fast.measure import AblationOptions, evaluate, open_results, sweep
 from icl_fast.measure.ablation import UNABLATED, AblationMode
 from icl_fast.measure.heads import head_views, text_dataset, token_losses, tokenise
 from icl_fast.measure.heads.reading import TEXT_VARIABLES
@@ -36,8 +36,7 @@ from icl_fast.report.panels.texts import MOST_VIEWED, viewed_snapshots
 from icl_fast.report.study import Claim, EvaluationGroup, ModelStudy, Setting, Study, counted_by
 from icl_fast.runs import ForeignOptions, RunSeries, Series, open_all
 from icl_fast.scale import HERE, Runner
-from icl_fast.studies.collect_exemplars import study_exemplars
-from icl_fast.studies.kept import Show, kept
+from icl_fast.studies.collect_exemplars import Show, study_exemplars
 
 MOST_SHOWN = 32  # heads of a model whose attention on the texts is kept
 MOST_TOKENS = 512  # of a text
@@ -199,11 +198,12 @@ def _study(name: str, run: _Usable, texts: Sequence[Text], options: Options, sho
                     examples=examples,
                     device=options.device,
                     repair=options.repair,
+                    force=True,
                     runner=options.runner,
                     on_part=lambda at: on(at.done, at.parts, at.text),
                 )
 
-        return kept(measure, out)
+        return open_results(measure())
 
     shared = AblationOptions(icl_positions=options.icl_positions, icl_window=options.icl_window, memory=options.memory)
     losses = swept("losses", replace(shared, heads=UNABLATED, positions="all"), results / "losses.zarr")
@@ -285,11 +285,12 @@ def _heads(name: str, series: Series, out: Path, options: Options, show: Show) -
                 out=out,
                 device=options.device,
                 repair=options.repair,
+                force=True,
                 runner=options.runner,
                 on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
 
-    return kept(measure, out)
+    return open_results(measure())
 
 
 def _reading(
@@ -338,10 +339,11 @@ def _reading(
                 lambda at: on(at.done, at.snapshots, at.text),
                 variables=TEXT_VARIABLES,
                 repair=options.repair,
+                force=True,
                 runner=options.runner,
             )
 
-    return kept(measure, out)
+    return open_results(measure())
 
 
 def _most_viewed(heads: int, length: int) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import xarray as xr
 
-from icl_fast.measure import measure_ablations, measure_strategies, open_measured
+from icl_fast.measure import measure_ablations, measure_strategies, open_measured, open_results
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.measure.exemplar.measured_run import WIRING_VARIABLES, MeasuredRun, measure_wiring
 from icl_fast.measure.store import Workspace
 from icl_fast.report.study import ExemplarStudy
 from icl_fast.runs import Run, Series
 from icl_fast.scale import HERE, Runner
-from icl_fast.studies.kept import Show, kept
+
+Progress = Callable[[int, int, str], None]  # done, of how many, at what
+Show = Callable[[str], AbstractContextManager[Progress]]
 
 
 def study_exemplars(
@@ -48,7 +51,7 @@ def study_exemplars(
         InputError: nothing logged, exemplars that cannot be had, an option not understood, the disk full.
     """
     curves, population = training_curves(Run(series.path)), series.population
-    with show(f"{name}: rendering glyphs") as rendering:
+    with show(f"{name}: drawing characters") as rendering:
         measured = open_measured(series, sequences=sequences, device=device, on_exemplars=rendering)
     results = series.path / "results" / "report"
 
@@ -58,6 +61,7 @@ def study_exemplars(
                 measured,
                 out=results / "strategies.zarr",
                 repair=repair,
+                force=True,
                 runner=runner,
                 on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
@@ -69,6 +73,7 @@ def study_exemplars(
                 heads=["all", *(f"{layer}.*" for layer in range(population.config.model.layers))],
                 out=results / "ablation.zarr",
                 repair=repair,
+                force=True,
                 runner=runner,
                 on_snapshot=lambda at: on(at.done, at.snapshots, at.text),
             )
@@ -81,8 +86,8 @@ def study_exemplars(
         of_seeds=population.of_seeds,
         left_out=dict(left_out),
         curves=curves,
-        strategies=kept(strategies, results / "strategies.zarr"),
-        ablations=kept(ablations, results / "ablation.zarr") if attends else None,
+        strategies=open_results(strategies()),
+        ablations=open_results(ablations()) if attends else None,
         wiring=_wiring(measured, results / "wiring.zarr", repair) if attends and shape.layers > 1 else None,
     )
 
@@ -103,11 +108,8 @@ def _wiring(measured: MeasuredRun, out: Path, repair: bool) -> xr.Dataset:
         "device": one.device.type,
     }
 
-    def measure() -> Path:
-        work = Workspace(out, identity, "measurement", variables=WIRING_VARIABLES, repair=repair)
-        if not work.finished():
-            with work.begin():
-                work.finish(measure_wiring(one))
-        return out
-
-    return kept(measure, out)
+    work = Workspace(out, identity, "measurement", variables=WIRING_VARIABLES, repair=repair, force=True)
+    if not work.finished():
+        with work.begin():
+            work.finish(measure_wiring(one))
+    return open_results(out)

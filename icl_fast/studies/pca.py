@@ -31,6 +31,7 @@ def pca_of_runs(
     memory: str | int = "2GiB",
     device: str = "auto",
     repair: bool = False,
+    force: bool = False,
 ) -> tuple[JointPCA, list[Path]]:
     """Where all snapshots of all runs lie in their common principal components (see `icl_fast.analysis.joint_pca`).
 
@@ -42,7 +43,7 @@ def pca_of_runs(
             [example]; `explained_variance` and `explained_variance_ratio` [component]. An earlier one is replaced.
         show_sweep: a context manager that shows progress (see `icl_fast.cli.progress`).
         components: how many, 2 or more.
-        examples, memory, device, repair: see `icl_fast.measure.sweep`.
+        examples, memory, device, repair, force: see `icl_fast.measure.sweep`.
 
     Returns:
         The PCA, by name of the run; and the files of the
@@ -75,11 +76,13 @@ def pca_of_runs(
                         examples=examples,
                         device=device,
                         repair=repair,
+                        force=force,
                         on_part=on_part,
                     )
                 except OtherResults as error:  # its advice is about an --out that means something else here
                     raise InputError(
-                        f"runs: {error.where} belongs to {error.what}; remove it, or ask for what it holds"
+                        f"runs: {error.where} belongs to {error.what}; --force measures again in its place, or "
+                        "ask for what it holds"
                     ) from None
             losses[name] = open_results(store)
         found = joint_pca(losses, components=components)

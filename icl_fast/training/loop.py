@@ -98,7 +98,7 @@ def train(
             the run folder: to resume, pass the same ones.
         on_progress: called with a `TrainingProgress` after every `training.log_every` steps and at every save on text;
             with an `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
-        on_exemplars: called while glyphs are rendered.
+        on_exemplars: called while characters are drawn.
         runner: on exemplars: what takes the steps of a population's members, to the same bits; with the fused engine.
         callbacks: told of log lines, snapshots, start and end (see `Callback`), such as `TensorBoardCallback`.
 
@@ -121,6 +121,7 @@ def train(
         if runner.workers is not None:
             raise InputError("ray: shares out the members of a population on exemplars; this config trains on text")
     run = Run(out)
+    config = run.settled(config, resume=resume, progress=on_exemplars)
     with ranks.joined(), as_in_a_new_process(), ExitStack() as stack:
         with ranks.together():
             if ranks.count() > 1 and not isinstance(config, TextRunConfig):

@@ -153,7 +153,8 @@ def test_other_losses_and_other_examples(run: Path, other: Path, tmp_path: Path)
     losses = run / "results" / "losses.zarr"
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"error: runs: {losses} belongs to a sweep with other chunk, examples; remove it, or ask for what it holds"
+        f"error: runs: {losses} belongs to a sweep with other chunk, examples; --force measures again in its "
+        "place, or ask for what it holds"
     )
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 39"))

@@ -103,6 +103,7 @@ def sweep(
     examples: int | None = None,
     device: str = "auto",
     repair: bool = False,
+    force: bool = False,
     runner: Runner = HERE,
     on_part: Callable[[SweepProgress], None] | None = None,
     **keywords: Unpack[AblationKeywords],
@@ -117,6 +118,7 @@ def sweep(
         examples: use only the first so many of the evaluation set; default all of it.
         device: `auto`, `cpu` or `cuda`.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         runner: what computes the parts; which and how many they are does not depend on it.
         on_part: called when a part is done (and once at the start).
         keywords: fields of `AblationOptions`, in the place of those of `options`.
@@ -136,7 +138,7 @@ def sweep(
     steps = series.steps
     store = Path(out) if out is not None else series.results / f"ablation_{plan.mode}.zarr"
     identity = plan.as_json() | {"snapshots": series.hashes()}
-    work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair)
+    work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair, force=force)
     if work.finished():
         return store
     indices = range(len(plan.parts))

@@ -109,6 +109,7 @@ def measure_ablations(
     heads: str | Sequence[str] = "all",
     out: str | Path | None = None,
     repair: bool = False,
+    force: bool = False,
     runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
@@ -121,6 +122,7 @@ def measure_ablations(
         out: the store; default `RUN/results/ablation.zarr`, of a single mode `ablation_<mode>.zarr`. What is there from
             an equal call is kept.
         repair: whether damaged results there are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
@@ -179,6 +181,7 @@ def measure_ablations(
         on_snapshot,
         variables=names,
         repair=repair,
+        force=force,
         runner=runner,
         device=measured.device.type,
     )

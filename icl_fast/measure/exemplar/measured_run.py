@@ -142,6 +142,7 @@ def measure_strategies(
     graft: str | None = None,
     out: str | Path | None = None,
     repair: bool = False,
+    force: bool = False,
     runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
@@ -158,6 +159,7 @@ def measure_strategies(
         out: the store; by default `results/strategies.zarr` of the run folder, with the graft and the clamps in its
             name where there are some. What is there from an equal call is kept.
         repair: whether damaged results there are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
@@ -214,6 +216,7 @@ def measure_strategies(
         on_snapshot,
         variables=strategy_variables(measured.series.population.config.model),
         repair=repair,
+        force=force,
         runner=runner,
         device=measured.device.type,
     )

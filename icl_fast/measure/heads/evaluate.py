@@ -52,6 +52,7 @@ def evaluate(
     device: str = "auto",
     skip_damaged: bool = False,
     repair: bool = False,
+    force: bool = False,
     runner: Runner = HERE,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
@@ -68,6 +69,7 @@ def evaluate(
         device: `auto`, `cpu` or `cuda`.
         skip_damaged: leave out snapshots that cannot be used.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         runner: what measures the snapshots.
         on_snapshot: called when a snapshot is done (and once at the start).
 
@@ -143,6 +145,7 @@ def evaluate(
         on_snapshot,
         variables=names,
         repair=repair,
+        force=force,
         runner=runner,
         device=on.type,
     )

@@ -139,6 +139,7 @@ def measure_idealised(
     examples: int | None = None,
     device: str = "auto",
     repair: bool = False,
+    force: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Share of what each head does that idealised patterns recover, at every snapshot; the same call again resumes.
@@ -152,6 +153,7 @@ def measure_idealised(
         examples: how many; default 128, or all where there are fewer.
         device: `auto`, `cpu` or `cuda`.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -186,7 +188,9 @@ def measure_idealised(
 
     store = Path(out) if out is not None else series.results / "idealised.zarr"
     names = {name: dims for name, (dims, _, _) in _VARIABLES.items()} | {"snapshot": _HEADS[:1], "tokens": _HEADS[:1]}
-    return measure_snapshots(series, store, identity, measure, _assemble, on_snapshot, variables=names, repair=repair)
+    return measure_snapshots(
+        series, store, identity, measure, _assemble, on_snapshot, variables=names, repair=repair, force=force
+    )
 
 
 def _assemble(parts: list[Arrays], steps: list[int], seen: list[int]) -> xr.Dataset:

@@ -115,6 +115,7 @@ def measure_templates(
     lines: int = LINES,
     device: str = "auto",
     repair: bool = False,
+    force: bool = False,
     on_snapshot: Callable[[SnapshotProgress], None] | None = None,
 ) -> Path:
     """Accuracy and attention on random template texts at every snapshot; the same call again resumes.
@@ -127,6 +128,7 @@ def measure_templates(
         lines: of each; what is beyond the context is left out.
         device: `auto`, `cpu` or `cuda`.
         repair: whether damaged results at `out` are measured again, rather than refused.
+        force: whether they are measured again where `out` holds others, which stay until these are complete.
         on_snapshot: called when a snapshot is done (and once at the start).
 
     Returns:
@@ -168,7 +170,9 @@ def measure_templates(
 
     store = Path(out) if out is not None else series.results / "templates.zarr"
     names = {name: dims for name, (dims, _) in _VARIABLES.items()} | {"snapshot": _SNAPSHOT, "tokens": _SNAPSHOT}
-    return measure_snapshots(series, store, identity, measure, assemble, on_snapshot, variables=names, repair=repair)
+    return measure_snapshots(
+        series, store, identity, measure, assemble, on_snapshot, variables=names, repair=repair, force=force
+    )
 
 
 def _chance(tables: Sequence[TokenisedText]) -> float:

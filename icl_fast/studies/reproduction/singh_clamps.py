@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +10,7 @@ from icl_fast.analysis import learning_time
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
 from icl_fast.analysis.convexity import non_convexity
-from icl_fast.measure import measure_strategies, open_measured
-from icl_fast.studies.kept import kept
+from icl_fast.measure import measure_strategies, open_measured, open_results
 from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.singh_induction import CHANGED, PLATEAU, SEEN, change_of, of_seeds
 from icl_fast.studies.reproduction.trained import SEQUENCES, Runs, Trained, training_loss
@@ -155,12 +153,9 @@ def _chart(title: str, runs: Runs) -> Chart:
 def _clamped(trained: Trained, clamp: str) -> tuple[Floats, Floats]:
     """Sequences seen by each snapshot, and its loss under the clamp."""
     out = trained.results / f"strategies_{clamp}.zarr"
-
-    def measure() -> Path:
-        measured = open_measured(trained.run.path, evaluators=["train"], sequences=SEQUENCES)
-        return measure_strategies(measured, clamps=[clamp], out=out)
-
-    found = trained.cut(kept(measure, out)).sel(clamp=clamp, evaluator="train")
+    measured = open_measured(trained.run.path, evaluators=["train"], sequences=SEQUENCES)
+    results = open_results(measure_strategies(measured, clamps=[clamp], out=out, force=True))
+    found = trained.cut(results).sel(clamp=clamp, evaluator="train")
     return found["sequences"].values.astype(float), found["loss"].values
 
 

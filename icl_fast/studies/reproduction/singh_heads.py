@@ -14,12 +14,11 @@ import xarray as xr
 from icl_fast.analysis import learning_time
 from icl_fast.analysis.arrays import Floats
 from icl_fast.analysis.claims import Chart, Curve, Measurement
-from icl_fast.measure import measure_ablations, measure_wiring, open_measured
+from icl_fast.measure import measure_ablations, measure_wiring, open_measured, open_results
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.measured_run import ALL, PREVIOUS_TOKEN, REST, MeasuredRun
 from icl_fast.measure.exemplar.single_heads import single_heads
 from icl_fast.studies.exemplar_heads import measure_heads
-from icl_fast.studies.kept import kept
 from icl_fast.studies.reproduction.claim import Claim
 from icl_fast.studies.reproduction.singh_induction import SEEN
 from icl_fast.studies.reproduction.trained import SEQUENCES, Runs, Trained, training_loss
@@ -251,12 +250,9 @@ def _answers(trained: Trained) -> np.ndarray:
 
 @cache
 def _cut_of(path: Path, out: Path) -> xr.Dataset:
-    def measure() -> Path:
-        measured = open_measured(path, evaluators=["train"], sequences=SEQUENCES)
-        layers = range(measured.series.population.config.model.layers)
-        return measure_ablations(measured, modes=["direct"], heads=[f"{layer}.*" for layer in layers], out=out)
-
-    return kept(measure, out)
+    measured = open_measured(path, evaluators=["train"], sequences=SEQUENCES)
+    layers = [f"{layer}.*" for layer in range(measured.series.population.config.model.layers)]
+    return open_results(measure_ablations(measured, modes=["direct"], heads=layers, out=out, force=True))
 
 
 def _cut(trained: Trained) -> xr.Dataset:

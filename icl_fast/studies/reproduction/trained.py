@@ -12,12 +12,11 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.errors import InputError
-from icl_fast.measure import AblationOptions, evaluate, measure_strategies, open_measured, sweep
+from icl_fast.measure import AblationOptions, evaluate, measure_strategies, open_measured, open_results, sweep
 from icl_fast.measure.ablation import UNABLATED
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.measure.heads.idealised_patterns import measure_idealised
 from icl_fast.runs import Run, open_series
-from icl_fast.studies.kept import kept
 
 EXAMPLES = 256  # of text
 ICL_WINDOW = 13  # positions averaged around the two of the ICL score, as there are few examples
@@ -95,19 +94,19 @@ def heads(trained: Trained) -> xr.Dataset:
     """Scores and circuits of every head of a run on text, of the same snapshots (`icl_fast.measure.evaluate`)."""
     out = trained.results / "heads.zarr"
     series = open_series(trained.run.path, few(trained, MOST_SNAPSHOTS))
-    return trained.cut(kept(lambda: evaluate(series, out=out), out))
+    return trained.cut(open_results(evaluate(series, out=out, force=True)))
 
 
 def idealised(trained: Trained) -> xr.Dataset:
     """What idealised patterns recover of each head's effect, at some snapshots (`measure_idealised`)."""
     series, out = open_series(trained.run.path, few(trained, MOST_ABLATED)), trained.results / "idealised.zarr"
-    return trained.cut(kept(lambda: measure_idealised(series, out=out), out))
+    return trained.cut(open_results(measure_idealised(series, out=out, force=True)))
 
 
 def _sweep(trained: Trained, options: AblationOptions, snapshots: str, name: str) -> xr.Dataset:
     series, out = open_series(trained.run.path, snapshots), trained.results / f"{name}.zarr"
     examples = min(EXAMPLES, len(series.evaluation_set().inputs))
-    return trained.cut(kept(lambda: sweep(series, options, examples=examples, out=out), out))
+    return trained.cut(open_results(sweep(series, options, examples=examples, out=out, force=True)))
 
 
 @cache
@@ -152,11 +151,8 @@ def strategies(trained: Trained, graft: str | None = None) -> xr.Dataset:
         graft: what each is given first, `STEP:PARTS` such as `last:layer-2+unembed`.
     """
     out = trained.results / f"strategies{f'_{graft}'.replace(':', '_') if graft else ''}.zarr"
-
-    def measure() -> Path:
-        return measure_strategies(open_measured(trained.run.path, sequences=SEQUENCES), graft=graft, out=out)
-
-    return trained.cut(kept(measure, out))
+    measured = open_measured(trained.run.path, sequences=SEQUENCES)
+    return trained.cut(open_results(measure_strategies(measured, graft=graft, out=out, force=True)))
 
 
 def model(trained: Trained, step: int | None = None) -> Any:
