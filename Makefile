@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test test-slow lint bench gpu-check gpu-tune setup clean
+.PHONY: demo test test-slow lint docs bench gpu-check gpu-tune setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -27,6 +27,11 @@ lint: setup
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/oxlint --deny-warnings icl_fast
 	@test ! -x $(VENV)/bin/hadolint || $(VENV)/bin/hadolint Dockerfile
+
+# The site, into build/site, with the tutorials executed; a warning or a broken link is an error.
+docs: setup
+	@echo "== docs"
+	@$(VENV)/bin/mkdocs build --quiet --strict
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)

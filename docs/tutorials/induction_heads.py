@@ -8,7 +8,7 @@
 # # Induction heads in ten minutes
 #
 # An *induction head* looks for earlier copies of the present token, attends to what followed them, and raises the
-# logit of that: `... A B ... A` is continued with `B`. Olsson et al. 2022 found that such heads form within a short
+# logit of that: `... A B ... A` is continued with `B`. [Olsson et al. 2022](https://arxiv.org/abs/2209.11895) found that such heads form within a short
 # stretch of training, and that much of what a transformer learns *in context* arrives in the same stretch (their
 # "phase change", Arguments 1 and 2). Here you train a model small enough for that to happen in seconds, watch it,
 # and take the heads away.
@@ -44,7 +44,7 @@ for number in range(300):
 #
 # A config says all that decides a run: the model, the text, the optimizer, and when weights are kept. With two layers
 # a head of the first can mark each token with the one before it, and a head of the second can search for that mark;
-# with one layer there is nothing that could be searched for (Olsson et al. 2022, "Mechanistic Argument"). So the
+# with one layer there is nothing that could be searched for (Olsson et al. 2022, Argument 5). So the
 # one-layer model is our control. (The longer version, on real text, is
 # `icl_fast.load_config("configs/demo/two_layer.yaml")`.)
 
@@ -154,7 +154,7 @@ for name in effect.index:
 assert effect[f"{layer}.{head}"] > 3 * error[f"{layer}.{head}"] > 0
 
 # %% [markdown]
-# Without the induction head the model gets less out of its context. That is the paper's third argument, on a model
+# Without the induction head the model gets less out of its context. That is the paper's Argument 3, on a model
 # that you trained a minute ago. What comes next:
 #
 # - all of it on one page: `icl-fast report runs/2_layer runs/1_layer --out report`, then open `report/index.html`;

@@ -107,7 +107,7 @@ plt.show()
 
 # %% [markdown]
 # At the start no head matches prefixes; at the end one of the second layer does. It takes two layers to make one:
-# a head of the first must first write down which token came before (Olsson et al. 2022, "Mechanistic Argument").
+# a head of the first must first write down which token came before (Olsson et al. 2022, Argument 5).
 
 # %%
 first, last = (scores["prefix_matching"].isel(snapshot=index) for index in (0, -1))

@@ -103,13 +103,21 @@ def test_every_public_name_is_in_the_readme(name: str) -> None:
     assert f"`{name}`" in TEXTS["README.md"]
 
 
+MADE = {"docs/contributing.md": "CONTRIBUTING.md", "docs/changelog.md": "CHANGELOG.md"}  # pages that the build makes
+
+
+def source(path: Path) -> Path:
+    """What a page is made of: itself, but for tutorials and documents of the root."""
+    name = str((ROOT / path).resolve().relative_to(ROOT))
+    return ROOT / MADE.get(name, re.sub(r"^(docs/tutorials/.*)\.md$", r"\1.py", name))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_files_exist(document: str) -> None:
     text = BLOCK.sub("", TEXTS[document])
-    made = re.compile(r"(tutorials|\.\.)/[a-z_/]+\.md|(contributing|changelog)\.md")  # pages that the build makes
     links = re.findall(r"\]\((?!https?:)([\w./-]+)(?:#[\w-]+)?\)", text)
-    paths = [Path(document).parent / link for link in links if not made.fullmatch(link)]
-    missing = [str(path) for path in [*paths, *PATH.findall(text)] if not (ROOT / path).exists()]
+    paths = [*(Path(document).parent / link for link in links), *map(Path, PATH.findall(text))]
+    missing = [str(path) for path in paths if not source(path).exists()]
     assert not missing
 
 
