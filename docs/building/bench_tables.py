@@ -9,10 +9,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def print_all() -> None:
+def sections() -> str:
     """A section for each report that `bench/run.py` wrote, the newest of each bench; and one for the rest."""
     newest: dict[str, tuple[str, Path, dict[str, Any]]] = {}
-    others = []
+    others, parts = [], []
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "benches" not in report:
@@ -22,12 +22,11 @@ def print_all() -> None:
             newest[bench["name"]] = path.name, path, report
     for name, (_, path, report) in sorted(newest.items()):
         bench = next(one for one in report["benches"] if one["name"] == name)
-        print(f"## {name}\n\n{_made(path, report)}\n\n{_cases(bench['cases'])}\n")
+        parts.append(f"## {name}\n\n{_made(path, report)}\n\n{_cases(bench['cases'])}")
         if targets := [target for target in report["targets"] if target["bench"] == name and target["measured"]]:
-            print(f'??? info "Against the targets"\n\n{_indented(_targets(targets))}\n')
-    print("## Others\n\nReports of single programs, each with its command:\n")
-    for path, report in others:
-        print(f"- {_made(path, report['environment'])}")
+            parts.append(f'??? info "Against the targets"\n\n{_indented(_targets(targets))}')
+    listed = "\n".join(f"- {_made(path, report['environment'])}" for path, report in others)
+    return "\n\n".join([*parts, "## Others", "Reports of single programs, each with its command:", listed])
 
 
 def _made(path: Path, report: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def make(folder: Path) -> None:
     Raises:
         CalledProcessError: a command failed.
     """
-    shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("configs", "icl_fast"):
         (folder / name).symlink_to(ROOT / name)

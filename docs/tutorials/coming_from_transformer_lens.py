@@ -45,8 +45,8 @@ for number in range(300):
 Path("config.yaml").write_text("""
 model: {layers: 2, width: 64, heads: 4}
 data: {corpus: text, vocab: 384, context: 64, repeat: true}
-training: {steps: 800, batch: 16, lr: 8e-3}
-snapshots: {every: 800}
+training: {steps: 1200, batch: 16, lr: 1.2e-2}
+snapshots: {every: 1200}
 """)
 trained = icl_fast.train(icl_fast.load_config("config.yaml"), "run")
 
@@ -68,7 +68,7 @@ print(describe("lens"), sorted(json.loads(Path("lens/config.json").read_text()))
 
 tokens = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:20].add(40).repeat(1, 2)  # 20 tokens, twice
 with torch.no_grad():
-    torch.testing.assert_close(model(tokens), icl_fast.load_snapshot(trained.snapshot_path(800)).model(tokens))
+    torch.testing.assert_close(model(tokens), icl_fast.load_snapshot(trained.snapshot_path(1200)).model(tokens))
 
 # %% [markdown]
 # ## 2. `run_with_cache`

@@ -52,8 +52,8 @@ for number in range(300):
 Path("two_layer.yaml").write_text("""
 model: {layers: 2, width: 64, heads: 4}
 data: {corpus: text, vocab: 384, context: 64, repeat: true}
-training: {steps: 900, batch: 16, lr: 8e-3}
-snapshots: {schedule: exponential, every: 25, factor: 1.2}
+training: {steps: 1200, batch: 16, lr: 1.2e-2}
+snapshots: {every: 60}
 """)
 runs = {
     layers: icl_fast.train(icl_fast.load_config("two_layer.yaml", [f"model.layers={layers}"]), f"runs/{layers}_layer")
@@ -72,7 +72,7 @@ losses, scores = {}, {}
 for layers, run in runs.items():
     series = icl_fast.open_series(run.path)
     losses[layers] = icl_fast.open_results(
-        icl_fast.sweep(series, heads="none", positions="all", examples=128, icl_window=9)
+        icl_fast.sweep(series, heads="none", examples=256, icl_window=9)
     )
     scores[layers] = icl_fast.open_results(icl_fast.evaluate(series))
 losses[2]
@@ -91,7 +91,7 @@ for layers, colour in ((1, "tab:grey"), (2, "tab:blue")):
     below.plot(matching["tokens"], matching, color=colour, lw=1)
 above.set_ylabel("ICL score (nats)")
 above.legend()
-below.set(ylabel="prefix matching", xlabel="tokens seen", xscale="symlog", ylim=(0, 1))
+below.set(ylabel="prefix matching", xlabel="tokens seen", ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
@@ -115,7 +115,7 @@ assert not changes[1].happened
 # %%
 final = scores[2]["prefix_matching"].isel(snapshot=-1)
 layer, head = (int(final.argmax(...)[dim]) for dim in ("layer", "head"))
-model = icl_fast.load_snapshot(runs[2].snapshot_path(900)).model
+model = icl_fast.load_snapshot(runs[2].snapshot_path(1200)).model
 tokens = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:12].add(40).repeat(1, 2)
 with torch.no_grad():
     _, sites = model(tokens, record=[f"{layer}.pattern"])
