@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f)
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc || ls "$${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null))
 export ICL_FAST_CUDA ?= $(if $(NVCC),on,off)
 
-.PHONY: demo test test-slow lint bench gpu-check gpu-tune setup clean
+.PHONY: demo test test-slow lint docs bench gpu-check gpu-tune setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -31,6 +31,11 @@ lint: setup
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/oxlint --deny-warnings icl_fast
 	@test ! -x $(VENV)/bin/hadolint || $(VENV)/bin/hadolint Dockerfile
+
+# The site, into build/site, with the tutorials executed; a warning or a broken link is an error.
+docs: setup
+	@echo "== docs"
+	@$(VENV)/bin/mkdocs build --quiet --strict
 
 bench: setup
 	@$(VENV)/bin/icl-fast bench $(BENCH)

@@ -49,8 +49,8 @@ def previous_token_pattern(tokens: Tensor) -> Tensor:
 def matching_pattern(tokens: Tensor, longest: int = 1) -> Tensor:
     """Each position attends to what followed earlier copies of its token, evenly: [B,T,T] float32 of ids [B,T].
 
-    Where there are none, to the first token. That is [A][B]...[A]; with `longest` 2 copies of the last two tokens come
-    first, [A][B][C]...[A][B].
+    Where there are none, to the first token. That is `A B ... A`; with `longest` 2 copies of the last two tokens come
+    first, `A B C ... A B`.
     """
     keys = torch.zeros(len(tokens), tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
     keys[:, :, 0] = True

@@ -312,7 +312,7 @@ CLAIMS = (
     Claim(
         name="matching-pattern",
         source="Comments, replication by Scherlis",
-        statement="The first token and exact matches, [A][B]...[A], recover most of what an induction head does (65%).",
+        statement="The first token and exact matches, A B ... A, recover most of what an induction head does (65%).",
         runs={"model": "attention_2"},
         measure=pattern_recovers,
         arguments={"pattern": "match", "score": "prefix_matching"},
@@ -322,7 +322,7 @@ CLAIMS = (
     Claim(
         name="matches-of-two-tokens-add",
         source="Comments, replication by Scherlis",
-        statement="Matches of two tokens, [A][B][C]...[A][B], recover a further part of it (10%).",
+        statement="Matches of two tokens, A B C ... A B, recover a further part of it (10%).",
         runs={"model": "attention_2"},
         measure=pattern_recovers,
         arguments={"pattern": "match of two", "score": "prefix_matching", "beyond": "match"},
