@@ -296,7 +296,13 @@ def _with_interval(value: float, interval: tuple[float, float] | None, form: str
 
 def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[Cell, ...]:
     """A model's `_FALL`; empty where its score does not fall."""
-    if change is None or change.window is None or change.start_interval is None or change.end_interval is None:
+    if (
+        change is None
+        or change.window is None
+        or change.start_interval is None
+        or change.end_interval is None
+        or change.abruptness is None
+    ):
         return ()
     begins, ends = (
         Cell(f"{_training(sweep, (at,))} ({_training(sweep, interval)})", {"step": at, "interval": interval})

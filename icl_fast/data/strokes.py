@@ -149,7 +149,8 @@ def _characters(count: int, seed: int) -> list[_Character]:
 def _blurred(image: NDArray[np.uint8]) -> Floats:
     """Whole numbers of mean 0: means of 2 x 2 pixels, times their number, less the mean."""
     sums = image.astype(np.int64).reshape(_COMPARED // 2, 2, _COMPARED // 2, 2).sum((1, 3)).ravel()
-    return (sums - sums.sum() // len(sums)).astype(np.float64)
+    centred: Floats = (sums - sums.sum() // len(sums)).astype(np.float64)
+    return centred
 
 
 class _Chance:
@@ -317,4 +318,5 @@ def _raster(points: Floats, pieces: NDArray[np.int64], size: int, pen: Floats) -
             np.minimum.at(least, (of + row * size + column)[inside], (x * x + y * y)[inside])
     distance = np.sqrt(least).reshape(len(points), size, size)
     ink = np.clip(half[:, None, None] + 0.5 - distance, 0, 1)
-    return np.floor(ink * 255 + 0.5).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.floor(ink * 255 + 0.5).astype(np.uint8)
+    return pixels

@@ -52,7 +52,7 @@ def label_points(axis: Axes, x: Floats, y: Floats, names: Sequence[str]) -> None
         places = [np.array(at) + sizes * step * 0.75 for step in np.array(around)]
         free = [place for place in places if all((np.abs(place - other) >= sizes).any() for other in taken)]
         taken.append((free or places)[0])
-        axis.text(*taken[-1], name, fontsize=8, ha="center", va="center")
+        axis.text(float(taken[-1][0]), float(taken[-1][1]), name, fontsize=8, ha="center", va="center")
 
 
 def colour_bar(axis: Axes, image: AxesImage, label: str) -> None:
