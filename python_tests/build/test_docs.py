@@ -15,7 +15,6 @@ from textwrap import dedent
 import click
 import pytest
 
-import icl_fast
 from icl_fast.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
@@ -98,11 +97,6 @@ def test_commands_and_their_options_exist(line: str) -> None:
         command.make_parser(click.Context(command)).parse_args([word for word in words if word not in ("...", "…")])
 
 
-@pytest.mark.parametrize("name", icl_fast.__all__)
-def test_every_public_name_is_in_the_readme(name: str) -> None:
-    assert f"`{name}`" in TEXTS["README.md"]
-
-
 MADE = {"docs/contributing.md": "CONTRIBUTING.md", "docs/changelog.md": "CHANGELOG.md"}  # pages that the build makes
 
 
@@ -131,8 +125,3 @@ def test_every_tutorial_is_in_the_navigation() -> None:
 def test_every_command_is_in_the_reference_with_its_help() -> None:
     page = TEXTS["docs/reference/commands.md"]
     assert not [name for name in COMMANDS if f"\n## {name}\n" not in page or f"icl-fast {name} --help" not in page]
-
-
-def test_every_command_is_in_the_readme() -> None:
-    readme = TEXTS["README.md"]
-    assert not [name for name in COMMANDS if f"icl-fast {name}" not in readme and f"make {name}" not in readme]
