@@ -135,12 +135,11 @@ def make_clamps(
             raise InputError(f"clamp {name}: replaces the layer before another one, but the model has only one")
     chosen = {part for name in asked for part in name.split("+")}
     if "pt-attend" in chosen:
-        previous_token_heads = whole_numbers("previous_token_heads", previous_token_heads)
-        check_heads(shape, [(0, head) for head in previous_token_heads])
-        clamps.previous_token[0, previous_token_heads] = True
+        check_heads(shape, [(0, head) for head in listed("previous_token_heads", previous_token_heads)])
+        clamps.previous_token[0, whole_numbers("previous_token_heads", previous_token_heads)] = True
     if chosen & {"match", "copy"}:
+        check_heads(shape, [(shape.layers - 1, head) for head in listed("induction_heads", induction_heads)])
         induction_heads = whole_numbers("induction_heads", induction_heads)
-        check_heads(shape, [(shape.layers - 1, head) for head in induction_heads])
     if "match" in chosen:
         clamps.match[0, induction_heads] = True
     if "copy" in chosen:
