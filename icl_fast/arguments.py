@@ -20,7 +20,7 @@ def whole_number(argument: str, value: Any, least: int | None = None, most: int 
         InputError: something else, or one outside the bounds.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):  # torch's count as 1
             raise TypeError
         number = operator.index(value)
     except (TypeError, RuntimeError, ValueError):  # torch: an array; a tensor of several numbers

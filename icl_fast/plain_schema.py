@@ -75,9 +75,12 @@ class Field:
         return copy.deepcopy(self.default)
 
 
-def model_validator(*, mode: Literal["after"]) -> Callable[[Any], Any]:
-    """Mark a method that is called when every key is well; it raises ValueError if they do not fit together."""
-    return _marked(())
+def model_validator(*, mode: Literal["before", "after"]) -> Callable[[Any], Any]:
+    """Mark a method that is called when every key is well; it raises ValueError if they do not fit together.
+
+    "before": a class method that takes the plain data before any of it is looked at, and returns what is.
+    """
+    return _marked((), before=mode == "before")
 
 
 def field_validator(*names: str) -> Callable[[Any], Any]:
@@ -85,9 +88,12 @@ def field_validator(*names: str) -> Callable[[Any], Any]:
     return _marked(names)
 
 
-def _marked(names: tuple[str, ...]) -> Callable[[Any], Any]:
+def _marked(names: tuple[str, ...], *, before: bool = False) -> Callable[[Any], Any]:
     def mark(method: Any) -> Any:
-        method.validates = names
+        if before:
+            method.comes_before = True
+        else:
+            method.validates = names
         return method
 
     return mark
@@ -99,6 +105,7 @@ class BaseModel:
     model_fields: ClassVar[dict[str, Field]] = {}
     _hints: ClassVar[dict[str, Any]] = {}
     _validators: ClassVar[dict[str, tuple[str, ...]]] = {}  # methods, and the keys that each is for; none: the whole
+    _before: ClassVar[tuple[str, ...]] = ()  # methods that come before them
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls)
@@ -107,15 +114,23 @@ class BaseModel:
         cls.model_fields = {name: it if isinstance(it, Field) else Field(it) for name, it in defaults.items()}
         marked = {name: it.validates for name, it in vars(cls).items() if hasattr(it, "validates")}
         cls._validators = cls._validators | marked
+        cls._before += tuple(name for name, it in vars(cls).items() if hasattr(it, "comes_before"))
 
     def __init__(self, **values: Any) -> None:
-        self._fill(values)
+        self._fill(self._prepared(values))
+
+    @classmethod
+    def _prepared(cls, values: Any) -> Any:
+        for name in cls._before:
+            values = getattr(cls, name)(values)
+        return values
 
     @classmethod
     def model_validate(cls: type[Some], values: Any) -> Some:
         """A config from plain data; a config stays what it is."""
         if isinstance(values, cls):
             return values
+        values = cls._prepared(values)
         if not isinstance(values, dict):
             raise _wrong(f"Input should be a valid dictionary or instance of {cls.__name__}", values)
         config = cls.__new__(cls)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["Config", "Field", "ValidationError", "field_validator", "model_validator", "validation_message"]
 
@@ -27,9 +28,31 @@ _MOST_FINDINGS, _LONGEST_SHOWN = 10, 200  # in a message; characters of a value
 
 
 class Config(BaseModel):
-    """A frozen set of keys: strict types, no unknown key, no number that is not finite."""
+    """A frozen set of keys: strict types, no unknown key, no number that is not finite.
+
+    Whole numbers may be numpy's or torch's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_numpy(cls, values: Any) -> Any:
+        return _of_python(values)
+
+
+def _of_python(values: Any) -> Any:
+    """The same with Python's own whole numbers in the place of those of arrays of no dimension."""
+    if isinstance(values, dict):
+        return {key: _of_python(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(_of_python, values))
+    if getattr(values, "shape", None) == () and not str(values.dtype).endswith("bool"):
+        try:
+            return operator.index(values)
+        except TypeError:  # of floats
+            return values
+    return values
 
 
 def validation_message(error: ValidationError, source: str) -> str:

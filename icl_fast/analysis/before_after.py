@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, Values, ablated, at_step, finite, icl_effects, unablated, variable
+from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
 
 
@@ -115,6 +116,7 @@ def attribute_heads(dataset: xr.Dataset, start: int, end: int) -> xr.Dataset:
     Raises:
         InputError: a missing snapshot or variable, or a value that is not finite.
     """
+    start, end = whole_number("start", start), whole_number("end", end)
     if start == end:
         raise InputError(f"start and end are both step {start}: the phase change must take some time")
     whole = unablated("sweep", dataset, "loss")

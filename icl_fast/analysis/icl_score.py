@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from icl_fast.analysis.arrays import Floats, Values, finite, unablated
+from icl_fast.arguments import whole_number, whole_numbers
 from icl_fast.errors import InputError
 
 Losses = Values | xr.Dataset
@@ -179,6 +180,7 @@ def compare_by_position(models: Mapping[str, Losses], baseline: str, *, first: i
         InputError: no such baseline, nothing to compare, other positions, a loss that is not finite, or a difference
             of exactly 0 to take a share of.
     """
+    first = whole_number("first", first)
     if baseline not in models or len(models) < 2:
         raise InputError(f"baseline: {baseline!r} must be one of two models or more, got {', '.join(models) or 'none'}")
     losses = {name: _by_position(f"losses of {name}", of_one, ("position",)) for name, of_one in models.items()}
@@ -235,7 +237,7 @@ def _labelled(name: str, values: Values, dims: Sequence[str]) -> xr.DataArray:
 
 def _mean_at(by_position: xr.DataArray, at: int | Sequence[int]) -> Floats:
     positions = by_position["position"].values
-    wanted = [at] if isinstance(at, int) else list(at)
+    wanted = whole_numbers("early and late", np.ravel(np.array(at, dtype=object)))
     if not wanted:
         raise InputError("early and late: give at least one position each")
     if missing := [position for position in wanted if position not in positions]:

@@ -197,7 +197,7 @@ def parallel_text(
     if len(languages) < 2 or len(set(languages)) < len(languages):
         raise InputError(f"languages: {', '.join(languages) or 'none'}: give two or more that differ, such as en, fr")
     sentences = whole_number("sentences", sentences, 1)
-    random = Random(seed)
+    random = Random(whole_number("seed", seed))
     found, source = _VERSES[:sentences], _VERSES_SOURCE
     catalogues = _catalogues(languages, folders)
     random.shuffle(catalogues)
@@ -227,6 +227,7 @@ def template_text(lines: int = 30, seed: int = 0) -> Text:
         InputError: fewer than one line, or more than a text may have.
     """
     lines = whole_number("lines", lines, 1, LARGEST_TEXT // 32)
+    seed = whole_number("seed", seed)
     random = Random(seed)
     text, marks = "", []
     for _ in range(lines):

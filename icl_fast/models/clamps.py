@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icl_fast.arguments import different_names, finite_number, listed, shown, whole_number
+from icl_fast.arguments import different_names, finite_number, listed, shown, whole_number, whole_numbers
 from icl_fast.errors import InputError
 from icl_fast.models.blocks import Block, Blocks
 from icl_fast.models.exemplar_config import ExemplarShape
@@ -136,14 +136,15 @@ def make_clamps(
     chosen = {part for name in asked for part in name.split("+")}
     if "pt-attend" in chosen:
         check_heads(shape, [(0, head) for head in listed("previous_token_heads", previous_token_heads)])
-        clamps.previous_token[0, list(previous_token_heads)] = True
+        clamps.previous_token[0, whole_numbers("previous_token_heads", previous_token_heads)] = True
     if chosen & {"match", "copy"}:
         check_heads(shape, [(shape.layers - 1, head) for head in listed("induction_heads", induction_heads)])
+        induction_heads = whole_numbers("induction_heads", induction_heads)
     if "match" in chosen:
-        clamps.match[0, list(induction_heads)] = True
+        clamps.match[0, induction_heads] = True
     if "copy" in chosen:
         if len(induction_heads) != 1:
-            raise InputError(f"induction_heads {list(induction_heads)}: copy takes the outputs from one head; name one")
+            raise InputError(f"induction_heads {induction_heads}: copy takes the outputs from one head; name one")
         clamps.copy[0] = induction_heads[0]
     clamps.first_layer[0] = "layer-1" in chosen
     clamps.no_previous_token[0] = "no-previous-token" in chosen

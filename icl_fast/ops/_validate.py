@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import reduce
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +66,23 @@ def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tenso
         raise ValueError(f"{op}: {name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
 
 
+def on_device_of(op: str, name: str, values: Any, like: Any) -> Any:
+    """Integers of a numpy array or (nested) lists as a tensor on the device of `like`; a tensor as it is.
+
+    Raises:
+        TypeError: other numbers, or lists of different lengths.
+    """
+    if not isinstance(values, list | tuple | np.ndarray) or not isinstance(like, Tensor):
+        return values  # what it is instead is said where shapes are checked
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise TypeError(f"{op}: {name} must be of integers, got lists of different lengths") from None
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{op}: {name} must be of integers, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64)).to(like.device)
+
+
 def as_index(op: str, name: str, tensor: Tensor) -> Tensor:
     """`tensor` as int64.
 
@@ -82,7 +101,7 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: 
         TypeError: not a number. A tensor is none either: its gradient would be lost.
         ValueError: not finite in float32, in which kernels take it, or not positive, or below `least`.
     """
-    if not _is(Real, value):
+    if not isinstance(value, Real) or isinstance(value, bool):  # True is not taken for 1
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
     if not least <= value <= LARGEST or (positive and value <= 0):
         wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
@@ -97,11 +116,12 @@ def as_integer(op: str, name: str, value: Any) -> int:
         TypeError: not an integer.
         ValueError: more than an int64 holds.
     """
-    if not _is(Integral, value):
+    number = _index(value)
+    if number is None:
         raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
-    if not -(2**63) <= value < 2**63:
+    if not -(2**63) <= number < 2**63:
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
-    return int(value)
+    return number
 
 
 def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
@@ -114,9 +134,17 @@ def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
 
 
-def _is(kind: type, value: Any) -> bool:
-    """Whether it is a number of that kind. True is not taken for 1."""
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _index(value: Any) -> int | None:
+    """An integer, as Python, numpy or torch have them; None: it is none. True is not taken for 1."""
+    if type(value) is int:
+        return value
+    boolean = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, np.bool_)
+    if boolean or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError, ValueError):  # torch: an array; a tensor of several numbers
+        return None
 
 
 def _shown(value: Any) -> str:
@@ -158,14 +186,15 @@ def window_per_head(
     """
     if window is None:
         return None
-    if isinstance(window, Tensor):
+    if isinstance(window, Tensor) and window.ndim:
         check_shapes(op, window=(window, "H"))
         if window.shape != (heads,):
             raise ValueError(f"{op}: window must be [H] with H={heads}, got {list(window.shape)}")
         if window.device != device:
             raise ValueError(f"{op}: window must be on the device of v, {device}, got {window.device}")
         return as_index(op, "window", window)
-    sizes = [window] * heads if isinstance(window, Integral) else window
+    sizes = window.tolist() if isinstance(window, np.ndarray) else window
+    sizes = sizes if (size := _index(sizes)) is None else [size] * heads
     if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
         raise TypeError(f"{op}: window must be None, an int, or an int or None per head, got {_shown(window)}")
     reach = [0 if size is None else as_integer(op, "window", size) for size in sizes]

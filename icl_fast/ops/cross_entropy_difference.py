@@ -17,6 +17,7 @@ from icl_fast.ops._validate import (
     check_floating,
     check_index_range,
     check_shapes,
+    on_device_of,
 )
 from icl_fast.ops.linear_cross_entropy import row_blocks
 
@@ -63,6 +64,7 @@ def cross_entropy_difference(
             `impl` is not built.
     """
     optional = {} if bias is None else {"bias": (bias, "V")}
+    targets = on_device_of(OP, "targets", targets, hidden)
     sizes = check_shapes(
         OP,
         hidden=(hidden, "N C"),

@@ -20,6 +20,7 @@ from icl_fast.ops._validate import (
     check_floating,
     check_index_range,
     check_shapes,
+    on_device_of,
     window_per_head,
 )
 
@@ -85,6 +86,7 @@ def frozen_attention(
         v, pattern = autocast(v, pattern)
     check_floating(OP, v=v, q=q, k=k, pattern=pattern)
     if rows is not None:
+        rows = on_device_of(OP, "rows", rows, v)
         check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
         rows = as_index(OP, "rows", rows)
         check_device(OP, "rows", rows, "v", v)

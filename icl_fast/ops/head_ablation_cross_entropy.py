@@ -19,6 +19,7 @@ from icl_fast.ops._validate import (
     check_floating,
     check_index_range,
     check_shapes,
+    on_device_of,
 )
 from icl_fast.ops.linear_cross_entropy import reference_forward as token_losses
 
@@ -78,6 +79,7 @@ def head_ablation_cross_entropy(
             `impl` is not built.
     """
     optional = {"norm_weight": (norm_weight, "C"), "norm_bias": (norm_bias, "C"), "bias": (bias, "V")}
+    targets = on_device_of(OP, "targets", targets, resid)
     sizes = check_shapes(
         OP,
         resid=(resid, "N C"),

@@ -22,6 +22,7 @@ from icl_fast.ops._validate import (
     check_index_range,
     check_one_of,
     check_shapes,
+    on_device_of,
 )
 from icl_fast.ops.position_loss import PositionLoss
 
@@ -83,7 +84,7 @@ def linear_cross_entropy(
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.
         weight: [V,C].
-        targets: integers [...,T], in 0..V-1 or `ignore_index`.
+        targets: integers [...,T], a tensor, array or lists, in 0..V-1 or `ignore_index`.
         bias: [V].
         ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
         reduction: "none": the losses [...,T]; "mean": the mean over positions not ignored (nan if there are none, as
@@ -107,6 +108,7 @@ def linear_cross_entropy(
         raise TypeError(f"{OP}: position_loss must be a PositionLoss, got {type(position_loss).__name__}")
     ignore_index = as_integer(OP, "ignore_index", ignore_index)
     sizes = check_shapes(OP, weight=(weight, "V C"), **({} if bias is None else {"bias": (bias, "V")}))
+    targets = on_device_of(OP, "targets", targets, hidden)
     if not isinstance(hidden, Tensor) or not isinstance(targets, Tensor):
         raise TypeError(f"{OP}: hidden and targets must be tensors [...,T,C] and [...,T]")
     check_dense(OP, "hidden", hidden)

@@ -9,7 +9,7 @@ from icl_fast.runs.open_series import open_all, open_series
 from icl_fast.runs.population import Population
 from icl_fast.runs.run import Run
 from icl_fast.runs.run_series import RunSeries
-from icl_fast.runs.series import Series
+from icl_fast.runs.series import Series, Snapshots
 from icl_fast.runs.text_config import TextRunConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "RunConfig",
     "RunSeries",
     "Series",
+    "Snapshots",
     "TextRunConfig",
     "load_config",
     "open_all",

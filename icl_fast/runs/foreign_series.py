@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icl_fast.arguments import whole_number
+from icl_fast.arguments import whole_number, whole_numbers
 from icl_fast.data import EvaluationSet, EvaluationText, Exemplars
 from icl_fast.data.evaluation_text import RANDOM, random_examples, text_examples
 from icl_fast.data.foreign_tokenizer import ForeignTokenizer, foreign_tokenizer, ordinary_ids, read_tokenizer
@@ -99,7 +99,7 @@ class ForeignSeries(Series):
 
     def at(self, steps: Sequence[int]) -> ForeignSeries:
         part = object.__new__(ForeignSeries)
-        part.__dict__.update(vars(self), steps=sorted(steps))
+        part.__dict__.update(vars(self), steps=sorted(whole_numbers("steps", steps)))
         return part
 
     def whole(self) -> ForeignSeries:

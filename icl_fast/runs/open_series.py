@@ -14,16 +14,18 @@ from icl_fast.runs.foreign_series import ForeignOptions, ForeignSeries
 from icl_fast.runs.hub import PREFIX, hub_name
 from icl_fast.runs.names import run_names
 from icl_fast.runs.run_series import RunSeries, place_in_run, run_of
-from icl_fast.runs.series import Series
+from icl_fast.runs.series import Series, Snapshots
 
 
-def open_series(ckpt: str | Path | Series, snapshots: str = "all", foreign: ForeignOptions | None = None) -> Series:
+def open_series(
+    ckpt: str | Path | Series, snapshots: Snapshots = "all", foreign: ForeignOptions | None = None
+) -> Series:
     """The snapshots of a run or of other people's training, or some of them, as a series.
 
     Args:
         ckpt: a run folder; one snapshot file in a run folder's `snapshots/`; a folder with a model of other people's,
             or with one for each snapshot (see `ForeignSeries`); `hf:ORG/NAME`; or a series already.
-        snapshots: `all`, `last`, or steps such as `0,50,100`; not for a snapshot file.
+        snapshots: `all`, `last`, or steps, as text such as `0,50,100` or as whole numbers; not for a snapshot file.
         foreign: of other people's models; those of icl_fast are evaluated on what they were trained on.
 
     Raises:
@@ -40,7 +42,7 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all", foreign: Fore
     _refuse(foreign, path)
     run = run_of(path)
     if os.path.isfile(path):
-        if snapshots not in ("all", "last"):
+        if not isinstance(snapshots, str) or snapshots not in ("all", "last"):
             raise InputError(f"snapshots: {snapshots} of {path}, which is one snapshot; give its run folder")
         place = place_in_run(path)
         steps = [step for step in run.snapshot_steps() if place == run.snapshot_path(step)]
@@ -64,7 +66,7 @@ def open_series(ckpt: str | Path | Series, snapshots: str = "all", foreign: Fore
 
 
 def open_all(
-    ckpts: Sequence[str | Path], snapshots: str = "all", foreign: ForeignOptions | None = None
+    ckpts: Sequence[str | Path], snapshots: Snapshots = "all", foreign: ForeignOptions | None = None
 ) -> dict[str, Series]:
     """Several series by unique names (see `run_names`); the options go to those that are other people's.
 

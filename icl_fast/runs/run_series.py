@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icl_fast.arguments import whole_number
+from icl_fast.arguments import whole_number, whole_numbers
 from icl_fast.data import EvaluationSet, Exemplars, load_text, load_tokenizer
 from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.data.tokenizer import BOS_ID
@@ -22,7 +22,7 @@ from icl_fast.models.shards import SUFFIX
 from icl_fast.runs.names import run_name
 from icl_fast.runs.population import Population
 from icl_fast.runs.run import TOKENIZER, Run
-from icl_fast.runs.series import Series
+from icl_fast.runs.series import Series, Snapshots
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,7 +42,7 @@ class RunSeries(Series):
         """
         self.run, self.task = run, run.config.task
         self.name, self.path = run_name(run.path), run.path
-        self.steps = run.snapshot_steps() if steps is None else sorted(steps)
+        self.steps = run.snapshot_steps() if steps is None else sorted(whole_numbers("steps", steps))
 
     def at(self, steps: Sequence[int]) -> RunSeries:
         return RunSeries(self.run, steps)
@@ -68,8 +68,9 @@ class RunSeries(Series):
         listed = {int(match[1]) for name in self.run.manifest() if (match := _LISTED.match(name))}
         return {step: "missing" for step in sorted(listed.difference(self.run.snapshot_steps()))}
 
-    def chosen(self, snapshots: str) -> Series:
-        if snapshots == "last" and (gone := [step for step in self.missing() if step > self.steps[-1]]):
+    def chosen(self, snapshots: Snapshots) -> Series:
+        last = isinstance(snapshots, str) and snapshots == "last"
+        if last and (gone := [step for step in self.missing() if step > self.steps[-1]]):
             raise InputError(
                 f"snapshots: last is that of step {gone[-1]}, which manifest.json of {self.path} lists and is missing; "
                 f"put it back, or give {self.steps[-1]}"

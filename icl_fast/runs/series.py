@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from icl_fast.arguments import whole_numbers
 from icl_fast.data import EvaluationSet, Exemplars
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape, Snapshot
@@ -18,6 +19,9 @@ from icl_fast.runs.population import Population
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+Snapshots = str | int | Sequence[int]
 
 
 class Series(ABC):
@@ -134,11 +138,11 @@ class Series(ABC):
             progress: called while glyphs are rendered.
         """
 
-    def chosen(self, snapshots: str) -> Series:
+    def chosen(self, snapshots: Snapshots) -> Series:
         """The series of the snapshots that a `--snapshots` value selects.
 
         Args:
-            snapshots: `all`, `last`, or steps such as `0,50,100`.
+            snapshots: `all`, `last`, or steps, as text such as `0,50,100` or as whole numbers.
 
         Raises:
             InputError: not of that form, or a step without a snapshot.
@@ -174,25 +178,26 @@ class Series(ABC):
                 yield snapshot
 
 
-def chosen_steps(steps: Sequence[int], snapshots: str) -> list[int]:
+def chosen_steps(steps: Sequence[int], snapshots: Snapshots) -> list[int]:
     """The steps, of those available, that a `--snapshots` value selects.
 
     Args:
-        snapshots: `all`, `last`, or steps such as `0,50,100`.
+        snapshots: `all`, `last`, or steps, as text such as `0,50,100` or as whole numbers.
 
     Raises:
         InputError: not of that form, a step without a snapshot, or one that is given twice.
     """
-    if not isinstance(snapshots, str):
-        raise InputError(f"snapshots: must be text, such as all, last or 0,50,100; got {snapshots!r}")
-    if snapshots == "all":
-        return list(steps)
-    if snapshots == "last":
-        return list(steps[-1:])
-    items = [item.strip() for item in snapshots.split(",")]
-    if not all(item.isdecimal() and len(item) < 19 for item in items):
-        raise InputError(f"snapshots: {snapshots!r} is neither all, last nor steps such as 0,50,100")
-    chosen = sorted(map(int, items))
+    if isinstance(snapshots, str) and snapshots in ("all", "last"):
+        return list(steps[-1:] if snapshots == "last" else steps)
+    if isinstance(snapshots, str):
+        items = [item.strip() for item in snapshots.split(",")]
+        if not all(item.isdecimal() and len(item) < 19 for item in items):
+            raise InputError(f"snapshots: {snapshots!r} is neither all, last nor steps such as 0,50,100")
+        chosen = sorted(map(int, items))
+    else:
+        chosen = sorted(whole_numbers("snapshots", np.ravel(np.array(snapshots, dtype=object))))
+        if not chosen:
+            raise InputError("snapshots: name one or more; all means all of them")
     if doubled := [step for step, following in pairwise(chosen) if step == following]:
         raise InputError(f"snapshots: {doubled[0]} is given twice")
     if missing := [step for step in chosen if step not in steps]:

@@ -23,7 +23,7 @@ from icl_fast.measure.over_snapshots import at_snapshot
 from icl_fast.measure.store import Arrays, Workspace
 from icl_fast.models import Snapshot, Transformer, TransformerConfig
 from icl_fast.models.plain import why_not_plain
-from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 from icl_fast.scale import HERE, Needs, Runner
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def plan_sweep(
     ckpt: str | Path | Series,
     options: AblationOptions | None = None,
     *,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     examples: int | None = None,
     device: str = "auto",
     **keywords: Unpack[AblationKeywords],
@@ -99,7 +99,7 @@ def sweep(
     options: AblationOptions | None = None,
     *,
     out: str | Path | None = None,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     examples: int | None = None,
     device: str = "auto",
     repair: bool = False,

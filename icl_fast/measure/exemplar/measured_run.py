@@ -25,7 +25,7 @@ from icl_fast.measure.store import Arrays
 from icl_fast.memory import check_fits
 from icl_fast.models import ClampName, Clamps, ExemplarModel, Snapshot, stack_clamps
 from icl_fast.models.grafts import part_parameters
-from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 from icl_fast.scale import HERE, Runner
 
 AS_TRAINED = "as trained"
@@ -98,7 +98,7 @@ class MeasuredRun:
 def open_measured(
     ckpt: str | Path | Series,
     *,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     evaluators: Sequence[str] = (),
     sequences: int | Literal["all"] = 1000,
     device: str = "auto",

@@ -23,7 +23,7 @@ from icl_fast.measure.heads.scores import EXAMPLES, copying_scores, prefix_match
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.models import Snapshot, Transformer
-from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 from icl_fast.scale import HERE, Runner
 
 _HEADS = ("snapshot", "layer", "head")
@@ -47,7 +47,7 @@ def evaluate(
     ckpt: str | Path | Series,
     *,
     out: str | Path | None = None,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     seed: int = 0,
     device: str = "auto",
     skip_damaged: bool = False,

@@ -21,7 +21,7 @@ from icl_fast.measure.store import Arrays
 from icl_fast.measure.whole_pass import run_losses
 from icl_fast.models import Intervention, Snapshot, Transformer, site
 from icl_fast.models.ids import as_ids
-from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 
 _ENTRIES = 2**23  # of patterns at a time
 _SOURCE = "Olsson et al. 2022, Comments & Replications"
@@ -135,7 +135,7 @@ def measure_idealised(
     ckpt: str | Path | Series,
     *,
     out: str | Path | None = None,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     examples: int | None = None,
     device: str = "auto",
     repair: bool = False,
@@ -173,7 +173,7 @@ def measure_idealised(
     if not series.steps:
         raise InputError(f"ckpt: {series.path} has no snapshot")
     evaluation = series.evaluation_set(examples)
-    count = min(128, len(evaluation.inputs)) if examples is None else examples
+    count = min(128, len(evaluation.inputs)) if examples is None else len(evaluation.inputs)
     identity = {
         "measured": "idealised patterns, 1",  # raise the number when what is measured changes
         "evaluation": evaluation.digest,

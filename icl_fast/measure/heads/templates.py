@@ -25,7 +25,7 @@ from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.measure.whole_pass import run_logits
 from icl_fast.models import Intervention, Snapshot, Transformer, site
-from icl_fast.runs import Series, open_series, resolve_device
+from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 
 TABLES, LINES = 100, 30
 _SOURCE = "Olsson et al. 2022, Argument 4, behavior 3"
@@ -110,7 +110,7 @@ def measure_templates(
     ckpt: str | Path | Series,
     *,
     out: str | Path | None = None,
-    snapshots: str = "all",
+    snapshots: Snapshots = "all",
     tables: int = TABLES,
     lines: int = LINES,
     device: str = "auto",

@@ -17,7 +17,7 @@ from icl_fast.report.study import Progress, Study
 STEP = 0.01  # of what is kept of attention, logits and losses over training; those at viewed snapshots are float32
 LARGEST_SNAPSHOTS = 101  # of losses over training: noise hardly compresses, and a page does not show more
 MOST_VIEWED = 8  # snapshots of a model at which heads are shown
-LARGEST_VIEWS = 96 * 2**20  # bytes of attention and logits of all models and texts, before they are packed
+LARGEST_VIEWS = 48 * 2**20  # bytes of attention and logits of all models and texts: about 10 MB as they are packed
 
 Add = Callable[[NDArray[Any]], int]
 SCORES = {"prefix": "prefix_matching", "copying": "copying"}
@@ -32,7 +32,7 @@ def texts_payload(study: Study, add: Add) -> dict[str, Any]:
 
     Returns:
         `texts`, each once (models with another tokenizer have their own), and `models`, as `model_texts` gives them, at
-        no more than 8 snapshots: as many as 96 MiB hold of all models and texts, and the first trained, the last and
+        no more than 8 snapshots: as many as 48 MiB hold of all models and texts, and the first trained, the last and
         both ends of the interval in any case.
 
     Raises:

@@ -9,6 +9,7 @@ import {
 import { opacity, paint, pattern } from "./attention_draw.js";
 
 const THUMB = 72;
+const AT_ONCE = 8; // small pictures that are painted in one task
 const TOP = 5;
 const TASKS = {
   passage: "A passage of ordinary text.",
@@ -34,6 +35,7 @@ export function attentionView(container, { from, head = null, step = null }) {
   let locked = null, shownHead = null; // heads, [layer, head]
   let chosen = null, pointed = null; // tokens: locked by click, under the pointer
   let of = null;
+  let tinted = []; // how each token is tinted
   let buttons = []; // of the heads: {head, node, canvas, values}
 
   // the menu shows what was chosen at once, the pictures follow
@@ -98,6 +100,7 @@ export function attentionView(container, { from, head = null, step = null }) {
     } });
     tokens.tokens.forEach((token, s) => token.setAttribute("aria-label", s ? `token ${s}, ${shown(tokens.pieces[s])}` : "start of the text"));
     page.replaceChildren(tokens.node);
+    tinted = tokens.tokens.map(() => null);
     setRows();
     full = masked() ? entry.largest_label : entry.largest;
     makeHeads();
@@ -120,7 +123,7 @@ export function attentionView(container, { from, head = null, step = null }) {
     };
     buttons = headsOf(model).map((one) => {
       const name = nameOf(one);
-      const canvas = el("canvas", { class: "texts-thumb", "aria-hidden": "true" });
+      const canvas = el("canvas", { class: "texts-thumb", "aria-hidden": "true", width: THUMB, height: THUMB });
       const lines = ["prefix", "copying", ...(entry.labels ? ["right labels"] : [])].map(line);
       const node = el("button", {
         type: "button", class: "texts-head", "data-texts-head": name,
@@ -137,15 +140,18 @@ export function attentionView(container, { from, head = null, step = null }) {
       ...buttons.filter((one) => one.head[0] === layer).map((one) => one.node))));
   }
 
-  /** The small pictures, each in a task of its own. */
+  /** The small pictures, some at a time. */
   function paintHeads() {
     const { labels: shares } = entry;
-    const now = entry;
-    for (const { head: one, name, canvas, values } of buttons) {
+    for (const { head: one, values } of buttons) {
       const found = [scored(score(model, "prefix", one, slider.at())), scored(score(model, "copying", one, slider.at())),
         shares && percent(share(shares.right, one))];
       values.forEach((node, i) => { node.textContent = found[i]; });
-      soon(`head-${name}`, () => entry === now && paint(canvas, headOn(model, entry, one, slider.at()), what.value(), rows, full, THUMB));
+    }
+    for (let first = 0; first < buttons.length; first += AT_ONCE) {
+      const some = buttons.slice(first, first + AT_ONCE);
+      soon(`heads-${first}`, () => some.forEach(({ head: one, canvas }) =>
+        paint(canvas, headOn(model, entry, one, slider.at()), what.value(), rows, full, THUMB)));
     }
   }
   grid.addEventListener("pointerleave", () => focusHead(locked));
@@ -225,8 +231,11 @@ export function attentionView(container, { from, head = null, step = null }) {
     tokens.tokens.forEach((token, k) => {
       token.classList.toggle("texts-current", k === s);
       const v = values[k];
-      if (Math.abs(v) < 0.005) tint(token, null);
-      else tint(token, attention ? "attend" : v > 0 ? "better" : "worse", opacity(Math.abs(v) / (attention ? 1 : full)));
+      const kind = Math.abs(v) < 0.005 ? null : attention ? "attend" : v > 0 ? "better" : "worse";
+      const strength = kind && opacity(Math.abs(v) / (attention ? 1 : full));
+      const looks = kind && kind + strength;
+      if (tinted[k] !== looks) tint(token, kind, strength); // most stay as they are
+      tinted[k] = looks;
     });
     if (cell) big.mark(...cell);
     else big.mark(s !== null && destination && s > 0 ? s - 1 : null, s !== null && !destination && s < of.length ? s : null);

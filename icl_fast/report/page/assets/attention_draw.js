@@ -12,7 +12,7 @@ export const opacity = (part) => Math.sqrt(Math.min(1, part));
  * which share the height; full: the logit of full colour. Of values that meet in a pixel, the farthest from 0 is shown.
  */
 export function paint(canvas, of, what, rows, full, size) {
-  canvas.width = canvas.height = size;
+  if (canvas.width !== size || canvas.height !== size) canvas.width = canvas.height = size;
   const cell = new Float32Array(size * size);
   const value = what === "attention" ? of.attention : of.logit;
   const scale = size / of.length;

@@ -17,11 +17,13 @@ let back = null;
 export function openHead(model, head) {
   const m = typeof model === "number" ? model : data.models.findIndex((one) => one.name === model);
   if (!dialog) make();
-  if (!dialog.open) {
+  const opening = !dialog.open;
+  fill(m, head); // before it is shown, so that it is laid out once; then `autofocus` says where the focus goes
+  if (opening) {
     back = document.activeElement;
     dialog.showModal();
-  }
-  fill(m, head);
+  } else dialog.querySelector(".close").focus({ preventScroll: true });
+  dialog.scroll(0, 0);
 }
 on("head", openHead);
 
@@ -39,7 +41,7 @@ function make() {
 function fill(m, head) {
   const model = data.models[m];
   unmount(dialog);
-  const close = el("button", { type: "button", class: "close", "aria-label": "Close", text: "×", on: { click: () => dialog.close() } });
+  const close = el("button", { type: "button", class: "close", "aria-label": "Close", autofocus: true, text: "×", on: { click: () => dialog.close() } });
   const count = model.layers * model.heads;
   const number = head[0] * model.heads + head[1];
   const go = (by) => {
@@ -57,8 +59,6 @@ function fill(m, head) {
         el("p", { class: "muted", text: kind(model, head) })),
       el("div", { class: "buttons" }, step("previous", -1, "‹"), step("next", 1, "›"), close)),
     body);
-  dialog.scroll(0, 0);
-  close.focus({ preventScroll: true });
   dialog.dataset.head = `${model.name}:${format.head(head)}`;
   const parts = [
     () => facts(body, m, head), () => charts(body, m, head), () => composition(body, m, head), () => texts(body, model, head),
