@@ -170,7 +170,8 @@ def _add(name: str, more: Any) -> None:
 
 def _data(table: Table) -> dict[str, Any]:
     """A table's values, in full: those with a standard error have a column of errors behind theirs."""
-    names, columns = [], []
+    names: list[str] = []
+    columns: list[list[Any]] = []
     for column in table.columns:
         cells = list(column.cells)
         name = " ".join(str(column.header).split())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=FOLDER_TO_WRITE, default=Path("runs/demo"), show_default=True, help="Folder of runs and figure."
 )
-@click.option("--configs", type=PATH, help="Folder of the three models' configs.")
+@click.option("--configs", type=PATH, help="Folder of the three models' configs; default the package's.")
 @repair_option
 def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     """Train three small models on this machine's Python library and watch in-context learning form, or not.

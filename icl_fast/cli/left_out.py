@@ -17,8 +17,8 @@ def say_taken(name: str, kind: str) -> None:
 
     if kind == "strokes":
         echo(
-            f"{name}: exemplars are characters of strokes, as this machine's fonts give too few, and the run's config says "
-            f"so; for glyphs: {install_advice()}",
+            f"{name}: exemplars are characters of strokes, as this machine's fonts give too few, and the run's config "
+            f"says so; for glyphs: {install_advice()}",
             err=True,
         )
 

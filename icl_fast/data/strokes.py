@@ -149,7 +149,8 @@ def _characters(count: int, seed: int) -> list[_Character]:
 def _blurred(image: NDArray[np.uint8]) -> Floats:
     """Whole numbers of mean 0: means of 2 x 2 pixels, times their number, less the mean."""
     sums = image.astype(np.int64).reshape(_COMPARED // 2, 2, _COMPARED // 2, 2).sum((1, 3)).ravel()
-    return (sums - sums.sum() // len(sums)).astype(np.float64)
+    centred: Floats = (sums - sums.sum() // len(sums)).astype(np.float64)
+    return centred
 
 
 class _Chance:
@@ -265,8 +266,9 @@ def _draw(character: _Character, writers: Floats, size: int, seed: int) -> NDArr
     points = np.stack([x - slant[:, None] * y, tilt[:, None] * x + tall[:, None] * y], -1)
     low, high = _extent(_curves(points, character.pieces, 16))
     points = (points - ((low + high) / 2)[:, None]) / (high - low).max(1)[:, None, None]
-    shrunk = 1 - 0.05 * np.abs(smaller)
-    points = points * shrunk[:, None, None] + 0.015 * np.stack([right, down], -1)[:, None]
+    room = 0.045 * np.abs(smaller)  # that it leaves, and in which it lies anywhere
+    shift = np.clip(np.stack([right, down], -1), -1, 1) * room[:, None] / 2
+    points = points * (1 - room)[:, None, None] + shift[:, None]
     return _raster(points, character.pieces, size, 1 + 0.15 * pen + 0.06 * more_pen)
 
 
@@ -317,4 +319,5 @@ def _raster(points: Floats, pieces: NDArray[np.int64], size: int, pen: Floats) -
             np.minimum.at(least, (of + row * size + column)[inside], (x * x + y * y)[inside])
     distance = np.sqrt(least).reshape(len(points), size, size)
     ink = np.clip(half[:, None, None] + 0.5 - distance, 0, 1)
-    return np.floor(ink * 255 + 0.5).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.floor(ink * 255 + 0.5).astype(np.uint8)
+    return pixels
