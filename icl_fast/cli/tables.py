@@ -298,6 +298,7 @@ def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[Cell, ...]:
     """A model's `_FALL`; empty where its score does not fall."""
     if change is None or change.window is None or change.start_interval is None or change.end_interval is None:
         return ()
+    assert change.abruptness is not None  # there is one where there is a window
     begins, ends = (
         Cell(f"{_training(sweep, (at,))} ({_training(sweep, interval)})", {"step": at, "interval": interval})
         for at, interval in zip(change.window, (change.start_interval, change.end_interval), strict=True)
