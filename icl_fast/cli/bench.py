@@ -34,7 +34,7 @@ bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target 
 @click.option("--compile/--no-compile", "with_compile", default=None, help="Time torch.compile too.  [default: yes]")
 @click.option("--memory/--no-memory", default=None, help="Measure peak memory too.  [default: yes]")
 @click.option("--seconds", type=Number(0), help="For the rounds of one case; default 12.")
-@click.option("--only", default="", metavar="TEXT", help="Cases whose name holds this text.")
+@click.option("--only", default="", metavar="TEXT", help="Cases whose name holds this text; default all.")
 @click.option("--timeout", type=Number(1, 1e9), default=1800.0, show_default=True, help="Seconds for one bench.")
 @click.option(
     "--json",
@@ -43,7 +43,8 @@ bench/targets.toml. Exit code 1: a bench failed or a result was wrong; a target 
     flag_value="-",
     type=PathType("file"),
     metavar="[FILE]",
-    help="Print one JSON document of the results and nothing else; or write it to FILE, beside the tables.",
+    help="Print one JSON document of the results and nothing else; or write it to FILE, beside the tables; default the "
+    "tables alone.",
 )
 def bench(
     names: tuple[str, ...],

@@ -38,18 +38,23 @@ if TYPE_CHECKING:
     "clamps",
     multiple=True,
     metavar="NAME",
-    help="On exemplars: also with this clamped in every snapshot (a progress measure), such as match.",
+    help="On exemplars: also with this clamped in every snapshot (a progress measure), such as match; default none.",
 )
 @click.option(
-    "--induction-heads", metavar="HEADS", help="With --clamp: heads of the last layer for match and copy, such as 1.3."
+    "--induction-heads",
+    metavar="HEADS",
+    help="With --clamp: heads of the last layer for match and copy, such as 1.3; default as in training.",
 )
 @click.option(
-    "--previous-token-heads", metavar="HEADS", help="With --clamp: heads of the first layer for pt-attend: 0.1,0.2."
+    "--previous-token-heads",
+    metavar="HEADS",
+    help="With --clamp: heads of the first layer for pt-attend: 0.1,0.2; default as in training.",
 )
 @click.option(
     "--graft",
     metavar="STEP:PARTS",
-    help="On exemplars: give every snapshot these parts of one of them first, such as last:layer-2+unembed.",
+    help="On exemplars: give every snapshot these parts of one of them first, such as last:layer-2+unembed; default "
+    "none.",
 )
 @click.option(
     "--out",

@@ -37,7 +37,10 @@ def export(ckpt: Path, to: str, out: Path, snapshot: int | None) -> None:
     step = None if snapshot is None else str(snapshot)
     series = open_series(ckpt, chosen_snapshots(ckpt, step, "last", "--snapshot"))
     if series.task == "exemplars":
-        raise InputError(f"--ckpt: {ckpt} was trained on exemplars; other programs have no such models")
+        raise InputError(
+            f"ckpt: {ckpt} was trained on exemplars, and other programs have no such models; `icl-fast evaluate RUN` "
+            "measures it here"
+        )
     (found,) = series
     try:
         tokenizer = series.tokenizer().to_str()

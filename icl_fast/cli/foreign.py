@@ -28,7 +28,9 @@ _OPTIONS = (
         "--text-seed", type=STEP, help="Of other people's models: seed of which examples are drawn; default 0."
     ),
     click.option(
-        "--bos", help="Of other people's models: what begins an example: auto (as the family does), none or a token id."
+        "--bos",
+        help="Of other people's models: what begins an example: auto (as the family does), none or a token id; "
+        "default auto.",
     ),
     click.option("--tokenizer", type=PATH, help="Of other people's models: a tokenizer.json; default their own."),
     click.option(

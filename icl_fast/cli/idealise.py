@@ -54,7 +54,7 @@ def idealise(
     from icl_fast.report.draw.figures import idealised_figure, save_figure
     from icl_fast.runs import open_series
 
-    require("text", ckpt, "idealise", "`icl-fast evaluate --ckpt RUN --clamp match` has its idealised patterns")
+    require("text", ckpt, "idealise", "`icl-fast evaluate RUN --clamp match` has its idealised patterns")
     check_out(ckpt, out)
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"), foreign)
     series = say_left_out(series, skip_damaged=skip_damaged)

@@ -59,7 +59,7 @@ def pca(
 
     for run in runs:
         check_out(run, out)
-        require("text", run, "pca", "`icl-fast evaluate --ckpt RUN` follows it over its snapshots, by evaluator")
+        require("text", run, "pca", "`icl-fast evaluate RUN` follows it over its snapshots, by evaluator")
     opened = open_all(runs, snapshots, foreign)
     for series in opened.values():
         say_left_out(series)

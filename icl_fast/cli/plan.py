@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("config", type=PATH)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Change a config key; may be repeated; default as in CONFIG.",
+)
 @click.option("--gpus", type=COUNT, default=1, show_default=True, help="Ranks that train together.")
 @click.option(
     "--gpu",

@@ -32,12 +32,18 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 @click.option("--out", required=True, type=FOLDER_TO_WRITE, help="Folder for index.html and figures/.")
 @click.option("--snapshots", default="all", show_default=True, help="all, or steps such as 0,50,100.")
-@click.option("--claims", type=PATH, help="JSON list of claim, source, verdict, evidence.")
+@click.option("--claims", type=PATH, help="JSON list of claim, source, verdict, evidence; default none.")
 @click.option("--title", default="In-context learning over training", show_default=True, help="Of the page.")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option("--passage", "passages", multiple=True, type=PATH, help="On text: a file for models to read.")
+@click.option(
+    "--passage",
+    "passages",
+    multiple=True,
+    type=PATH,
+    help="On text: a file for models to read, beside ours; may be repeated; default ours alone.",
+)
 @click.option("--examples", type=INTEGER, help="On text: evaluate on at most so many examples; default 512.")
 @click.option(
     "--icl-positions", metavar="EARLY,LATE", help="On text: of the ICL score; default 50,500, scaled to the context."
@@ -48,7 +54,11 @@ if TYPE_CHECKING:
     help="On text: ablations to measure, without full it is faster; default pattern-preserving,full.",
 )
 @click.option(
-    "--interval", "intervals", multiple=True, metavar="RUN=START:END", help="On text: phase change by hand, in steps."
+    "--interval",
+    "intervals",
+    multiple=True,
+    metavar="RUN=START:END",
+    help="On text: phase change by hand, in steps; may be repeated; default as it is found.",
 )
 @click.option("--prefix-matching", type=NUMBER, help="On text: induction heads score more, default 0.2, ...")
 @click.option(

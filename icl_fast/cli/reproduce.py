@@ -28,10 +28,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the trainings: tiny is for a CPU, the others for GPUs.",
 )
-@click.option("--claims", metavar="NAME,NAME", help="Only these claims, and the trainings that they need.")
-@click.option("--part", type=COUNT, help="Train only this part of the plan; judge what is trained by then.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training.")
-@click.option("--public", type=PATH, help="Other people's models, for claims about them: as RUN of `ablate`.")
+@click.option("--claims", metavar="NAME,NAME", help="Only these claims, and the trainings that they need; default all.")
+@click.option(
+    "--part", type=COUNT, help="Train only this part of the plan; judge what is trained by then; default all."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key of every training; default none."
+)
+@click.option(
+    "--public", type=PATH, help="Other people's models, for claims about them: as RUN of `ablate`; default none."
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Print the claims, the parts and their cost; do nothing.")
 @click.option("--again", is_flag=True, help="Measure claims again (what their run folders keep stays).")
 @click.option("--static/--no-static", default=True, show_default=True, help="Draw every figure as PNG and SVG too.")

@@ -14,8 +14,10 @@ from icl_fast.errors import InputError
 
 @click.command(cls=Command)
 @click.argument("store", type=PATH, metavar="STORE")
-@click.option("--csv", type=FOLDER_TO_WRITE, help="Folder for CSV tables, one for each set of dims.")
-@click.option("--netcdf", type=PathType("file", ".nc"), help="NetCDF file, NAME.nc.")
+@click.option(
+    "--csv", type=FOLDER_TO_WRITE, help="Folder for CSV tables, one for each set of dims; default none written."
+)
+@click.option("--netcdf", type=PathType("file", ".nc"), help="NetCDF file, NAME.nc; default none written.")
 def results(store: Path, csv: Path | None, netcdf: Path | None) -> None:
     """Say what a store of results holds, or write it for other programs.
 

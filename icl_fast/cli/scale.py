@@ -55,7 +55,7 @@ def ray_options(command: Callable[..., None]) -> Callable[..., None]:
             flag_value=_HERE,
             metavar="[ADDRESS]",
             help="Let Ray's workers do it, to the bits that one thread gives here: those of Ray at HOST:PORT, or "
-            "auto (this machine's); without an address it is started here, with a worker a core.",
+            "auto (this machine's); without an address it is started here, with a worker a core; default no Ray.",
         ),
     ):
         called = option(called)

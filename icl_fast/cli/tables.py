@@ -304,6 +304,7 @@ def _fall(sweep: xr.Dataset, change: PhaseChange | None) -> tuple[Cell, ...]:
         or change.abruptness is None
     ):
         return ()
+    assert change.abruptness is not None  # there is one where there is a window
     begins, ends = (
         Cell(f"{_training(sweep, (at,))} ({_training(sweep, interval)})", {"step": at, "interval": interval})
         for at, interval in zip(change.window, (change.start_interval, change.end_interval), strict=True)

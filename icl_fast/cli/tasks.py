@@ -87,7 +87,7 @@ def require(task: str, ckpt: Path, command: str, instead: str) -> None:
         task: what the command is for.
         ckpt: a run folder, or one of its snapshots.
         command: its name.
-        instead: what to say of runs on the other task, such as "`icl-fast evaluate --ckpt RUN` measures them".
+        instead: what to say of runs on the other task, such as "`icl-fast evaluate RUN` measures them".
 
     Raises:
         InputError: the run is on the other task.

@@ -55,7 +55,7 @@ def templates(
     from icl_fast.measure import measure_templates, open_results
     from icl_fast.runs import open_series
 
-    require("text", ckpt, "templates", "its models read no text")
+    require("text", ckpt, "templates", "`icl-fast evaluate RUN` measures what it does")
     check_out(ckpt, out)
     series = open_series(ckpt, chosen_snapshots(ckpt, snapshots, "all"), foreign)
     series = say_left_out(series, skip_damaged=skip_damaged)

@@ -127,7 +127,7 @@ def phase_change(
     "diagram_seeds",
     type=COUNT,
     metavar="SEEDS",
-    help="Phase diagrams over mu and alpha and over dim(d)/dim(a), with so many seeds a point.",
+    help="Phase diagrams over mu and alpha and over dim(d)/dim(a), with so many seeds a point; default not drawn.",
 )
 @click.option("--memory", default="512MiB", show_default=True, help="For what is recorded at a time.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")

@@ -45,14 +45,20 @@ def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     callback=_list,
     help="List the configs that come with icl_fast, and exit.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a config key; may be repeated.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Change a config key; may be repeated; default as in CONFIG.",
+)
 @click.option(
     "--clamp",
     "clamps",
     multiple=True,
     metavar="NAME",
     help="On exemplars: clamp this throughout training (pt-attend, layer-1, match, copy, layer-1+copy, "
-    "no-previous-token); may be repeated.",
+    "no-previous-token); may be repeated; default as in CONFIG.",
 )
 @click.option("--out", type=FOLDER_TO_WRITE, help="Run folder; default runs/<name of the config file>.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last saved state.")

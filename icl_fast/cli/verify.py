@@ -23,7 +23,8 @@ _STDOUT = Path("-")
     flag_value="-",
     type=PathType("file"),
     metavar="[FILE]",
-    help="Print what was found as one JSON document and nothing else; or write it to FILE, beside the table.",
+    help="Print what was found as one JSON document and nothing else; or write it to FILE, beside the table; default "
+    "the table alone.",
 )
 def verify(paths: tuple[Path, ...], where: Path | None) -> None:
     """Check that nothing is damaged: run folders, results, report folders, snapshots, or folders of these.

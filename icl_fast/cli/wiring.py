@@ -29,15 +29,17 @@ from icl_fast.errors import InputError
     type=RUN,
     metavar="RUN",
     help="A population in which each head of the last layer is alone from the start: are strong heads those that "
-    "learn fast?",
+    "learn fast? Default none, and that is not asked.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file.")
+@click.option(
+    "--out", type=PathType("file", ".npz"), help="Write all arrays, of all members, to this .npz file; default none."
+)
 @click.option(
     "--figures",
     type=FOLDER_TO_WRITE,
     metavar="FOLDER",
-    help="Draw the map, and what each head of the last layer does, as PNG and SVG.",
+    help="Draw the map, and what each head of the last layer does, as PNG and SVG; default not drawn.",
 )
 def wiring(
     ckpt: Path,
@@ -66,7 +68,7 @@ def wiring(
     from icl_fast.studies.exemplar_heads import measure_heads
     from icl_fast.studies.head_race import measure_race
 
-    require("exemplars", ckpt, "wiring", "`icl-fast evaluate --ckpt RUN` has the composition of its heads")
+    require("exemplars", ckpt, "wiring", "`icl-fast evaluate RUN` has the composition of its heads")
     if alone is not None:
         require("exemplars", alone, "wiring", "give --alone a population on exemplars")
     check_out(ckpt, out)

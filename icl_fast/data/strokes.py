@@ -266,8 +266,9 @@ def _draw(character: _Character, writers: Floats, size: int, seed: int) -> NDArr
     points = np.stack([x - slant[:, None] * y, tilt[:, None] * x + tall[:, None] * y], -1)
     low, high = _extent(_curves(points, character.pieces, 16))
     points = (points - ((low + high) / 2)[:, None]) / (high - low).max(1)[:, None, None]
-    shrunk = 1 - 0.05 * np.abs(smaller)
-    points = points * shrunk[:, None, None] + 0.015 * np.stack([right, down], -1)[:, None]
+    room = 0.045 * np.abs(smaller)  # that it leaves, and in which it lies anywhere
+    shift = np.clip(np.stack([right, down], -1), -1, 1) * room[:, None] / 2
+    points = points * (1 - room)[:, None, None] + shift[:, None]
     return _raster(points, character.pieces, size, 1 + 0.15 * pen + 0.06 * more_pen)
 
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from icl_fast.cli import progress
 from icl_fast.cli.commands import Commands
 from icl_fast.cli.console import print_table
 from icl_fast.cli.main import COMMANDS, cli
@@ -257,3 +259,17 @@ def test_plain_lines_elsewhere(
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition("  ")[0] for line in lines] == ["inner: 2/2", "outer [/]: 1/1"]
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0.9, False), (1.1, True)])
+def test_the_time_left_waits_for_a_second_of_steps(
+    seconds: float, left: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes before the first step, such as compiling, is no measure of what is left."""
+    now = iter([0.0, 50.0, 50.0 + seconds])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.5)
+    with counting("it") as show:
+        show(0, 4, "first")
+        show(2, 4, "then")
+    assert capsys.readouterr().err.splitlines() == ["it: 0/4  first", "it: 2/4  then" + "  1 s left" * left]

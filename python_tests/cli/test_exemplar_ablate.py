@@ -44,7 +44,7 @@ def call(*arguments: object) -> Result:
 
 
 def rows(table: str) -> dict[str, list[str]]:
-    found = re.findall(r"^ +(none|[\d.~*+]+|embed\S*) +([-+.\d]+(?: +[-+.\d]+)*) *$", table, re.MULTILINE)
+    found = re.findall(r"^ +(none|[\d.~*+]+|embed\S*) +([-+±.\d]+(?: +[-+±.\d]+)*) *$", table, re.MULTILINE)
     return {name: numbers.split() for name, numbers in found}
 
 
@@ -69,7 +69,10 @@ def test_every_mode_and_evaluator(run: Path) -> None:
                 metric = "accuracy" if name.startswith("iwl") else "accuracy_in_context"
                 values = last[metric].sel(mode=mode, evaluator=name)
                 value, whole = float(values.sel(ablation=ablation)), float(values.sel(ablation="none"))
-                assert cell == (f"{whole:.3f}" if ablation == "none" else f"{value - whole:+.3f}")
+                # at most the sum of the two standard errors of accuracies over 40 sequences
+                error = sum((one * (1 - one) / 40) ** 0.5 for one in (value, whole))
+                shown = f"{value - whole:+.3f}±{error:.3f}"
+                assert cell == (f"{whole:.3f}" if ablation == "none" else shown)
                 if ablation != "none":
                     changes[ablation] = min(changes.get(ablation, 1.0), value - whole)
         assert list(changes.values()) == sorted(changes.values())  # the worst fall first
@@ -179,11 +182,11 @@ def bad_inputs() -> list[tuple[str, str]]:
         ("ablate --ckpt {run} --device tpu", "device"),
         (
             "pca {text} {run} --out {new}.zarr",
-            "pca: is for runs on text; {run} was trained on exemplars: `icl-fast evaluate --ckpt RUN`",
+            "pca: is for runs on text; {run} was trained on exemplars: `icl-fast evaluate RUN`",
         ),
         (
             "wiring --ckpt {text}",
-            "wiring: is for runs on exemplars; {text} was trained on text: `icl-fast evaluate --ckpt RUN`",
+            "wiring: is for runs on exemplars; {text} was trained on text: `icl-fast evaluate RUN`",
         ),
         (
             "wiring --ckpt {text}/snapshots/step_00000006.safetensors",
@@ -211,6 +214,6 @@ def test_results_of_another_sweep_are_not_touched(run: Path) -> None:
     kept = open_results(store)
     again = call("ablate", "--ckpt", run, "--sequences", 6, "--heads", "0.0")
     assert again.exit_code == 2
-    assert f"{store} belongs to a measurement with other sequences; choose another --out" in again.stderr
+    assert f"{store} belongs to a measurement with other sequences; --force measures again" in again.stderr
     assert open_results(store).identical(kept)
     assert np.isfinite(kept["loss"]).all()

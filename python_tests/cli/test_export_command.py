@@ -81,4 +81,7 @@ def test_runs_on_exemplars_have_no_place_elsewhere(tmp_path: Path) -> None:
     run = train(parse_config(values), tmp_path / "run").path
     result = call("--ckpt", run, "--to", "safetensors", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr == f"error: --ckpt: {run} was trained on exemplars; other programs have no such models\n"
+    assert result.stderr == (
+        f"error: --ckpt: {run} was trained on exemplars, and other programs have no such models; "
+        "`icl-fast evaluate RUN` measures it here\n"
+    )

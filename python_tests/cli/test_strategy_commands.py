@@ -194,7 +194,7 @@ def test_mistakes_are_said_in_one_line(run: Path, tiny_run: Path, tmp_path: Path
         (["evaluate", "--ckpt", tiny_run, "--sequences", "5"], "--sequences: for runs on exemplars"),
         (["evaluate", "--ckpt", run, "--seed", "1"], "--seed: for runs on text"),
         (["evaluate", "--ckpt", tmp_path / "none"], "does not exist"),
-        (["evaluate", "--ckpt", tmp_path], "holds no run"),
+        (["evaluate", "--ckpt", tmp_path], "is a folder of runs (run), not a run"),
         (["wiring", "--ckpt", tiny_run], "wiring: is for runs on exemplars"),
         (["evaluate", "--ckpt", run, "--snapshots", "7"], "none at step 7; there are 0, 6, 12"),
         (["evaluate", "--ckpt", run, "--sequences", "0"], "sequences: must be 1 or more"),

@@ -258,7 +258,7 @@ def test_bad_runs(runs: list[Path], tmp_path: Path) -> None:
     for arguments, message in (
         ([tmp_path / "nowhere"], "does not exist"),
         ([runs[0], runs[0]], "is given twice"),
-        ([runs[0] / "config.yaml"], "is a file"),
+        ([runs[0] / "config.yaml"], "is a config, not a run; `icl-fast train "),
     ):
         result = report(*arguments, "--out", tmp_path / "out")
         assert result.exit_code == 2

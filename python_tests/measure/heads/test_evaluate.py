@@ -162,7 +162,7 @@ def test_a_finished_evaluation_is_kept(run: Path) -> None:
     assert evaluate(run, on_snapshot=seen.append, skip_damaged=True) == target
     assert not seen
     for options, differing in (({"seed": 1}, "seed"), ({"snapshots": "last"}, "snapshots")):
-        message = f"out: {target} belongs to a measurement with other {differing}; choose another --out or remove it"
+        message = f"out: {target} belongs to a measurement with other {differing}; --force measures again in its place"
         with pytest.raises(OtherResults, match=message) as raised:
             evaluate(run, **options)
         assert raised.value.where == target
@@ -187,6 +187,28 @@ def test_parts_of_another_evaluation(run: Path, tmp_path: Path, write_weight: Ca
     measured = open_results(evaluate(run, out=out, skip_damaged=True))  # goes on with the parts of the others
     whole = open_results(evaluate(run, out=tmp_path / "whole", skip_damaged=True))
     assert measured.identical(whole)
+
+
+def test_forced(run: Path, tmp_path: Path) -> None:
+    """What is there stays until the new results are complete; parts of others are dropped, own ones gone on with."""
+    whole, out = evaluate(run, seed=1, out=tmp_path / "whole"), evaluate(run, out=tmp_path / "out")
+    before = contents(out)
+
+    def stop(progress: SnapshotProgress) -> None:
+        if progress.done == 1:
+            raise KeyboardInterrupt
+
+    for seed in (2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, seed=seed, out=out, force=True, on_snapshot=stop)
+        assert contents(out) == before
+    assert evaluate(run, out=out) == out  # asked for what is there, it is
+    seen: list[int] = []
+    evaluate(run, seed=1, out=out, force=True, on_snapshot=lambda progress: seen.append(progress.done))
+    assert seen == [1, 2, 3]
+    assert contents(out) == contents(whole)
+    evaluate(run, seed=1, out=out, force=True, on_snapshot=lambda progress: pytest.fail("measured again"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_something_else_there(run: Path, tmp_path: Path) -> None:
