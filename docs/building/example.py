@@ -1,4 +1,4 @@
-"""The folder in which the commands of the pages are typed: configs, and two small runs, one on text, one on exemplars."""
+"""The folder in which the commands of the pages are typed: configs, and two small runs, on text and on exemplars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mkdocs does besides: a run for the commands to work on, notebooks executed into pages, pages of other folders."""
+"""What mkdocs does besides: runs for the commands to work on, tutorials executed, documents of the root."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@
 # write one that has none.
 
 # %%
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,30 +28,32 @@ from icl_fast import Intervention
 #
 # A sequence is an exemplar, its label, another exemplar, its label, and a query, which shows the class of one of the
 # two; the model says its label. Labels are drawn anew for every sequence (`p_icl: 1`), so only the context says which
-# it is. Classes are Gaussian here; with `kind: glyphs` they are written characters, as in the thesis.
+# it is. Classes are Gaussian here, wide enough (`within`) to be told apart with effort; with `kind: glyphs` they are
+# written characters, as in the thesis.
 
 # %%
 Path("exemplars.yaml").write_text("""
-exemplars: {kind: gaussian, classes: 60, exemplars: 5, width: 32, encoder: none}
-sequences: {p_icl: 1.0, classes: 40, label_pool: 4, held_out_classes: 10}
+exemplars: {kind: gaussian, classes: 60, exemplars: 5, width: 64, within: 1.5, encoder: none}
+sequences: {p_icl: 1.0, classes: 40, label_pool: 5, held_out_classes: 10}
 model: {layers: 2, width: 32, heads: 4, position: rotary}
-training: {steps: 3000, batch: 32, lr: 1e-3, log_every: 25, engine: plain}
-evaluation: {every: 1000, sequences: 200}
-snapshots: {every: 3000}
+training: {steps: 2000, batch: 32, lr: 3e-4, log_every: 50, engine: plain}
+evaluation: {every: 2000, sequences: 500}
+snapshots: {every: 2000}
 """)
 config = icl_fast.load_config("exemplars.yaml")
 
 # %% [markdown]
 # ## The clamp
 #
-# An intervention puts a tensor in the place of an activation, wherever the model computes it, and while it trains too:
-# gradients flow around what is replaced. `pt-attend` of the thesis makes the pattern of a first-layer head that of a
-# perfect previous-token head. Ours does it by degrees: a share `strength` of the head's attention goes to the token
-# before, and the head may use the rest as it likes. No named clamp can say that.
+# An intervention puts something in the place of an activation wherever the model computes it, in training too:
+# gradients flow where the values do. The thesis' `pt-attend` makes the pattern of a first-layer head that of a perfect
+# previous-token head. Ours does so by degrees: a share `strength` of the head's attention goes to the token before,
+# and what the rest does is learned. No named clamp says that.
+
 
 # %%
 def previous_token(strength: float) -> Intervention:
-    """A share of the attention of head 0.2 goes from each position to the one before it (of the first, to itself)."""
+    """From each position this share of the attention of head 0.2 goes to the one before it."""
 
     def force(pattern: torch.Tensor) -> torch.Tensor:
         length = pattern.shape[-1]
@@ -62,41 +65,74 @@ def previous_token(strength: float) -> Intervention:
 
 
 # %% [markdown]
-# First see that it does what it should, on any weights:
+# An intervention is an object that can be called, so look at what it does before a training depends on it: to a
+# pattern `[B,H,T,T]` that attends evenly.
 
 # %%
-from icl_fast.models import ExemplarConfig, ExemplarTransformer
-
-run_config = config.model
-length = 2 * config.sequences.pairs + 1
+even = torch.ones(5, 5).tril()
+even = (even / even.sum(-1, keepdim=True)).expand(1, 4, 5, 5)
+forced = previous_token(0.5)(even)
+assert torch.equal(forced[:, [0, 1, 3]], even[:, [0, 1, 3]])  # other heads are left alone
+torch.testing.assert_close(forced.sum(-1), torch.ones(1, 4, 5))  # it still attends once
+forced[0, 2]
 
 # %% [markdown]
 # ## Train under it
 #
-# `train` takes any list of interventions. Four runs: none, and three strengths.
+# `train` takes any list of interventions. Everything else is the same in the three runs: weights at the start,
+# sequences, and their order.
 
 # %%
-strengths = (0.0, 0.5, 1.0)
 runs = {
-    strength: icl_fast.train(
-        config, f"runs/{strength}", interventions=[previous_token(strength)] if strength else []
-    )
-    for strength in strengths
+    strength: icl_fast.train(config, f"runs/{strength:g}", interventions=[previous_token(strength)] if strength else [])
+    for strength in (0.0, 0.5, 1.0)
 }
 
 # %%
-from icl_fast.analysis import learning_time
 from icl_fast.measure.exemplar.curves import training_curves
 
+curves = {strength: training_curves(run).isel(member=0) for strength, run in runs.items()}
 plt.figure(figsize=(7, 3.5), layout="constrained")
-times = {}
-for strength, run in runs.items():
-    curve = training_curves(run)["training_loss"].isel(member=0)
-    sequences = training_curves(run)["logged_sequences"]
-    plt.plot(sequences, curve, label=f"{strength:g}")
-    times[strength] = curve
-plt.axhline(torch.log(torch.tensor(2.0)), color="grey", lw=0.8, ls=":")
+for strength, curve in curves.items():
+    plt.plot(curve["logged_sequences"], curve["training_loss"], label=f"{strength:g}")
+plt.axhline(math.log(2), color="grey", lw=0.8, ls=":")
+plt.text(0, math.log(2) + 0.02, "log 2: one of the two labels, no matter which", color="grey")
 plt.legend(title="strength")
 plt.xlabel("sequences seen")
 plt.ylabel("training loss (nats)")
 plt.show()
+
+# %% [markdown]
+# First all three learn which labels stand in the context, which a loss of log 2 says. What comes after needs the
+# circuit. The more of its first step is given, the sooner the rest is learned: the missing previous-token head was
+# part of what the free run waits for (compare Singh 2025, Figure 4.6b, red).
+
+# %%
+late = {strength: float(curve["training_loss"][20:].mean()) for strength, curve in curves.items()}
+print({strength: round(loss, 3) for strength, loss in late.items()})
+assert late[1.0] < late[0.5] < late[0.0]
+
+# %% [markdown]
+# ## What is left without the clamp
+#
+# Interventions are not part of the weights. Run the clamped model freely, and it lacks what it was given: the head
+# never had to learn to attend to the token before. `evaluate_strategies` takes the same interventions, so that both
+# can be asked.
+
+# %%
+from icl_fast.measure.exemplar.strategies import evaluate_strategies
+
+run = runs[1.0]
+model = run.load_snapshot(2000).model
+exemplars = icl_fast.open_series(run.path).exemplars()
+sequences = run.population.evaluators(exemplars, ["icl"], 500, torch.device("cpu"))
+accuracy = {}
+for name, interventions in {"clamped": [previous_token(1.0)], "free": []}.items():
+    metrics = evaluate_strategies(model, exemplars.features, sequences, interventions=interventions)
+    accuracy[name] = float(metrics["icl"].accuracy_in_context[0])
+print(accuracy)
+assert accuracy["clamped"] > accuracy["free"] + 0.1
+
+# %% [markdown]
+# That is what makes it a causal experiment: we know what the circuit was given, since we gave it. The thesis' own
+# figure, six clamps as one population of runs, is `icl-fast train configs/exemplars/clamps.yaml`.

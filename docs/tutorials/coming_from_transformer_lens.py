@@ -15,7 +15,7 @@
 # |---|---|
 # | `HookedTransformer.from_pretrained(...)` | `load_foreign(folder)`, `open_series(folder)` |
 # | `logits, cache = model.run_with_cache(tokens)` | `logits, sites = model(tokens, record=[...])` |
-# | `model.run_with_hooks(tokens, fwd_hooks=[(name, f)])` | `model(tokens, interventions=[Intervention.apply(name, f)])` |
+# | `model.run_with_hooks(tokens, fwd_hooks=[...])` | `model(tokens, interventions=[...])` |
 # | a loop of hooks over heads | `ablate(model, tokens, heads="all")` |
 # | `head_detector`, `cache["pattern", 1]` | `prefix_matching_scores(model)`, `sites["1.pattern"]` |
 
@@ -66,7 +66,7 @@ from icl_fast.models.foreign import describe, load_foreign
 model = load_foreign("lens")
 print(describe("lens"), sorted(json.loads(Path("lens/config.json").read_text()))[:6], "...")
 
-tokens = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:20].add(40).repeat(1, 2)  # 20 tokens, twice
+tokens = torch.randperm(120, generator=torch.Generator().manual_seed(1))[:20].add(260).repeat(1, 2)  # 20 tokens, twice
 with torch.no_grad():
     torch.testing.assert_close(model(tokens), icl_fast.load_snapshot(trained.snapshot_path(1200)).model(tokens))
 
@@ -119,7 +119,7 @@ with torch.no_grad():
 # standard error of the change.
 
 # %%
-many = torch.stack([torch.randperm(300)[:20].add(40).repeat(2) for _ in range(32)])
+many = torch.stack([torch.randperm(120)[:20].add(260).repeat(2) for _ in range(32)])
 effects = icl_fast.ablate(model, many, mode="full", heads="all")
 late = effects["position_loss"].sel(position=slice(22, None)).mean("position")  # of the second time
 change = (late - late.sel(ablation="none")).to_series().drop("none").sort_values(ascending=False)

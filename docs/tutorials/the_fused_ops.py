@@ -76,7 +76,9 @@ def peak(way: str) -> float:
 
 measured = {way: peak(way) for way in ("plain", "fused")}
 logits = 4096 * 32768 * 4 / 2**20
-print(f"the logits: {logits:.0f} MiB; a step adds " + ", ".join(f"{way} {mib:.0f} MiB" for way, mib in measured.items()))
+print(
+    f"the logits: {logits:.0f} MiB; a step adds " + ", ".join(f"{way} {mib:.0f} MiB" for way, mib in measured.items())
+)
 
 # %%
 assert measured["plain"] > logits  # it holds them, and more
@@ -86,6 +88,7 @@ assert measured["fused"] < logits / 5  # it never does
 # ## In a model
 #
 # Stop before the unembedding, and give the op its weight. That is all:
+
 
 # %%
 class Model(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""What the documents promise holds: Python blocks run, commands have the options that they are given, named files exist.
+"""What the documents promise holds: Python blocks run, commands have the options they are given, named files exist.
 
 The site itself, with what its pages run while they are built and the tutorials, is tested by `make docs`.
 """
@@ -25,8 +25,8 @@ TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 PATH = re.compile(r"`((?:icl_fast|csrc|bench|configs|docs|python_tests)/[a-z0-9_./-]+)`")
 BLOCK = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
-# How a block says what becomes of it. `python`: it runs here. `py`: what it needs is not here (another library, a GPU, a
-# network). `sh`, `bash`: commands, whose options are checked here; with `exec` they, or the Python, run in `make docs`.
+# How a block says what becomes of it. `python`: it runs here. `py`: what it needs is not here (another library, a
+# network). `sh`, `bash`: commands, whose options are checked here; with `exec` they, or Python, run in `make docs`.
 KINDS = {"python", "py", "sh", "bash", ""}
 
 
@@ -74,8 +74,8 @@ def test_every_block_says_what_becomes_of_it(document: str) -> None:
 
 def commands(line: str) -> list[list[str]]:
     """The words after `icl-fast` of each call of it in a line of shell."""
-    words = shlex.split(line.replace("$(", "(").replace(";", " ; "), comments=True)
-    starts = [at for at, word in enumerate(words) if word in ("icl-fast", "icl_fast")]
+    words = shlex.split(re.sub(r"\$\([^()]*\)", "X", line).replace(";", " ; "), comments=True)
+    starts = [at for at, word in enumerate(words) if word == "icl-fast" or words[at - 1 : at + 1] == ["-m", "icl_fast"]]
     calls = []
     for start in starts:
         rest = words[start + 1 :]
@@ -86,7 +86,7 @@ def commands(line: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("line", LINES)
 def test_commands_and_their_options_exist(line: str) -> None:
-    """As click parses them: unknown options and missing values are refused; what is on this machine is not looked at."""
+    """As click parses them: unknown options and missing values are refused; files need not exist."""
     for words in commands(line):
         command: click.Command = cli
         while isinstance(command, click.Group) and words and not words[0].startswith("-"):
