@@ -37,12 +37,17 @@ def find(path: str | Path) -> Path:
         InputError: neither is there.
     """
     path = Path(path)
-    if path.is_file() or path.is_absolute() or not path.name:
+    if os.path.isfile(path) or path.is_absolute() or not path.name:
         return path
     name = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    shipped = folder() / f"{name.as_posix().removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    if not os.path.lexists(path):
-        raise InputError(f"config: {path} does not exist; `icl-fast train --list` names those that come with icl_fast")
+    shipped = f"{folder() / name}".removesuffix(".yaml") + ".yaml"
+    if os.path.isfile(shipped):
+        return Path(shipped)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        advice = "`icl-fast train --list` names those that come with icl_fast"
+        raise InputError(f"config: {path} does not exist; {advice}") from None
+    except (OSError, ValueError):
+        pass  # which reading it will say
     return path
