@@ -37,12 +37,11 @@ def find(path: str | Path) -> Path:
         InputError: neither is there.
     """
     path = Path(path)
-    if os.path.isfile(path) or path.is_absolute() or not path.name:
+    if os.path.isfile(path):
         return path
-    name = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    shipped = f"{folder() / name}".removesuffix(".yaml") + ".yaml"
-    if os.path.isfile(shipped):
-        return Path(shipped)
+    name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if name in names():
+        return folder() / f"{name}.yaml"
     try:
         path.lstat()
     except FileNotFoundError:
