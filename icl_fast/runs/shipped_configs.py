@@ -37,7 +37,7 @@ def find(path: str | Path) -> Path:
         InputError: neither is there.
     """
     path = Path(path)
-    if os.path.isfile(path):
+    if path.is_absolute() or os.path.isfile(path):
         return path
     name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     if name in names():
