@@ -10,10 +10,13 @@ from typing import Any
 
 _EXTRAS = {"xarray": "measure", "zarr": "measure", "PIL": "exemplars", "fontTools": "exemplars"}
 _EXTRAS |= dict.fromkeys(("matplotlib", "scipy", "sklearn"), "report")
-# what needs a package of a smaller extra too, so that one install is enough
+# rooms and commands that need a package of a smaller extra too, so that one install is enough
 _ROOMS = {
-    "icl_fast.data.": "exemplars",
-    **dict.fromkeys(("icl_fast.analysis.", "icl_fast.report.", "icl_fast.studies.", "icl_fast.toy."), "report"),
+    **dict.fromkeys(("icl_fast.data.", "icl_fast.cli.train"), "exemplars"),
+    **dict.fromkeys((f"icl_fast.{room}." for room in ("analysis", "report", "studies", "toy")), "report"),
+    **dict.fromkeys(
+        (f"icl_fast.cli.{name}" for name in ("demo", "pca", "report", "reproduce", "toy", "wiring")), "report"
+    ),
 }
 
 

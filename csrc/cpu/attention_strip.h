@@ -144,7 +144,7 @@ ICL_INLINE vf if_seen(const Strip& strip, int v, int32_t key, vf seen, vf unseen
   vi first, last;
   std::memcpy(&first, strip.first + v * W, sizeof first);
   std::memcpy(&last, strip.last + v * W, sizeof last);
-  return (first <= key) & (last >= key) ? seen : unseen;
+  return ((first <= key) & (last >= key)) ? seen : unseen;
 }
 
 // The softmax of a strip over the chunks of keys seen so far.

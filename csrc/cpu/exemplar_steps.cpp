@@ -201,7 +201,7 @@ void exemplar_steps(const ExemplarSteps& p) {
   if (alone == p.members) return;
   Phase shared{};
   const int64_t most = sizes.blocks * (1 + 4 * sizes.layers) + sizes.chunks;  // about the units of the largest phase
-  const int64_t team_size = min(threads, most);
+  [[maybe_unused]] const int64_t team_size = min(threads, most);  // without OpenMP there is one thread
 #pragma omp parallel num_threads(team_size)
   {
     const NoDenormals guard;

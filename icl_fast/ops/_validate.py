@@ -103,10 +103,11 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: 
     """
     if not isinstance(value, Real) or isinstance(value, bool):  # True is not taken for 1
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    if not least <= value <= LARGEST or (positive and value <= 0):
+    number = float(value)
+    if not least <= number <= LARGEST or (positive and number <= 0):
         wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
         raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
-    return float(value)
+    return number
 
 
 def as_integer(op: str, name: str, value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from icl_fast.errors import InputError
 from icl_fast.runs.config_files import read_yaml
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
+from icl_fast.runs.shipped_configs import find
 from icl_fast.runs.text_config import TextRunConfig
 from icl_fast.schema import ValidationError, validation_message
 
@@ -37,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: no such file, not YAML, an unknown key, a wrong type, an impossible value, a malformed override.
     """
-    return parse_config(read_yaml(path, overrides), source=Path(path).name)
+    return parse_config(read_yaml(find(path), overrides), source=Path(path).name)
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:

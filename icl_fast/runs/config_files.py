@@ -11,7 +11,6 @@ import yaml
 
 from icl_fast.errors import InputError
 from icl_fast.files import regular_file
-from icl_fast.runs.shipped_configs import find
 
 _LARGEST = 4 * 2**20  # bytes of a file
 _MOST_VALUES, _DEEPEST = 100_000, 50  # each alias counts as all that it stands for
@@ -22,13 +21,10 @@ _LONGEST_SHOWN = 80  # characters of an override in a message
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The sections of a config file, as plain data, with `a.b=c` overrides applied in order.
 
-    Args:
-        path: of a file, or a name of `icl_fast.runs.shipped_configs`.
-
     Raises:
         InputError: no such file, not YAML (see `_Loader` for what of it is read), no sections, a malformed override.
     """
-    path = regular_file(find(path), "config")
+    path = regular_file(path, "config")
     with open(path, "rb") as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:

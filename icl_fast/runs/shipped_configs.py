@@ -37,12 +37,16 @@ def find(path: str | Path) -> Path:
         InputError: neither is there.
     """
     path = Path(path)
-    if path.is_file() or path.is_absolute() or not path.name:
+    if path.is_absolute() or os.path.isfile(path):
         return path
-    name = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    shipped = folder() / f"{name.as_posix().removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    if not os.path.lexists(path):
-        raise InputError(f"config: {path} does not exist; `icl-fast train --list` names those that come with icl_fast")
+    name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if name in names():
+        return folder() / f"{name}.yaml"
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        advice = "`icl-fast train --list` names those that come with icl_fast"
+        raise InputError(f"config: {path} does not exist; {advice}") from None
+    except (OSError, ValueError):
+        pass  # which reading it will say
     return path
