@@ -103,11 +103,11 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: 
     """
     if not isinstance(value, Real) or isinstance(value, bool):  # True is not taken for 1
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    number = float(value)
+    number: Any = value  # as it is: an integer may be too large for a float
     if not least <= number <= LARGEST or (positive and number <= 0):
         wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
         raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
-    return number
+    return float(number)
 
 
 def as_integer(op: str, name: str, value: Any) -> int:
@@ -122,7 +122,7 @@ def as_integer(op: str, name: str, value: Any) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
-    return number
+    return float(number)
 
 
 def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
