@@ -122,7 +122,7 @@ def as_integer(op: str, name: str, value: Any) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {_shown(value)}")
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{op}: {name} must fit in 64 bits, got {_shown(value)}")
-    return float(number)
+    return number
 
 
 def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
