@@ -101,7 +101,8 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: 
         TypeError: not a number. A tensor is none either: its gradient would be lost.
         ValueError: not finite in float32, in which kernels take it, or not positive, or below `least`.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):  # True is not taken for 1
+    number = isinstance(value, Real) and not isinstance(value, bool)  # True is not taken for 1
+    if not number:
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
     if not least <= value <= LARGEST or (positive and value <= 0):
         wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
