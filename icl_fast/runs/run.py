@@ -74,14 +74,15 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         config, log = self.config, self.read_log()
-        on_text = isinstance(config, TextRunConfig)
         model, training = config.model, config.training
+        if isinstance(config, TextRunConfig):
+            data = f"{config.data.corpus}, vocabulary {config.data.vocab:,}, context {config.data.context}"
+        else:
+            data = f"{config.exemplars.kind}, {config.sequences.pairs} pairs, {config.member_count} members"
         losses = [line["loss"] for line in log if "loss" in line]
         return {
             "task": config.task,
-            "data": f"{config.data.corpus}, vocabulary {config.data.vocab:,}, context {config.data.context}"
-            if on_text
-            else f"{config.exemplars.kind}, {config.sequences.pairs} pairs, {config.member_count} members",
+            "data": data,
             "model": f"{model.layers} layers of {model.heads} heads, width {model.width}"
             + (", with MLPs" if model.mlp else ", attention-only"),
             "training": f"{training.steps:,} steps of {training.batch}, lr {training.lr:g}, seed {training.seed}",
