@@ -101,13 +101,13 @@ def as_number(op: str, name: str, value: Any, *, positive: bool = False, least: 
         TypeError: not a number. A tensor is none either: its gradient would be lost.
         ValueError: not finite in float32, in which kernels take it, or not positive, or below `least`.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)  # True is not taken for 1
-    if not number:
+    if not isinstance(value, Real) or isinstance(value, bool):  # True is not taken for 1
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
-    if not least <= value <= LARGEST or (positive and value <= 0):
+    number: Any = value  # as it is: an integer may be too large for a float
+    if not least <= number <= LARGEST or (positive and number <= 0):
         wanted = "positive and finite" if positive else "finite" if least < 0 else f"{least:g} or more and finite"
         raise ValueError(f"{op}: {name} must be {wanted} (in float32), got {_shown(value)}")
-    return float(value)
+    return float(number)
 
 
 def as_integer(op: str, name: str, value: Any) -> int:
