@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from icl_fast.cli.progress import progress
     from icl_fast.measure import LoadedModel, ablate, evaluate, load, open_results, sweep
     from icl_fast.models import (
         ExemplarConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "load_snapshot",
     "open_results",
     "open_series",
+    "progress",
     "smeared_attention",
     "sweep",
     "train",
@@ -90,6 +92,7 @@ _HOME = {
     **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),
     **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
     "attention": "studies.attention",
+    "progress": "cli.progress",
     "train": "training",
 }
 
