@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from icl_fast.cli.notebook_display import NotebookDisplay, in_notebook
 from icl_fast.scale import by_workers
 
 if TYPE_CHECKING:
@@ -117,6 +116,8 @@ def _display() -> Iterator[Any]:
     if _shown:
         yield _shown[0]
         return
+    from icl_fast.cli.notebook_display import NotebookDisplay, in_notebook
+
     if in_notebook():
         with NotebookDisplay() as shown:
             _shown.append(shown)
