@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from html import escape
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -32,10 +33,9 @@ class NotebookDisplay:
         self._drawn = 0.0
 
     def __enter__(self) -> NotebookDisplay:
-        from IPython.display import HTML, display
-
-        self._html = HTML
-        self._handle = display(HTML(""), display_id=True)
+        shown: Any = import_module("IPython.display")  # which a kernel has, whether or not it is installed elsewhere
+        self._html = shown.HTML
+        self._handle = shown.display(self._html(""), display_id=True)
         return self
 
     def __exit__(
