@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from icl_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from icl_fast.cli.progress import progress
     from icl_fast.measure import LoadedModel, ablate, evaluate, load, open_results, sweep
     from icl_fast.models import (
         ExemplarConfig,
@@ -67,7 +66,6 @@ __all__ = [
     "load_snapshot",
     "open_results",
     "open_series",
-    "progress",
     "smeared_attention",
     "sweep",
     "train",
@@ -92,7 +90,6 @@ _HOME = {
     **dict.fromkeys(("PositionLoss", "gelu_difference", *OPS), "ops"),
     **dict.fromkeys(("Run", "Series", "load_config", "open_series"), "runs"),
     "attention": "studies.attention",
-    "progress": "cli.progress",
     "train": "training",
 }
 

@@ -74,9 +74,11 @@ def waiting(title: str) -> Iterator[None]:
 def progress(title: str = "working") -> Iterator[Callable[..., None]]:
     """Shows the progress of whatever tells of it, in a notebook or on a terminal; several at a time in one display.
 
-        with icl_fast.progress("training") as show:
+        from icl_fast.cli.progress import progress
+
+        with progress("training") as show:
             run = icl_fast.train(config, "runs/two", on_progress=show)
-        with icl_fast.progress("ablating") as show:
+        with progress("ablating") as show:
             store = icl_fast.sweep(run.path, on_part=show)
 
     What is yielded takes what `on_progress` of `train`, `on_part` of `sweep` and `on_snapshot` of `evaluate` are called

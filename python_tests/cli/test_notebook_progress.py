@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import icl_fast
-from icl_fast.cli.progress import counting, population_progress
+from icl_fast.cli.progress import counting, population_progress, progress
 from icl_fast.runs import parse_config
 from icl_fast.training import train
 
@@ -76,11 +76,11 @@ def test_nested_bars_are_one_output(outputs: list[list[str]], capsys: pytest.Cap
 def test_whatever_tells_of_it(
     outputs: list[list[str]], tiny_values: dict[str, Any], tiny_run: Path, tmp_path: Path
 ) -> None:
-    with icl_fast.progress("training") as show:
+    with progress("training") as show:
         icl_fast.train(parse_config(tiny_values), tmp_path / "run", on_progress=show)
-    with icl_fast.progress("ablating") as show:
+    with progress("ablating") as show:
         icl_fast.sweep(tiny_run, heads="0.1", examples=3, out=tmp_path / "a.zarr", on_part=show)
-    with icl_fast.progress("measuring") as show:
+    with progress("measuring") as show:
         icl_fast.evaluate(tiny_run, out=tmp_path / "b.zarr", on_snapshot=show)
     exemplars = {
         "exemplars": {"kind": "gaussian", "classes": 12, "exemplars": 3, "width": 8, "encoder": "none"},
@@ -89,7 +89,7 @@ def test_whatever_tells_of_it(
         "training": {"steps": 2, "batch": 4},
         "evaluation": {"every": 2, "sequences": 8},
     }
-    with icl_fast.progress() as show:
+    with progress() as show:
         train(parse_config(exemplars), tmp_path / "exemplars", on_progress=show, on_exemplars=show)
     rows = [Rows(states[-1]).rows for states in outputs]
     assert [[(row[0], row[2]) for row in of_one] for of_one in rows] == [
