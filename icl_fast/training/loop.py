@@ -96,9 +96,8 @@ def train(
         interventions: on exemplars: what is forced besides the clamps, in training and evaluation: zeros and functions
             of the value, with the members folded into the examples. They need the plain engine, and are not kept in
             the run folder: to resume, pass the same ones.
-        on_progress: what `icl_fast.cli.progress.progress` yields shows it, in a notebook too. It is called with a
-            `TrainingProgress` after every `training.log_every` steps and at every save on text; with an
-            `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
+        on_progress: called with a `TrainingProgress` after every `training.log_every` steps and at every save on text;
+            with an `ExemplarProgress` after every call of the engine, which makes many steps, on exemplars.
         on_exemplars: called while glyphs are rendered.
         runner: on exemplars: what takes the steps of a population's members, to the same bits; with the fused engine.
         callbacks: told of log lines, snapshots, start and end (see `Callback`), such as `TensorBoardCallback`.
