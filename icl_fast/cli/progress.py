@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,14 +48,7 @@ def seeds_progress(name: str, steps: int, seeds: int) -> Iterator[Callable[[int,
 def population_progress(name: str, steps: int) -> Iterator[Callable[[ExemplarProgress], None]]:
     """Shows the losses (lowest and highest of a population), steps/s and time left of a run on exemplars."""
     with _bar(f"training {name}", steps) as show:
-
-        def update(at: ExemplarProgress) -> None:
-            low, high = min(at.losses), max(at.losses)
-            losses = f"loss {low:.3f}" if len(at.losses) == 1 else f"losses {low:.3f} to {high:.3f}"
-            done = f"{at.steps_per_second:,.0f} steps/s  {at.sequences:,} sequences{by_workers(at.workers)}"
-            show(at.step, f"{losses}  {done}")
-
-        yield update
+        yield lambda at: show(at.step, _of_exemplars(at))
 
 
 @contextmanager
@@ -87,18 +80,63 @@ def waiting(title: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def progress(title: str = "working") -> Iterator[Callable[..., None]]:
+    """Shows the progress of whatever tells of it, in a notebook or on a terminal; several at a time in one display.
+
+        from icl_fast.cli.progress import progress
+
+        with progress("training") as show:
+            run = icl_fast.train(config, "runs/two", on_progress=show)
+        with progress("ablating") as show:
+            store = icl_fast.sweep(run.path, on_part=show)
+
+    What is yielded takes what `on_progress` of `train`, `on_part` of `sweep` and `on_snapshot` of `evaluate` are called
+    with, or how much is done, of how much, at what, as `on_exemplars` is.
+    """
+    with _bar(title, None) as show:
+
+        def update(at: Any, of: int | None = None, text: str = "") -> None:
+            if isinstance(at, int):
+                show(at, text, of)
+            elif hasattr(at, "losses"):
+                show(at.step, _of_exemplars(at), at.steps)
+            elif hasattr(at, "loss"):
+                show(at.step, _of_training(at), at.steps)
+            else:
+                show(at.done, at.text, at.parts if hasattr(at, "parts") else at.snapshots)
+
+        yield update
+
+
+def _of_exemplars(at: ExemplarProgress) -> str:
+    low, high = min(at.losses), max(at.losses)
+    losses = f"loss {low:.3f}" if len(at.losses) == 1 else f"losses {low:.3f} to {high:.3f}"
+    return f"{losses}  {at.steps_per_second:,.0f} steps/s  {at.sequences:,} sequences{by_workers(at.workers)}"
+
+
 def _of_training(at: TrainingProgress) -> str:
     return f"loss {at.loss:.3f}  ICL score {at.icl_score:+.3f}  {at.tokens_per_second:,.0f} tokens/s"
 
 
-_shown: list[Progress] = []  # at most one: two live displays would write over each other
+_shown: list[Any] = []  # at most one: two live displays would write over each other
 
 
 @contextmanager
-def _display() -> Iterator[Progress]:
+def _display() -> Iterator[Any]:
     """The one live display of all bars, which lasts as long as the outermost of them."""
     if _shown:
         yield _shown[0]
+        return
+    from icl_fast.cli.notebook_display import NotebookDisplay, in_notebook
+
+    if in_notebook():
+        with NotebookDisplay() as shown:
+            _shown.append(shown)
+            try:
+                yield shown
+            finally:
+                _shown.clear()
         return
     columns = (
         TextColumn("{task.description}", markup=False),  # a run's name may hold brackets

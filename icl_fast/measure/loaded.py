@@ -25,6 +25,7 @@ from icl_fast.memory import check_fits
 from icl_fast.models import ExemplarModel, Intervention, Snapshot, Transformer, TransformerConfig, load_snapshot
 from icl_fast.models.ids import as_ids
 from icl_fast.models.interventions import HEAD_SITES, named_sites
+from icl_fast.notebook import some, table
 from icl_fast.runs import Run, Series, open_series
 from icl_fast.runs.open_series import is_foreign_series
 from icl_fast.runs.run_series import run_of
@@ -77,6 +78,22 @@ class LoadedModel:
     def __init__(self, snapshot: Snapshot[Any], series: Series | None, path: Path) -> None:
         self.model: Any = snapshot.model
         self.step, self.seen, self.series, self.path = snapshot.step, snapshot.seen, series, path
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        config = self.model.config
+        facts = {
+            "from": self.path,
+            "step": f"{self.step:,}",
+            "trained on": f"{self.seen:,} {'sequences' if isinstance(self.model, ExemplarModel) else 'tokens'}",
+            "model": f"{type(self.model).__name__}, {config.layers} layers of {config.heads} heads, "
+            f"width {config.width}",
+            "parameters": f"{sum(weights.numel() for weights in self.model.parameters()):,}",
+            "snapshots": None if self.series is None else some(self.series.steps),
+            "reads text": "yes" if self.series is not None and self.series.reads_text else "no: it has no tokenizer",
+            "results": ", ".join(self.results) or None,
+        }
+        return table("LoadedModel", facts)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from icl_fast import ranks
@@ -34,6 +35,7 @@ from icl_fast.files import (
 from icl_fast.models import ExemplarModel, Snapshot, Transformer, load_snapshot, save_snapshot
 from icl_fast.models.checkpoints import save_sharded_snapshot
 from icl_fast.models.shards import SUFFIX, Shards, is_shards, remove_stale, write_shards
+from icl_fast.notebook import some, table
 from icl_fast.runs.config import RunConfig, differing_keys, load_config
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
 from icl_fast.runs.population import Population
@@ -63,6 +65,33 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; of a folder without a run, or with a damaged one, what is wrong."""
+        try:
+            return table(f"Run {self.path}", self._facts())
+        except InputError as error:
+            return table(f"Run {self.path}", {"": error})
+
+    def _facts(self) -> dict[str, Any]:
+        config, log = self.config, self.read_log()
+        model, training = config.model, config.training
+        if isinstance(config, TextRunConfig):
+            data = f"{config.data.corpus}, vocabulary {config.data.vocab:,}, context {config.data.context}"
+        else:
+            data = f"{config.exemplars.kind}, {config.sequences.pairs} pairs, {config.member_count} members"
+        losses = [line["loss"] for line in log if "loss" in line]
+        return {
+            "task": config.task,
+            "data": data,
+            "model": f"{model.layers} layers of {model.heads} heads, width {model.width}"
+            + (", with MLPs" if model.mlp else ", attention-only"),
+            "training": f"{training.steps:,} steps of {training.batch}, lr {training.lr:g}, seed {training.seed}",
+            "steps done": f"{log[-1]['step']:,} of {training.steps:,}" if log else "none",
+            "last loss": f"{np.mean(losses[-1]):.3f} nats" if losses else None,
+            "snapshots": some(self.snapshot_steps()),
+            "results": ", ".join(path.stem for path in sorted(self.path.glob("results/*.zarr"))) or None,
+        }
 
     @property
     def exists(self) -> bool:

@@ -15,6 +15,7 @@ from icl_fast.arguments import whole_numbers
 from icl_fast.data import EvaluationSet, Exemplars
 from icl_fast.errors import InputError
 from icl_fast.models import ModelShape, Snapshot
+from icl_fast.notebook import some, table
 from icl_fast.runs.population import Population
 
 if TYPE_CHECKING:
@@ -159,6 +160,18 @@ class Series(ABC):
         reasons = {step: self.why_not(step) for step in self.steps}
         left_out = self.missing() | {step: reason for step, reason in reasons.items() if reason is not None}
         return self.at([step for step in self.steps if reasons[step] is None]), dict(sorted(left_out.items()))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        on_text = self.task == "text"
+        facts = {
+            "from": self.path,
+            "task": self.task,
+            "evaluated on": f"{self.corpus}, {self.context} tokens an example" if on_text else None,
+            "snapshots": some(self.steps),
+            "results": self.results,
+        }
+        return table(f"Series {self.name}", facts)
 
     def hashes(self) -> dict[str, str]:
         """Step (as text, for JSON) -> `weights_hash`: what identifies the models that a measurement used."""

@@ -12,7 +12,9 @@ from icl_fast.data import EvaluationSet
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation.options import AblationOptions
 from icl_fast.measure.ablation.plan import make_plan
+from icl_fast.memory import in_units
 from icl_fast.models import Transformer, TransformerConfig, parse_transformer_config
+from icl_fast.notebook import table
 from icl_fast.runs import TextRunConfig
 from icl_fast.runs.snapshot_schedule import snapshot_steps
 
@@ -102,6 +104,18 @@ class TrainingPlan:
     def snapshot_bytes(self) -> int:
         """Of one snapshot, in float32."""
         return _FLOAT * self.parameters
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        facts = {
+            "parameters": f"{self.parameters:,}, {self.matrices:,} of them in the layers' matrices",
+            "tokens": f"{self.tokens:,}",
+            "training": f"{self.flops:.3g} FLOP",
+            "snapshots": f"{self.snapshots:,} of {in_units(self.snapshot_bytes)}",
+            "to resume from": in_units(self.state_bytes),
+            "sweep": f"{self.ablations} heads on {self.examples:,} examples: {self.sweep_flops:.3g} FLOP",
+        }
+        return table("Training, planned", facts)
 
     @property
     def state_bytes(self) -> int:

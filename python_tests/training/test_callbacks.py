@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
 from icl_fast.runs import Run, parse_config
 from icl_fast.training import Callback, TensorBoardCallback, WandbCallback, train
@@ -165,3 +167,28 @@ def test_nothing_of_it_is_imported_unasked() -> None:
     code = "import sys, icl_fast.training; print({'tensorboard', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_command(values: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "config.yaml").write_text(parse_config(values).to_yaml())
+
+    def run(*arguments: str) -> None:
+        result = CliRunner().invoke(cli, ["train", str(tmp_path / "config.yaml"), *arguments])
+        assert result.exit_code == 0, result.output
+
+    run("--out", str(tmp_path / "one"), "--tensorboard")
+    run("--out", str(tmp_path / "two"), f"--tensorboard={tmp_path / 'board'}")
+    run("--out", str(tmp_path / "many"), "--seeds", "2", "--tensorboard")
+    for folder in ("tensorboard/one", "board/two", "tensorboard/many/seed-0", "tensorboard/many/seed-1"):
+        assert len(list((tmp_path / folder).glob("events.out.tfevents.*"))) == 1
+
+
+def test_command_without_the_package(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").write_text(parse_config(values).to_yaml())
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    command = ["train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"), "--wandb", "lab"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: --wandb: cannot be imported (")
+    assert not (tmp_path / "run").exists()

@@ -334,3 +334,13 @@ def test_rows_are_a_rank_s_share_of_the_same_batch(values: Values, monkeypatch: 
         parts.append(data.batch(5, 12, text._rows(config.training)))
     for part, whole in zip(zip(*parts, strict=True), data.batch(5, 12), strict=True):
         assert torch.equal(torch.cat(part), whole)
+
+
+def test_callbacks_are_told_on_the_first_rank_alone(folder: Path) -> None:
+    logs = [["log", step] for step in range(1, 5)]
+    assert json.loads((folder / "told_0.json").read_text()) == [
+        ["snapshot", 0, True],
+        *logs,
+        ["snapshot", 4, True],
+    ]
+    assert not (folder / "told_1.json").exists()

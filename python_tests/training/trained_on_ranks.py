@@ -15,8 +15,8 @@ import torch
 from icl_fast import ranks
 from icl_fast.errors import InputError
 from icl_fast.models import shards
-from icl_fast.runs import parse_config
-from icl_fast.training import TrainingProgress, parallel, text, train
+from icl_fast.runs import Run, parse_config
+from icl_fast.training import Callback, TrainingProgress, parallel, text, train
 
 torch.set_num_threads(1)
 FOLDER = Path(sys.argv[1])
@@ -36,6 +36,22 @@ def stop(progress: TrainingProgress) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Noting(Callback):
+    """Notes what each rank is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_log(self, step: int, values: dict[str, Any]) -> None:
+        self.told.append(["log", step])
+
+    def on_snapshot(self, step: int, path: Path) -> None:
+        self.told.append(["snapshot", step, path.exists()])
+
+    def on_end(self, run: Run) -> None:
+        (FOLDER / f"told_{ranks.rank()}.json").write_text(json.dumps(self.told))
+
+
 def refused(name: str, values: Any) -> None:
     """Notes what each rank says."""
     try:
@@ -51,7 +67,7 @@ def splitting() -> None:
     except KeyboardInterrupt:
         ranks.first(lambda: [shutil.copytree(FOLDER / "fsdp", FOLDER / f"on_{count}") for count in (1, 3)])
     train(config(**split), FOLDER / "fsdp", resume=True)
-    train(config(parallel="fsdp", steps=4), FOLDER / "whole")
+    train(config(parallel="fsdp", steps=4), FOLDER / "whole", callbacks=[Noting()])
     train(config(parallel="fsdp", steps=4, precision="bfloat16"), FOLDER / "bfloat16")
 
 

@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from icl_fast.arguments import whole_number
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation.costs import Method, PassSize
 from icl_fast.ops.linear_cross_entropy import LOGITS_AT_A_TIME
@@ -26,9 +25,8 @@ def parse_memory(text: str | int) -> int:
     Raises:
         InputError: not of that form, or not positive.
     """
-    if not isinstance(text, str):
-        return whole_number("memory", text, 1)
-    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", text.strip().lower())
+    given = str(text.item() if hasattr(text, "item") else text)  # of numpy or torch
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", given.strip().lower())
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"memory: {text!r} is not an amount of memory such as 2GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -21,8 +21,10 @@ from icl_fast.measure.ablation.plan import SweepPlan, make_plan
 from icl_fast.measure.ablation.sums import LossSums, PartSums
 from icl_fast.measure.over_snapshots import at_snapshot
 from icl_fast.measure.store import Arrays, Workspace
+from icl_fast.memory import in_units
 from icl_fast.models import Snapshot, Transformer, TransformerConfig
 from icl_fast.models.plain import why_not_plain
+from icl_fast.notebook import some, table
 from icl_fast.runs import Series, Snapshots, open_series, resolve_device
 from icl_fast.scale import HERE, Needs, Runner
 
@@ -65,6 +67,20 @@ class PlannedSweep:
         if self.plan.engine == "definition":
             return self.plan.memory
         return self.plan.schedule(self.config, self.evaluation.inputs.shape[1]).bytes
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        plan = self.plan
+        facts = {
+            "of": self.series.path,
+            "ablations": f"{len(plan.ablations):,}, {plan.mode}, by {plan.replacement}",
+            "snapshots": some(self.series.steps),
+            "examples": f"{plan.examples:,} of {self.evaluation.inputs.shape[1]} tokens, {plan.chunk:,} at a time",
+            "positions": f"{plan.positions.rows_per_example} of each",
+            "computed": f"{plan.engine}, in {plan.dtype}, on {plan.device}",
+            "activations": in_units(self.bytes),
+        }
+        return table("Sweep, planned", facts)
 
 
 def plan_sweep(

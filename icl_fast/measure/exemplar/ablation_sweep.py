@@ -26,6 +26,7 @@ from icl_fast.measure.exemplar.measured_run import MeasuredRun
 from icl_fast.measure.over_snapshots import SnapshotProgress, measure_snapshots
 from icl_fast.measure.store import Arrays
 from icl_fast.models import ExemplarModel, ExemplarShape, Preservable, Snapshot
+from icl_fast.notebook import table
 from icl_fast.scale import HERE, Runner
 
 _DIMS = ("snapshot", "mode", "evaluator", "ablation", "member")
@@ -64,6 +65,16 @@ class AblationPlan:
     def _different(self) -> list[_Asked]:
         asked = dict.fromkeys(self._asked(one, mode) for mode in self.modes.values() for one in self.ablations)
         return sorted(asked, key=lambda one: not self._late(one[0]))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        facts = {
+            "model": f"{self.shape.layers} layers of {self.shape.heads} heads",
+            "modes": ", ".join(self.modes),
+            "ablations": f"{len(self.ablations) - 1:,}",
+            "second passes": f"{len(self.passes):,}",
+        }
+        return table("Sweep on exemplars, planned", facts)
 
     def _asked(self, ablation: Ablation, mode: AblationMode) -> _Asked:
         # nothing that a mode could preserve comes after the last layer's heads: one pass serves all modes

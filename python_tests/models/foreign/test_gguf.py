@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import icl_fast
 from icl_fast.errors import InputError
 from icl_fast.models.foreign import describe, export_model, foreign_config, is_foreign, load_foreign, weight_files
 from icl_fast.models.foreign.gguf_format import GGUFFile
@@ -184,6 +185,9 @@ def test_a_file_and_a_folder_of_one(tmp_path: Path) -> None:
     assert is_foreign(tmp_path)
     assert describe(tmp_path) == "llama (GGUF)"
     assert weight_files(tmp_path) == [path]
+    for place in (path, tmp_path):
+        loaded = icl_fast.load(place)
+        torch.testing.assert_close(loaded.run([1, 2, 3]).logits, load_foreign(path)(torch.tensor([[1, 2, 3]])))
     (tmp_path / "other.gguf").write_bytes(b"")
     assert not is_foreign(tmp_path)
 
