@@ -51,9 +51,8 @@ def label_points(axis: Axes, x: Floats, y: Floats, names: Sequence[str]) -> None
     for name, *at in zip(names, x, y, strict=True):
         places = [np.array(at) + sizes * step * 0.75 for step in np.array(around)]
         free = [place for place in places if all((np.abs(place - other) >= sizes).any() for other in taken)]
-        chosen = (free or places)[0]
-        axis.text(chosen[0], chosen[1], name, fontsize=8, ha="center", va="center")
-        taken.append(chosen)
+        taken.append((free or places)[0])
+        axis.text(float(taken[-1][0]), float(taken[-1][1]), name, fontsize=8, ha="center", va="center")
 
 
 def colour_bar(axis: Axes, image: AxesImage, label: str) -> None:
