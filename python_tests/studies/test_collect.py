@@ -98,10 +98,15 @@ def test_everything_is_what_direct_calls_give(runs: list[Path]) -> None:
     text = tokenise(TEXT, load_tokenizer(runs[1]), 24)
     reading = two.texts["words"]
     np.testing.assert_array_equal(reading["loss"].sel(at).values, token_losses(model, text).numpy())
-    last = folder.load_snapshot(12).model
-    direct = logit_attribution(last, text.inputs[None], text.targets[None], 1, 0)
-    np.testing.assert_allclose(reading["pattern"][2], direct.pattern[0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(reading["logits"][2], direct.logits[0], rtol=1e-4, atol=1e-6)
+    assert reading["viewed"].values.tolist() == [step for step in two.losses["snapshot"].values if step > 0]
+    for step in reading["viewed"].values.tolist():
+        viewed = reading.sel(viewed=step)
+        direct = logit_attribution(folder.load_snapshot(step).model, text.inputs[None], text.targets[None], 1, 0)
+        np.testing.assert_allclose(viewed["pattern"][2], direct.pattern[0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(viewed["logits"][2], direct.logits[0], rtol=1e-4, atol=1e-6)
+    assert two.setting is not None
+    assert two.setting.name == "layers2"
+    assert two.setting != study.models["layers1"].setting
     assert two.parameters == sum(weights.numel() for weights in model.parameters())
     assert two.types.types.shape == (2, 2)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icl_fast.report.colours import MODELS
-from icl_fast.report.draw.axes import colour_bar, end_at_data, label_axes, label_points, legend_beside
+from icl_fast.report.draw.axes import colour_bar, end_at_data, label_axes, label_points, legend_beside, plain
 from icl_fast.report.draw.figures import save_figure
 
 _MOST_LABELS = 20  # that a panel of labels has room for
@@ -28,7 +28,9 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     """
     one = found.isel(member=member)
     figure = Figure(figsize=(14, 7.6), layout="constrained")
-    figure.suptitle(f"Wiring at step {one.attrs['step']}, {one.attrs['evaluator']} sequences")
+    figure.suptitle(
+        f"{plain(one['member'].item())}: wiring at step {one.attrs['step']:,}, {one.attrs['evaluator']} sequences"
+    )
     axes = figure.subplots(2, 3)
     for row, preserve in zip(axes, one["preserve"].values, strict=True):
         accuracy = one["accuracy"].sel(preserve=preserve)
@@ -38,7 +40,7 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         _map(
             row[0],
             change,
-            f"Change of accuracy without it, by way of {way}",
+            f"Change of accuracy without it,\nby way of {way}",
             "change of accuracy",
             "RdBu",
             (-most, most),
@@ -46,7 +48,7 @@ def draw_wiring(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         _map(
             row[1],
             accuracy.sel(kind="single-pair"),
-            f"Accuracy with it alone, by way of {way}",
+            f"Accuracy with it alone,\nby way of {way}",
             "accuracy",
             "viridis",
             (0, 1),
@@ -67,15 +69,16 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
     one = found.isel(member=member)
     figure = Figure(figsize=(15, 16.4), layout="constrained")
     figure.suptitle(
-        f"{one['member'].item()}: heads of the last layer after {one.attrs['sequences']:,} sequences, "
+        f"{plain(one['member'].item())}: heads of the last layer after {one.attrs['sequences']:,} sequences, "
         f"on {one.attrs['evaluator']}"
     )
-    axes = figure.subplots(4, 3)
+    # rows laid out each on its own: long names in one take no room in the others
+    axes = np.array([row.subplots(1, 3) for row in figure.subfigures(4, 1)])
     _strength_panel(axes[0, 0], one)
     _residual_panel(axes[0, 1], one)
     perfect = one.sel(patterns="perfect")
     _label_panel(axes[0, 2], perfect["label_accuracy"])
-    _mistakes_panel(axes[3, 0], perfect)
+    _mistakes_panel(axes[2, 2], perfect)
     for axis in axes[3, 1:]:
         axis.set_axis_off()
     _curves(axes[1, 0], one["forced_attention"])
@@ -91,7 +94,7 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         label_axes(axis, f"{what}, attending to labels only", "temperature", "accuracy in context")
     _query_panel(axes[2, 0], one["query"].values)
     _delta_panel(axes[2, 1], one["delta"].values, one["induction"].values)
-    _path_panel(axes[2, 2], one)
+    _path_panel(axes[3, 0], one)
     return save_figure(figure, path)
 
 
@@ -140,7 +143,7 @@ def _residual_panel(axis: Axes, one: xr.Dataset) -> None:
     for number, patterns in enumerate(one["patterns"].values):
         table = one.sel(patterns=patterns)
         for name, alpha in (("overall", 0.35), ("on_mistakes", 1.0)):
-            label = f"{'perfect patterns' if number else patterns}, {'on its mistakes' if alpha == 1 else 'on all'}"
+            label = f"{'perfect patterns' if number else patterns},\n{'on its mistakes' if alpha == 1 else 'on all'}"
             place = heads + (number - 0.5) * 0.4
             axis.bar(place, table[name].values, 0.36, color=MODELS[number], alpha=alpha, label=label)
         title.append(f"head {int(table['reference'])}, {int(table['mistakes']):,}")

@@ -245,7 +245,6 @@ _METRICS = {
     "probability": (f"Probability of right labels {_AMONG}", "probability"),
     "loss": ("Loss by evaluator", "loss (nats)"),
 }
-_UNIT_RANGE = (-0.03, 1.03)
 
 
 def _transience(seen: Floats, data: xr.Dataset) -> str:
@@ -276,7 +275,6 @@ def _of_metric(run: ExemplarStudy, seen: Floats, data: xr.Dataset, metric: str, 
         caption=f"A line an evaluator.{_mean_of(run)} {source}"
         + (_transience(seen, data) if metric == "accuracy_in_context" else ""),
         y_label=unit,
-        y_range=None if metric == "loss" else _UNIT_RANGE,
         **_over_training(seen),
     )
     return filled(panel, lambda: {"series": _by_evaluator(run, seen, data, metric)})
@@ -294,7 +292,6 @@ def _of_evaluator(
         title=f"{name}: {title[0].lower()}{title[1:]}",
         caption=f"{_each(run)} {source}" + (_transience(seen, data) if name == "icl" else ""),
         y_label=unit,
-        y_range=_UNIT_RANGE,
         **_over_training(seen),
     )
     return filled(panel, lambda: {"series": _by_setting(run, seen, data[chosen].sel(evaluator=name))})

@@ -1,5 +1,5 @@
 // One panel: its chart, drawn while it is near the window, with its title, legend and caption.
-import { axes, drawSeries, inside, px } from "./chart.js";
+import { axes, drawSeries, inside, px, tickText } from "./chart.js";
 import { headColours, paintHeatmap, palette } from "./colour.js";
 import { data, values } from "./data.js";
 import { el } from "./dom.js";
@@ -91,8 +91,6 @@ export function mount(container, spec, { height = 220, model = null, bare = fals
     heatmap: spec.heatmap && readHeatmap(spec.heatmap),
     heads: new Map(), marks: {}, lit: [], dim: false,
   };
-  const rows = panel.heatmap && panel.heatmap.y_names;
-  if (rows) panel.margin.l = Math.max(panel.margin.l, 28 + LETTER * longest(rows)); // beside the title
   byPlot.set(plot, panel);
   attach(panel);
   for (const observer of OBSERVERS) observer.observe(plot);
@@ -163,19 +161,21 @@ function cells(of) {
 function setAxes(panel) {
   const { spec, heatmap, series } = panel;
   const log = spec.over_training ? state.axis === "log" : spec.log_x;
+  // layers are whole numbers, and so are their ticks
+  const whole = (arrays) => arrays.every((of) => of.every(Number.isInteger));
+  const { x_names: columns = null, y_names: rows = null } = heatmap || {};
+  const most = rows ? Math.floor((panel.height - panel.margin.t - panel.margin.b) / 14) : undefined;
+  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, whole: Boolean(heatmap) && whole([heatmap.y]), most, names: rows });
+  // ticks stand beside the title, not on it
+  if (!panel.bare) panel.margin.l = Math.max(52, 28 + LETTER * longest(panel.y.ticks.map((tick) => tickText(panel.y, tick))));
   const across = panel.width - panel.margin.l - panel.margin.r;
   const xs = heatmap ? [heatmap.x] : series.map((one) => one.x);
   const seen = extent(xs, log);
   let range = heatmap && !log ? cells(heatmap.x) : padded(seen, log);
   if (spec.over_training && seen[0] < seen[1]) range = seen;
-  // layers are whole numbers, and so are their ticks
-  const whole = (arrays) => arrays.every((of) => of.every(Number.isInteger));
-  const { x_names: columns = null, y_names: rows = null } = heatmap || {};
   const room = columns ? across / (LETTER * longest(columns) + 6) : Math.min(5, across / 70);
   panel.x = axis(...range, { log, whole: whole(xs), most: Math.max(2, Math.floor(room)), names: columns });
   if (!columns) panel.x.ticks = apart(panel.x, 44 / across);
-  const most = rows ? Math.floor((panel.height - panel.margin.t - panel.margin.b) / 14) : undefined;
-  panel.y = axis(...rangeOfY(panel), { log: spec.log_y, whole: Boolean(heatmap) && whole([heatmap.y]), most, names: rows });
 }
 
 function rangeOfY({ spec, heatmap, series }) {

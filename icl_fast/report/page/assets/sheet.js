@@ -69,10 +69,10 @@ function fill(m, head) {
 }
 
 function kind(model, [layer, head]) {
-  const { previous_token: previous, prefix_matching: prefix, copying, narrow } = model.thresholds;
+  const { previous_token: previous, prefix_matching: prefix, copying } = model.thresholds;
   const type = model.types[layer][head];
   const why = {
-    induction: `prefix matching over ${prefix} and copying over ${format.tick(copying)} at the last snapshot${narrow && ` (${narrow})`}`,
+    induction: `prefix matching over ${prefix} and copying over ${format.tick(copying)} at the last snapshot`,
     "previous token": `previous-token score over ${previous}, not an induction head`,
     other: "neither an induction head nor a previous-token head at the last snapshot",
   };
@@ -91,7 +91,8 @@ function facts(body, m, head) {
   for (const [name, value] of factsOf(m, head, last)) {
     list.append(el("div", {}, el("dt", { text: name }), el("dd", { text: value })));
   }
-  body.append(list);
+  const { narrow } = data.models[m].thresholds;
+  body.append(list, el("p", { class: "muted", text: narrow && `The threshold of ${narrow}.`, hidden: !narrow }));
 }
 
 /** One head's values over training, of an array [snapshot, layer, head]. */
