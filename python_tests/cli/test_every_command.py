@@ -147,6 +147,15 @@ def test_json_has_values_in_full_and_errors(places: dict[str, Path], tmp_path: P
     assert f"{rows['1.0']['change of loss']:+.4f}±{rows['1.0']['change of loss standard error']:.4f}" in shown
 
 
+def test_what_is_damaged_is_a_document_too(places: dict[str, Path], tmp_path: Path) -> None:
+    home = Path(shutil.copytree(places["text"], tmp_path / "text"))
+    (home / "log.jsonl").write_text("{")
+    found = call("verify", home, "--json")
+    assert found.exit_code == 2
+    assert not json.loads(found.stdout)["ok"]
+    assert found.stderr.startswith("error: verify: ")
+
+
 def test_an_error_is_no_document(places: dict[str, Path]) -> None:
     found = call("ablate", places["text"], "--heads", "7.7", "--json")
     assert (found.exit_code, found.stdout) == (2, "")
