@@ -132,7 +132,7 @@ def _characters(count: int, seed: int) -> list[_Character]:
     def alike(first: Floats, first_norms: Floats, others: slice) -> NDArray[np.bool_]:
         # sums of products of whole numbers below 2^53, the same in whatever order they are added
         products = first @ seen[others].reshape(-1, seen.shape[-1]).T
-        return (products > ALIKE * first_norms[:, None] * norms[others].ravel()).any(1)
+        return np.asarray((products > ALIKE * first_norms[:, None] * norms[others].ravel()).any(1))
 
     for start in range(0, _MOST_TRIED * count, _TOGETHER):
         made = [_make(_Chance(_words(seed, number, _SHAPE)[0]), number) for number in range(start, start + _TOGETHER)]
