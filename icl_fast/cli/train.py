@@ -108,9 +108,9 @@ def train(
                 raise SystemExit(130) from None
             begun = (folder / "config.yaml").exists() or (seeds is not None and folder.exists())
             raise stopped(error, "go on with --resume" if begun else "the same command begins again") from error
-        several = ranks.count() > 1
+        several, first = ranks.count() > 1, ranks.rank() == 0
     if several:
-        if ranks.rank() == 0:
+        if first:
             finish_output()
         # where DTensor's caches hold the group its threads outlive it, and can abort a program that ends beside them
         flush()

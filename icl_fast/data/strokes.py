@@ -35,8 +35,9 @@ _FORMAT = 1  # of a cache entry: raise it when what is drawn changes
 _MOST_PIECES = 6  # of a character
 _MOST_TRIED = 20  # characters for each that is wanted
 _TRANSFORMS = 8
+_TOGETHER = 64  # characters that are compared at a time
 _SHAPE, _WRITER, _DRAWING = 0, 1, 2  # streams of random words; those of writer e are 2 e further
-_WORDS = 1024  # of a character, and of a drawing: more than any takes
+_WORDS = {_SHAPE: 128, _WRITER: 1024, _DRAWING: 1024}  # of each: more than any takes
 _COMPARED = 28  # pixels of a side at which characters are compared, blurred by means of 2 x 2
 _SAMPLES = 1.4  # points on a piece for each pixel of the image's side
 _WIDTH = 0.07  # of a line, in sides of the image
@@ -81,7 +82,7 @@ def draw_strokes(
 
     def build(folder: Path) -> None:
         pixels = np.empty((classes, drawings, size, size), np.uint8)
-        writers = _normal(_words(seed, 0, [2 * e + _WRITER for e in range(drawings)]))
+        writers = _normal(_words(seed, 0, _WRITER, drawings))
         for number, character in enumerate(_characters(classes, seed)):
             pixels[number] = _draw(character, writers, size, seed)
             if progress:
@@ -125,25 +126,37 @@ class _Character:
 def _characters(count: int, seed: int) -> list[_Character]:
     """The first characters of the generator that are told apart."""
     found: list[_Character] = []
-    seen = np.zeros((count * _TRANSFORMS, (_COMPARED // 2) ** 2))
-    norms = np.ones(len(seen))
-    for number in range(_MOST_TRIED * count):
-        character = _make(_Chance(_words(seed, number, [_SHAPE])[0]), number)
-        if character is None:
-            continue
-        image = torch.from_numpy(_raster(character.points[None], character.pieces, _COMPARED, np.array([1.0]))[0])
-        turned = np.stack([_blurred(transform(image, how).numpy()) for how in range(_TRANSFORMS)])
-        norm = np.sqrt((turned * turned).sum(1))  # of whole numbers: exact in whatever order
-        used = len(found) * _TRANSFORMS
+    seen = np.zeros((count, _TRANSFORMS, (_COMPARED // 2) ** 2))
+    norms = np.ones((count, _TRANSFORMS))
+
+    def alike(first: Floats, first_norms: Floats, others: slice) -> NDArray[np.bool_]:
         # sums of products of whole numbers below 2^53, the same in whatever order they are added
-        others, own = turned[:1] @ seen[:used].T, turned[:1] @ turned[1:].T
-        if (others > ALIKE * norm[0] * norms[:used]).any() or (own > ALIKE * norm[0] * norm[1:]).any():
-            continue
-        seen[used : used + _TRANSFORMS], norms[used : used + _TRANSFORMS] = turned, norm
-        found.append(character)
-        if len(found) == count:
-            return found
+        products = first @ seen[others].reshape(-1, seen.shape[-1]).T
+        return np.asarray((products > ALIKE * first_norms[:, None] * norms[others].ravel()).any(1))
+
+    for start in range(0, _MOST_TRIED * count, _TOGETHER):
+        made = [_make(_Chance(_words(seed, number, _SHAPE)[0]), number) for number in range(start, start + _TOGETHER)]
+        characters = [character for character in made if character is not None]
+        turned = np.stack([_turned(character) for character in characters])
+        norm = np.sqrt((turned * turned).sum(2))
+        mirrored = ((turned[:, :1] * turned[:, 1:]).sum(2) > ALIKE * norm[:, :1] * norm[:, 1:]).any(1)
+        before = len(found)
+        passed_over = mirrored | alike(turned[:, 0], norm[:, 0], slice(before))
+        for place in np.flatnonzero(~passed_over):
+            used = len(found)
+            if alike(turned[place, :1], norm[place, :1], slice(before, used)).any():
+                continue
+            seen[used], norms[used] = turned[place], norm[place]
+            found.append(characters[place])
+            if len(found) == count:
+                return found
     raise InputError(f"classes: {len(found):,} characters of strokes can be told apart, not {count:,}; ask for fewer")
+
+
+def _turned(character: _Character) -> Floats:
+    """The blurred pixels of a character, under each of the 8 transforms `[8,P]`."""
+    image = torch.from_numpy(_raster(character.points[None], character.pieces, _COMPARED, np.array([1.0]))[0])
+    return np.stack([_blurred(transform(image, how).numpy()) for how in range(_TRANSFORMS)])
 
 
 def _blurred(image: NDArray[np.uint8]) -> Floats:
@@ -168,10 +181,11 @@ class _Chance:
         return next(value for value, weight in weights.items() if at < (total := total + weight))
 
 
-def _words(seed: int, number: int, streams: list[int]) -> NDArray[np.int64]:
-    """Random words of 32 bits for a character, `[streams, _WORDS]`."""
-    of = torch.tensor(streams)
-    words = random_words(torch.full_like(of, seed), torch.tensor([number]), torch.arange(_WORDS // 4), of)
+def _words(seed: int, number: int, what: int, count: int = 1) -> NDArray[np.int64]:
+    """Random words of 32 bits for a character, or for each of its drawings, `[count, _WORDS[what]]`."""
+    streams = what + 2 * torch.arange(count)
+    lanes = torch.arange(_WORDS[what] // 4)
+    words = random_words(torch.full_like(streams, seed), torch.tensor([number]), lanes, streams)
     return words[:, 0].numpy()
 
 
@@ -249,7 +263,7 @@ def _length(chance: _Chance) -> float:
 def _draw(character: _Character, writers: Floats, size: int, seed: int) -> NDArray[np.uint8]:
     """The character by each writer, `[drawings, size, size]`."""
     count, strokes = len(character.points), int(character.strokes.max()) + 1
-    own = _normal(_words(seed, character.number, [2 * e + _DRAWING for e in range(len(writers))]))
+    own = _normal(_words(seed, character.number, _DRAWING, len(writers)))
     slant, tilt, tall, pen = writers[:, :4].T
     more_slant, more_tilt, more_tall, more_pen, smaller, right, down = own[:, :7].T
     own = own[:, 7:]

@@ -24,6 +24,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises:
         InputError: no such file, not YAML (see `_Loader` for what of it is read), no sections, a malformed override.
     """
+    if (inside := Path(path) / "config.yaml").is_file():
+        goes_on = f"`icl-fast train {inside} --out {path} --resume` goes on with it"
+        raise InputError(f"config: {path} is a run, not a config; {goes_on}")
     path = regular_file(path, "config")
     with open(path, "rb") as file:
         content = file.read(_LARGEST + 1)

@@ -185,9 +185,13 @@ class Run:
 
         Args:
             progress: called while glyphs are rendered.
+
+        Raises:
+            InputError: as `check`.
         """
-        if not isinstance(config, ExemplarRunConfig):
+        if not isinstance(config, ExemplarRunConfig) or config.exemplars.kind != "auto":
             return config
+        self.check(config, resume=resume)  # before fonts are looked for
         begun = self.config if resume and self.exists else None
         if isinstance(begun, ExemplarRunConfig) and not differing_keys(begun, config):
             return config.model_copy(update={"exemplars": begun.exemplars})

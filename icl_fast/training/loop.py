@@ -121,7 +121,6 @@ def train(
         if runner.workers is not None:
             raise InputError("ray: shares out the members of a population on exemplars; this config trains on text")
     run = Run(out)
-    config = run.settled(config, resume=resume, progress=on_exemplars)
     with ranks.joined(), as_in_a_new_process(), ExitStack() as stack:
         with ranks.together():
             if ranks.count() > 1 and not isinstance(config, TextRunConfig):
@@ -131,6 +130,7 @@ def train(
             if ranks.rank() == 0:
                 stack.enter_context(run.writing())
                 run.check(config, resume=resume)  # before anything that takes long
+        config = run.settled(config, resume=resume, progress=on_exemplars)
         trainer: Trainer
         if isinstance(config, TextRunConfig):
             trainer = TextTrainer(config, on_progress, told)

@@ -147,6 +147,15 @@ def test_json_has_values_in_full_and_errors(places: dict[str, Path], tmp_path: P
     assert f"{rows['1.0']['change of loss']:+.4f}±{rows['1.0']['change of loss standard error']:.4f}" in shown
 
 
+def test_what_is_damaged_is_a_document_too(places: dict[str, Path], tmp_path: Path) -> None:
+    home = Path(shutil.copytree(places["text"], tmp_path / "text"))
+    (home / "log.jsonl").write_text("{")
+    found = call("verify", home, "--json")
+    assert found.exit_code == 2
+    assert not json.loads(found.stdout)["ok"]
+    assert found.stderr.startswith("error: verify: ")
+
+
 def test_an_error_is_no_document(places: dict[str, Path]) -> None:
     found = call("ablate", places["text"], "--heads", "7.7", "--json")
     assert (found.exit_code, found.stdout) == (2, "")
@@ -226,6 +235,30 @@ def test_a_run_on_the_other_task(command: str, path: str, instead: str, places: 
     assert f"{places[path]} was trained on {path}" in found.stderr
     assert instead in found.stderr
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_run_in_the_place_of_a_config(command: str, places: dict[str, Path]) -> None:
+    run = places["text"]
+    found = call(command, run)
+    assert found.exit_code == 2
+    goes_on = f"`icl-fast train {run / 'config.yaml'} --out {run} --resume` goes on with it"
+    assert found.stderr == f"error: config: {run} is a run, not a config; {goes_on}\n"
+
+
+def test_changes_at_positions_have_their_errors(places: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    found = json.loads(call("ablate", places["text"], "--positions", "6,20", "--out", out, "--json").stdout)
+    (table,) = found["tables"]
+    last = open_results(out).isel(snapshot=-1)
+    for row in table["rows"][1:]:
+        named = dict(zip(table["columns"], row, strict=True))
+        for position in (6, 20):
+            of = last.sel(position=position)
+            change = of["position_loss"].sel(ablation=row[0]) - of["position_loss"].sel(ablation="none")
+            assert named[f"change of loss at {position}"] == pytest.approx(float(change), rel=1e-6)
+            error = float(of["effect_sem"].sel(ablation=row[0]))
+            assert named[f"change of loss at {position} standard error"] == error
 
 
 def test_a_path_in_the_place_of_a_command(places: dict[str, Path]) -> None:

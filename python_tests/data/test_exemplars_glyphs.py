@@ -164,6 +164,30 @@ def test_too_few_fonts(fonts: list[Path], tmp_path: Path) -> None:
         render_glyphs(2, 1, fonts=[tmp_path / "none"])
 
 
+def test_too_few_are_found_out_once(fonts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took long to be drawn is kept, though it is not enough."""
+    with pytest.raises(InputError) as first:
+        render_glyphs(700, 3, fonts=fonts)
+    monkeypatch.setattr(glyphs_module, "_select", lambda *_: pytest.fail("drawn again"))
+    with pytest.raises(InputError) as second:
+        render_glyphs(700, 3, fonts=fonts)
+    assert str(first.value) == str(second.value)
+
+
+def test_what_fonts_promise_is_told_without_drawing(fonts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glyphs_module, "find_fonts", lambda: find_fonts(fonts))
+    monkeypatch.setattr(glyphs_module, "_Pen", lambda *_: pytest.fail("drawn"))
+    assert glyphs_module.promise_glyphs(200, 3)
+    assert not glyphs_module.promise_glyphs(1623, 3)
+    assert not glyphs_module.promise_glyphs(2, 5)
+
+    def none() -> None:
+        raise InputError("fonts: none")
+
+    monkeypatch.setattr(glyphs_module, "find_fonts", none)
+    assert not glyphs_module.promise_glyphs(2, 1)
+
+
 def test_damaged_fonts_are_left_out(fonts: list[Path], tmp_path: Path) -> None:
     content = (SHIPPED / "DejaVuSansMono.ttf").read_bytes()
     for number, damaged in enumerate((b"", b"no font", content[:300], content[:9000], content[:-9000], b"ttcf" * 20)):
