@@ -74,7 +74,7 @@ for layers, run in runs.items():
     series = icl_fast.open_series(run.path)
     losses[layers] = icl_fast.open_results(icl_fast.sweep(series, heads="none", examples=256, icl_window=9))
     scores[layers] = icl_fast.open_results(icl_fast.evaluate(series))
-losses[2]
+print(losses[2])
 
 # %% [markdown]
 # The *ICL score* is the loss late in the context less the loss early in it, in nats: the further below zero it lies,
@@ -137,7 +137,11 @@ assert stripe > 3 / 18
 
 # %%
 icl_fast.attention(
-    runs[2], "\n".join((text / "000.txt").read_text().splitlines()[:6]), heads=f"{layer}.{head}", steps=[600, 1200]
+    runs[2],
+    "\n".join((text / "000.txt").read_text().splitlines()[:6]),
+    heads=f"{layer}.{head}",
+    steps=[600, 1200],
+    height=520,
 )
 
 # %% [markdown]
