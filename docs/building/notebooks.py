@@ -8,10 +8,8 @@ from pathlib import Path
 import jupytext
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExtractOutputPreprocessor
-from traitlets.config import Config
 
-SECONDS = 600  # a cell, however busy the machine is
+SECONDS = 600  # a cell, or until a kernel starts, however busy the machine is
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,11 @@ def execute(source: Path, folder: Path) -> Executed:
     name, home = source.stem, folder / source.stem
     home.mkdir(parents=True)
     notebook = jupytext.read(source)
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(home)}}).execute()
+    place = {"metadata": {"path": str(home)}}
+    NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, resources=place).execute()
     kept = folder / f"{name}.ipynb"
     jupytext.write(notebook, kept)
-    settings = Config()
-    settings.MarkdownExporter.preprocessors = [ExtractOutputPreprocessor]
-    text, made = MarkdownExporter(config=settings).from_notebook_node(
-        notebook, {"unique_key": name, "output_files_dir": ""}
-    )
+    text, made = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": ""})
     title, _, rest = text.lstrip().partition("\n")
     page = f"{title}\n\n*This page is [a notebook]({kept.name}), executed as it is read here.*\n{rest}"
     return Executed(page, {kept.name: kept.read_bytes(), **made["outputs"]})

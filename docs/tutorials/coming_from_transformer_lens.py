@@ -13,14 +13,13 @@
 #
 # | in TransformerLens | here |
 # |---|---|
-# | `HookedTransformer.from_pretrained(...)` | `load_foreign(folder)`, `open_series(folder)` |
-# | `logits, cache = model.run_with_cache(tokens)` | `logits, sites = model(tokens, record=[...])` |
-# | `model.run_with_hooks(tokens, fwd_hooks=[...])` | `model(tokens, interventions=[...])` |
-# | a loop of hooks over heads | `ablate(model, tokens, heads="all")` |
-# | `head_detector`, `cache["pattern", 1]` | `prefix_matching_scores(model)`, `sites["1.pattern"]` |
+# | `HookedTransformer.from_pretrained(...)` | `icl_fast.load(folder)` |
+# | `logits, cache = model.run_with_cache(tokens)` | `out = loaded.run(tokens, record="all")` |
+# | `model.run_with_hooks(tokens, fwd_hooks=[...])` | `loaded.run(tokens, interventions=[...])` |
+# | a loop of hooks over heads | `icl_fast.ablate(loaded.model, tokens, heads="all")` |
+# | `head_detector`, `cache["pattern", 1]` | `prefix_matching_scores(loaded.model)`, `out["1.pattern"]` |
 
 # %%
-import json
 import random
 from pathlib import Path
 
@@ -51,7 +50,7 @@ snapshots: {every: 1200}
 trained = icl_fast.train(icl_fast.load_config("config.yaml"), "run")
 
 # %% language="bash"
-# icl-fast export --ckpt run --to transformer-lens --out lens
+# icl-fast export run --to transformer-lens --out lens
 # ls lens
 
 # %% [markdown]
@@ -61,19 +60,19 @@ trained = icl_fast.train(icl_fast.load_config("config.yaml"), "run")
 # used once. (Llama, Pythia, Qwen, Gemma, ... load from their own folders or GGUF files: [what loads](../models.md).)
 
 # %%
-from icl_fast.models.foreign import describe, load_foreign
-
-model = load_foreign("lens")
-print(describe("lens"), sorted(json.loads(Path("lens/config.json").read_text()))[:6], "...")
+loaded = icl_fast.load("lens")
+model = loaded.model
+loaded
 
 tokens = torch.randperm(120, generator=torch.Generator().manual_seed(1))[:20].add(260).repeat(1, 2)  # 20 tokens, twice
 with torch.no_grad():
-    torch.testing.assert_close(model(tokens), icl_fast.load_snapshot(trained.snapshot_path(1200)).model(tokens))
+    torch.testing.assert_close(model(tokens), icl_fast.load(trained).model(tokens))
 
 # %% [markdown]
 # ## 2. `run_with_cache`
 #
-# Name what you want to see. A site is `"<layer>.<name>"`, and only what is named is kept. Theirs on the left:
+# Name what you want to see: `"all"`, patterns such as `"*.z"`, or a list. Only what is named is kept. Theirs are on
+# the left:
 #
 # | `cache["..."]` | site | shape |
 # |---|---|---|
@@ -86,10 +85,10 @@ with torch.no_grad():
 # | `hook_embed`, `ln_final.hook_normalized` | `embed`, `final_norm` | `[B,T,C]` |
 
 # %%
-with torch.no_grad():
-    logits, sites = model(tokens, record=["0.z", "1.pattern", "final_norm"])
-print({name: list(value.shape) for name, value in sites.items()})
-torch.testing.assert_close(model.unembed(sites["final_norm"]), logits)
+out = loaded.run(tokens, record=["*.pattern", "1.z", "final_norm"])
+print({name: list(value.shape) for name, value in out.items()}, "logits", list(out.logits.shape))
+torch.testing.assert_close(model.unembed(out["final_norm"]), out.logits)
+print(f"losses of the first time {out.losses[0, :19].mean():.2f}, of the second {out.losses[0, 19:].mean():.2f} nats")
 
 # %% [markdown]
 # ## 3. `run_with_hooks`
@@ -98,18 +97,22 @@ torch.testing.assert_close(model.unembed(sites["final_norm"]), logits)
 # `reset_hooks`. `zero`, `set` and `apply` take heads, positions and examples; several at one site act in order.
 
 # %%
-with torch.no_grad():
-    halved = Intervention.apply("1.z", lambda z: z / 2, heads=[0, 1])
-    without = Intervention.zero("0.z", heads=[2])
-    changed = model(tokens, interventions=[halved, without])
-    assert not torch.allclose(changed, logits)
-    torch.testing.assert_close(model(tokens), logits)  # nothing stays behind
+halved = Intervention.apply("1.z", lambda z: z / 2, heads=[0, 1])
+without = Intervention.zero("0.z", heads=[2])
+changed = loaded.run(tokens, interventions=[halved, without])
+assert not torch.allclose(changed.logits, out.logits)
+assert torch.equal(loaded.run(tokens).logits, out.logits)  # nothing stays behind
 
-    # activation patching: the first layer's stream of one run in another
-    other = tokens.flip(1)
-    _, kept = model(other, record=["0.resid_post"])
-    patched = model(tokens, interventions=[Intervention.set("0.resid_post", kept["0.resid_post"])])
-    torch.testing.assert_close(patched[:, -1], patched[:, -1].clone())
+# %% [markdown]
+# Activation patching is the same: what a site held in one run, put into another. With the stream behind the first
+# layer of other tokens, all that follows is that of the other run, as nothing else is read.
+
+# %%
+other = loaded.run(tokens.flip(1), record="0.resid_post")
+patched = loaded.run(tokens, interventions=[Intervention.set("0.resid_post", other["0.resid_post"])])
+difference = (patched.logits - other.logits).abs().max()
+print(f"largest difference from the other run's logits: {difference:.1e}")
+assert difference < 1e-4
 
 # %% [markdown]
 # ## 4. Ablate heads
@@ -158,7 +161,7 @@ print(f"head {layer}.{head}: prefix matching {induction[layer, head]:.2f}, copyi
 
 figure, axes = plt.subplots(1, model.config.heads, figsize=(9, 2.6), layout="constrained")
 for index, ax in enumerate(axes):
-    ax.imshow(sites["1.pattern"][0, index], cmap="Blues", vmin=0, vmax=1)
+    ax.imshow(out["1.pattern"][0, index], cmap="Blues", vmin=0, vmax=1)
     ax.set_title(f"1.{index}")
 plt.show()
 

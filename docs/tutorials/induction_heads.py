@@ -74,7 +74,7 @@ for layers, run in runs.items():
     series = icl_fast.open_series(run.path)
     losses[layers] = icl_fast.open_results(icl_fast.sweep(series, heads="none", examples=256, icl_window=9))
     scores[layers] = icl_fast.open_results(icl_fast.evaluate(series))
-losses[2]
+print(losses[2])
 
 # %% [markdown]
 # The *ICL score* is the loss late in the context less the loss early in it, in nats: the further below zero it lies,
@@ -114,11 +114,9 @@ assert not changes[1].happened
 # %%
 final = scores[2]["prefix_matching"].isel(snapshot=-1)
 layer, head = (int(final.argmax(...)[dim]) for dim in ("layer", "head"))
-model = icl_fast.load_snapshot(runs[2].snapshot_path(1200)).model
+loaded = icl_fast.load(runs[2])
 tokens = torch.randperm(120, generator=torch.Generator().manual_seed(1))[:12].add(260).repeat(1, 2)
-with torch.no_grad():
-    _, sites = model(tokens, record=[f"{layer}.pattern"])
-pattern = sites[f"{layer}.pattern"][0, head]
+pattern = loaded.run(tokens, record="*.pattern")[f"{layer}.pattern"][0, head]
 plt.figure(figsize=(4, 4), layout="constrained")
 plt.imshow(pattern, cmap="Blues", vmin=0, vmax=1)
 plt.title(f"head {layer}.{head}: from row to column")
@@ -133,6 +131,18 @@ assert layer == 1
 stripe = pattern[torch.arange(12, 23), torch.arange(1, 12)].mean()
 print(f"attention on the stripe: {stripe:.2f}, by chance {1 / 18:.2f}")
 assert stripe > 3 / 18
+
+# %% [markdown]
+# On a text, before the change and after it (point at a token to see where the head attends):
+
+# %%
+icl_fast.attention(
+    runs[2],
+    "\n".join((text / "000.txt").read_text().splitlines()[:6]),
+    heads=f"{layer}.{head}",
+    steps=[600, 1200],
+    height=520,
+)
 
 # %% [markdown]
 # ## Take it away

@@ -82,7 +82,7 @@ assert (ours - theirs).abs().max() < 1e-4
 # tokens, said twice, are the text. Results go to `results/mine` in the working directory, never among the models.
 
 # %% language="bash"
-# icl-fast evaluate --ckpt mine --text repeated-random --context 48 2>/dev/null
+# icl-fast evaluate mine --text repeated-random --context 48 2>/dev/null
 
 # %%
 scores = icl_fast.open_results("results/mine/heads.zarr")
@@ -120,7 +120,7 @@ assert last[1].max() > 0.3 > 0.1 > max(first.max(), last[0].max())
 # All of them, of a snapshot before and one after, and the heads of the second layer together.
 
 # %% language="bash"
-# icl-fast ablate --ckpt mine --text repeated-random --context 48 --examples 128 --snapshots 200,750 \
+# icl-fast ablate mine --text repeated-random --context 48 --examples 128 --snapshots 200,750 \
 #   --heads 'all,1.*' 2>/dev/null
 
 # %% [markdown]
@@ -155,4 +155,5 @@ assert page.stat().st_size > 100_000
 
 # %% [markdown]
 # Open `report/index.html` in a browser. The same works on a series of the hub, where there is a network:
-# `--ckpt hf:EleutherAI/pythia-70m --revisions 'step0,step512,step*000'`, with one snapshot in memory at a time.
+# `icl-fast evaluate hf:EleutherAI/pythia-70m --revisions 'step0,step512,step*000'`, with one snapshot in memory at a
+# time. In Python, `icl_fast.load("mine", step=750)` gives the model with what was measured of it.
