@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked:
-        from icl_fast.runs.shipped_configs import names
+        from icl_fast.shipped_configs import names
 
         echo("\n".join(names()))
         ctx.exit()
