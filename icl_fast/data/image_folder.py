@@ -13,8 +13,7 @@ from icl_fast.arguments import whole_number
 from icl_fast.data.cache import cache_folder, cached, save_array
 from icl_fast.data.exemplar_files import stack_classes
 from icl_fast.data.exemplars import Exemplars
-from icl_fast.data.input_files import check_folder, files_below, printable
-from icl_fast.errors import InputError
+from icl_fast.data.input_files import check_folder, files_below, printable, read_file
 from icl_fast.memory import check_fits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".pbm", ".ppm")
