@@ -20,7 +20,6 @@ from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
 from icl_fast.memory import in_units
-from icl_fast.report.panels.builders import icl_definition
 from icl_fast.report.study import counted_by
 
 if TYPE_CHECKING:
@@ -327,6 +326,8 @@ def print_study(study: Study) -> None:
     if study.models:
         print_table(_verdicts(study))
         _print_falls({name: (model.losses, model.change) for name, model in study.models.items()})
+        from icl_fast.report.panels.builders import icl_definition  # here: other tables do without
+
         echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
         for name, model in study.models.items():
