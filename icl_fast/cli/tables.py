@@ -323,11 +323,11 @@ def _print_falls(models: Mapping[str, tuple[xr.Dataset, PhaseChange | None]]) ->
 
 def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
+    from icl_fast.report.panels.builders import icl_definition  # here: other tables do without what it needs
+
     if study.models:
         print_table(_verdicts(study))
         _print_falls({name: (model.losses, model.change) for name, model in study.models.items()})
-        from icl_fast.report.panels.builders import icl_definition  # here: other tables do without
-
         echo(f"ICL score: {'; '.join(dict.fromkeys(map(icl_definition, study.models.values())))}")
         echo(_RULE)
         for name, model in study.models.items():
