@@ -138,3 +138,9 @@ def test_the_workflow_builds_on_every_platform() -> None:
     assert {runner.partition("-")[0] for runner in runners} == {"ubuntu", "macos", "windows"}
     assert any(runner.endswith("-arm") for runner in runners)
     assert any("cibuildwheel" in step.get("run", "") for step in jobs["wheels"]["steps"])
+
+
+def test_the_wheels_are_tried_by_a_program_that_is_there() -> None:
+    (program,) = re.findall(r'^test-sources = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f'test-command = "python {program} --compiled"' in (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / program).is_file()
