@@ -33,7 +33,7 @@ def demo(seeds: int, out: Path, configs: Path | None, repair: bool) -> None:
     is fixed in icl_fast/analysis/phase_change.py. If it is stopped, the same command continues.
     """
     from icl_fast.cli.tables import print_demo
-    from icl_fast.runs.shipped_configs import folder
+    from icl_fast.shipped_configs import folder
     from icl_fast.studies.demo import run_demo
 
     started = time.monotonic()

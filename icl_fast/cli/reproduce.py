@@ -65,7 +65,7 @@ def reproduce(
     goes in parts that can be run apart, several at a time in processes of their own; if it is stopped, the same command
     continues.
     """
-    from icl_fast.runs.shipped_configs import folder
+    from icl_fast.shipped_configs import folder
     from icl_fast.studies.reproduction.reproduce import Reproduction
     from icl_fast.studies.reproduction.table import counted, write_table
 

@@ -21,7 +21,6 @@ from icl_fast.measure.ablation.device_speed import measure_speed
 from icl_fast.measure.ablation.options import DTYPES
 from icl_fast.measure.store import json_attribute
 from icl_fast.memory import in_units
-from icl_fast.report.panels.builders import icl_definition
 from icl_fast.report.study import counted_by
 
 if TYPE_CHECKING:
@@ -364,6 +363,8 @@ def _print_falls(models: Mapping[str, tuple[xr.Dataset, PhaseChange | None]]) ->
 
 def print_study(study: Study) -> None:
     """What a report found: a row a model, each run on exemplars by evaluator, what was left out."""
+    from icl_fast.report.panels.builders import icl_definition  # here: other tables do without what it needs
+
     if study.models:
         print_table(_verdicts(study))
         _print_falls({name: (model.losses, model.change) for name, model in study.models.items()})

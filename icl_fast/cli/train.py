@@ -29,7 +29,7 @@ _BESIDE = "beside the run"  # where TensorBoard's files go by default
 
 def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked:
-        from icl_fast.runs.shipped_configs import names
+        from icl_fast.shipped_configs import names
 
         echo("\n".join(names()))
         ctx.exit()

@@ -32,7 +32,13 @@ except ModuleNotFoundError as error:
         "install g++ and install icl_fast again"
     )
 except Exception as error:  # a truncated file, a missing symbol, another libstdc++: plain torch still works
-    _load_error = f"icl_fast._C does not load ({error}); install icl_fast again"
+    # of wheels it is torch's, which older releases have under another name
+    advice = (
+        "install the system's (Debian: libgomp1) or a newer torch"
+        if "libgomp" in str(error)
+        else "install icl_fast again"
+    )
+    _load_error = f"icl_fast._C does not load ({error}); {advice}"
 with suppress(ModuleNotFoundError):
     _emulator = import_module("icl_fast._emu")
 

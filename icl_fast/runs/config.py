@@ -9,9 +9,9 @@ from typing import Any
 from icl_fast.errors import InputError
 from icl_fast.runs.config_files import read_yaml
 from icl_fast.runs.exemplar_config import ExemplarRunConfig
-from icl_fast.runs.shipped_configs import find
 from icl_fast.runs.text_config import TextRunConfig
 from icl_fast.schema import ValidationError, validation_message
+from icl_fast.shipped_configs import find
 
 RunConfig = TextRunConfig | ExemplarRunConfig
 

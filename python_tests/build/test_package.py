@@ -70,6 +70,22 @@ def test_a_broken_module_costs_only_the_kernels(tmp_path: Path, content: bytes) 
     assert facts["built"]["why_not"].endswith("install icl_fast again")
 
 
+def test_a_machine_without_an_openmp_of_the_name_that_wheels_ask_for() -> None:
+    program = (
+        "import sys\n"
+        "class Fails:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'icl_fast._C':\n"
+        "            raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')\n"
+        "sys.meta_path.insert(0, Fails())\n"
+        "from icl_fast.ops import _backend\n"
+        "print(_backend.load_error())"
+    )
+    said = python(program)
+    assert "does not load (libgomp.so.1: cannot" in said
+    assert said.endswith("; install the system's (Debian: libgomp1) or a newer torch\n")
+
+
 def test_without_the_module_it_is_plain_torch() -> None:
     program = (
         "import sys\n"

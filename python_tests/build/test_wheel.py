@@ -12,6 +12,7 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff")
@@ -110,3 +111,36 @@ def test_the_base_install_from_another_folder(wheel: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "extras as they should be" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "tag"),
+    [
+        ("linux", "x86_64", "manylinux_x86_64"),
+        ("linux", "aarch64", "manylinux_aarch64"),
+        ("macos", "arm64", "macosx_arm64"),
+        ("windows", "AMD64", "win_amd64"),
+    ],
+)
+def test_there_is_a_wheel_for_every_python_of_the_classifiers(system: str, processor: str, tag: str) -> None:
+    pytest.importorskip("cibuildwheel")
+    command = [sys.executable, "-m", "cibuildwheel", "--platform", system, "--archs", processor]
+    done = subprocess.run([*command, "--print-build-identifiers"], cwd=ROOT, capture_output=True, text=True)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    minors = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', project)
+    assert len(minors) >= 5
+    assert done.stdout.split() == [f"cp3{minor}-{tag}" for minor in minors], done.stderr
+
+
+def test_the_workflow_builds_on_every_platform() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8"))["jobs"]
+    runners = jobs["wheels"]["strategy"]["matrix"]["runner"]
+    assert {runner.partition("-")[0] for runner in runners} == {"ubuntu", "macos", "windows"}
+    assert any(runner.endswith("-arm") for runner in runners)
+    assert any("cibuildwheel" in step.get("run", "") for step in jobs["wheels"]["steps"])
+
+
+def test_the_wheels_are_tried_by_a_program_that_is_there() -> None:
+    (program,) = re.findall(r'^test-sources = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f'test-command = "python {program} --compiled"' in (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / program).is_file()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from icl_fast.data import read_images
-from icl_fast.data.image_folder import _pixels
+from icl_fast.data.image_file import grey_pixels
 from icl_fast.errors import InputError
 
 GREY = np.full((28, 28), 230, np.uint8)
@@ -173,7 +173,7 @@ def test_what_has_no_right_features_is_refused_by_name(name: str, tmp_path: Path
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 def test_thin_images(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("L", size, 40).save(tmp_path / "x.png")
-    assert np.unique(_pixels(tmp_path / "x.png", 28)).tolist() == [40]
+    assert np.unique(grey_pixels(tmp_path / "x.png", 28)).tolist() == [40]
 
 
 FUZZED = [SAME[name] for name in ("I16.png", "I16.tif", "P.gif", "RGBA.webp", "CMYK.jpg", "turned.png", "turned.tif")]
@@ -188,7 +188,7 @@ def test_damaged_images_are_read_or_refused(data: st.DataObject, tmp_path_factor
     file = tmp_path_factory.getbasetemp() / "fuzzed.png"
     file.write_bytes(content[: data.draw(st.integers(1, len(content)))])
     try:
-        shape = _pixels(file, 9).shape
+        shape = grey_pixels(file, 9).shape
     except InputError as error:
         shape = (9, 9) if str(error).startswith(f"images: {file} ") else ()
     assert shape == (9, 9)
@@ -200,7 +200,7 @@ def test_truncated_images(kind: str, tmp_path: Path) -> None:
     for kept in (0.2, 0.6, 0.95):
         (tmp_path / "x.png").write_bytes(content[: int(kept * len(content))])
         with pytest.raises(InputError, match=r"x\.png is no image or damaged"):
-            _pixels(tmp_path / "x.png", 28)
+            grey_pixels(tmp_path / "x.png", 28)
 
 
 def test_linked_classes_and_images(tmp_path: Path) -> None:

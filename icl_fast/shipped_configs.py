@@ -14,7 +14,7 @@ def folder() -> Path:
     Raises:
         InputError: nowhere.
     """
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     for place in (package / "configs", package.parent / "configs"):
         if place.is_dir():
             return place

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
 from icl_fast.runs import load_config
-from icl_fast.runs.shipped_configs import find, folder, names
+from icl_fast.shipped_configs import find, folder, names
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(autouse=True)
