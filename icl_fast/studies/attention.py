@@ -33,7 +33,7 @@ from icl_fast.report.study import counted_by
 from icl_fast.runs import Run, Series
 
 MOST_NUMBERS = 2**24  # of attention, of all heads and snapshots of a model: a page of some 10 MB
-_HEIGHT = 900  # pixels
+_HEIGHT = 1100  # pixels: all of a view in a notebook of usual width
 
 Source = LoadedModel | Series | Run | str | Path
 

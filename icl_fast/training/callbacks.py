@@ -73,20 +73,23 @@ class WandbCallback(Callback):
 
     Args:
         project: the project's name there.
-        mode: `online`, or `offline`: into the folder wandb/, to be sent by `wandb sync`.
+        mode: `online`, or `offline`: into the folder wandb/, to be sent by `wandb sync`; None: as WANDB_MODE says.
         options: others of `wandb.init`.
 
     Raises:
-        InputError: it cannot be imported.
+        InputError: it cannot be imported; when training begins, it cannot log there.
     """
 
-    def __init__(self, project: str, *, mode: str = "online", **options: Any) -> None:
+    def __init__(self, project: str, *, mode: str | None = None, **options: Any) -> None:
         self._wandb = _imported("wandb", "wandb")
         self.options = {"project": project, "mode": mode, **options}
 
     def on_start(self, run: Run) -> None:
         described = {"name": run.path.resolve().name, "config": run.config.model_dump(mode="json")}
-        self._run = self._wandb.init(**described | self.options)
+        try:
+            self._run = self._wandb.init(**described | self.options)
+        except self._wandb.Error as error:
+            raise InputError(f"wandb: {error}; or set WANDB_MODE=offline") from error
 
     def on_log(self, step: int, values: dict[str, Any]) -> None:
         self._run.log(dict(scalars(values)), step=step)

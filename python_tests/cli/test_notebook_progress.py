@@ -53,7 +53,7 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     of_display.HTML, of_display.display = str, display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", of_display)
-    monkeypatch.setattr("icl_fast.cli.notebook_display._SECONDS_BETWEEN_DRAWINGS", 0.0)
+    monkeypatch.setattr("icl_fast.cli.notebook_display._SECONDS_BETWEEN_DRAWINGS", -1.0)
     return shown
 
 

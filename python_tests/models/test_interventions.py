@@ -18,6 +18,7 @@ from torch import Tensor
 
 from icl_fast.errors import InputError
 from icl_fast.models import LAYER_SITES, Intervention, Transformer
+from icl_fast.models.interventions import named_sites
 
 Build = Callable[..., Transformer]
 Edit = Callable[[str, Tensor], Tensor]
@@ -185,6 +186,17 @@ def test_patterns_of_sites(model: Transformer, record: Any, expected: list[str])
     assert all(torch.equal(found[name], by_name[name]) for name in expected)
     inner = [name for name in expected if name != "logits"]
     assert set(model.hidden(TOKENS, record=inner)[1]) == set(inner)
+
+
+def test_every_pattern_is_the_sites_that_it_spells(model: Transformer) -> None:
+    for layer, name in itertools.product(["*", "0", "1"], ["*", *LAYER_SITES]):
+        expected = [
+            f"{one}.{other}"
+            for one in range(L)
+            for other in LAYER_SITES
+            if layer in ("*", str(one)) and name in ("*", other)
+        ]
+        assert named_sites(f"{layer}.{name}", model.config) == tuple(expected)
 
 
 def test_every_site_without_mlps(build: Build) -> None:

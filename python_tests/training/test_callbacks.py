@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import icl_fast
 from icl_fast.cli.main import cli
 from icl_fast.errors import InputError
 from icl_fast.runs import Run, parse_config
@@ -132,18 +134,24 @@ def test_tensorboard(values: dict[str, Any], tmp_path: Path) -> None:
 
 
 _WANDB = """
+import sys
 from icl_fast.runs import load_config
 from icl_fast.training import WandbCallback, train
 
-train(load_config("config.yaml"), "run", callbacks=[WandbCallback("lab", mode="offline", dir=".")])
+mode = sys.argv[1] if sys.argv[1:] else None
+train(load_config("config.yaml"), "run", callbacks=[WandbCallback("lab", mode=mode, dir=".")])
 """
 
 
-def test_wandb_offline(values: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_wandb_offline(values: dict[str, Any], tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it wrote to be synced holds every loss, as JSON, and the project and the run's name."""
     pytest.importorskip("wandb")
     (tmp_path / "config.yaml").write_text(parse_config(values).to_yaml())
-    done = subprocess.run([sys.executable, "-c", _WANDB], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if how == "environment":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    command = [sys.executable, "-c", _WANDB, *(["offline"] if how == "argument" else [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = written.read_bytes()
@@ -192,3 +200,29 @@ def test_command_without_the_package(values: dict[str, Any], tmp_path: Path, mon
     assert result.exit_code == 2
     assert result.output.startswith("error: --wandb: cannot be imported (")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_wandb_that_is_not_logged_in(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line; and the same command begins once it is."""
+    pytest.importorskip("wandb")
+    (tmp_path / "config.yaml").write_text(parse_config(values).to_yaml())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-m", "icl_fast", "train", "config.yaml", "--out", "run", "--wandb", "lab"]
+    root = Path(icl_fast.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), *sys.path]))
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+        )
+
+    refused = run()
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: --wandb: ")
+    assert "Traceback" not in refused.stderr
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run().returncode == 0
