@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
 from matplotlib.image import AxesImage
 
 from icl_fast.analysis.arrays import Floats
@@ -32,6 +33,13 @@ def legend_beside(axis: Axes, **options: Any) -> None:
     """A legend at the right of the axes, where it lies over no line."""
     style: dict[str, Any] = {"frameon": False, "fontsize": 8, "loc": "upper left", "borderaxespad": 0}
     axis.legend(**style | {"bbox_to_anchor": (1.02, 1.0)} | options)
+
+
+def legend_of_row(figure: FigureBase, axes: Iterable[Axes], **options: Any) -> None:
+    """One legend for axes that show the same things, at the right of their figure."""
+    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    style: dict[str, Any] = {"frameon": False, "fontsize": 8, "loc": "outside right upper"}
+    figure.legend(known.values(), known.keys(), **style | options)
 
 
 def end_at_data(axis: Axes, also: Iterable[float] = ()) -> None:

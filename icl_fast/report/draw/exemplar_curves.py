@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl_fast.report.colours import EVALUATORS, MODELS
-from icl_fast.report.draw.axes import end_at_data, label_axes, legend_beside, plain
+from icl_fast.report.draw.axes import end_at_data, label_axes, legend_beside, legend_of_row, plain
 from icl_fast.report.draw.figures import save_figure
 
 _SEQUENCES = "training sequences (millions)"
@@ -54,17 +55,26 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     rows = 1 + attends + fixed_labels
     figure = Figure(figsize=(17, 4.2 * rows), layout="constrained")
     figure.suptitle(_title(title, curves))
-    axes = figure.subplots(rows, 3, squeeze=False)
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    axes = [part.subplots(1, 3) for part in parts]
+    _loss(axes[0][0], curves, pairs)
+    _accuracies(axes[0][1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
+    _accuracies(axes[0][2], curves, "accuracy", "Accuracy among all outputs", None)
+    legend_of_row(parts[0], axes[0])
+    if attends:
+        _attention(axes[1], curves)
+        legend_of_row(parts[1], axes[1][:1], title="head")
     if fixed_labels:  # Fig 5.9b
-        _by_evaluator(axes[-1, 0], curves, "loss", "Loss by evaluator", "nats")
-        axes[-1, 0].set_ylim(bottom=0)
-        for axis in axes[-1, 1:]:
+        _by_evaluator(axes[-1][0], curves, "loss", "Loss by evaluator", "nats")
+        axes[-1][0].set_ylim(bottom=0)
+        for axis in axes[-1][1:]:
             axis.set_axis_off()
-    _loss(axes[0, 0], curves, pairs)
-    _accuracies(axes[0, 1], curves, "accuracy_in_context", "Accuracy among the labels in context", 1 / pairs)
-    _accuracies(axes[0, 2], curves, "accuracy", "Accuracy among all outputs", None)
-    if not attends:
-        return figure
+        legend_of_row(parts[-1], axes[-1][:1])
+    return figure
+
+
+def _attention(axes: Sequence[Axes], curves: xr.Dataset) -> None:
+    """What the heads of the first and the last layer attend to, a panel for each kind of strength."""
     shown = "flip" if "flip" in curves["evaluator"] else "train"
     last = curves.sizes["layer"] - 1
     measured = (
@@ -72,13 +82,11 @@ def run_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
         ("previous_token", 0, "attention of labels to the exemplar before"),
         ("own", 0, "attention of labels to themselves"),
     )
-    for axis, (metric, layer, what) in zip(axes[1], measured, strict=True):
+    for axis, (metric, layer, what) in zip(axes, measured, strict=True):
         values = curves[metric].sel(evaluator=shown).isel(layer=layer)
         for head in range(curves.sizes["head"]):
             axis.plot(_millions(curves), values.isel(head=head), color=MODELS[head % 8], label=str(head), lw=1.4)
-        label_axes(axis, f"Heads of layer {layer}, {what} ({shown})", _SEQUENCES, "attention")
-    legend_beside(axes[1, 2], title="head")
-    return figure
+        label_axes(axis, f"Heads of layer {layer}, on {shown}:\n{what}", _SEQUENCES, "attention")
 
 
 def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
@@ -94,12 +102,14 @@ def population_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
     figure.suptitle(_title(title, curves))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     _member_losses(axes[0], curves, "Training loss", pairs)
+    if len(_settings(curves)) <= _MOST_NAMED:
+        legend_of_row(figure, axes[:1])
     for axis, name in zip(axes[1:], names, strict=False):
         answered = bool(np.isfinite(curves["accuracy_in_context"].sel(evaluator=name)).any())
         metric = "accuracy_in_context" if answered else "accuracy"
         _draw(axis, _millions(curves), curves[metric].sel(evaluator=name))
         where = "among the labels in context" if answered else "among all outputs"
-        label_axes(axis, f"{name}: accuracy {where}", _SEQUENCES, "accuracy")
+        label_axes(axis, f"{name}:\naccuracy {where}", _SEQUENCES, "accuracy")
         end_at_data(axis)
     for axis in axes[1 + len(names) :]:
         axis.set_axis_off()
@@ -122,6 +132,8 @@ def facet_figure(curves: xr.Dataset, title: str, pairs: int) -> Figure:
             chosen = [k for k, name in enumerate(of_member) if (name.split()[0], name.split(FACET)[1]) == (row, column)]
             named = "member", [of_member[k].split(FACET)[0] for k in chosen]
             _member_losses(axes[i, j], curves.isel(member=chosen).assign_coords(setting=named), column, pairs)
+        if len(chosen) <= _MOST_NAMED:  # the same lines in all panels of the row
+            legend_beside(axes[i, -1])
     return figure
 
 
@@ -145,6 +157,7 @@ def strategies_figure(results: xr.Dataset, title: str, pairs: int) -> Figure:
     legend_beside(axes[0])
     for axis, clamp in zip(axes[1:], clamps, strict=True):
         _accuracies(axis, results.sel(clamp=clamp), "accuracy_in_context", f"{clamp}: accuracy in context", 1 / pairs)
+    legend_beside(axes[-1])
     return figure
 
 
@@ -161,7 +174,6 @@ def _loss(axis: Axes, curves: xr.Dataset, pairs: int) -> None:
     _guessing(axis, pairs)
     label_axes(axis, "Loss", _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
-    legend_beside(axis)
 
 
 def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance: float | None) -> None:
@@ -169,7 +181,6 @@ def _accuracies(axis: Axes, curves: xr.Dataset, metric: str, title: str, chance:
     if chance is not None:
         axis.axhline(chance, color="0.6", lw=0.8, ls=":", label="chance")
     end_at_data(axis)
-    legend_beside(axis)
 
 
 def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit: str) -> None:
@@ -180,7 +191,6 @@ def _by_evaluator(axis: Axes, curves: xr.Dataset, metric: str, title: str, unit:
         if bool(np.isfinite(values).any()):
             axis.plot(_millions(curves), values, color=colour, label=name)
     label_axes(axis, title, _SEQUENCES, unit)
-    legend_beside(axis)
 
 
 def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> None:
@@ -188,8 +198,6 @@ def _member_losses(axis: Axes, curves: xr.Dataset, title: str, pairs: int) -> No
     _guessing(axis, pairs)
     label_axes(axis, title, _SEQUENCES, "nats")
     axis.set_ylim(bottom=0)
-    if len(_settings(curves)) <= _MOST_NAMED:
-        legend_beside(axis)
 
 
 def _settings(data: xr.Dataset | xr.DataArray) -> dict[str, list[int]]:

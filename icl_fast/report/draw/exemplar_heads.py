@@ -73,7 +73,7 @@ def draw_heads(found: xr.Dataset, member: int, path: Path) -> list[Path]:
         f"on {one.attrs['evaluator']}"
     )
     # rows laid out each on its own: long names in one take no room in the others
-    axes = np.array([row.subplots(1, 3) for row in figure.subfigures(4, 1)])
+    axes = np.array([row.subplots(1, 3) for row in figure.subfigures(4, 1, squeeze=False)[:, 0]])
     _strength_panel(axes[0, 0], one)
     _residual_panel(axes[0, 1], one)
     perfect = one.sel(patterns="perfect")

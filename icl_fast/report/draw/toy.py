@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from icl_fast.report.colours import BAND, MODELS, OTHERS
-from icl_fast.report.draw.axes import label_axes
+from icl_fast.report.draw.axes import label_axes, legend_beside
 from icl_fast.toy import Setting
 
 FIRST, SECOND, COMPETITION, DIVOT = MODELS[0], MODELS[2], OTHERS, BAND
@@ -53,10 +53,10 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
     seed = int(data["seed"][chosen])
     label_axes(axes[0, 0], f"Loss while learning, seed {seed} (faint: other seeds)", "steps", "loss / loss at zero")
     axes[0, 0].set_ylim(0, 1.6)
-    axes[0, 0].legend(frameon=True, framealpha=0.9, edgecolor="w", title="clamped to its true value", facecolor="0.9")
+    legend_beside(axes[0, 0], title="clamped to its true value", frameon=True, facecolor="0.85", edgecolor="w")
     label_axes(axes[0, 1], f"Progress measure of a, seed {seed}: its direction", "steps", "1 - cos²(a, a*)")
     label_axes(axes[0, 2], f"Progress measure of a, seed {seed}: others set to ± true", "steps", "loss / loss at zero")
-    axes[0, 1].legend(frameon=False, title="trained with clamped")
+    legend_beside(axes[0, 1], title="trained with clamped")
     _scale_panel(axes[1, 0], length)
     _plateau_panel(axes[1, 1], length)
     for colour, count in zip(MODELS[1:], at_zero["vectors"].values, strict=False):
@@ -66,7 +66,7 @@ def phase_change_figure(data: xr.Dataset, length: xr.Dataset, at_zero: xr.Datase
             axes[1, 2].plot(one["epsilon"], abs(change["predicted"]), color=colour, lw=1, label=label)
             axes[1, 2].plot(one["epsilon"], abs(change["change"]), marker, color=colour, markersize=5, mfc="none")
     axes[1, 2].set(xscale="log", yscale="log")
-    axes[1, 2].legend(frameon=False, title="vectors; lines: C.4", fontsize=8)
+    legend_beside(axes[1, 2], title="vectors; lines: C.4")
     label_axes(
         axes[1, 2],
         "Leaving zero: the loss falls along d- (▽), rises along d+ (△)",
@@ -91,7 +91,7 @@ def _scale_panel(axis: Axes, length: xr.Dataset) -> None:
     axis.axhline(length.attrs["steps"], color="0.6", lw=1, ls=":")
     at = (ticks[-1], length.attrs["steps"])
     axis.annotate("end of the simulation", at, (0, 3), textcoords="offset points", ha="right", color="0.4", fontsize=8)
-    axis.legend(frameon=False, title="vectors", fontsize=8)
+    legend_beside(axis, title="vectors")
     label_axes(
         axis, "Plateau by initial scale, median over seeds", "scale of the initial vectors", "steps on the plateau"
     )
@@ -136,7 +136,7 @@ def coopetition_figure(data: xr.Dataset) -> Figure:
                 )
         interval = _mark_divot(axes[0], one, seed)
         label_axes(axes[0], f"{name}: seed {seed}", "steps", "half mean squared error")
-        axes[0].legend(frameon=False, fontsize=8)
+        legend_beside(axes[0])
         if interval:
             _mark_divot(axes[1], one, seed)
             begin, end = interval
@@ -166,7 +166,7 @@ def _quantiles(axis: Axes, one: xr.Dataset) -> None:
     late = one["quantiles"].isel(coarse_step=slice(one.sizes["coarse_step"] // 20, None))
     axis.set_ylim(0, 1.1 * float(late.max()))
     axis.axhline(1, color="0.7", lw=0.8, zorder=0)
-    axis.legend(frameon=False, fontsize=8)
+    legend_beside(axis)
 
 
 def _events(axis: Axes, one: xr.Dataset) -> None:
@@ -181,7 +181,7 @@ def _events(axis: Axes, one: xr.Dataset) -> None:
         axis.plot(one["coarse_step"], happened.mean(1), color=colour, ls=style, label=label)
     axis.axhline(1 - float(one["stuck"].mean()), color="0.6", lw=1, ls=":", label="all that leave the plateau")
     axis.set_ylim(-0.02, 1.02)
-    axis.legend(frameon=False, fontsize=8, loc="best")
+    legend_beside(axis)
 
 
 def seeds_figure(one: xr.Dataset) -> Figure:
@@ -202,7 +202,7 @@ def seeds_figure(one: xr.Dataset) -> Figure:
         label_axes(axis, f"seed {seed}{': ' if words else ''}{', '.join(words)}", "steps" if last else "", "loss")
     for axis in axes[one.sizes["shown"] :]:
         axis.set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
+    legend_beside(axes[0])
     dims = ", ".join(f"dim({name}) = {int(one[f'dim_{name}'])}" for name in "abcd")
     figure.suptitle(f"μ = {float(one['mu']):g}, α = {float(one['alpha']):g}, {dims}")
     return figure
@@ -263,7 +263,7 @@ def diagram_figure(grid: xr.Dataset, ratio: xr.Dataset, base: Setting) -> Figure
     last.xaxis.set_minor_locator(NullLocator())
     last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     last.set_ylim(-0.02, 1.02)
-    last.legend(frameon=False, fontsize=8)
+    legend_beside(last)
     label_axes(last, f"all of these at μ = {base.mu:g}, α = {base.alpha:g}", "dim(d) / dim(a)", "fraction of seeds")
     steps = f"{grid.attrs['steps']:,}"
     figure.suptitle(f"Fraction of {grid.attrs['seeds']} seeds in which, after {steps} steps, ...")

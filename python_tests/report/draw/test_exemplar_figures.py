@@ -70,7 +70,7 @@ def test_curves_of_a_population(grid: Run) -> None:
     for name in grid.population.names:
         assert np.array_equal(drawn(axes[0], name), curves["training_loss"].sel(member=name).values)
     assert [axis.get_title() for axis in axes[1:4]] == [
-        f"{name}: accuracy among the labels in context" for name in ("icl", "held-out-classes", "held-out-label-pairs")
+        f"{name}:\naccuracy among the labels in context" for name in ("icl", "held-out-classes", "held-out-label-pairs")
     ]
 
 
@@ -81,21 +81,22 @@ def test_a_name_is_no_formula_and_hides_no_line(grid: Run, tmp_path: Path) -> No
     save_figure(figure, tmp_path / "curves")  # matplotlib reads formulas when it draws
     drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
     assert r"<!-- $\frac$: 3 trainings of 48 sequences -->" in drawn
-    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend] == [r"a\$\frac\$b", "_hidden", "?", "log 2: a guess"]
 
 
 def test_seeds_of_a_setting_are_one_band(grid: Run) -> None:
     curves = training_curves(grid).isel(member=slice(0, 5))
     curves = curves.assign_coords(setting=("member", ["a", "a", "b", "a", "b"]))
-    axes = population_figure(curves, "seeds", 2).axes
+    figure = population_figure(curves, "seeds", 2)
+    axes = figure.axes
     for name, members in (("a", [0, 1, 3]), ("b", [2, 4])):
         losses = curves["training_loss"].values[:, members]
         np.testing.assert_allclose(drawn(axes[0], name), losses.mean(1), rtol=1e-12)
         band = axes[0].collections["ab".index(name)].get_paths()[0].vertices[:, 1]
         for edge in losses.mean(1) - losses.std(1, ddof=1), losses.mean(1) + losses.std(1, ddof=1):
             assert all(np.isclose(band, value, rtol=1e-9).any() for value in edge)
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["a", "b", "log 2: a guess"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "log 2: a guess"]
     assert len(axes[1].get_lines()) == len(axes[1].collections) == 2
 
 
