@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises:
         InputError: no such file, not YAML (see `_Loader` for what of it is read), no sections, a malformed override.
     """
-    if (inside := Path(path) / "config.yaml").is_file():
+    if os.path.isfile(inside := Path(path) / "config.yaml"):  # unlike Path's, it has no error for any name
         goes_on = f"`icl-fast train {inside} --out {path} --resume` goes on with it"
         raise InputError(f"config: {path} is a run, not a config; {goes_on}")
     path = regular_file(path, "config")

@@ -156,6 +156,10 @@ def test_other_losses_and_other_examples(run: Path, other: Path, tmp_path: Path)
         f"error: runs: {losses} belongs to a sweep with other chunk, examples; --force measures again in its "
         "place, or ask for what it holds"
     )
+    forced = call("pca", run, "--examples", 9, "--out", out, "--force")
+    assert forced.exit_code == 0, forced.output
+    assert open_results(losses).sizes["example"] == open_results(out).sizes["example"] == 9
+    assert call("pca", run, "--out", out, "--force").exit_code == 0
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("evaluation_examples: 40", "evaluation_examples: 39"))
     Run(other).note("config.yaml")  # the change is meant

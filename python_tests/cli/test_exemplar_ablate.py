@@ -217,3 +217,6 @@ def test_results_of_another_sweep_are_not_touched(run: Path) -> None:
     assert f"{store} belongs to a measurement with other sequences; --force measures again" in again.stderr
     assert open_results(store).identical(kept)
     assert np.isfinite(kept["loss"]).all()
+    forced = call("ablate", run, "--sequences", 6, "--heads", "0.0", "--force")
+    assert forced.exit_code == 0, forced.output
+    assert open_results(store).attrs["evaluated"] == 6
