@@ -96,7 +96,7 @@ plt.figure(figsize=(7, 3.5), layout="constrained")
 for strength, curve in curves.items():
     plt.plot(curve["logged_sequences"], curve["training_loss"], label=f"{strength:g}")
 plt.axhline(math.log(2), color="grey", lw=0.8, ls=":")
-plt.text(0, math.log(2) + 0.02, "log 2: one of the two labels, no matter which", color="grey")
+plt.text(0, math.log(2) - 0.07, "log 2: either label", color="grey")
 plt.legend(title="strength")
 plt.xlabel("sequences seen")
 plt.ylabel("training loss (nats)")
