@@ -77,7 +77,7 @@ def test_the_sign_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
     runs = runs_of(3, [4, 5], 9)
     pca = joint_pca(runs)
-    monkeypatch.setattr("icl_fast.analysis.pca.PCA", Turned)
+    monkeypatch.setattr("sklearn.decomposition.PCA", Turned)
     turned = joint_pca(runs)
     np.testing.assert_array_equal(turned.components, pca.components)
     np.testing.assert_array_equal(turned.coordinates["run 1"], pca.coordinates["run 1"])
