@@ -8,6 +8,8 @@ from pathlib import Path
 import jupytext
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from nbconvert.filters import strip_ansi
+from nbformat import NotebookNode
 
 SECONDS = 600  # a cell, or until a kernel starts, however busy the machine is
 
@@ -26,14 +28,24 @@ def execute(source: Path, folder: Path) -> Executed:
     Raises:
         CellExecutionError: a cell raised.
     """
-    name, home = source.stem, folder / source.stem
+    home = folder / source.stem
     home.mkdir(parents=True)
-    notebook = jupytext.read(source)
-    place = {"metadata": {"path": str(home)}}
-    NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, resources=place).execute()
-    kept = folder / f"{name}.ipynb"
-    jupytext.write(notebook, kept)
+    notebook, place = jupytext.read(source), {"metadata": {"path": str(home)}}
+    NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, coalesce_streams=True, resources=place).execute()
+    jupytext.write(notebook, home.with_suffix(".ipynb"))
+    return as_page(notebook, source.stem)
+
+
+def as_page(notebook: NotebookNode, name: str) -> Executed:
+    """An executed notebook as a page, without the colours of a terminal and what went to standard error."""
+    files = {f"{name}.ipynb": jupytext.writes(notebook, "ipynb").encode()}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output["text"] = strip_ansi(output["text"])
     text, made = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": ""})
     title, _, rest = text.lstrip().partition("\n")
-    page = f"{title}\n\n*This page is [a notebook]({kept.name}), executed as it is read here.*\n{rest}"
-    return Executed(page, {kept.name: kept.read_bytes(), **made["outputs"]})
+    page = f"{title}\n\n*This page is [a notebook]({name}.ipynb), executed as it is read here.*\n{rest}"
+    return Executed(page, files | made["outputs"])

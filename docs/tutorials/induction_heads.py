@@ -141,7 +141,7 @@ icl_fast.attention(
     "\n".join((text / "000.txt").read_text().splitlines()[:6]),
     heads=f"{layer}.{head}",
     steps=[600, 1200],
-    height=520,
+    height=700,
 )
 
 # %% [markdown]

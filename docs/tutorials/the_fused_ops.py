@@ -8,9 +8,9 @@
 # # The fused ops in your code
 #
 # The ops of `icl_fast.ops` need torch and numpy only, and work in any model. The one that most models can use is
-# [`linear_cross_entropy`][icl_fast.ops.linear_cross_entropy]: the last linear map and the loss in one, without the
-# logits in between. For 4,096 tokens and a vocabulary of 32,768 the logits alone are half a gigabyte, and the usual
-# way holds them, their softmax and their gradient.
+# [`linear_cross_entropy`][icl_fast.ops.linear_cross_entropy.linear_cross_entropy]: the last linear map and the loss in
+# one, without the logits in between. For 4,096 tokens and a vocabulary of 32,768 the logits alone are half a gigabyte,
+# and the usual way holds them, their softmax and their gradient.
 
 # %%
 import subprocess

@@ -21,8 +21,8 @@ from transformers.utils import logging
 
 import icl_fast
 
-logging.disable_progress_bar()
 torch.manual_seed(0)
+logging.disable_progress_bar()
 
 # %% [markdown]
 # ## Somebody's training
