@@ -65,16 +65,18 @@ def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.option(
     "--seeds",
     type=COUNT,
-    help="On text: train it with the seeds 0, 1, ..., so many, into OUT/seed-0, OUT/seed-1, ...; --resume continues.",
+    help="On text: train it with the seeds 0, 1, ..., so many, into OUT/seed-0, OUT/seed-1, ...; --resume continues; "
+    "default the seed of CONFIG alone.",
 )
 @click.option(
     "--tensorboard",
     is_flag=False,
     flag_value=_BESIDE,
     metavar="[FOLDER]",
-    help="Log for TensorBoard too, in FOLDER/<name of the run>; without FOLDER in tensorboard/ beside the run folder.",
+    help="Log for TensorBoard too, in FOLDER/<name of the run>; without FOLDER in tensorboard/ beside the run folder; "
+    "default not at all.",
 )
-@click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases too.")
+@click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases too; default not at all.")
 @ray_options
 def train(
     on: AbstractContextManager[Runner],

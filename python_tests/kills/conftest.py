@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ class Outcome:
     @property
     def message(self) -> list[str]:
         """The lines of standard error without those of progress."""
-        return [line for line in self.err.splitlines() if not line.endswith(" left")]
+        return [line for line in self.err.splitlines() if not re.search(r": \d+/\d+  ", line)]
 
 
 class Programs:
