@@ -54,7 +54,8 @@ def find_curiosities(
       and has lost half or more.
     - An *opposite head*: an induction head without which the ICL score is lower, by more than two standard errors ("one
       lone induction head whose ablation has the opposite effect").
-    - An *anti-copying head*: a prefix-matching head with a copying score under 0.
+    - An *anti-copying head*: a prefix-matching head with a copying score under 0, or under what stands for it in narrow
+      models (`Thresholds.for_width`).
     - *Not an induction head*, "and yet ablating it has an effect similar to reversing the phase change": its
       before-and-after attribution is at least half of that of the strongest induction head, and negative by more than
       two standard errors.
@@ -75,7 +76,7 @@ def find_curiosities(
     matching = heads["prefix_matching"].transpose("snapshot", "layer", "head").values
     copying = heads["copying"].isel(snapshot=-1).transpose("layer", "head").values
     found += _falling(heads["snapshot"].values, matching, limit)
-    for head in _heads((matching[-1] > limit) & (copying < 0)):
+    for head in _heads((matching[-1] > limit) & (copying < types.thresholds.copying)):
         what = f"matches prefixes ({matching[-1][head]:.2f}) and copies at {copying[head]:.2f}"
         found.append(Curiosity("anti-copying head", None, head, float(copying[head]), what))
     return (*found, *_odd_attributions(attributions.isel(snapshot=-1), types))
