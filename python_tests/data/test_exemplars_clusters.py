@@ -124,7 +124,7 @@ def test_a_config_says_how(tmp_path: Path) -> None:
     assert again == source
     assert ExemplarSource(**raw, encoder="pca", width=2).encoder == "pca"  # type: ignore[arg-type]
     assert ExemplarSource().encoder == "random-projection"
-    with pytest.raises(ValueError, match=r"tokens=.*is not used with kind=glyphs"):
+    with pytest.raises(ValueError, match=r"tokens=.*is not used with kind=auto"):
         ExemplarSource(tokens=(0, 5))
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_fast.cli.main import cli
-from icl_fast.data import Exemplars, draw_strokes, exemplar_source, strokes, transformed
+from icl_fast.data import Exemplars, draw_strokes, exemplar_source, glyphs, strokes, transformed
 from icl_fast.data.exemplar_source import ExemplarSource, load_exemplars, settled
 from icl_fast.errors import InputError
 from icl_fast.runs import Run, load_config, parse_config
@@ -129,7 +129,7 @@ def test_taken_where_the_fonts_are_too_few(monkeypatch: pytest.MonkeyPatch) -> N
     source = ExemplarSource(classes=6, exemplars=2, encoder="none")
     assert source.kind == "auto"
     assert settled(source).kind == "glyphs"
-    monkeypatch.setattr(exemplar_source, "promise_glyphs", lambda *_: False)
+    monkeypatch.setattr(glyphs, "promise_glyphs", lambda *_: False)
     assert settled(source) == ExemplarSource(kind="strokes", classes=6, exemplars=2, encoder="none")
     assert torch.equal(load_exemplars(source).features, draw_strokes(6, 2).features)
     glyphs = ExemplarSource(kind="glyphs", classes=6, exemplars=2, encoder="none")
@@ -149,7 +149,7 @@ VALUES = {
 def test_a_run_says_what_it_took_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = tmp_path / "c.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(VALUES))
-    monkeypatch.setattr(exemplar_source, "promise_glyphs", lambda *_: False)
+    monkeypatch.setattr(glyphs, "promise_glyphs", lambda *_: False)
     begun = CliRunner().invoke(cli, ["train", str(config), "--out", str(out)])
     assert begun.exit_code == 0, begun.output
     assert "run: exemplars are characters of strokes, as this machine's fonts give too few" in begun.stderr

@@ -114,7 +114,7 @@ def test_bad_losses_are_refused_and_change_nothing(losses: Any, kept: Any, error
 
 
 def test_bad_accumulators() -> None:
-    for positions in (2.0, "3", None, True, torch.tensor(3)):
+    for positions in (2.0, "3", None, True, torch.tensor(3.0)):
         with pytest.raises(TypeError, match="position_loss: positions must be an integer, got"):
             PositionLoss(positions)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="position_loss: positions must not be negative, got -1"):
