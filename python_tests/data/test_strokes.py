@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_fast.cli.main import cli
-from icl_fast.data import Exemplars, draw_strokes, exemplar_source, glyphs, strokes, transformed
+from icl_fast.data import Exemplars, draw_strokes, glyphs, strokes, transformed
 from icl_fast.data.exemplar_source import ExemplarSource, load_exemplars, settled
 from icl_fast.errors import InputError
 from icl_fast.runs import Run, load_config, parse_config
@@ -132,8 +132,8 @@ def test_taken_where_the_fonts_are_too_few(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(glyphs, "promise_glyphs", lambda *_: False)
     assert settled(source) == ExemplarSource(kind="strokes", classes=6, exemplars=2, encoder="none")
     assert torch.equal(load_exemplars(source).features, draw_strokes(6, 2).features)
-    glyphs = ExemplarSource(kind="glyphs", classes=6, exemplars=2, encoder="none")
-    assert settled(glyphs) is glyphs
+    rendered = ExemplarSource(kind="glyphs", classes=6, exemplars=2, encoder="none")
+    assert settled(rendered) is rendered
 
 
 VALUES = {
