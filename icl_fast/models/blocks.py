@@ -7,7 +7,7 @@ members folded into the examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,9 +131,11 @@ class Attention(nn.Module):
         # sigmoid(0) = 1/2: every head starts half-way between the token and its predecessor
         self.alpha = nn.Parameter(torch.zeros(config.heads)) if config.key == "smeared" else None
         self.windows = config.windows[layer] if config.windows is not None else None
-        self.heads_of_window: dict[int | None, list[int]] = {}
-        for head, window in enumerate(self.windows or [None] * config.heads):
-            self.heads_of_window.setdefault(window, []).append(head)
+        self.heads_of_window: dict[int | None, Sequence[int]] = {None: range(config.heads)}
+        if (windows := self.windows) is not None:
+            self.heads_of_window = {
+                window: [head for head, its in enumerate(windows) if its == window] for window in dict.fromkeys(windows)
+            }
         self.local = self.windows is not None and None not in self.windows
         self.slopes = alibi_slopes(config.heads) if config.position == "alibi" else None
 

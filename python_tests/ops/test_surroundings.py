@@ -226,7 +226,9 @@ NO_TENSORS: dict[str, Callable[[Tensor], Any]] = {
 def test_what_is_not_such_a_tensor_is_refused_by_name(op: str, kind: str, arguments: Any) -> None:
     given = arguments(op, torch.float32)
     for name, x in given.items():
-        if not isinstance(x, Tensor) or (name == "window" and kind in ("a number", "a list", "an array", "no dimension")):
+        if not isinstance(x, Tensor) or (
+            name == "window" and kind in ("a number", "a list", "an array", "no dimension")
+        ):
             continue
         if not x.is_floating_point() and kind in ("a list", "an array"):  # integers of any kind: test_integers.py
             continue
