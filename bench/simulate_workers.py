@@ -185,7 +185,7 @@ def main() -> None:
             line += f"{took / 3600:>12.2f} h {busy:>7.0%} {rate:>7.1f}/s"
         print(line)
     if options.json:
-        asked = {name: str(value) for name, value in vars(options).items()}
+        asked = {name: str(value) for name, value in vars(options).items() if name != "json"}
         body = {"costs": asdict(costs), "parts": parts, "found": found, "seconds": rows}
         options.json.write_text(to_json({"environment": environment({"device": "cpu"}), **asked, **body}, indent=1))
 

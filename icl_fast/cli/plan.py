@@ -10,6 +10,7 @@ import click
 from icl_fast.cli.commands import Command
 from icl_fast.cli.console import echo, print_document, print_table, wants_json
 from icl_fast.cli.parameters import COUNT, PATH, Number
+from icl_fast.cli.tasks import overrides_option
 
 if TYPE_CHECKING:
     from icl_fast.runs import TextRunConfig
@@ -17,13 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("config", type=PATH)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="A.B=C",
-    help="Change a config key; may be repeated; default as in CONFIG.",
-)
+@overrides_option
 @click.option("--gpus", type=COUNT, default=1, show_default=True, help="Ranks that train together.")
 @click.option(
     "--gpu",

@@ -11,6 +11,13 @@ from icl_fast.errors import InputError
 
 _OTHER = {"text": "exemplars", "exemplars": "text"}
 
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Change a config key; may be repeated; default as in CONFIG.",
+)
 repair_option = click.option(
     "--repair", is_flag=True, help="Measure again what is damaged of earlier results; what is whole is kept."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -27,6 +28,16 @@ _STOPPED = "each file is written whole or not at all; the same command begins ag
 
 
 _STORE = PathType("folder", ".zarr")
+
+
+def _out_option(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--out",
+        type=_STORE,
+        default=Path(f"runs/toy/{name}.zarr"),
+        show_default=True,
+        help="Zarr store, NAME.zarr; others and the figures beside.",
+    )
 
 
 @click.group(cls=Commands)
@@ -56,13 +67,7 @@ def toy() -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option(
-    "--out",
-    type=_STORE,
-    default=Path("runs/toy/phase_change.zarr"),
-    show_default=True,
-    help="Zarr store, NAME.zarr; others and the figures beside.",
-)
+@_out_option("phase_change")
 def phase_change(
     dims: str,
     clamps: tuple[str, ...],
@@ -132,13 +137,7 @@ def phase_change(
 @click.option("--memory", default="512MiB", show_default=True, help="For what is recorded at a time.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda.")
 @repair_option
-@click.option(
-    "--out",
-    type=_STORE,
-    default=Path("runs/toy/coopetition.zarr"),
-    show_default=True,
-    help="Zarr store, NAME.zarr; others and the figures beside.",
-)
+@_out_option("coopetition")
 def coopetition(
     mu: str,
     alpha: str,

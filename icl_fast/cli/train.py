@@ -16,6 +16,7 @@ from icl_fast.cli.left_out import say_left_out, say_taken
 from icl_fast.cli.parameters import COUNT, FOLDER_TO_WRITE, PATH, distinct
 from icl_fast.cli.progress import counting, population_progress, seeds_progress, training_progress
 from icl_fast.cli.scale import ray_options
+from icl_fast.cli.tasks import overrides_option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,13 +46,7 @@ def _list(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     callback=_list,
     help="List the configs that come with icl_fast, and exit.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="A.B=C",
-    help="Change a config key; may be repeated; default as in CONFIG.",
-)
+@overrides_option
 @click.option(
     "--clamp",
     "clamps",
