@@ -76,7 +76,8 @@ struct Parts {
 
 template <typename T>
 using MainGemm =
-    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS>;
+    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS, false,
+         false, false>;
 template <typename T>
 constexpr int kResident = MainGemm<T>::kThreads > 128 ? 1 : 2;
 
