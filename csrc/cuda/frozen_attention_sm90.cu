@@ -1,5 +1,6 @@
 // frozen_attention on Hopper, bf16 and fp16: out[a] = softmax(scale q k^T, causal, windowed) v[a] for all variants a,
-// where D is at most 128 and Dv a multiple of 64. With `rows` or an explicit `pattern` the kernel of sm_80 runs.
+// where D is at most 128 and Dv a multiple of 64. With `rows` or an explicit `pattern` the kernel of sm_80 runs. It is
+// the forward of smeared_attention too, whose keys are smeared before.
 //
 // An item of work is 128 query rows of one head and a chunk of up to 4 slabs of the values' columns, a slab being 64
 // columns of one variant; so the scores are computed once for 256 columns, whatever variants they belong to. One thread
@@ -173,8 +174,8 @@ struct Softmax {
 };
 
 template <typename T, int kDepth, int kSlabs>
-__device__ __forceinline__ void consume(const Shape& shape, const Item& item, T* out, const unsigned char* memory,
-                                        Pipeline<kStages>& pipeline, Pipeline<1>& queries_ring, Ring<kStages>& at,
+__device__ __forceinline__ void consume(const Shape& shape, const Item& item, T* out, const RowSums& row_sums,
+                                        const unsigned char* memory, Pipeline<kStages>& pipeline, Pipeline<1>& queries_ring, Ring<kStages>& at,
                                         Ring<1> item_at, int consumer) {
   using L = Layout<kDepth, kSlabs>;
   constexpr int kColumns = kSlabs * kSlabColumns;
@@ -275,7 +276,17 @@ __device__ __forceinline__ void consume(const Shape& shape, const Item& item, T*
   skip(own.end, tiles.end);
   if (own.begin == own.end) return;
 
-  const float inverse[2] = {1 / softmax.total(0), 1 / softmax.total(1)};
+  const float totals[2] = {softmax.total(0), softmax.total(1)}, inverse[2] = {1 / totals[0], 1 / totals[1]};
+  if (row_sums.peak && lane % 4 == 0) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      if (row + 8 * h < shape.length) {
+        const int64_t to = int64_t{head} * shape.length + row + 8 * h;
+        const float largest = softmax.largest[h], natural = largest * kLn2;
+        row_sums.peak[to] = natural;
+        row_sums.log_sum[to] = logf(totals[h]) + fmaf(largest, kLn2, -natural) + largest * kLn2Rest;
+      }
+  }
 #pragma unroll
   for (int s = 0; s < kSlabs; ++s) {
     const int slab = first_slab + s, variant = slab / shape.slabs_per_variant;
@@ -309,7 +320,7 @@ __global__ void __launch_bounds__(kThreadsSm90, 1)
                             const __grid_constant__ CUtensorMap v_map,  // [variants * batch * heads, length, width]
                             const int64_t* windows,                     // [heads] or null
                             T* out,                                     // [variants, batch, heads, length, width]
-                            Shape shape) {
+                            RowSums row_sums, Shape shape) {
   using L = Layout<kDepth, kSlabs>;
   ICL_DYNAMIC_SHARED(memory);
   auto& pipeline = *reinterpret_cast<Pipeline<kStages>*>(memory + L::kBarriers);
@@ -333,14 +344,14 @@ __global__ void __launch_bounds__(kThreadsSm90, 1)
   } else {
     take_registers<kConsumerRegisters>();
     for_each_item<kSlabs>(shape, windows, [&](const Item& item) {
-      consume<T, kDepth, kSlabs>(shape, item, out, memory, pipeline, queries, at, item_at, warpgroup - 1);
+      consume<T, kDepth, kSlabs>(shape, item, out, row_sums, memory, pipeline, queries, at, item_at, warpgroup - 1);
       item_at = item_at.next();
     });
   }
 }
 
 template <typename T, int kDepth, int kSlabs>
-cudaError_t launch_typed(const FrozenAttention& p, cudaStream_t stream) {
+cudaError_t launch_typed(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
   const Shape shape(p, kSlabs);
   const auto map = [&](CUtensorMap* to, const void* data, int64_t planes, int64_t columns, int rows) {
     const int64_t stride = columns * int64_t(sizeof(T));
@@ -354,24 +365,25 @@ cudaError_t launch_typed(const FrozenAttention& p, cudaStream_t stream) {
   if (status != cudaSuccess) return status;
   return launch(frozen_attention_kernel<T, kDepth, kSlabs>,
                 std::min<int64_t>(shape.pairs_of_items(), multiprocessors()), kThreadsSm90,
-                Layout<kDepth, kSlabs>::kBytes, stream, q, k, v, p.window, static_cast<T*>(p.out), shape);
+                Layout<kDepth, kSlabs>::kBytes, stream, q, k, v, p.window, static_cast<T*>(p.out), row_sums,
+                shape);
 }
 
 // As few chunks as hold all slabs, and those of equal size.
 template <typename T, int kDepth>
-cudaError_t launch_by_slabs(const FrozenAttention& p, cudaStream_t stream) {
+cudaError_t launch_by_slabs(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
   const int64_t slabs = p.variants * (p.width / kSlabColumns);
   switch (ceil_div(slabs, ceil_div(slabs, kMostSlabs))) {
-    case 1: return launch_typed<T, kDepth, 1>(p, stream);
-    case 2: return launch_typed<T, kDepth, 2>(p, stream);
-    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, stream);
-    default: return launch_typed<T, kDepth, kMostSlabs>(p, stream);
+    case 1: return launch_typed<T, kDepth, 1>(p, row_sums, stream);
+    case 2: return launch_typed<T, kDepth, 2>(p, row_sums, stream);
+    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, row_sums, stream);
+    default: return launch_typed<T, kDepth, kMostSlabs>(p, row_sums, stream);
   }
 }
 
 template <typename T>
-cudaError_t launch_by_depth(const FrozenAttention& p, cudaStream_t stream) {
-  return p.depth <= 64 ? launch_by_slabs<T, 64>(p, stream) : launch_by_slabs<T, 128>(p, stream);
+cudaError_t launch_by_depth(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
+  return p.depth <= 64 ? launch_by_slabs<T, 64>(p, row_sums, stream) : launch_by_slabs<T, 128>(p, row_sums, stream);
 }
 
 }  // namespace
@@ -388,8 +400,9 @@ bool frozen_attention_sm90_fits(const FrozenAttention& p) {
          aligned(p.out);
 }
 
-cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream) {
-  return p.dtype == Dtype::kBFloat16 ? launch_by_depth<bf16>(p, stream) : launch_by_depth<fp16>(p, stream);
+cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
+  return p.dtype == Dtype::kBFloat16 ? launch_by_depth<bf16>(p, row_sums, stream)
+                                     : launch_by_depth<fp16>(p, row_sums, stream);
 }
 
 }  // namespace icl

@@ -12,7 +12,13 @@ ICL_MAY_LACK cudaError_t launch_linear_cross_entropy_fwd_sm90(const LinearCrossE
                                                               cudaStream_t stream);
 
 ICL_MAY_LACK bool frozen_attention_sm90_fits(const FrozenAttention& p);
-ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream);
+// What a backward needs of every row's scores; null: not wanted.
+struct RowSums {
+  float* peak;     // [batch, heads, length], the largest
+  float* log_sum;  // [batch, heads, length], log of the sum of exp(score - peak)
+};
+ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, const RowSums& row_sums,
+                                                      cudaStream_t stream);
 
 // Whether Hopper's own kernel is there and takes this call.
 template <typename P>
