@@ -11,6 +11,11 @@ ICL_MAY_LACK size_t linear_cross_entropy_fwd_sm90_workspace(const LinearCrossEnt
 ICL_MAY_LACK cudaError_t launch_linear_cross_entropy_fwd_sm90(const LinearCrossEntropyFwd& p, void* workspace,
                                                               cudaStream_t stream);
 
+ICL_MAY_LACK bool cross_entropy_difference_sm90_fits(const CrossEntropyDifference& p);
+ICL_MAY_LACK size_t cross_entropy_difference_sm90_workspace(const CrossEntropyDifference& p);
+ICL_MAY_LACK cudaError_t launch_cross_entropy_difference_sm90(const CrossEntropyDifference& p, void* workspace,
+                                                              cudaStream_t stream);
+
 ICL_MAY_LACK bool frozen_attention_sm90_fits(const FrozenAttention& p);
 ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream);
 

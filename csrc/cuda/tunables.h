@@ -68,6 +68,17 @@
 #define ICL_DIFFERENCE_WARPS_ACROSS 2
 #endif
 
+// ---- cross_entropy_difference_sm90.cu ----
+#ifndef ICL_DIFFERENCE_SM90_STAGES
+#define ICL_DIFFERENCE_SM90_STAGES 8  // of the ring; shared memory has room for 14 slabs, what is left keeps weights
+#endif
+#ifndef ICL_DIFFERENCE_SM90_STAGGER
+#define ICL_DIFFERENCE_SM90_STAGGER true  // whether one consumer starts a ring's length after the other
+#endif
+#ifndef ICL_DIFFERENCE_SM90_ROWS_MIB
+#define ICL_DIFFERENCE_SM90_ROWS_MIB 24  // of rows that are multiplied at a time: a share of the last-level cache
+#endif
+
 // ---- attention_forward.h, bf16 and fp16: the shape for few columns and the one for many ----
 #ifndef ICL_FEW_COLUMNS_ROW_BLOCKS
 #define ICL_FEW_COLUMNS_ROW_BLOCKS 2  // of 16 rows, of a warp

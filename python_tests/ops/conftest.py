@@ -22,7 +22,8 @@ from icl_fast.ops import _backend, _registry, available_impls
 
 HALVES = (torch.bfloat16, torch.float16)
 TENSOR_CORES = {"emu": "sm_80", "emu_sm90": "sm_90"}
-SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
+# what runs on Hopper's own kernels
+SM90 = {"cross_entropy_difference": HALVES, "frozen_attention": HALVES, "linear_cross_entropy": HALVES}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
