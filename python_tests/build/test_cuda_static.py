@@ -40,6 +40,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
     "cross_entropy_difference: finish_kernel": {"sm_80": 128, "sm_90a": 128},
     "cross_entropy_difference: main_kernel": {"sm_80": 255, "sm_90a": 255},
+    "cross_entropy_difference_sm90: cross_entropy_difference_kernel": {"sm_90a": 168},
     "frozen_attention: attention_forward<(Keys)0, ": {"sm_80": 224, "sm_90a": 224},  # given keys
     "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 255, "sm_90a": 255},
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
