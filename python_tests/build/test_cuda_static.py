@@ -55,6 +55,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "head_ablation_cross_entropy: product_kernel<Gemm<float, ": {"sm_80": 168, "sm_90a": 168},
     "head_ablation_cross_entropy: rows_kernel": {"sm_80": 40, "sm_90a": 40},
     "head_ablation_cross_entropy: weight_kernel": {"sm_80": 32, "sm_90a": 32},
+    "head_ablation_cross_entropy_sm90: head_ablation_kernel": {"sm_90a": 168},
     "layer_norm_difference: layer_norm_difference_kernel": {"sm_80": 48, "sm_90a": 48},
     "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
