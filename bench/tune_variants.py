@@ -210,6 +210,8 @@ KERNELS = (
             "6 stages": {"DIFFERENCE_SM90_STAGES": 6},
             "10 stages": {"DIFFERENCE_SM90_STAGES": 10},
             "12 stages": {"DIFFERENCE_SM90_STAGES": 12},
+            "2 steps under way": {"DIFFERENCE_SM90_UNDER_WAY": 2},
+            "2 steps under way, 11 stages": {"DIFFERENCE_SM90_UNDER_WAY": 2, "DIFFERENCE_SM90_STAGES": 11},
             "no stagger": {"DIFFERENCE_SM90_STAGGER": False},
             "12 MiB of rows": {"DIFFERENCE_SM90_ROWS_MIB": 12},
             "48 MiB of rows": {"DIFFERENCE_SM90_ROWS_MIB": 48},

@@ -29,6 +29,8 @@ constexpr int kRows = kConsumers * kWgmmaRows, kColumns = 128, kDepth = kSlabCol
 static_assert(kRows == kColumns);  // so that slabs of rows and of weight are of one size
 constexpr int kSlabBytes = kRows * kSlabRowBytes, kSlabs = 14;
 constexpr int kStages = ICL_DIFFERENCE_SM90_STAGES, kMostKept = kSlabs - kStages;
+constexpr int kUnderWay = ICL_DIFFERENCE_SM90_UNDER_WAY;
+static_assert(kStages >= 2 * (kUnderWay + 1));  // a step that is waited for has two slabs, as have those before it
 using Stream = Pipeline<kStages>;
 using Kept = Pipeline<kMostKept>;
 constexpr int kSharedBytes = kSlabs * kSlabBytes + int(sizeof(Stream) + sizeof(Kept));
@@ -202,13 +204,13 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
         for (int k = 0; k < kDepth / kWgmmaDepth; ++k)
           wgmma<T, kColumns>(d, rows + k * kDepthStepInRows, columns + k * kDepthStepInRows, step > 0 || k > 0);
         wgmma_commit();
-        if (step > 0) {  // one step's products stay under way; those of the step before have been read
-          wgmma_wait<1>();
-          release(step - 1);
+        if (step >= kUnderWay) {  // that many steps' products stay under way; those of the step before have been read
+          wgmma_wait<kUnderWay>();
+          release(step - kUnderWay);
         }
       }
       wgmma_wait<0>(d);
-      release(shape.steps - 1);
+      for (int step = max(shape.steps - kUnderWay, 0); step < shape.steps; ++step) release(step);
 
       if (product == 0 && (bias || (tile + 1) * kColumns > shape.v)) {
 #pragma unroll
