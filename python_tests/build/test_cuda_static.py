@@ -40,6 +40,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "axpy: axpy_kernel": {"sm_80": 32, "sm_90a": 32},
     "cross_entropy_difference: finish_kernel": {"sm_80": 128, "sm_90a": 128},
     "cross_entropy_difference: main_kernel": {"sm_80": 255, "sm_90a": 255},
+    "cross_entropy_difference_sm90: cross_entropy_difference_kernel": {"sm_90a": 168},
     "frozen_attention: attention_forward<(Keys)0, ": {"sm_80": 224, "sm_90a": 224},  # given keys
     "frozen_attention: attention_forward<(Keys)0, ForwardShape<float, ": {"sm_80": 255, "sm_90a": 255},
     "frozen_attention: attention_forward<(Keys)2, ": {"sm_80": 192, "sm_90a": 192},  # a given pattern
@@ -54,6 +55,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "head_ablation_cross_entropy: product_kernel<Gemm<float, ": {"sm_80": 255, "sm_90a": 255},
     "head_ablation_cross_entropy: rows_kernel": {"sm_80": 40, "sm_90a": 40},
     "head_ablation_cross_entropy: weight_kernel": {"sm_80": 32, "sm_90a": 32},
+    "head_ablation_cross_entropy_sm90: head_ablation_kernel": {"sm_90a": 168},
     "layer_norm_difference: layer_norm_difference_kernel": {"sm_80": 48, "sm_90a": 48},
     "linear_cross_entropy_bwd: column_sums_kernel": {"sm_80": 32, "sm_90a": 32},
     "linear_cross_entropy_bwd: grad_bias_kernel": {"sm_80": 32, "sm_90a": 32},
