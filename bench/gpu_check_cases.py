@@ -47,7 +47,8 @@ def all_turns(options: Options, names: Sequence[str] = NAMES) -> list[Turn]:
     """The cases of these benches in the order in which they run."""
     modules = {name: import_module(f"bench_{name}") for name in names}
     turns = [[Turn(name, case, str(m.__file__)) for case in m.cases(options)] for name, m in modules.items()]
-    return sorted(in_turns(turns), key=lambda turn: not turn.case.headline)
+    parts = ([[turn for turn in one if turn.case.headline == part] for one in turns] for part in (True, False))
+    return [turn for part in parts for turn in in_turns(part)]
 
 
 def measure(turns: Sequence[Turn], options: Options, head: Mapping[str, Any], where: str) -> dict[str, Any]:
