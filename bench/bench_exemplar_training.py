@@ -81,6 +81,7 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
         bytes=0.0 if none else members * steps * step_bytes(config),
         counts={} if none else counts(members, steps, config.training.batch),
         headline=True,
+        sets=1,
     )
 
 
@@ -119,6 +120,7 @@ def evaluation(setting: str, sequences: int, options: Options) -> Case:
         flops=0.0,
         bytes=0.0,
         counts={"sequences": float(sequences)},
+        sets=1,
     )
 
 

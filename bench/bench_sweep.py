@@ -139,6 +139,7 @@ def case(
         bytes=float(dtype.itemsize * size.parameters + 4 * (1 + size.layers * size.heads) * size.batch * rows),
         rounds=rounds,
         headline=headline,
+        sets=1,
         tolerance=HALF_TOLERANCE if dtype == torch.bfloat16 else None,
     )
 
@@ -208,7 +209,8 @@ def make(maker: Maker, size: Size, positions: str, with_lens: bool) -> Inputs:
     from icl_fast.models import Transformer
 
     config = size.config()
-    model = Transformer(config).to(maker.device, maker.dtype).requires_grad_(False)
+    with torch.device(maker.device):
+        model = Transformer(config).to(maker.dtype).requires_grad_(False)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:  # LayerNorms' gains and biases, MLPs' biases
             weight.copy_(("norm" in name and name.endswith("weight")) + maker.normal(*weight.shape, scale=0.1))

@@ -1,6 +1,6 @@
 """What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
 
-    python bench/gpu_check_child.py probe | launch FILE | op NAME | ceilings FILE
+    python bench/gpu_check_child.py probe | launch FILE | op NAME | compare FILE STORE STORE
 
 Environment:
     GPU_CHECK_ARCH    80: on Hopper too the kernels for every GPU, instead of Hopper's own
@@ -66,12 +66,23 @@ def launch() -> dict[str, Any]:
     return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
-def ceilings() -> dict[str, float]:
-    """bytes/s of copies, FLOP/s of large products."""
-    import clock
+def compare(store: str, other: str) -> dict[str, float]:
+    """How far each variable of two stores of results is apart, relative to its values or, where larger, to 1.
 
-    watch = clock.CudaClock() if DEVICE == "cuda" else clock.CpuClock()
-    return clock.ceilings(DEVICE, set(DTYPES), watch, quick=DEVICE == "cpu")
+    Accuracies are left out: they count which of two numbers is larger, however little.
+    """
+    import numpy as np
+
+    from icl_fast.measure import open_results
+
+    one, two, found = open_results(store), open_results(other), {}
+    for name in one:
+        if one[name].dtype.kind == "f" and not str(name).startswith("accuracy"):
+            a, b = (data[name].values.astype(np.float64) for data in (one, two))
+            apart = np.abs(a - b) / np.maximum(1, np.abs(b))
+            apart[np.isnan(a) & np.isnan(b)] = 0
+            found[str(name)] = float(np.nan_to_num(apart, nan=np.inf).max())
+    return found
 
 
 # The calls of an op for the sanitizer, small but with three tiles or more of 64 in whatever is looped over, aligned to
@@ -192,7 +203,8 @@ def main() -> None:
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         return
-    found = {"probe": probe, "launch": launch, "ceilings": ceilings}[what]()
+    calls: dict[str, Callable[..., dict[str, Any]]] = {"probe": probe, "launch": launch, "compare": compare}
+    found = calls[what](*arguments[1:])
     if arguments:
         Path(arguments[0]).write_text(json.dumps(found))
     else:
