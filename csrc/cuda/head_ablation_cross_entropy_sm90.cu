@@ -45,7 +45,7 @@ struct Maps {
   CUtensorMap stream;  // [N, c]
   CUtensorMap weight;  // [columns, c], G
   CUtensorMap z;       // [H, N, d]
-  CUtensorMap m;       // [H, columns, d]
+  CUtensorMap m;       // [columns, H, d]
 };
 
 __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, unsigned char* tiles,
@@ -62,7 +62,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, un
           tma_load(stage + kRowBytes, maps.weight, full, step * kDepth, tile * kColumns);
         } else {
           tma_load(stage, maps.z, full, step * kDepth, first_row, product - 1);
-          tma_load(stage + kRowBytes, maps.m, full, step * kDepth, tile * kColumns, product - 1);
+          tma_load(stage + kRowBytes, maps.m, full, step * kDepth, product - 1, tile * kColumns);
         }
         at = at.next();
       }
@@ -246,8 +246,8 @@ cudaError_t launch_typed(const HeadAblation& p, const Sides& sides, const Factor
   if (status == cudaSuccess)
     status = make_tensor_map<T, 3>(&maps.z, p.z, {d, p.n, p.h}, {d * kSize, d * p.n * kSize}, {kDepth, kRows, 1});
   if (status == cudaSuccess)
-    status = make_tensor_map<T, 3>(&maps.m, factors.m, {d, columns.count, p.h}, {p.h * d * kSize, d * kSize},
-                                   {kDepth, kColumns, 1});
+    status = make_tensor_map<T, 3>(&maps.m, factors.m, {d, p.h, columns.count}, {d * kSize, p.h * d * kSize},
+                                   {kDepth, 1, kColumns});
   if (status != cudaSuccess) return status;
   return launch(head_ablation_kernel<T>, int64_t{shape.row_tiles} * shape.splits, kThreadsSm90, kSharedBytes, stream,
                 maps, p.targets, shape, sides, columns, partials);
