@@ -45,7 +45,7 @@ struct Maps {
   CUtensorMap stream;  // [N, c]
   CUtensorMap weight;  // [columns, c], G
   CUtensorMap z;       // [H, N, d]
-  CUtensorMap m;       // [H, columns, d]
+  CUtensorMap m;       // [columns, H, d]
 };
 
 __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, unsigned char* tiles,
@@ -62,7 +62,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, un
           tma_load(stage + kRowBytes, maps.weight, full, step * kDepth, tile * kColumns);
         } else {
           tma_load(stage, maps.z, full, step * kDepth, first_row, product - 1);
-          tma_load(stage + kRowBytes, maps.m, full, step * kDepth, tile * kColumns, product - 1);
+          tma_load(stage + kRowBytes, maps.m, full, step * kDepth, product - 1, tile * kColumns);
         }
         at = at.next();
       }
@@ -110,6 +110,10 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
   const bool keeps = lane % 4 < 2 && kept_row < shape.n;
 
   float base[kColumns / 2], offsets[kColumns / 4], d[kColumns / 2];
+  const auto inverse_of = [&](int product, int h) {
+    return row + 8 * h < shape.n ? sides.inverse[int64_t{product} * shape.n + row + 8 * h] : 1.0f;
+  };
+  float next_inverse[2] = {inverse_of(0, 0), inverse_of(0, 1)};
 
   // The second consumer waits until the whole ring was full once: from then on it is that much behind the first.
   if (ICL_HEADS_SM90_STAGGER && consumer == 1) {
@@ -122,12 +126,26 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
     for (int product = 0; product <= shape.heads; ++product) {
       const int64_t first_of_product = int64_t{product} * shape.n;
       MaxSum* const total = found + first_of_product + kept_row;
-      float inverse[2];  // now: it comes from far
+      // Loads before the product in which, or after which, what they bring is used: it comes from far.
+      float inverse[2];
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        inverse[h] = row + 8 * h < shape.n ? sides.inverse[first_of_product + row + 8 * h] : 1.0f;
+      for (int h = 0; h < 2; ++h) {
+        inverse[h] = next_inverse[h];
+        next_inverse[h] = inverse_of(product < shape.heads ? product + 1 : 0, h);
+      }
       MaxSum earlier;
       if (keeps && (columns.first > 0 || tile > first_tile)) earlier = *total;
+      if (product == 0) {
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int column = first_column + 8 * j + i;
+            const bool inside = column < columns.count;
+            offsets[2 * j + i] = inside ? sides.offsets[column] : -INFINITY;
+            base[4 * j + i] = inside ? sides.sums[column] : 0.0f;  // until the product is there
+          }
+      }
 
       Ring<kStages> before = at;
       for (int step = 0; step < shape.steps_of(product); ++step) {
@@ -155,10 +173,7 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
         for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const int column = first_column + 8 * j + i;
-            const bool inside = column < columns.count;
-            const float sum = inside ? sides.sums[column] : 0.0f;
-            offsets[2 * j + i] = inside ? sides.offsets[column] : -INFINITY;
+            const float sum = base[4 * j + i];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
               base[4 * j + 2 * h + i] = fmaf(-mean[h], sum, d[4 * j + 2 * h + i]);
@@ -231,8 +246,8 @@ cudaError_t launch_typed(const HeadAblation& p, const Sides& sides, const Factor
   if (status == cudaSuccess)
     status = make_tensor_map<T, 3>(&maps.z, p.z, {d, p.n, p.h}, {d * kSize, d * p.n * kSize}, {kDepth, kRows, 1});
   if (status == cudaSuccess)
-    status = make_tensor_map<T, 3>(&maps.m, factors.m, {d, columns.count, p.h}, {p.h * d * kSize, d * kSize},
-                                   {kDepth, kColumns, 1});
+    status = make_tensor_map<T, 3>(&maps.m, factors.m, {d, p.h, columns.count}, {d * kSize, p.h * d * kSize},
+                                   {kDepth, 1, kColumns});
   if (status != cudaSuccess) return status;
   return launch(head_ablation_kernel<T>, int64_t{shape.row_tiles} * shape.splits, kThreadsSm90, kSharedBytes, stream,
                 maps, p.targets, shape, sides, columns, partials);
