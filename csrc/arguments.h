@@ -28,7 +28,7 @@ class Arguments {
     if constexpr (std::is_pointer_v<T>) {
       return tensor<std::remove_const_t<std::remove_pointer_t<T>>>(name);
     } else if constexpr (std::is_same_v<T, Dtype>) {
-      return dtype();
+      return dtype(name);
     } else {
       return value<T>(name);
     }
@@ -61,11 +61,11 @@ class Arguments {
     }
   }
 
-  Dtype dtype() const {
-    const auto name = value<std::string>("dtype");
+  Dtype dtype(const char* argument) const {
+    const auto name = value<std::string>(argument);
     for (int i = 0; i < 3; ++i)
       if (name == kDtypeNames[i]) return Dtype(i);
-    fail("cannot be '" + name + "'", "dtype");
+    fail("cannot be '" + name + "'", argument);
   }
 
   // None is null
@@ -85,7 +85,7 @@ class Arguments {
     if constexpr (std::is_same_v<T, double>) return "float64";
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     if constexpr (std::is_same_v<T, bool>) return "bool";
-    if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype())];
+    if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype("dtype"))];
   }
 
   const std::string kernel_;
@@ -107,7 +107,7 @@ inline FrozenAttention read(Arguments& from) {
           ICL_FIELD(pattern),    ICL_FIELD(window), ICL_FIELD(rows),   ICL_FIELD(variants),
           ICL_FIELD(batch),      ICL_FIELD(heads),  ICL_FIELD(length), ICL_FIELD(rows_per_example),
           ICL_FIELD(depth),      ICL_FIELD(width),  ICL_FIELD(scale),  ICL_FIELD(dtype),
-          ICL_FIELD(num_threads)};
+          ICL_FIELD(products),   ICL_FIELD(num_threads)};
 }
 
 template <>
