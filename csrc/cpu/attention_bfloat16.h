@@ -153,21 +153,21 @@ static void apply(const Bfloat16Tile& tile, const TileStrip& strip, const float*
       const int64_t columns = min(width - c, kPanelColumns);
       tile.multiply(work.weights, step, strip.rows, panel, 1, strip.end - strip.begin, work.block, kPanelColumns,
                     false);
+      T* to = out + a * out_stride + c;
       vf check{};
       for (int r = 0; r < strip.rows; ++r)
-        for (int64_t i = r * kPanelColumns; i < (r + 1) * kPanelColumns; i += W) {
-          const vf x = load(work.block + i) * splat(factor[r]);
+        for (int64_t i = 0; i < columns; i += W) {
+          const vf x = load(work.block + r * kPanelColumns + i) * splat(factor[r]);
           check += x * vf{};
-          store(work.block + i, x);
+          store_some(to + r * width + i, x, columns - i);
         }
-      const bool finite = sum_of_lanes(check) == 0;
+      if (sum_of_lanes(check) == 0) continue;
       for (int r = 0; r < strip.rows; ++r) {
         float* row = work.block + r * kPanelColumns;
-        if (!finite && !is_finite(row, columns)) {
-          widen_rows(work.weights + r * step, 1, strip.last[r] + 1 - strip.begin, work.row + strip.begin, 0);
-          confine(work.row, strip.first[r], strip.last[r] + 1, v + a * v_stride + c, width, columns, factor[r], row);
-        }
-        narrow_row(row, out + a * out_stride + r * width + c, columns);
+        if (is_finite(row, columns)) continue;
+        widen_rows(work.weights + r * step, 1, strip.last[r] + 1 - strip.begin, work.row + strip.begin, 0);
+        confine(work.row, strip.first[r], strip.last[r] + 1, v + a * v_stride + c, width, columns, factor[r], row);
+        narrow_row(row, to + r * width, columns);
       }
     }
 }
