@@ -134,7 +134,7 @@ def run(
     outputs: Mapping[str, Tensor | None],
     inputs: Mapping[str, Tensor | None],
     dtype: torch.dtype | None = None,
-    **numbers: float,
+    **numbers: float | str,
 ) -> None:
     """Run a kernel of csrc.
 
@@ -144,7 +144,7 @@ def run(
         outputs: what it writes into, by the name of the argument in csrc/ops.h; contiguous.
         inputs: what it reads, likewise; any strides.
         dtype: what the kernel computes with; None for a kernel that has no choice.
-        numbers: the other arguments; `num_threads` is torch's where it is left out.
+        numbers: the other arguments, among them `products`, a name; `num_threads` is torch's where it is left out.
 
     Raises:
         ValueError: an output is not contiguous: what is written into a copy would be lost.
