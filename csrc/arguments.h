@@ -188,10 +188,16 @@ inline GatedDifference read(Arguments& from) {
 }
 
 template <>
+inline PackWeight read(Arguments& from) {
+  using P = PackWeight;
+  return {ICL_FIELD(packed), ICL_FIELD(weight), ICL_FIELD(m), ICL_FIELD(c), ICL_FIELD(num_threads)};
+}
+
+template <>
 inline Project read(Arguments& from) {
   using P = Project;
-  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(n),
-          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(num_threads)};
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(packed),   ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(products), ICL_FIELD(num_threads)};
 }
 
 template <>
