@@ -85,6 +85,7 @@ class Arguments {
     if constexpr (std::is_same_v<T, double>) return "float64";
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     if constexpr (std::is_same_v<T, bool>) return "bool";
+    if constexpr (std::is_same_v<T, uint16_t>) return "bfloat16";
     if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype("dtype"))];
   }
 
@@ -133,8 +134,8 @@ template <>
 inline LinearCrossEntropyFwd read(Arguments& from) {
   using P = LinearCrossEntropyFwd;
   return {ICL_FIELD(losses),       ICL_FIELD(peak),  ICL_FIELD(log_sum),    ICL_FIELD(hidden), ICL_FIELD(weight),
-          ICL_FIELD(targets),      ICL_FIELD(bias),  ICL_FIELD(n),          ICL_FIELD(c),      ICL_FIELD(v),
-          ICL_FIELD(ignore_index), ICL_FIELD(dtype), ICL_FIELD(num_threads)};
+          ICL_FIELD(packed),       ICL_FIELD(targets), ICL_FIELD(bias),       ICL_FIELD(n),     ICL_FIELD(c),
+          ICL_FIELD(v),            ICL_FIELD(ignore_index), ICL_FIELD(dtype), ICL_FIELD(products), ICL_FIELD(num_threads)};
 }
 
 template <>
@@ -187,10 +188,16 @@ inline GatedDifference read(Arguments& from) {
 }
 
 template <>
+inline PackWeight read(Arguments& from) {
+  using P = PackWeight;
+  return {ICL_FIELD(packed), ICL_FIELD(weight), ICL_FIELD(m), ICL_FIELD(c), ICL_FIELD(num_threads)};
+}
+
+template <>
 inline Project read(Arguments& from) {
   using P = Project;
-  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(n),
-          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(num_threads)};
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(packed),   ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(products), ICL_FIELD(num_threads)};
 }
 
 template <>

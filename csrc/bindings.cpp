@@ -92,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
   def_cpu<icl::LayerNormDifference>(m, "layer_norm_difference_cpu", icl::layer_norm_difference_cpu);
   def_cpu<icl::ActivationDifference>(m, "activation_difference_cpu", icl::activation_difference_cpu);
   def_cpu<icl::GatedDifference>(m, "gated_difference_cpu", icl::gated_difference_cpu);
+  def_cpu<icl::PackWeight>(m, "pack_weight_cpu", icl::pack_weight_cpu);
   def_cpu<icl::Project>(m, "project_cpu", icl::project_cpu);
   def_cpu<icl::ExemplarSteps>(m, "exemplar_steps_cpu", icl::exemplar_steps_cpu);
 
