@@ -35,6 +35,7 @@ struct FrozenAttention {
   int64_t variants, batch, heads, length, rows_per_example, depth, width;
   float scale;
   Dtype dtype;
+  Dtype products;  // kBFloat16 with float32: q, k, v and the pattern are rounded; CPU only
   int num_threads;  // CPU only
 };
 
@@ -72,11 +73,13 @@ struct LinearCrossEntropyFwd {
   float* log_sum;          // [N], log(sum of exp(logit - peak))
   const void* hidden;      // [N, C]
   const void* weight;      // [V, C]
+  const uint16_t* packed;  // the weight by pack_weight, or null; CPU only
   const int64_t* targets;  // [N], in 0..V-1 or ignore_index
   const void* bias;        // [V] or null
   int64_t n, c, v;
   int64_t ignore_index;
   Dtype dtype;  // of hidden, weight and bias
+  Dtype products;  // CPU only; kBFloat16: hidden and weight are rounded to it
   int num_threads;  // CPU only
 };
 
@@ -196,13 +199,25 @@ struct GatedDifference {
 
 void gated_difference_cpu(const GatedDifference& p);
 
+// CPU only: a weight as panels of bfloat16 (cpu/bfloat16_pack.h), which the ops take beside it.
+struct PackWeight {
+  uint16_t* packed;     // [ceil(m / 32), c rounded up to 32, 32]
+  const float* weight;  // [m, c]
+  int64_t m, c;
+  int num_threads;
+};
+
+void pack_weight_cpu(const PackWeight& p);
+
 // Float32, CPU only: out = x W^T, or out += x W^T.
 struct Project {
-  float* out;           // [n, m]
-  const float* x;       // [n, c]
-  const float* weight;  // [m, c]
+  float* out;              // [n, m]
+  const float* x;          // [n, c]
+  const float* weight;     // [m, c]
+  const uint16_t* packed;  // of pack_weight, or null
   int64_t n, m, c;
   bool add;
+  Dtype products;  // kBFloat16: x and weight are rounded
   int num_threads;
 };
 

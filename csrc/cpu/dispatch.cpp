@@ -19,6 +19,7 @@ ICL_CPU_KERNEL(smeared_attention_bwd, SmearedAttentionBwd)
 ICL_CPU_KERNEL(layer_norm_difference, LayerNormDifference)
 ICL_CPU_KERNEL(activation_difference, ActivationDifference)
 ICL_CPU_KERNEL(gated_difference, GatedDifference)
+ICL_CPU_KERNEL(pack_weight, PackWeight)
 ICL_CPU_KERNEL(project, Project)
 ICL_CPU_KERNEL(exemplar_steps, ExemplarSteps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from icl_fast.ops._validate import (
     check_device,
     check_floating,
     check_index_range,
+    check_products,
     check_shapes,
     on_device_of,
     window_per_head,
@@ -36,6 +38,7 @@ def frozen_attention(
     window: int | Sequence[int | None] | Tensor | None = None,
     rows: Tensor | None = None,
     pattern: Tensor | None = None,
+    products: str | None = None,
     out: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -62,6 +65,9 @@ def frozen_attention(
             not looked at; below 0 is dense too.
         rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        products: "bfloat16": q, k, v and the pattern are rounded to it where they are multiplied; softmax and sums stay
+            float32. For float32 inputs on a CPU with bfloat16 units (see `icl-fast info`); elsewhere it is the slower
+            way to the same. None or "float32": as they are.
         out: contiguous, of the shape and dtype of the result, which is written there: for calls in a loop, where the
             pages of a new result of tens of megabytes cost a CPU a fifth of the time.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
@@ -72,7 +78,8 @@ def frozen_attention(
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
             a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
-            undefined); an `out` that is not contiguous or shares memory with an input; an unknown impl.
+            undefined); an `out` that is not contiguous or shares memory with an input;
+            products="bfloat16" of float32 inputs on a GPU; unknown products or impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.
@@ -88,6 +95,7 @@ def frozen_attention(
         sizes = check_shapes(OP, v=(v, "A B H T Dv"), pattern=(pattern, "B H T T"))
         v, pattern = autocast(v, pattern)
     check_floating(OP, v=v, q=q, k=k, pattern=pattern)
+    check_products(OP, products, v)
     if rows is not None:
         rows = on_device_of(OP, "rows", rows, v)
         check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
@@ -95,7 +103,7 @@ def frozen_attention(
         check_device(OP, "rows", rows, "v", v)
     window = window_per_head(OP, window, sizes["H"], v.device)
     scale = as_number(OP, "scale", scale)
-    arguments = q, k, v, scale, window, rows, pattern, KERNELS.choose(impl, v)
+    arguments = q, k, v, scale, window, rows, pattern, products, KERNELS.choose(impl, v)
     if out is None:
         result: Tensor = _forward_op(*arguments)
         return result
@@ -118,9 +126,12 @@ def reference_forward(
     window: Tensor | None,  # [H]
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
+    products: str | None,
     out: Tensor,  # [A,B,H,R,Dv], written into
 ) -> None:
     batch, heads, length = v.shape[1:4]
+    if products == "bfloat16":
+        q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     wide = accumulate_dtype(v.dtype)
     if rows is None:
         rows = torch.arange(length, device=v.device).expand(batch, length)
@@ -133,6 +144,11 @@ def reference_forward(
         else:
             raise ValueError(f"{OP}: q and k are needed without a pattern")
         out[:, block] = weigh(weights, v[:, block].to(wide)).to(v.dtype)
+
+
+def _rounded(tensor: Tensor | None) -> Any:
+    """To bfloat16, in the dtype it has."""
+    return None if tensor is None else tensor.bfloat16().to(tensor.dtype)
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -150,9 +166,12 @@ def compiled_forward(
     window: Tensor | None,  # [H]
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
+    products: str | None,
     out: Tensor,  # [A,B,H,R,Dv], written into
 ) -> None:
     """`reference_forward` by a kernel of csrc."""
+    if products == "bfloat16" and v.dtype == torch.float32 and _backend.bfloat16_unit() is None:
+        q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     variants, batch, heads, length, width = v.shape
     _backend.run(
         "frozen_attention",
@@ -168,6 +187,7 @@ def compiled_forward(
         depth=0 if q is None else q.shape[3],
         width=width,
         scale=scale,
+        products=products or str(v.dtype).removeprefix("torch."),
     )
 
 
@@ -183,10 +203,11 @@ def _forward(
     window: Tensor | None,
     rows: Tensor | None,
     pattern: Tensor | None,
+    products: str | None,
     impl: str,
 ) -> Tensor:
     out = _empty(q, k, v, scale, window, rows)
-    _forward_into(q, k, v, scale, window, rows, pattern, impl, out)
+    _forward_into(q, k, v, scale, window, rows, pattern, products, impl, out)
     return out
 
 
@@ -198,6 +219,7 @@ def _forward_into(
     window: Tensor | None,
     rows: Tensor | None,
     pattern: Tensor | None,
+    products: str | None,
     impl: str,
     out: Tensor,
 ) -> None:
@@ -206,7 +228,7 @@ def _forward_into(
     for name, tensor in {"q": q, "k": k, "v": v, "pattern": pattern}.items():
         if tensor is not None and tensor.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() != 0:
             raise ValueError(f"{OP}: out shares memory with {name}; give a tensor of its own")
-    KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, out)
+    KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, products, out)
 
 
 def _empty(
@@ -224,12 +246,12 @@ def _empty(
 
 _forward_op = register(
     "frozen_attention(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
-    " str impl) -> Tensor",
+    " str? products, str impl) -> Tensor",
     _forward,
     _empty,
 )
 _out_op = register_out(
     "frozen_attention_out(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
-    " str impl, Tensor(a!) out) -> ()",
+    " str? products, str impl, Tensor(a!) out) -> ()",
     _forward_into,
 )

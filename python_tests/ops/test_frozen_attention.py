@@ -294,10 +294,10 @@ def test_blocks_of_the_batch_change_nothing_and_bound_memory(monkeypatch: pytest
     reference = importlib.import_module("icl_fast.ops.frozen_attention").reference_forward
     q, k, v = make((1, 7, 2, 31, 2, 2), torch.float32, "cpu")
     whole, blocked = torch.empty_like(v), torch.empty_like(v)
-    reference(q, k, v, 0.3, None, None, None, whole)
+    reference(q, k, v, 0.3, None, None, None, None, whole)
     monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 3 * 2 * 31 * 31)
     with Largest() as largest:
-        reference(q, k, v, 0.3, None, None, None, blocked)
+        reference(q, k, v, 0.3, None, None, None, None, blocked)
     torch.testing.assert_close(blocked, whole)
     assert largest.numel == 3 * 2 * 31 * 31
 
@@ -351,13 +351,13 @@ def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
     q, k, v = make((2, 2, 3, 5, 4, 6), dtype, device)
     op = torch.ops.icl_fast.frozen_attention.default
     rows = torch.randint(5, (2, 3), device=device)
-    torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, impl))
+    torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, None, impl))
     transposed = [x.transpose(-3, -2).contiguous().transpose(-3, -2) for x in (q, k, v)]  # as a model makes them
-    torch.library.opcheck(op, (*transposed, 0.3, None, None, None, impl))
-    torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, impl))
-    torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), impl))
+    torch.library.opcheck(op, (*transposed, 0.3, None, None, None, None, impl))
+    torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, None, impl))
+    torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), None, impl))
     into = torch.ops.icl_fast.frozen_attention_out.default
-    torch.library.opcheck(into, (q, k, v, 0.3, None, rows, None, impl, v[:, :, :, :3].contiguous()))
+    torch.library.opcheck(into, (q, k, v, 0.3, None, rows, None, None, impl, v[:, :, :, :3].contiguous()))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -407,6 +407,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rows": ROWS.to("meta")}, ValueError, "rows must be on the device of v, cpu, got meta"),
     ({"rows": ROWS + 5}, ValueError, r"rows must be in 0..4, got 5"),
     ({"rows": ROWS - 1}, ValueError, r"rows must be in 0..4, got -1"),
+    ({"products": "half"}, ValueError, "products must be one of float32, bfloat16, got 'half'"),
+    (
+        {"q": Q.double(), "k": Q.double(), "v": V.double(), "products": "bfloat16"},
+        TypeError,
+        "products='bfloat16' takes float32 and bfloat16, got torch.float64; leave products out",
+    ),
+    (
+        {"q": Q.to("meta"), "k": Q.to("meta"), "v": V.to("meta"), "products": "bfloat16"},
+        ValueError,
+        "products='bfloat16' of float32 is not built for meta; cast the inputs",
+    ),
     ({"window": -1}, ValueError, r"window must not be negative \(0 or None: dense\), got -1"),
     ({"window": [1, 2]}, ValueError, "window must have one size per head, H=3, got 2"),
     ({"window": 2.5}, TypeError, "window must be None, an int, or an int or None per head, got 2.5"),
