@@ -1,10 +1,11 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
 "cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2, cpu-avx512, ...; tests of the
-error rule (those that take `within` and `dtype`) come with those that multiply bfloat16 emulated too. The CUDA kernels come as "cuda" where there is a GPU, and as "emu" (and, in tests of a `dtype` for which Hopper has a kernel of its own,
-"emu_sm90") on the emulator, which reports races and accesses out of bounds. Tests of the error rule run on it once more, unchecked, with the arithmetic of tensor cores (csrc/emu/arithmetic.h), as
-emu-sm_80 and emu_sm90-sm_90. A test module names its op in `OP`. A new kernel is tested by being registered; nothing
-here changes.
+error rule (those that take `within` and `dtype`) also with those that multiply bfloat16, emulated. The CUDA kernels
+come as "cuda" where there is a GPU, and as "emu" (and, in tests of a `dtype` for which Hopper has a kernel of its own,
+"emu_sm90") on the emulator, which reports races and accesses out of bounds. Tests of the error rule run on it once
+more, unchecked, with the arithmetic of tensor cores (csrc/emu/arithmetic.h), as emu-sm_80 and emu_sm90-sm_90. A test
+module names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
 """
 
 from __future__ import annotations

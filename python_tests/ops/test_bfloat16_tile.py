@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not EMULATED, reason=f"not compiled: {_backend.l
 class Call(NamedTuple):
     rows: int
     depth: int
-    count: int
+    panels: int
     add: bool
     odd: bool
     apart: int  # how much further the rows lie from each other than they are long
@@ -35,7 +35,7 @@ calls = st.builds(
     Call,
     rows=st.integers(1, 70),
     depth=st.integers(0, 6).map(lambda steps: 32 * steps),
-    count=st.integers(1, 3),
+    panels=st.integers(1, 3),
     add=st.booleans(),
     odd=st.booleans(),
     apart=st.sampled_from([0, 1, 32]),
@@ -46,7 +46,7 @@ calls = st.builds(
 def operands(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Rows [rows, depth], columns [depth, count * PANEL] and what the product is added to; bfloat16, and float32."""
     generator = torch.Generator().manual_seed(call.seed)
-    shapes = (call.rows, call.depth), (call.depth, call.count * PANEL), (call.rows, call.count * PANEL)
+    shapes = (call.rows, call.depth), (call.depth, call.panels * PANEL), (call.rows, call.panels * PANEL)
     a, b, onto = (torch.randn(shape, generator=generator) for shape in shapes)
     if call.odd:
         for of in (a, b, onto):
@@ -57,8 +57,8 @@ def operands(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 def product(isa: str, call: Call, a: Tensor, b: Tensor, onto: Tensor) -> Tensor:
     """The product by the tile kernel of `isa`; nothing beside it is written to."""
-    width = call.count * PANEL
-    panels = b.view(call.depth // 2, 2, call.count, PANEL).permute(2, 0, 3, 1).contiguous()
+    width = call.panels * PANEL
+    panels = b.view(call.depth // 2, 2, call.panels, PANEL).permute(2, 0, 3, 1).contiguous()
     rows = torch.full((call.rows, call.depth + call.apart), torch.nan, dtype=torch.bfloat16)
     rows[:, : call.depth] = a
     out = torch.full((call.rows + 1, width + call.apart), 7.0)
@@ -67,7 +67,7 @@ def product(isa: str, call: Call, a: Tensor, b: Tensor, onto: Tensor) -> Tensor:
     try:
         _backend.module().bfloat16_product(
             *(x.data_ptr() for x in (out, rows, panels)),
-            **{"rows": call.rows, "a_step": rows.stride(0), "count": call.count, "depth": call.depth},
+            **{"rows": call.rows, "a_step": rows.stride(0), "count": call.panels, "depth": call.depth},
             **{"out_step": out.stride(0), "add": call.add},
         )
     finally:
