@@ -13,6 +13,7 @@ namespace icl {
 
 constexpr int64_t kPanelColumns = 32;
 constexpr int64_t kDepthStep = 32;  // depth is a multiple of it: callers pad with zeros, on both sides
+constexpr int64_t kMostTileRows = 32;
 
 struct Bfloat16Tile {
   // out [rows][count * kPanelColumns] = a [rows][depth] @ b, or += with `add`. Rows of a and out are a_step and
@@ -20,7 +21,7 @@ struct Bfloat16Tile {
   void (*multiply)(const uint16_t* a, int64_t a_step, int64_t rows,
                    const uint16_t* panels /* [count][depth / 2][kPanelColumns][2] */, int64_t count, int64_t depth,
                    float* out, int64_t out_step, bool add);
-  int64_t rows;  // at a time, for the best rate
+  int64_t rows;  // at a time, for the best rate; at most kMostTileRows
 };
 
 // That of the instruction set in use; null: it has none, and products are those of float32.

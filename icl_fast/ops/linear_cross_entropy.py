@@ -228,8 +228,10 @@ def compiled_forward(
     (n, c), v = hidden.shape, weight.shape[0]
     losses, peak, log_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
     outputs = {"losses": losses, "peak": peak, "log_sum": log_sum}
-    inputs = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
-    _backend.run(f"{OP}_fwd", place, outputs, inputs, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
+    inputs = {"hidden": hidden, "weight": weight, "packed": None, "targets": targets, "bias": bias}
+    numbers = {"n": n, "c": c, "v": v, "ignore_index": ignore_index}
+    products = str(hidden.dtype).removeprefix("torch.")
+    _backend.run(f"{OP}_fwd", place, outputs, inputs, hidden.dtype, **numbers, products=products)
     return losses, peak, log_sum
 
 
