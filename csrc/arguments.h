@@ -108,7 +108,7 @@ inline FrozenAttention read(Arguments& from) {
           ICL_FIELD(pattern),    ICL_FIELD(window), ICL_FIELD(rows),   ICL_FIELD(variants),
           ICL_FIELD(batch),      ICL_FIELD(heads),  ICL_FIELD(length), ICL_FIELD(rows_per_example),
           ICL_FIELD(depth),      ICL_FIELD(width),  ICL_FIELD(scale),  ICL_FIELD(dtype),
-          ICL_FIELD(num_threads)};
+          ICL_FIELD(products),   ICL_FIELD(num_threads)};
 }
 
 template <>

@@ -35,6 +35,7 @@ struct FrozenAttention {
   int64_t variants, batch, heads, length, rows_per_example, depth, width;
   float scale;
   Dtype dtype;
+  Dtype products;  // kBFloat16 with float32: q, k, v and the pattern are rounded; CPU only
   int num_threads;  // CPU only
 };
 

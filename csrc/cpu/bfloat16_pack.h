@@ -7,6 +7,7 @@
 
 #include "cpu/bfloat16_tile.h"
 #include "cpu/integers.h"
+#include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
@@ -16,6 +17,10 @@ ICL_INLINE int64_t padded_depth(int64_t depth) { return round_up(depth, kDepthSt
 
 ICL_INLINE uint16_t narrowed(float x) { return narrow(x); }
 ICL_INLINE uint16_t narrowed(uint16_t x) { return x; }
+
+// In the lower half of each lane
+ICL_INLINE vu narrowed(const float* p, int64_t count) { return narrow(load_some(p, count)); }
+ICL_INLINE vu narrowed(const uint16_t* p, int64_t count) { return (vu)load_some(p, count) >> 16; }
 
 // W pairs of consecutive elements, each pair in one lane
 ICL_INLINE vf load_pairs(const uint16_t* p) {
@@ -47,6 +52,20 @@ void pack_pairs(const T* rows /* [count, width], `step` apart */, int64_t step, 
       for (int j = 0; j < W; ++j)
         to[(k / 2) * 2 * kPanelColumns + 2 * j + k % 2] = j < here && k < width ? narrowed(from[j * step + k]) : 0;
   }
+}
+
+// Rows as rows of panels of b: out[k / 2][j][k % 2] = rows[k][j], 0 for j >= count and beyond depth
+template <typename T>
+void pack_rows(const T* rows /* [depth, count], `step` apart */, int64_t step, int64_t depth, int64_t count,
+               uint16_t* out /* [padded_depth(depth) / 2][kPanelColumns][2] */) {
+  for (int64_t k = 0; k < padded_depth(depth); k += 2, out += 2 * kPanelColumns)
+    for (int64_t j = 0; j < kPanelColumns; j += W) {
+      const auto element = [&](int64_t row) {
+        return row < depth && j < count ? narrowed(rows + row * step + j, count - j) : vu{};
+      };
+      const vu pairs = element(k) | element(k + 1) << 16;
+      std::memcpy(out + 2 * j, &pairs, sizeof pairs);
+    }
 }
 
 // A row as a row of a: rounded, and padded with zeros

@@ -135,6 +135,27 @@ def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
 
 
+PRODUCTS = ("float32", "bfloat16")
+
+
+def check_products(op: str, products: str | None, like: Tensor) -> None:
+    """Check `products`, to which the operands of matrix products are rounded; `like` is one of the inputs.
+
+    Raises:
+        ValueError: not one of `PRODUCTS`, or "bfloat16" on a GPU.
+        TypeError: "bfloat16" for other inputs than float32 or bfloat16.
+    """
+    if products is None:
+        return
+    check_one_of(op, "products", products, PRODUCTS)
+    if products == "float32" or like.dtype == torch.bfloat16:
+        return
+    if like.dtype != torch.float32:
+        raise TypeError(f"{op}: products='bfloat16' takes float32 and bfloat16, got {like.dtype}; leave products out")
+    if like.device.type != "cpu":
+        raise ValueError(f"{op}: products='bfloat16' of float32 is not built for {like.device.type}; cast the inputs")
+
+
 def _index(value: Any) -> int | None:
     """An integer, as Python, numpy or torch have them; None: it is none. True is not taken for 1."""
     if type(value) is int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from icl_fast.ops._validate import (
     check_device,
     check_floating,
     check_index_range,
+    check_products,
     check_shapes,
     on_device_of,
     window_per_head,
@@ -36,6 +38,7 @@ def frozen_attention(
     window: int | Sequence[int | None] | Tensor | None = None,
     rows: Tensor | None = None,
     pattern: Tensor | None = None,
+    products: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Causal attention of A variants that share one pattern: `out[a] = softmax(scale q k^T) v[a]`.
@@ -61,6 +64,9 @@ def frozen_attention(
             not looked at; below 0 is dense too.
         rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        products: "bfloat16": q, k, v and the pattern are rounded to it where they are multiplied; softmax and sums stay
+            float32. For float32 inputs on a CPU with bfloat16 units (see `icl-fast info`); elsewhere it is the slower
+            way to the same. None or "float32": as they are.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
@@ -69,7 +75,7 @@ def frozen_attention(
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
             a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
-            undefined); an unknown impl.
+            undefined); products="bfloat16" of float32 inputs on a GPU; unknown products or impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.
@@ -85,6 +91,7 @@ def frozen_attention(
         sizes = check_shapes(OP, v=(v, "A B H T Dv"), pattern=(pattern, "B H T T"))
         v, pattern = autocast(v, pattern)
     check_floating(OP, v=v, q=q, k=k, pattern=pattern)
+    check_products(OP, products, v)
     if rows is not None:
         rows = on_device_of(OP, "rows", rows, v)
         check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"))
@@ -92,7 +99,7 @@ def frozen_attention(
         check_device(OP, "rows", rows, "v", v)
     window = window_per_head(OP, window, sizes["H"], v.device)
     scale = as_number(OP, "scale", scale)
-    out: Tensor = _forward_op(q, k, v, scale, window, rows, pattern, KERNELS.choose(impl, v))
+    out: Tensor = _forward_op(q, k, v, scale, window, rows, pattern, products, KERNELS.choose(impl, v))
     return out
 
 
@@ -104,8 +111,11 @@ def reference_forward(
     window: Tensor | None,  # [H]
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
+    products: str | None,
 ) -> Tensor:  # [A,B,H,R,Dv]
     variants, batch, heads, length, width = v.shape
+    if products == "bfloat16":
+        q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     wide = accumulate_dtype(v.dtype)
     if rows is None:
         rows = torch.arange(length, device=v.device).expand(batch, length)
@@ -120,6 +130,11 @@ def reference_forward(
             raise ValueError(f"{OP}: q and k are needed without a pattern")
         out[:, block] = weigh(weights, v[:, block].to(wide)).to(v.dtype)
     return out
+
+
+def _rounded(tensor: Tensor | None) -> Any:
+    """To bfloat16, in the dtype it has."""
+    return None if tensor is None else tensor.bfloat16().to(tensor.dtype)
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -137,8 +152,11 @@ def compiled_forward(
     window: Tensor | None,  # [H]
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
+    products: str | None,
 ) -> Tensor:  # [A,B,H,R,Dv]
     """`reference_forward` by a kernel of csrc."""
+    if products == "bfloat16" and v.dtype == torch.float32 and _backend.bfloat16_unit() is None:
+        q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     variants, batch, heads, length, width = v.shape
     row_count = length if rows is None else rows.shape[1]
     out = v.new_empty(variants, batch, heads, row_count, width)
@@ -156,6 +174,7 @@ def compiled_forward(
         depth=0 if q is None else q.shape[3],
         width=width,
         scale=scale,
+        products=products or str(v.dtype).removeprefix("torch."),
     )
     return out
 
@@ -172,11 +191,12 @@ def _forward(
     window: Tensor | None,
     rows: Tensor | None,
     pattern: Tensor | None,
+    products: str | None,
     impl: str,
 ) -> Tensor:
     if rows is not None:
         check_index_range(OP, "rows", rows, v.shape[3])
-    out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern)
+    out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, products)
     return out
 
 
@@ -195,7 +215,7 @@ def _empty(
 
 _forward_op = register(
     "frozen_attention(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
-    " str impl) -> Tensor",
+    " str? products, str impl) -> Tensor",
     _forward,
     _empty,
 )
