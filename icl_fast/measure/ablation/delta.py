@@ -122,7 +122,7 @@ def attention_change(
         else:
             values = project(normed, products.of(attention.v.weight))
             values = values.view(*values.shape[:3], kv, depth).transpose(2, 3)  # [A,n,KV,T,D]
-            z = attend(attention, q, k, values, base.rows)  # [A,n,H,R,D]
+            z = attend(attention, q, k, values, base.rows, products.name)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
     for index, ablation in enumerate(ablations):
         if heads := ablation.heads_of(base.layer):

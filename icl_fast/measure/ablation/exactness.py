@@ -96,13 +96,13 @@ def measure_exactness(
         plan: of any dtype.
         step: of the snapshot that the model is of.
     """
-    rows = min(plan.positions.rows_per_example, LOSSES // FEWEST_EXAMPLES)
+    given = min(plan.positions.rows_per_example, evaluation.inputs.shape[1])  # of all positions the random one is one
+    rows = min(given, LOSSES // FEWEST_EXAMPLES)
     count = min(plan.examples, max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, LOSSES // rows)))
     sample = EvaluationSet(
         evaluation.inputs[:count], evaluation.targets[:count], evaluation.random_position[:count], evaluation.digest
     )
-    every = plan.positions.rows(sample.random_position)
-    spread = every[:, torch.linspace(0, every.shape[1] - 1, rows).long()]
+    spread = plan.positions.rows(sample.random_position)[:, torch.linspace(0, given - 1, rows).long()]
 
     def effects(dtype: str, memory: int) -> torch.Tensor:
         part = replace(plan, dtype=dtype, memory=memory, examples=count, chunk=min(plan.chunk, count))
@@ -125,8 +125,8 @@ def _candidate(config: TransformerConfig, evaluation: EvaluationSet, options: Ab
     if options.engine != "fast" or (device == "cpu" and _backend.bfloat16_unit() is None):
         return safe
     plan = make_plan(config, evaluation, replace(options, dtype=fast), device=device)
-    methods = plan.schedule(config, evaluation.inputs.shape[1]).methods
-    return safe if plan.rounds_products and set(methods) <= {"rerun"} else fast
+    methods = set(plan.schedule(config, evaluation.inputs.shape[1]).methods)
+    return safe if plan.rounds_products and methods.isdisjoint(("delta", "source sums")) else fast
 
 
 def chosen_dtype(

@@ -18,7 +18,7 @@ from icl_fast import InputError, Transformer, TransformerConfig, ablate
 from icl_fast.measure import open_results, plan_sweep, sweep
 from icl_fast.measure.ablation import SweepProgress, exactness, products
 from icl_fast.measure.ablation.exactness import Exactness
-from icl_fast.ops import _backend
+from icl_fast.ops import PackedWeight, _backend
 
 T, V = 19, 31
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 def make(**shape: Any) -> Transformer:
     torch.manual_seed(0)
-    values = {"width": 24, "heads": 3, "position": "shortformer"} | shape
+    values: dict[str, Any] = {"width": 24, "heads": 3, "position": "shortformer"} | shape
     model = Transformer(TransformerConfig(vocab=V, context=T, **values))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,7 +88,7 @@ def test_weights_are_packed_once_and_freed(run: Path, monkeypatch: pytest.Monkey
     alive: list[int] = []
 
     def pack(weight: torch.Tensor) -> Any:
-        found = products.PackedWeight(weight, None)
+        found = PackedWeight(weight, None)
         packed.append(weakref.ref(found))
         return found
 
@@ -214,7 +214,7 @@ def test_check_is_kept(run: Path, tmp_path: Path) -> None:
     [
         (
             {"dtype": "bfloat16-products", "engine": "definition"},
-            "dtype: bfloat16-products are of engine fast; take fl",
+            "dtype: bfloat16-products are of engine fast; take",
         ),
         ({"dtype": "bfloat16products"}, "dtype: 'bfloat16products' is none of float32, bfloat16-products, .*, auto"),
     ],
