@@ -24,12 +24,12 @@ def project(x: Tensor, weight: Tensor | PackedWeight, *, onto: Tensor | None = N
         weight: [M,C]; a `PackedWeight`: then x is float32, and rounded to bfloat16 as it is multiplied.
         onto: contiguous; the product is added to it.
     """
-    packed = None
-    if rounded := isinstance(weight, PackedWeight):
-        weight, packed = weight.weight, weight.packed
+    packed, products = None, "float32"
+    if isinstance(weight, PackedWeight):
+        packed, weight, products = weight.packed, weight.weight, "bfloat16"
     flat = x.reshape(-1, x.shape[-1])
     if x.dtype != torch.float32 or x.device.type != "cpu" or not _COMPILED:
-        if rounded:
+        if products == "bfloat16":
             x, flat, weight = (tensor.bfloat16().to(tensor.dtype) for tensor in (x, flat, weight))
         if onto is None:
             return x @ weight.T
@@ -37,7 +37,6 @@ def project(x: Tensor, weight: Tensor | PackedWeight, *, onto: Tensor | None = N
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
     inputs = {"x": flat, "weight": weight, "packed": packed}
-    sizes = {"n": len(flat), "m": len(weight), "c": x.shape[-1]}
-    products = "bfloat16" if rounded else "float32"
-    _backend.run("project", "cpu", {"out": out}, inputs, **sizes, add=onto is not None, products=products)
+    n, m, c = len(flat), len(weight), x.shape[-1]
+    _backend.run("project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None, products=products)
     return out
