@@ -205,9 +205,12 @@ class Torch:
         model = x.population.model(x.exemplars).to(x.device)
         clamps = x.population.clamps().to(x.device)
         task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, x.population.config.training)
-        self.engine = exemplar_engine.FusedEngine(task) if engine == "fused" else exemplar_engine.PlainEngine(task)
-        self.engine.graphs = engine == "plain" and x.device.type == "cuda"
-        self.engine.together = together or self.engine.together
+        self.engine: exemplar_engine.Engine
+        if engine == "fused":
+            self.engine = exemplar_engine.FusedEngine(task)
+        else:
+            self.engine = plain = exemplar_engine.PlainEngine(task)
+            plain.graphs, plain.together = plain.graphs and engine == "plain", together or plain.together
         if compiled:
             self.engine.model = torch.compile(model, dynamic=False)
 
