@@ -212,10 +212,14 @@ def test_engines_agree(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("impl", ["cuda"])
-def test_cuda_graphs_make_the_same_steps(impl: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("often", "noise"), [(12, 0.0), (4, 0.1)])
+def test_cuda_graphs_make_the_same_steps(often: int, noise: float, impl: str, tmp_path: Path) -> None:
+    """In calls of twelve steps, which are a graph of several and some of one, and in short ones."""
+    others = [*MEMBERS, {"name": "slow", "set": {"training.lr": 1e-4, "training.warmup": 5, "training.l2": 0.01}}]
+    values = changed(members=others, sequences={"noise": noise}, evaluation={"every": 12}, snapshots={"every": 12})
+    training = {"lr": 1e-3, "log_every": often, "checkpoint_every": 12}
     cpu, cuda = (
-        run(changed(members=MEMBERS, training={"device": device, "lr": 1e-3}), tmp_path / device)
-        for device in ("cpu", impl)
+        run(changed(values, training={**training, "device": device}), tmp_path / device) for device in ("cpu", impl)
     )
     assert training_curves(cuda)["training_loss"].values == pytest.approx(
         training_curves(cpu)["training_loss"].values, abs=1e-4
