@@ -3,8 +3,7 @@
 Every candidate makes the same steps: from the same weights, on the same sequences, with Adam. Timed is what a run
 pays: drawing the sequences (for all candidates by this package's sampler, S steps at once, as the trainer does) and
 gathering their features. What is compared are the losses of the first S steps. "reference" is the definition, autograd
-and torch.optim.Adam, with all members stacked; on CUDA it is the same without the CUDA graph that is ours there, and
-both come with torch's fused Adam too.
+and torch.optim.Adam, with all members stacked; on CUDA ours is the same as CUDA graphs of several steps each.
 
 The settings are those of configs/exemplars, on Gaussian classes, since speed does not depend on what images show.
 jax_exemplar_step.py is the step in JAX, on CPU, where JAX is installed.
@@ -52,6 +51,12 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
     memory = setting == "chapter5"
     compiled = none or ("" if options.compile else "torch.compile is switched off")
     jax = none or missing_jax(options)
+    step_by_step = Candidate(
+        "a graph a step",
+        going_on("a graph a step", lambda x: Torch(x, steps, "plain", together=1)),
+        memory=False,
+        missing=none,
+    )
     config = None if none else configured(setting, members, options)
     return Case(
         shape=f"{setting} P={members} S={steps}",
@@ -64,7 +69,7 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
                 memory=memory,
                 missing=none or ("" if on_cuda or _backend.compiled() else "the kernels are not built here"),
             ),
-            *(fused_adam(steps, none) if on_cuda else ()),
+            *([step_by_step] if on_cuda else []),
             Candidate(
                 "torch.compile",
                 going_on("torch.compile", lambda x: Torch(x, steps, "eager", compiled=True)),
@@ -83,16 +88,6 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
         headline=True,
         sets=1,
     )
-
-
-def fused_adam(steps: int, missing: str) -> list[Candidate]:
-    """On CUDA, ours and the reference with torch's fused Adam instead of a kernel for each of its operations."""
-
-    def candidate(name: str, engine: str) -> Candidate:
-        begin = going_on(name, lambda x: Torch(x, steps, engine, fused_adam=True))
-        return Candidate(name, begin, memory=False, missing=missing)
-
-    return [candidate("graph, fused Adam", "plain"), candidate("no graph, fused Adam", "eager")]
 
 
 def counts(members: int, steps: int, batch: int) -> dict[str, float]:
@@ -182,44 +177,42 @@ class Drawn:
 
     def __init__(self, x: Inputs, steps: int) -> None:
         from icl_fast.data import training_sequences
+        from icl_fast.training.exemplar_draws import Drawer
 
-        self.sampler = training_sequences(x.population.sequences, x.exemplars, x.device)
-        self.batch, self.steps, self.step = x.population.config.training.batch, steps, 0
+        sampler, training = (
+            training_sequences(x.population.sequences, x.exemplars, x.device),
+            x.population.config.training,
+        )
+        self.draw = Drawer(sampler, training.batch, training.steps)
+        self.steps, self.step = steps, 0
 
     def __call__(self) -> tuple[Any, int]:
         """The draws, and the step that they begin at."""
-        from icl_fast.training.exemplar_engine import steps_of
-
         started, self.step = self.step, self.step + self.steps
-        return steps_of(self.sampler.draw(started * self.batch, self.steps * self.batch), self.steps), started
+        return self.draw(started, self.steps), started
 
 
 class Torch:
     """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one.
 
-    `fused_adam`: with torch's fused Adam, in engines that use torch's.
+    `together`: how many steps are one CUDA graph; 0: as many as the engine would take.
     """
 
-    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False, fused_adam: bool = False) -> None:
+    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False, together: int = 0) -> None:
         from icl_fast.training import exemplar_engine
-
-        class Eager(exemplar_engine.PlainEngine):
-            def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
-                return self._update(*inputs)
 
         self.draw = Drawn(x, steps)
         model = x.population.model(x.exemplars).to(x.device)
         clamps = x.population.clamps().to(x.device)
         task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, x.population.config.training)
-        engines = {"fused": exemplar_engine.FusedEngine, "plain": exemplar_engine.PlainEngine, "eager": Eager}
-        self.engine = engines[engine](task)
+        self.engine: exemplar_engine.Engine
+        if engine == "fused":
+            self.engine = exemplar_engine.FusedEngine(task)
+        else:
+            self.engine = plain = exemplar_engine.PlainEngine(task)
+            plain.graphs, plain.together = plain.graphs and engine == "plain", together or plain.together
         if compiled:
             self.engine.model = torch.compile(model, dynamic=False)
-        if fused_adam:
-            (group,), on_cuda = self.engine.adam.param_groups, x.device.type == "cuda"
-            self.engine.adam = torch.optim.Adam(
-                group["params"], lr=group["lr"], betas=group["betas"], fused=True, capturable=on_cuda
-            )
 
     def __call__(self) -> Tensor:
         losses: Tensor = self.engine.run(*self.draw())

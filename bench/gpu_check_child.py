@@ -1,6 +1,6 @@
 """What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
 
-    python bench/gpu_check_child.py probe | launch FILE | op NAME | compare FILE STORE STORE
+    python bench/gpu_check_child.py probe | launch FILE | op NAME | compare FILE FOLDER FOLDER
 
 Environment:
     GPU_CHECK_ARCH    80: on Hopper too the kernels for every GPU, instead of Hopper's own
@@ -66,8 +66,8 @@ def launch() -> dict[str, Any]:
     return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
-def compare(store: str, other: str) -> dict[str, float]:
-    """How far each variable of two stores of results is apart, relative to its values or, where larger, to 1.
+def compare(folder: str, other: str) -> dict[str, float]:
+    """How far each variable of the stores in two folders is apart, relative to its values or, where larger, to 1.
 
     Accuracies are left out: they count which of two numbers is larger, however little.
     """
@@ -75,13 +75,15 @@ def compare(store: str, other: str) -> dict[str, float]:
 
     from icl_fast.measure import open_results
 
-    one, two, found = open_results(store), open_results(other), {}
-    for name in one:
-        if one[name].dtype.kind == "f" and not str(name).startswith("accuracy"):
-            a, b = (data[name].values.astype(np.float64) for data in (one, two))
-            apart = np.abs(a - b) / np.maximum(1, np.abs(b))
-            apart[np.isnan(a) & np.isnan(b)] = 0
-            found[str(name)] = float(np.nan_to_num(apart, nan=np.inf).max())
+    found = {}
+    for store in Path(folder).glob("*.zarr"):
+        one, two = open_results(store), open_results(Path(other) / store.name)
+        for name in one:
+            if one[name].dtype.kind == "f" and not str(name).startswith("accuracy"):
+                a, b = (data[name].values.astype(np.float64) for data in (one, two))
+                apart = np.abs(a - b) / np.maximum(1, np.abs(b))
+                apart[np.isnan(a) & np.isnan(b)] = 0
+                found[f"{store.name}: {name}"] = float(np.nan_to_num(apart, nan=np.inf).max())
     return found
 
 

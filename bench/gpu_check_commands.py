@@ -48,21 +48,28 @@ def commands(job: Job) -> Verdict:
     if lacking := [name for name in NEED if find_spec(name) is None]:
         return Verdict("skipped", f"for want of {', '.join(lacking)}")
     write_corpus(job.scratch / "corpus")
-    trained = dict(zip(TRAININGS, in_parallel(len(TRAININGS), train, [(job, name) for name in TRAININGS]), strict=True))
-    found = {name: why for name, why in trained.items() if why}
-    differences = {}
-    for name, (*_, other, tolerance) in TRAININGS.items():
-        if other and not (trained[name] or trained[other]):
+    ended = in_parallel(len(TRAININGS), train_and_measure, [(job, name) for name in TRAININGS])
+    runs = dict(zip(TRAININGS, ended, strict=True))
+    found, differences = {}, {}
+    for name, (why, why_measured, apart) in runs.items():
+        *_, other, tolerance = TRAININGS[name]
+        found |= {name: why} if why else {}
+        if other and not (why or runs[other][0]):
             differences[name] = differ(*(losses(job.scratch / run) for run in (name, other)))
             if not differences[name] <= tolerance:
                 found[name] = f"its losses are {differences[name]:.2g} from those of {other}, allowed {tolerance:g}"
-    well = [name for name in MEASURED if not trained[name]]
-    for name, (apart, why) in zip(well, in_parallel(2, measure, [(job, name) for name in well]), strict=True):
-        found |= {f"results of {name}": why} if why else {}
-        differences |= {f"results of {name}": apart}
+        if name in MEASURED and not why:
+            differences[f"results of {name}"] = apart
+            found |= {f"results of {name}": why_measured} if why_measured else {}
     text = ", ".join(f"{name} {apart:.2g}" for name, apart in differences.items())
     summary = "; ".join([f"largest differences: {text}", *(f"{name}: {why}" for name, why in found.items())])
     return Verdict("failed" if found else "passed", summary[:1000], {"failures": found, "differences": differences})
+
+
+def train_and_measure(job: Job, name: str) -> tuple[str, str, float]:
+    """Why the training failed; why what is measured of its run did, and how far that is apart on the two devices."""
+    why = train(job, name)
+    return why, *(measure(job, name) if name in MEASURED and not why else ("", math.nan))
 
 
 def train(job: Job, name: str) -> str:
@@ -72,24 +79,19 @@ def train(job: Job, name: str) -> str:
     return icl_fast(job, name, "train", config, *(word for item in sets for word in ("--set", item)), "--out", name)
 
 
-def measure(job: Job, run: str) -> tuple[float, str]:
-    """The results of a run, measured on both devices: how far they are apart, and what is wrong."""
+def measure(job: Job, run: str) -> tuple[str, float]:
+    """The results of a run, measured on both devices: what is wrong, and how far they are apart."""
     copy = f"{run}, on the CPU"
     shutil.copytree(job.scratch / run, job.scratch / copy)
-    found = in_parallel(2, measure_on, [(job, run, run, GPU), (job, run, copy, "cpu")])
-    if any(found):
-        return math.nan, next(filter(None, found))
-    apart = 0.0
-    for store in sorted((job.scratch / run / "results").glob("*.zarr")):
-        result, log = job.scratch / f"{run}-{store.name}.json", job.scratch / f"{run}-{store.name}.log"
-        command = child("compare", str(result), str(store), str(job.scratch / copy / "results" / store.name))
-        if PROCESSES.run(command, log, job.left(), job.environment) != 0:
-            return math.nan, f"{store.name}: {last_line(log)}"
-        for name, difference in json.loads(result.read_text()).items():
-            apart = max(apart, difference)
-            if not difference <= STORE_TOLERANCE:
-                return difference, f"{store.name}: {name} is {difference:.2g} apart, allowed {STORE_TOLERANCE:g}"
-    return apart, ""
+    whys = in_parallel(2, measure_on, [(job, run, run, GPU), (job, run, copy, "cpu")])
+    if any(whys):
+        return next(filter(None, whys)), math.nan
+    result, log = job.scratch / f"{run}.json", job.scratch / f"{run}, compared.log"
+    command = child("compare", str(result), *(str(job.scratch / folder / "results") for folder in (run, copy)))
+    if PROCESSES.run(command, log, job.left(), job.environment) != 0:
+        return last_line(log), math.nan
+    name, apart = max(json.loads(result.read_text()).items(), key=lambda item: item[1])
+    return "" if apart <= STORE_TOLERANCE else f"{name} is {apart:.2g} apart, allowed {STORE_TOLERANCE:g}", apart
 
 
 def measure_on(job: Job, run: str, folder: str, device: str) -> str:

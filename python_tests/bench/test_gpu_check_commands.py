@@ -40,7 +40,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
             return ""
 
         def run(command: list[str], *others: Any) -> int:
-            Path(command[-3]).write_text(json.dumps({"loss": difference}))
+            Path(command[-3]).write_text(json.dumps({"a.zarr: x": 0.0, "a.zarr: loss": difference}))
             return 0
 
         monkeypatch.setattr(gpu_check_commands, "icl_fast", icl_fast)
@@ -58,7 +58,7 @@ def test_what_is_equal_but_for_rounding_passes(fake: Fake, make_job: MakeJob) ->
         {"text on the CPU": 0, "text in bfloat16": 0.01, "text compiled": 1e-5, "exemplars on the CPU": 1e-4}
         | {f"results of {name}": 1e-6 for name in MEASURED}
     )
-    assert found.summary.startswith("largest differences: text on the CPU 0, text in bfloat16 0.01, ")
+    assert found.summary.startswith("largest differences: results of text 1e-06, text on the CPU 0, text in bf")
 
 
 def test_what_is_further_apart_fails(fake: Fake, make_job: MakeJob) -> None:
@@ -68,8 +68,8 @@ def test_what_is_further_apart_fails(fake: Fake, make_job: MakeJob) -> None:
     assert found.details["failures"] == {
         "text on the CPU": "its losses are 0.01 from those of text, allowed 0.0002",
         "text in bfloat16": "its losses are inf from those of text, allowed 0.02",
-        "results of text": "ablate.zarr: loss is 0.01 apart, allowed 0.0002",
-        "results of exemplars": "ablate.zarr: loss is 0.01 apart, allowed 0.0002",
+        "results of text": "a.zarr: loss is 0.01 apart, allowed 0.0002",
+        "results of exemplars": "a.zarr: loss is 0.01 apart, allowed 0.0002",
     }
 
 
@@ -98,7 +98,7 @@ def test_how_far_lists_differ() -> None:
     assert differ([], []) == differ([1.0], [1.0, 2.0]) == differ([1.0], [float("nan")]) == float("inf")
 
 
-def test_how_far_stores_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_far_stores_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def store(**values: list[float]) -> xr.Dataset:
         return xr.Dataset({name: ("x", np.array(numbers)) for name, numbers in values.items()})
 
@@ -106,10 +106,11 @@ def test_how_far_stores_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         "one": store(loss=[2.0, np.nan], trace=[500.0, 0.5], accuracy=[0.0, 1.0], gone=[np.nan, 1.0], step=[1, 2]),
         "two": store(loss=[2.5, np.nan], trace=[400.0, 0.6], accuracy=[1.0, 1.0], gone=[1.0, 1.0], step=[1, 3]),
     }
-    monkeypatch.setattr(icl_fast.measure, "open_results", stores.__getitem__)
-    found = gpu_check_child.compare("one", "two")
-    assert found == pytest.approx({"loss": 0.2, "trace": 0.25, "gone": found["gone"]})
-    assert found["gone"] > 1e300
+    (tmp_path / "one" / "a.zarr").mkdir(parents=True)
+    monkeypatch.setattr(icl_fast.measure, "open_results", lambda path: stores[path.parent.name])
+    found = gpu_check_child.compare(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert found.pop("a.zarr: gone") > 1e300
+    assert found == pytest.approx({"a.zarr: loss": 0.2, "a.zarr: trace": 0.25})
 
 
 @pytest.mark.slow
