@@ -64,7 +64,9 @@ class SourceSums:
             changes, little = norms.attention_change(z, w_o)
             for index, ablation in enumerate(self.ablations[part]):
                 if little[index]:
-                    moved = attention_change((z[index] @ w_o[index])[None], base, [ablation], self.mode, self.removal, self.products)
+                    moved = attention_change(
+                        (z[index] @ w_o[index])[None], base, [ablation], self.mode, self.removal, self.products
+                    )
                     assert moved is not None
                     changes[index] = moved[0]
                 elif heads := ablation.heads_of(1):
