@@ -11,6 +11,7 @@ jax_exemplar_step.py is the step in JAX, on CPU, where JAX is installed.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -148,7 +149,7 @@ def configured(setting: str, members: int, options: Options) -> Any:
 
 
 def make(maker: Maker, config: Any) -> Inputs:
-    """Exemplars and members; candidates make weights, and whatever else they need, in their first call."""
+    """Exemplars and members as they begin; candidates make what else they need in their first call."""
     from icl_fast.data import Exemplars, gaussian_classes
     from icl_fast.runs import Population
 
@@ -156,7 +157,9 @@ def make(maker: Maker, config: Any) -> Inputs:
     drawn = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
     device = maker.normal(1).device
     exemplars = Exemplars(drawn.features.to(device), drawn.base.to(device))
-    return Inputs(exemplars=exemplars, population=Population(config), device=device, runs={})
+    population = Population(config)
+    model = population.model(exemplars).to(device)
+    return Inputs(exemplars=exemplars, population=population, model=model, device=device, runs={})
 
 
 def going_on(name: str, begin: Callable[[Inputs], Losses]) -> Callable[[Inputs], Tensor]:
@@ -202,7 +205,7 @@ class Torch:
         from icl_fast.training import exemplar_engine
 
         self.draw = Drawn(x, steps)
-        model = x.population.model(x.exemplars).to(x.device)
+        model = copy.deepcopy(x.model)
         clamps = x.population.clamps().to(x.device)
         task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, x.population.config.training)
         self.engine: exemplar_engine.Engine
@@ -226,7 +229,7 @@ class Jax:
         from jax_exemplar_step import JaxTraining, Shape
 
         self.draw = Drawn(x, steps)
-        model = x.population.model(x.exemplars)
+        model = x.model
         shape = {name: getattr(model.config, name) for name in Shape.__dataclass_fields__}
         weights = {name: weight.numpy(force=True) for name, weight in model.named_parameters()}
         rate = x.population.config.training.lr
@@ -241,7 +244,7 @@ class Jax:
 def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
     """A model whose heads matter: label embeddings as large as those of exemplars, peaked attention."""
     x = make(maker, config)
-    x.model = x.population.model(x.exemplars).to(x.device).requires_grad_(False)
+    x.model.requires_grad_(False)
     x.model.embed_label.weight *= 50
     for block in x.model.blocks:
         for matrix in (block.attention.q, block.attention.k, block.attention.out):

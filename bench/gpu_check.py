@@ -82,9 +82,9 @@ BENCH_FLAGS = ("--quick",) if REHEARSAL else ("--device", "cuda")
 # The limits of the first six leave a minute and a half for the benches; what those do not use goes to the benches too.
 STAGES = (
     Stage("build", 100, build, "build.log"),
-    Stage("tests", 50, tests, "tests.log", needs=("build",)),
-    Stage("memcheck", 90, sanitizer("memcheck"), "sanitizer.log", needs=("build",)),
-    Stage("racecheck", 90, sanitizer("racecheck"), "sanitizer.log", needs=("build",), beside=True),
+    Stage("tests", 70, tests, "tests.log", needs=("build",)),
+    Stage("memcheck", 70, sanitizer("memcheck"), "sanitizer.log", needs=("build",), beside=True),
+    Stage("racecheck", 90, sanitizer("racecheck"), "sanitizer.log", needs=("build",)),
     Stage("commands", 90, commands, "commands.log", needs=("build",), beside=True),
     Stage(
         "benches",

@@ -201,7 +201,8 @@ def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "op":
         for dtype in _registry._OPS[arguments[0]].kernels[IMPL].dtypes:
-            run_op(arguments[0], dtype)
+            if dtype != torch.float16:  # the same code as bfloat16
+                run_op(arguments[0], dtype)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         return

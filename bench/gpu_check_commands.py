@@ -97,7 +97,7 @@ def measure(job: Job, run: str) -> tuple[str, float]:
 def measure_on(job: Job, run: str, folder: str, device: str) -> str:
     """Every measurement of a run. Returns why one failed; empty if none did."""
     options = ("--device", device, "--snapshots", "last", *(("--sequences", "100") if run == "exemplars" else ()))
-    whys = (icl_fast(job, f"{word} {folder}", word, folder, *options) for word in MEASURED[run])
+    whys = in_parallel(2, icl_fast, [(job, f"{word} {folder}", word, folder, *options) for word in MEASURED[run]])
     return next(filter(None, whys), "")
 
 

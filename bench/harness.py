@@ -41,7 +41,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torc
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
 SLOW, SLOW_ROUNDS = 5.0, 3  # on CUDA, where times are steady, a candidate so many times slower than ours has few rounds
-LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`
+LONG = {"cpu": 10.0, "cuda": 1.0}  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
 
@@ -246,12 +246,17 @@ def compare(
     first: dict[str, float] = {}
     errors: list[str] = []
     truth: list[Tensor] | None = None
+    peaks = options.device == "cuda" and options.memory and not case.host
+
+    def measured(once: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        return cuda_peak(once) if peaks else (once(), {})
+
     for candidate in sorted(case.candidates, key=lambda c: c.name != "reference"):
         if candidate.missing:
             continue
         try:
-            call = prepare(case, candidate, inputs)
-            result, seconds = timed(call, clock)
+            once = partial(timed, prepare(case, candidate, inputs), clock)
+            (result, seconds), peak = measured(once)
             if case.direction == "forward":
                 result = candidate.unpack(result)
             if candidate.name == "reference":
@@ -259,13 +264,11 @@ def compare(
             elif candidate.compare and truth is not None:
                 check(result, truth, case.dtype, case.tolerance)
             del result
-            if options.device == "cuda" and options.memory and not case.host:
-                (result, seconds), peak = cuda_peak(partial(timed, call, clock))
-                rows[candidate.name] |= peak
-                del result
             # where a compiler may run in the first call, however long it was, it says nothing
-            elif not (case.rounds and seconds > LONG):
-                seconds = clock.seconds(call, 1)
+            if not (case.rounds and seconds > LONG[options.device]):
+                (result, seconds), peak = measured(once)
+                del result
+            rows[candidate.name] |= peak
             first[candidate.name] = seconds
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
@@ -302,13 +305,14 @@ def time_rounds(
     rounds = 2 if options.quick else LEAST_ROUNDS
     if not options.quick and round_seconds > 0:
         rounds = int(min(max(options.seconds / round_seconds, case.rounds or LEAST_ROUNDS), MOST_ROUNDS))
+    few = min(SLOW_ROUNDS, case.rounds or SLOW_ROUNDS)
     samples = {name: [first[name]] if case.rounds else [] for name in calls}
     order = list(calls)
     gc.collect()
     gc.disable()
     try:
         for number in range(1 if case.rounds else 0, rounds):
-            for name in order if number < SLOW_ROUNDS else [name for name in order if first[name] <= most]:
+            for name in order if number < few else [name for name in order if first[name] <= most]:
                 call = calls[name][number % len(sets)]
                 samples[name].append(clock.seconds(call, repeats[name]))
             order = order[1:] + order[:1]  # nobody always goes first, when the processor is coolest
