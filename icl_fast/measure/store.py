@@ -188,6 +188,7 @@ class Workspace:
         self.repair, self.force = repair, force
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
         self.partial = _partial(out)
+        self._to_join: dict[Path, Mapping[str, np.ndarray]] = {}  # parts that were written here
 
     def finished(self) -> bool:
         """Whether the result is complete; what a killed process left beside it is then swept.
@@ -273,13 +274,17 @@ class Workspace:
         named: dict[str, Any] = {**arrays, _PART: np.array(self._seal(path, arrays))}
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **named)
+        if part is not None:
+            self._to_join[path] = arrays
 
     def close(self, step: int, parts: int, join: Callable[[list[Arrays]], Mapping[str, np.ndarray]]) -> None:
         """Put the parts of a step together, in their order."""
+        paths = [self._path(step, part) for part in range(parts)]
         if not self._readable(self._path(step)):
-            self.write(step, None, join([self.read(step, part) for part in range(parts)]))
-        for part in range(parts):
-            self._path(step, part).unlink(missing_ok=True)
+            self.write(step, None, join([dict(self._to_join.get(path) or self._load(path)) for path in paths]))
+        for path in paths:
+            self._to_join.pop(path, None)
+            path.unlink(missing_ok=True)
 
     def finish(self, dataset: xr.Dataset) -> None:
         """Write the result and remove the parts.
