@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     # Ray ends idle workers beyond the free cores: that of a reserved one would start anew while two are timed
-    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = str(24 * 3600 * 1000)
+    os.environ.update(RAY_idle_worker_killing_time_threshold_ms=str(24 * 3600 * 1000))
     spawned = get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary, ray_runner(workers=2) as on_ray, spawned.Pool(2) as pool:
         folder = Path(temporary)

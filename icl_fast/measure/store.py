@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +273,10 @@ class Workspace:
         """
         path = self._path(step, part)
         named: dict[str, Any] = {**arrays, _PART: np.array(self._seal(path, arrays))}
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **named)
+        packed = BytesIO()  # not the file itself, which zipfile would flush and seek in for each array
+        np.savez(packed, **named)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
         if part is not None:
             self._to_join[path] = arrays
 

@@ -94,7 +94,9 @@ class RayRunner(Runner):
                 continue
             put = _Put(value)
             options = self._options(needs, shared.bytes + 2 * put.bytes)  # a value is also converted
-            begin = partial(do.options(**options).remote, needs.threads, shared.id, shared.ref, put.id, put.ref)
+            begin = partial(
+                do.options(**options).remote, needs.threads, TOGETHER, shared.id, shared.ref, put.id, put.ref
+            )
             begun = 0
             while begun < len(keys):
                 count = -(-(len(keys) - begun) // (2 * max(self.workers, 1)))
@@ -128,12 +130,18 @@ _held: dict[str, tuple[str, Any]] = {}  # in a worker: what it unpickled last
 
 
 def _do(
-    threads: int, shared_id: str, shared: np.ndarray, value_id: str, value: np.ndarray, keys: Sequence[Any]
+    threads: int,
+    together: float,
+    shared_id: str,
+    shared: np.ndarray,
+    value_id: str,
+    value: np.ndarray,
+    keys: Sequence[Any],
 ) -> list[Any]:
-    """A task, in a worker: the results of the first keys, as many as there is time for."""
+    """A task, in a worker: the results of the first keys, as many as there is time for, and of one at least."""
     torch.set_num_threads(threads)
     compute, value = _unpacked("shared", shared_id, shared), _unpacked("value", value_id, value)
-    end, results = time.monotonic() + TOGETHER, list[Any]()
+    end, results = time.monotonic() + together, list[Any]()
     for key in keys:
         results.append(compute(value, key))
         if time.monotonic() >= end:
