@@ -73,6 +73,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("bfloat16_product", &bfloat16_product, py::arg("out"), py::arg("a"), py::arg("panels"), py::arg("rows"),
         py::arg("a_step"), py::arg("count"), py::arg("depth"), py::arg("out_step"), py::arg("add"));
+  m.def("emulated_tile_configurations", &icl::emulated::tile_configurations);
+  m.def("emulated_tiles_in_use", &icl::emulated::tiles_in_use);
 
   m.def(
       "axpy_cpu",

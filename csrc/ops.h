@@ -79,7 +79,7 @@ struct LinearCrossEntropyFwd {
   int64_t n, c, v;
   int64_t ignore_index;
   Dtype dtype;  // of hidden, weight and bias
-  Dtype products;  // CPU only; kBFloat16: hidden and weight are rounded to it
+  Dtype products;  // CPU only; kBFloat16 with float32: hidden and weight are rounded where there is a bfloat16 unit
   int num_threads;  // CPU only
 };
 
@@ -130,10 +130,12 @@ struct CrossEntropyDifference {
   const void* hidden;      // [N, C]
   const void* removed;     // [A, N, C]
   const void* weight;      // [V, C]
+  const uint16_t* packed;  // the weight by pack_weight, or null; CPU only
   const int64_t* targets;  // [N], in 0..V-1
   const void* bias;        // [V] or null
   int64_t a, n, c, v;
   Dtype dtype;  // of hidden, removed, weight and bias
+  Dtype products;  // CPU only; kBFloat16 with float32: the first three are rounded where there is a bfloat16 unit
   int num_threads;  // CPU only
 };
 

@@ -36,6 +36,8 @@ bool permitted();  // asks the operating system for the tile registers, once; fa
 }
 namespace emulated {
 extern const Bfloat16Tile avx512_bf16_tile, amx_tile;
+int64_t tile_configurations();  // of the tile registers of this thread, so far
+bool tiles_in_use();            // whether they are configured
 }
 
 }  // namespace icl

@@ -65,8 +65,10 @@ struct TileRegister {
   uint8_t at[16][64];
 };
 inline thread_local TileRegister tiles[8];
+inline thread_local int64_t configurations = 0;  // so far
 
 inline void _tile_loadconfig(const void* palette) {
+  ++configurations;
   const uint8_t* config = static_cast<const uint8_t*>(palette);
   for (int i = 0; i < 8; ++i) {
     uint16_t bytes;

@@ -64,9 +64,10 @@ struct Columns {
   int64_t strips;  // at most max_strips: each has partial results for every row
 
   // `depth`: how many rows of NR floats a panel keeps in the cache
-  Columns(int64_t v, int64_t depth, int64_t max_strips, int64_t width = NR, int64_t group_floats = kGroupFloats) {
+  Columns(int64_t v, int64_t depth, int64_t max_strips, int64_t width = NR, int64_t group_floats = kGroupFloats,
+          int64_t group_panels = kGroupPanels) {
     panels = ceil_div(v, width);
-    group = clamp(group_floats / (width * clamp(depth, 1, INT32_MAX)), 1, kGroupPanels);
+    group = clamp(group_floats / (width * clamp(depth, 1, INT32_MAX)), 1, group_panels);
     strip = group * ceil_div(ceil_div(panels, group), max_strips);
     strips = ceil_div(panels, strip);
   }
@@ -77,8 +78,8 @@ struct Columns {
 
 template <typename T>
 struct Weight {
-  const T* weight;       // [V, C]
-  const Exact<T>* bias;  // [V] or null
+  const T* weight;  // [V, C]
+  const T* bias;    // [V] or null
   int64_t c, v;
 
   // A panel, and what is added to its logits. -inf in columns beyond V: they count for nothing.

@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #if defined(__AVX512F__)
@@ -78,22 +77,6 @@ ICL_INLINE uint16_t narrow(float x) {
   if (x != x) return 0x7fc0;
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-
-// A float32 that counts as the nearest bfloat16, where no unit multiplies these
-struct RoundedFloat {
-  float value;
-};
-
-ICL_INLINE vf load(const RoundedFloat* p) {
-  const vf v = load(&p->value);
-  const vu bits = (vu)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return v == v ? (vf)rounded : v;
-}
-
-ICL_INLINE float widen(RoundedFloat x) { return widen(narrow(x.value)); }
-
-template <typename T>
-using Exact = std::conditional_t<std::is_same_v<T, RoundedFloat>, float, T>;  // where it is not multiplied
 
 ICL_INLINE void narrow(float x, float* out) { *out = x; }
 ICL_INLINE void narrow(float x, uint16_t* out) { *out = narrow(x); }

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
-from icl_fast.ops._validate import check_one_of, check_shapes
+from icl_fast.ops._validate import PRODUCTS, check_one_of, check_shapes
 
-PRODUCTS = ("float32", "bfloat16")
 PANEL_COLUMNS, DEPTH_STEP = 32, 32  # kPanelColumns and kDepthStep in csrc/cpu/bfloat16_tile.h
 
 
@@ -29,6 +28,23 @@ class PackedWeight:
 
     def __len__(self) -> int:
         return len(self.weight)
+
+
+def unpacked(op: str, weight: Tensor | PackedWeight, products: str | None) -> tuple[Tensor, Tensor | None, str | None]:
+    """What an op is given as `weight` and `products`: weight [V,C], the same packed or None, and products.
+
+    Raises:
+        ValueError: other products than those the weight was packed for.
+    """
+    if not isinstance(weight, PackedWeight):
+        return weight, None, products
+    check_one_of(op, "products of a PackedWeight", products or "bfloat16", PRODUCTS[1:])
+    return weight.weight, weight.packed, "bfloat16"
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """To bfloat16, in the dtype it has."""
+    return tensor.bfloat16().to(tensor.dtype)
 
 
 def pack_weight(weight: Tensor, products: str = "bfloat16") -> PackedWeight:
