@@ -105,6 +105,23 @@ struct LinearCrossEntropyBwd {
 
 void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p);
 
+struct LinearCrossEntropyFwdBwd {
+  float* losses;           // [N]
+  float* grad_hidden;      // [N, C], and the next two, of the sum of the losses times grad_loss
+  float* grad_weight;      // [V, C]
+  float* grad_bias;        // [V], or null: not needed
+  const float* hidden;     // [N, C], C a multiple of 16
+  const float* weight;     // [V, C]
+  const int64_t* targets;  // [N], in 0..V-1 or ignore_index
+  const float* bias;       // [V] or null
+  int64_t n, c, v;
+  int64_t ignore_index;
+  float grad_loss;
+  int num_threads;
+};
+
+void linear_cross_entropy_fwd_bwd_cpu(const LinearCrossEntropyFwdBwd& p);
+
 struct HeadAblation {
   float* base;              // [N]
   float* losses;            // [H, N]
