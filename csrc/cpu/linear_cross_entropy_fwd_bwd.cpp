@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "cpu/gemm_unpacked.h"
+#include "cpu/linear_cross_entropy_bfloat16.h"
 #include "cpu/scratch.h"
 #include "cpu/threads.h"
 #include "cpu/vector_math.h"
@@ -17,7 +18,15 @@
 namespace icl::ICL_ISA {
 namespace {
 
-using Arguments = LinearCrossEntropyFwdBwd;
+// LinearCrossEntropyFwdBwd in float32
+struct Arguments {
+  float *losses, *grad_hidden, *grad_weight, *grad_bias;
+  const float *hidden, *weight;
+  const int64_t* targets;
+  const float* bias;
+  int64_t n, c, v, ignore_index;
+  float grad_loss;
+};
 
 constexpr int64_t kLogits = 4 * 1024 * 1024 / 4;  // at a time
 constexpr int64_t kGroup = 64;                    // words
@@ -147,12 +156,10 @@ void add_grad_hidden(const Arguments& p, const Block& block, int64_t row, int64_
   }
 }
 
-}  // namespace
-
-void linear_cross_entropy_fwd_bwd(const LinearCrossEntropyFwdBwd& p) {
+void in_float32(const Arguments& p, int num_threads) {
   const int64_t size = min(round_up(p.n, W), round_up(clamp(kLogits / p.v, 64, 1024), W));
   const int64_t groups = ceil_div(p.v, kGroup), vectors = p.c / W, cuts = max((vectors + 1) / 3, 1);
-  const int64_t threads = useful_threads(p.num_threads, groups, 3 * p.n * p.c * p.v);
+  const int64_t threads = useful_threads(num_threads, groups, 3 * p.n * p.c * p.v);
   Block all{};
   all.step = size + W;
   all.width = p.c + W;
@@ -195,6 +202,17 @@ void linear_cross_entropy_fwd_bwd(const LinearCrossEntropyFwdBwd& p) {
       }
     }
   }
+}
+
+}  // namespace
+
+void linear_cross_entropy_fwd_bwd(const LinearCrossEntropyFwdBwd& p) {
+  if (p.dtype == Dtype::kBFloat16) return linear_cross_entropy_fwd_bwd_bfloat16(p, *bfloat16_tile());
+  const auto in = [](const void* x) { return static_cast<const float*>(x); };
+  const auto out = [](void* x) { return static_cast<float*>(x); };
+  in_float32({p.losses, out(p.grad_hidden), out(p.grad_weight), out(p.grad_bias), in(p.hidden), in(p.weight), p.targets,
+              in(p.bias), p.n, p.c, p.v, p.ignore_index, p.grad_loss},
+             p.num_threads);
 }
 
 }  // namespace icl::ICL_ISA

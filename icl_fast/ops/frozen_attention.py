@@ -38,8 +38,8 @@ def frozen_attention(
     window: int | Sequence[int | None] | Tensor | None = None,
     rows: Tensor | None = None,
     pattern: Tensor | None = None,
-    products: str | None = None,
     out: Tensor | None = None,
+    products: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Causal attention of A variants that share one pattern: `out[a] = softmax(scale q k^T) v[a]`.
@@ -65,11 +65,11 @@ def frozen_attention(
             not looked at; below 0 is dense too.
         rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        out: contiguous, of the shape and dtype of the result, which is written there: for calls in a loop, where the
+            pages of a new result of tens of megabytes cost a CPU a fifth of the time.
         products: "bfloat16": q, k, v and the pattern are rounded to it where they are multiplied; softmax and sums stay
             float32. For float32 inputs on a CPU with bfloat16 units (see `icl-fast info`); elsewhere it is the slower
             way to the same. None or "float32": as they are.
-        out: contiguous, of the shape and dtype of the result, which is written there: for calls in a loop, where the
-            pages of a new result of tens of megabytes cost a CPU a fifth of the time.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
@@ -78,8 +78,8 @@ def frozen_attention(
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
             a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
-            undefined); an `out` that is not contiguous or shares memory with an input;
-            products="bfloat16" of float32 inputs on a GPU; unknown products or impl.
+            undefined); an `out` that is not contiguous or shares memory with an input; products="bfloat16" of float32
+            inputs on a GPU; unknown products or impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.

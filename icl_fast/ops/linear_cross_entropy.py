@@ -94,9 +94,9 @@ def linear_cross_entropy(
         F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
 
     Forward and backward: gradients of `hidden`, `weight` and `bias`, through all but "position"; forward mode and
-    second derivatives go through plain torch, which holds the logits. On CPU a float32 mean that is to have gradients
-    of both `hidden` and `weight`, of at most 8192 words, makes them with the loss: logits are computed once. Under
-    `torch.autocast` the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al.
+    second derivatives go through plain torch, which holds the logits. On CPU a mean that is to have gradients of both
+    `hidden` and `weight`, of at most 8192 words, in float32 or with a bfloat16 unit, makes them with the loss: logits
+    are computed once. Under `torch.autocast` the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al.
     2022, "Data Collection".
 
     Args:
@@ -409,9 +409,11 @@ _forward_op = register(
 def _makes_gradients(hidden: Tensor, weight: Tensor, impl: str) -> bool:
     """Whether the gradients of a mean are made with it: both are asked for, and there is a kernel for these sizes."""
     asked = torch.is_grad_enabled() and hidden.requires_grad and weight.requires_grad
-    # whole vectors; in float32 a factor that is multiplied in afterwards costs no more than a rounding
-    fits = len(weight) <= MOST_WORDS and weight.shape[1] % 16 == 0 and weight.dtype == torch.float32
-    return asked and fits and impl == "cpu"
+    if weight.dtype == torch.float32:
+        fits = weight.shape[1] % 16 == 0  # whole vectors
+    else:
+        fits = weight.dtype == torch.bfloat16 and _backend.bfloat16_unit() is not None
+    return asked and fits and len(weight) <= MOST_WORDS and impl == "cpu"
 
 
 def _mean(
@@ -421,7 +423,7 @@ def _mean(
     check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
     (n, c), v = hidden.shape, weight.shape[0]
     kept = (targets != ignore_index).sum()
-    losses, grad_hidden = hidden.new_empty(n), hidden.new_empty(n, c)
+    losses, grad_hidden = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(n, c)
     make = weight.new_empty if n else weight.new_zeros
     grad_weight, grad_bias = make(v, c), make(0 if bias is None else v)
     outputs = {
@@ -429,15 +431,16 @@ def _mean(
         "grad_bias": None if bias is None else grad_bias,
     }
     inputs = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
-    grad_loss = 1 / max(int(kept), 1)
-    _backend.run(f"{OP}_fwd_bwd", "cpu", outputs, inputs, n=n, c=c, v=v, ignore_index=ignore_index, grad_loss=grad_loss)
+    numbers = {"n": n, "c": c, "v": v, "ignore_index": ignore_index, "grad_loss": 1 / max(int(kept), 1)}
+    _backend.run(f"{OP}_fwd_bwd", "cpu", outputs, inputs, hidden.dtype, **numbers)
     return losses.sum() / kept, losses, grad_hidden, grad_weight, grad_bias
 
 
 def _empty_mean(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    losses, grad_bias = hidden.new_empty(len(hidden)), weight.new_empty(0 if bias is None else len(weight))
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    grad_bias = weight.new_empty(0 if bias is None else len(weight))
     return losses.new_empty(()), losses, hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
 
 

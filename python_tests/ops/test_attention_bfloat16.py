@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from icl_fast.ops import _backend, frozen_attention
+from icl_fast.ops import _backend, frozen_attention, smeared_attention
 
 TILES = [isa for isa in (*_backend.isas(), *_backend.emulated_isas()) if "amx" in isa or "bf16" in isa]
 
@@ -121,3 +121,45 @@ def test_the_number_of_threads_changes_nothing() -> None:
         assert torch.equal(frozen_attention(q, k, v, scale=0.3), one)
     sdpa = torch.stack([F.scaled_dot_product_attention(q, k, x, is_causal=True, scale=0.3) for x in v])
     torch.testing.assert_close(one, sdpa, rtol=0.02, atol=0.03)
+
+
+@pytest.mark.usefixtures("tile")
+@settings(max_examples=15)
+@given(
+    sizes=st.tuples(*(st.integers(1, most) for most in (2, 3, 200, 70))),
+    window=st.integers(0, 150),
+    seed=st.integers(0, 99),
+    gate=st.sampled_from([None, 1e9, -1e9]),
+)
+def test_smeared_attention_is_that_of_its_inputs(
+    sizes: tuple[int, int, int, int], window: int, seed: int, gate: float | None
+) -> None:
+    """What is rounded: weights, gradients of scores, and what is written. The gate's gradient has none of these."""
+    torch.manual_seed(seed)
+    q, k, v, grad = (torch.randn(sizes).bfloat16() for _ in range(4))
+    alpha = torch.randn(sizes[1]) if gate is None else torch.full((sizes[1],), gate)
+
+    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        last = alpha.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+        out = smeared_attention(*inputs, last, scale=0.2, window=window, impl=impl)
+        return (out.detach(), *torch.autograd.grad(out, [*inputs, last], grad.to(dtype)))
+
+    (*mine, of_gate), (*truth, of_gate_truly) = run("cpu", torch.bfloat16), run("reference", torch.float64)
+    assert (mine[0].double() - truth[0]).abs().max() <= 2.02 * 2**-9 * v.double().abs().max()
+    for actual, exactly in zip(mine[1:], truth[1:], strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert (actual.double() - exactly).norm() <= 2**-7 * exactly.norm() + 1e-5
+    torch.testing.assert_close(of_gate.double(), of_gate_truly, rtol=1e-4, atol=1e-4 * sizes[0] * sizes[2])
+
+
+@pytest.mark.usefixtures("tile")
+def test_threads_change_nothing_in_smeared_attention() -> None:
+    inputs = [torch.randn(2, 3, 150, 16).bfloat16().requires_grad_() for _ in range(3)]
+    alpha, results = torch.randn(3, requires_grad=True), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out = smeared_attention(*inputs, alpha, scale=0.3, window=[0, 70, 0])
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), [*inputs, alpha])))
+    for again in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], again, strict=True))

@@ -293,6 +293,30 @@ def test_error_of_a_mean(impl: str, device: str, sizes: Any, peak: float, with_b
         within(actual, same, truth.nan_to_num(), times=3)
 
 
+NARROW_MEANS = [(1, 1, 13, 1), (3, 7, 16, 31), (2, 560, 8, 130), (1, 70, 40, 1100)]
+
+
+@pytest.mark.parametrize(("peak", "with_bias"), [(1.0, True), (30.0, False)])
+@pytest.mark.parametrize("sizes", NARROW_MEANS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_error_of_a_narrow_mean(
+    impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, with_bias: bool, within: Any
+) -> None:
+    """Several blocks of rows and strips of words."""
+    if dtype != torch.bfloat16 or (impl.startswith("emu") and math.prod(sizes) > 10**5):
+        pytest.skip("elsewhere, or too slow")
+    hidden, weight, targets, bias = make(sizes, dtype, device, peak)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
+        mean, losses = of(inputs[0], inputs[1], targets, inputs[2] if with_bias else None)
+        return losses.detach(), *torch.autograd.grad(mean * 7, inputs[: 2 + with_bias])
+
+    mine, same, truth = results(means(impl), dtype), results(means(None), dtype), results(means(None), torch.float64)
+    for actual, narrow, exact in zip(mine, same, truth, strict=True):
+        within(actual, narrow, exact, times=3)
+
+
 def test_a_mean_that_makes_its_gradients_is_the_other_one(impl: str, device: str) -> None:
     """Of rows that are ignored and hold anything, words that are not there, targets that come first, twice and last."""
     hidden, weight, targets, bias = make((2, 41, 16, 70), torch.float32, device)
