@@ -32,8 +32,8 @@ def cases(options: Options) -> list[Case]:
         small = CPU_SHAPES[-1]
         found += [case(shape, torch.float32, way, options) for shape in CPU_SHAPES for way in (FORWARD, BOTH)]
         found += [case(small, torch.float32, "backward", options)]
-        found += [case(small, torch.bfloat16, way, options) for way in (FORWARD, BOTH)]
-        found += [instruction_sets(small, options)]
+        found += [case(shape, torch.bfloat16, way, options) for shape in CPU_SHAPES for way in (FORWARD, BOTH)]
+        found += [instruction_sets(small, dtype, options) for dtype in (torch.float32, torch.bfloat16)]
     else:
         dtypes = (torch.bfloat16, torch.float16, torch.float32)
         wanted = [(shape, torch.bfloat16, FORWARD) for shape in HEADLINES]
@@ -156,9 +156,9 @@ def others(options: Options, reduction: str) -> list[Candidate]:
     ]
 
 
-def instruction_sets(shape: tuple[int, int, int], options: Options) -> Case:
+def instruction_sets(shape: tuple[int, int, int], dtype: torch.dtype, options: Options) -> Case:
     """The same kernel compiled for each instruction set of this machine."""
-    whole = case(shape, torch.float32, FORWARD, options)
+    whole = case(shape, dtype, FORWARD, options)
     own, isas = whole.candidates[0], _backend.isas()
 
     def on(isa: str) -> Callable[[Inputs], Any]:

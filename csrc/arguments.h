@@ -149,6 +149,15 @@ inline LinearCrossEntropyBwd read(Arguments& from) {
 }
 
 template <>
+inline LinearCrossEntropyFwdBwd read(Arguments& from) {
+  using P = LinearCrossEntropyFwdBwd;
+  return {ICL_FIELD(losses), ICL_FIELD(grad_hidden), ICL_FIELD(grad_weight), ICL_FIELD(grad_bias),
+          ICL_FIELD(hidden), ICL_FIELD(weight),      ICL_FIELD(targets),     ICL_FIELD(bias),
+          ICL_FIELD(n),      ICL_FIELD(c),           ICL_FIELD(v),           ICL_FIELD(ignore_index),
+          ICL_FIELD(grad_loss), ICL_FIELD(dtype),    ICL_FIELD(num_threads)};
+}
+
+template <>
 inline HeadAblation read(Arguments& from) {
   using P = HeadAblation;
   return {ICL_FIELD(base),   ICL_FIELD(losses),  ICL_FIELD(resid),       ICL_FIELD(z),         ICL_FIELD(w_o),

@@ -86,6 +86,7 @@ PYBIND11_MODULE(_C, m) {
 
   def_cpu<icl::LinearCrossEntropyFwd>(m, "linear_cross_entropy_fwd_cpu", icl::linear_cross_entropy_fwd_cpu);
   def_cpu<icl::LinearCrossEntropyBwd>(m, "linear_cross_entropy_bwd_cpu", icl::linear_cross_entropy_bwd_cpu);
+  def_cpu<icl::LinearCrossEntropyFwdBwd>(m, "linear_cross_entropy_fwd_bwd_cpu", icl::linear_cross_entropy_fwd_bwd_cpu);
   def_cpu<icl::HeadAblation>(m, "head_ablation_cross_entropy_cpu", icl::head_ablation_cross_entropy_cpu);
   def_cpu<icl::CrossEntropyDifference>(m, "cross_entropy_difference_cpu", icl::cross_entropy_difference_cpu);
   def_cpu<icl::FrozenAttention>(m, "frozen_attention_cpu", icl::frozen_attention_cpu);

@@ -105,6 +105,24 @@ struct LinearCrossEntropyBwd {
 
 void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p);
 
+struct LinearCrossEntropyFwdBwd {
+  float* losses;           // [N]
+  void* grad_hidden;       // [N, C], and the next two, of the sum of the losses times grad_loss
+  void* grad_weight;       // [V, C]
+  void* grad_bias;         // [V], or null: not needed
+  const void* hidden;      // [N, C]; in float32 C is a multiple of 16
+  const void* weight;      // [V, C]
+  const int64_t* targets;  // [N], in 0..V-1 or ignore_index
+  const void* bias;        // [V] or null
+  int64_t n, c, v;
+  int64_t ignore_index;
+  float grad_loss;
+  Dtype dtype;  // of all but losses and targets; bfloat16 where there is a unit for it
+  int num_threads;
+};
+
+void linear_cross_entropy_fwd_bwd_cpu(const LinearCrossEntropyFwdBwd& p);
+
 struct HeadAblation {
   float* base;              // [N]
   float* losses;            // [H, N]

@@ -10,6 +10,7 @@ namespace icl {
 
 ICL_CPU_KERNEL(linear_cross_entropy_fwd, LinearCrossEntropyFwd)
 ICL_CPU_KERNEL(linear_cross_entropy_bwd, LinearCrossEntropyBwd)
+ICL_CPU_KERNEL(linear_cross_entropy_fwd_bwd, LinearCrossEntropyFwdBwd)
 ICL_CPU_KERNEL(head_ablation_cross_entropy, HeadAblation)
 ICL_CPU_KERNEL(cross_entropy_difference, CrossEntropyDifference)
 ICL_CPU_KERNEL(frozen_attention, FrozenAttention)
