@@ -170,11 +170,14 @@ def products_case(size: Size, positions: str, options: Options, rounds: int | No
     def lens(name: str) -> Callable[[Inputs], Any]:
         return lambda x: lens_sweep.sweep(getattr(x, name), x.inputs, x.targets, x.rows, sliced=sliced, freeze=True)
 
+    from icl_fast.measure.ablation.exactness import LEAST_SHARE
+
+    planned = plan(size, size.context if positions == "all" else 3, PATTERN_PRESERVING, "cpu")
     of = " sliced" if sliced else ""
     candidates = [
         Candidate(
             "ours",
-            lambda x: engine(x, size, PATTERN_PRESERVING, rounded=True),
+            lambda x: engine(x, size, PATTERN_PRESERVING, rounded=planned.carried_share >= LEAST_SHARE),
             missing=no_model or no_bfloat16_unit(),
         ),
         Candidate(f"TransformerLens{of}", lens("lens"), compare=False, missing=no_lens),
