@@ -75,7 +75,7 @@ def test_ablate_says_which_dtype_auto_is_and_how_exact(run: Path, tmp_path: Path
     assert planned.exit_code == 0, planned.output
     measured = call("ablate", run, *options, "--out", tmp_path / "out", "--json")
     assert measured.exit_code == 0, measured.output
-    found, said = open_results(tmp_path / "out"), json.loads(measured.output)
+    found, said = open_results(tmp_path / "out"), json.loads(measured.stdout)
     dtype = json.loads(found.attrs["plan"])["dtype"]
     assert said["facts"]["dtype"] == dtype
     assert f"dtype auto: {dtype}" in planned.output
