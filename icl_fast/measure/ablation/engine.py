@@ -121,10 +121,8 @@ class _Chunk:
                 removed = carried.removed  # [A,n,R,C]
                 for part in base.stream_slices(len(removed)):
                     removed[part] = norm_difference(base.post, removed[part], self.model.final_norm)
-                if self.products.rounded:
-                    hidden, removed, weight = (x.bfloat16().float() for x in (hidden, removed, weight))
                 losses, effects = cross_entropy_difference(
-                    hidden, removed.flatten(1, 2), weight, self.targets, bias=bias
+                    hidden, removed.flatten(1, 2), self.products.of(weight), self.targets, bias=bias
                 )
                 self._keep(losses, chosen[name], effects)
         if low_rank:

@@ -14,12 +14,14 @@ from icl_fast.measure.ablation.options import AUTO, CANDIDATES, DTYPES, Ablation
 from icl_fast.measure.ablation.plan import SweepPlan, make_plan
 from icl_fast.measure.ablation.sums import PartSums
 from icl_fast.measure.store import json_attribute
+from icl_fast.memory import check_fits
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.ops import _backend
 
 ATTRIBUTE = "exactness"  # of a store
 LOSSES = 512  # of the sample, for each ablation: so many positions of so many examples
 FEWEST_EXAMPLES, MOST_EXAMPLES = 4, 32
+LEAST_SHARE = 0.5  # of a sweep's work, for rounding of products to pay
 OF_EFFECT, OF_SEM = 0.003, 0.01  # what an error may be
 
 
@@ -95,7 +97,13 @@ def measure_exactness(
         evaluation: what the plan is for.
         plan: of any dtype.
         step: of the snapshot that the model is of.
+
+    Raises:
+        InputError: no memory for a copy of the model in float64.
     """
+    if model.blocks.stream is None and model.device.type == "cpu":
+        weights = sum(weight.numel() for weight in model.parameters())
+        check_fits(8 * weights, "dtype auto or check, with a copy of the model in float64")
     given = min(plan.positions.rows_per_example, evaluation.inputs.shape[1])  # of all positions the random one is one
     rows = min(given, LOSSES // FEWEST_EXAMPLES)
     count = min(plan.examples, max(FEWEST_EXAMPLES, min(MOST_EXAMPLES, LOSSES // rows)))
@@ -125,8 +133,8 @@ def _candidate(config: TransformerConfig, evaluation: EvaluationSet, options: Ab
     if options.engine != "fast" or (device == "cpu" and _backend.bfloat16_unit() is None):
         return safe
     plan = make_plan(config, evaluation, replace(options, dtype=fast), device=device)
-    methods = set(plan.schedule(config, evaluation.inputs.shape[1]).methods)
-    return safe if plan.rounds_products and methods.isdisjoint(("delta", "source sums")) else fast
+    schedule = plan.schedule(config, evaluation.inputs.shape[1])
+    return safe if plan.rounds_products and schedule.carried_share < LEAST_SHARE else fast
 
 
 def chosen_dtype(

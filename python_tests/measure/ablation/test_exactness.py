@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import weakref
@@ -93,7 +92,6 @@ def test_weights_are_packed_once_and_freed(run: Path, monkeypatch: pytest.Monkey
         return found
 
     def count(_: SweepProgress) -> None:
-        gc.collect()
         alive.append(sum(one() is not None for one in packed))
 
     monkeypatch.setattr(products, "pack_weight", pack)
