@@ -96,8 +96,8 @@ def linear_cross_entropy(
     Forward and backward: gradients of `hidden`, `weight` and `bias`, through all but "position"; forward mode and
     second derivatives go through plain torch, which holds the logits. On CPU a mean that is to have gradients of both
     `hidden` and `weight`, of at most 8192 words, in float32 or with a bfloat16 unit, makes them with the loss: logits
-    are computed once. Under `torch.autocast` the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al.
-    2022, "Data Collection".
+    are computed once. Under `torch.autocast` the floating inputs are cast as for `F.linear`. The source is the
+    per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.
