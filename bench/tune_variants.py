@@ -210,6 +210,7 @@ KERNELS = (
             "6 stages": {"DIFFERENCE_SM90_STAGES": 6},
             "10 stages": {"DIFFERENCE_SM90_STAGES": 10},
             "12 stages": {"DIFFERENCE_SM90_STAGES": 12},
+            "2 steps under way": {"DIFFERENCE_SM90_UNDER_WAY": 2},
             "1 step's lead": {"DIFFERENCE_SM90_LEAD": 1},
             "3 steps' lead": {"DIFFERENCE_SM90_LEAD": 3},
             "7 steps' lead": {"DIFFERENCE_SM90_LEAD": 7},

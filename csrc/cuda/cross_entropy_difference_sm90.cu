@@ -31,6 +31,8 @@ constexpr int kSlabBytes = kRows * kSlabRowBytes, kSlabs = 14;
 constexpr int kStages = ICL_DIFFERENCE_SM90_STAGES, kMostKept = kSlabs - kStages;
 constexpr int kLead = ICL_DIFFERENCE_SM90_LEAD;  // in steps
 static_assert(kLead + std::max(kLead - kMostKept, 0) <= kStages);  // slabs that the other has not read yet
+constexpr int kUnderWay = ICL_DIFFERENCE_SM90_UNDER_WAY;
+static_assert(2 * (kUnderWay + 1) <= kStages);  // slabs that are read, and of the next step
 using Stream = Pipeline<kStages>;
 using Kept = Pipeline<kMostKept>;
 using Turns = uint64_t[kConsumers];  // mbarriers, completed when it is this consumer's turn
@@ -210,13 +212,13 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
           __syncwarp();  // every lane has seen that it is its turn: the next may come
           if (lane == 0) mbarrier_arrive(&shared.turns[1 - consumer]);
         }
-        if (step > 0) {  // one step's products stay under way; those of the step before have been read
-          wgmma_wait<1>();
-          release(step - 1);
+        if (step >= kUnderWay) {  // so many steps' products stay under way; those of the step before have been read
+          wgmma_wait<kUnderWay>();
+          release(step - kUnderWay);
         }
       }
       wgmma_wait<0>(d);
-      release(shape.steps - 1);
+      for (int step = max(shape.steps - kUnderWay, 0); step < shape.steps; ++step) release(step);
 
       if (product == 0 && (bias || (tile + 1) * kColumns > shape.v)) {
 #pragma unroll

@@ -83,6 +83,9 @@
 #ifndef ICL_DIFFERENCE_SM90_STAGES
 #define ICL_DIFFERENCE_SM90_STAGES 8  // of the ring; shared memory has room for 14 slabs, what is left keeps weights
 #endif
+#ifndef ICL_DIFFERENCE_SM90_UNDER_WAY
+#define ICL_DIFFERENCE_SM90_UNDER_WAY 1  // steps of depth whose products are not waited for
+#endif
 #ifndef ICL_DIFFERENCE_SM90_LEAD
 #define ICL_DIFFERENCE_SM90_LEAD 6  // steps of depth that one consumer issues before the other begins
 #endif
