@@ -7,8 +7,8 @@
 //
 // Shared memory is 14 slabs of 128 x 64 numbers, all copied by TMA. Of a tile's weight the first 6 slabs along C are
 // kept for all its products; the others come anew with each, interleaved with the slabs of rows, through a ring of 8.
-// The consumers depend on each other only through the ring, and one starts a ring's length after the other, so that the
-// epilogue of one runs beside the products of the other.
+// So that the epilogue of one consumer runs beside the products of the other, they take turns: one begins a product when
+// the other has issued kLead steps of its own. Left alone they fall into step, as a tile's weight comes for both at once.
 //
 // Roofline: a slab of depth is 2 * 128 * 128 * 64 FLOP, 512 cycles of the tensor cores, for 16 KiB of rows and, beyond
 // the kept ones, 16 KiB of weight: 48 bytes a cycle and multiprocessor at C = 768, 32 up to C = 384. Shared memory has
@@ -29,11 +29,14 @@ constexpr int kRows = kConsumers * kWgmmaRows, kColumns = 128, kDepth = kSlabCol
 static_assert(kRows == kColumns);  // so that slabs of rows and of weight are of one size
 constexpr int kSlabBytes = kRows * kSlabRowBytes, kSlabs = 14;
 constexpr int kStages = ICL_DIFFERENCE_SM90_STAGES, kMostKept = kSlabs - kStages;
+constexpr int kLead = ICL_DIFFERENCE_SM90_LEAD;  // in steps
+static_assert(kLead + std::max(kLead - kMostKept, 0) <= kStages);  // slabs that the other has not read yet
 constexpr int kUnderWay = ICL_DIFFERENCE_SM90_UNDER_WAY;
-static_assert(kStages >= 2 * (kUnderWay + 1));  // a step that is waited for has two slabs, as have those before it
+static_assert(2 * (kUnderWay + 1) <= kStages);  // slabs that are read, and of the next step
 using Stream = Pipeline<kStages>;
 using Kept = Pipeline<kMostKept>;
-constexpr int kSharedBytes = kSlabs * kSlabBytes + int(sizeof(Stream) + sizeof(Kept));
+using Turns = uint64_t[kConsumers];  // mbarriers, completed when it is this consumer's turn
+constexpr int kSharedBytes = kSlabs * kSlabBytes + int(sizeof(Stream) + sizeof(Kept) + sizeof(Turns));
 static_assert(kSharedBytes <= kMaxSharedSm90);
 
 // Rows that L2 holds while all column tiles go by.
@@ -58,11 +61,13 @@ struct Shared {
   unsigned char *weights, *stages;  // [kMostKept] slabs, [kStages] slabs
   Kept& kept;
   Stream& stream;
+  Turns& turns;
 
   __device__ explicit Shared(unsigned char* memory)
       : weights(memory), stages(memory + kMostKept * kSlabBytes),
         kept(*reinterpret_cast<Kept*>(memory + kSlabs * kSlabBytes)),
-        stream(*reinterpret_cast<Stream*>(memory + kSlabs * kSlabBytes + sizeof(Kept))) {}
+        stream(*reinterpret_cast<Stream*>(memory + kSlabs * kSlabBytes + sizeof(Kept))),
+        turns(*reinterpret_cast<Turns*>(memory + kSlabs * kSlabBytes + sizeof(Kept) + sizeof(Stream))) {}
 };
 
 __device__ __forceinline__ void produce(const CUtensorMap& hidden_map, const CUtensorMap& removed_map,
@@ -160,12 +165,8 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
   Base base;
   float d[kColumns / 2];
 
-  // The second consumer waits until the whole ring was full once: from then on it is that much behind the first. Or all
-  // that is of the first tile, as the weight of the next comes only when both are done with this one's.
-  if (ICL_DIFFERENCE_SM90_STAGGER && consumer == 1) {
-    const int64_t slabs = int64_t{shape.variants + 1} * (2 * shape.steps - shape.kept);
-    mbarrier_wait(&shared.stream.full[min(int64_t{kStages}, slabs) - 1], 0);
-  }
+  const int lead = min(kLead, shape.steps);
+  Ring<1> turn;  // whose parity is the product's
   Ring<kStages> at, before;  // the slab to be read next, and the first that was not given back
   Ring<1> tile_of;
   for (int tile = first_tile; tile < end_tile; ++tile, tile_of = tile_of.next()) {
@@ -185,6 +186,9 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
         shared.stream.release(before);
         before = before.next();
       };
+      // the second consumer's turn comes with the first one's product, the first one's with the second's product before
+      mbarrier_wait(&shared.turns[consumer], consumer == 0 ? turn.parity ^ 1 : turn.parity);
+      turn = turn.next();
       for (int step = 0; step < shape.steps; ++step) {
         const unsigned char* weight = shared.weights + step * kSlabBytes;
         if (step >= shape.kept) {
@@ -204,7 +208,11 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
         for (int k = 0; k < kDepth / kWgmmaDepth; ++k)
           wgmma<T, kColumns>(d, rows + k * kDepthStepInRows, columns + k * kDepthStepInRows, step > 0 || k > 0);
         wgmma_commit();
-        if (step >= kUnderWay) {  // that many steps' products stay under way; those of the step before have been read
+        if (step == lead - 1) {
+          __syncwarp();  // every lane has seen that it is its turn: the next may come
+          if (lane == 0) mbarrier_arrive(&shared.turns[1 - consumer]);
+        }
+        if (step >= kUnderWay) {  // so many steps' products stay under way; those of the step before have been read
           wgmma_wait<kUnderWay>();
           release(step - kUnderWay);
         }
@@ -268,6 +276,7 @@ __global__ void __launch_bounds__(kThreadsSm90, 1)
   const int first_tile = shape.first_tile(split), end_tile = shape.first_tile(split + 1);
   if (threadIdx.x == 0) {
     shared.stream.init(kConsumers * 4);
+    for (uint64_t& turn : shared.turns) mbarrier_init(&turn, 4);  // by the other consumer's warps
     shared.kept.init(kConsumers * 4);
   }
   __syncthreads();  // or a thread waits on an mbarrier that is not there yet

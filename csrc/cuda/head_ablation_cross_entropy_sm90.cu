@@ -72,9 +72,11 @@ __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, un
 
 // What the four lanes of a row find in a tile of its logits; d[4 j + 2 h] and the next, for all j, are a lane's.
 __device__ __forceinline__ MaxSum fold(const float (&d)[kColumns / 2], int h) {
-  float top = -INFINITY;
+  float tops[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-  for (int j = 0; j < kColumns / 8; ++j) top = fmaxf(top, fmaxf(d[4 * j + 2 * h], d[4 * j + 2 * h + 1]));
+  for (int j = 0; j < kColumns / 8; ++j)
+    tops[j % 2] = fmaxf(tops[j % 2], fmaxf(d[4 * j + 2 * h], d[4 * j + 2 * h + 1]));
+  float top = fmaxf(tops[0], tops[1]);
   top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
   top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2));
   // As every term is relative to the same rounded number, its rounding is a factor, which is taken out at the end.
@@ -181,18 +183,16 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
             }
           }
       }
-      MaxSum own;
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) {
+        const int h = i / 2 % 2;
+        d[i] = fmaf(base[i] - d[i], inverse[h], offsets[i / 4 * 2 + i % 2]);
+      }
+      // Of both rows without a branch between: there are so few warps that they must not wait for one at a time.
+      const MaxSum first = fold(d, 0), second = fold(d, 1);
+      if (keeps) *total = merge(earlier, lane % 4 == 0 ? first : second);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int j = 0; j < kColumns / 8; ++j)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float& logit = d[4 * j + 2 * h + i];
-            logit = fmaf(base[4 * j + 2 * h + i] - logit, inverse[h], offsets[2 * j + i]);
-          }
-        const MaxSum of_tile = fold(d, h);
-        if (lane % 4 == h) own = of_tile;
         // a register's number must be known when compiling: look through all of them, in the few tiles with a target
         const int wanted = target[h] - first_column;
         if (__any_sync(kFullWarp, target[h] >= 0 && target[h] / kColumns == tile)) {
@@ -203,7 +203,6 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
               if (wanted == 8 * j + i) at_target[first_of_product + row + 8 * h] = d[4 * j + 2 * h + i];
         }
       }
-      if (keeps) *total = merge(earlier, own);
     }
   }
 }

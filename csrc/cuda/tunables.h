@@ -86,8 +86,8 @@
 #ifndef ICL_DIFFERENCE_SM90_UNDER_WAY
 #define ICL_DIFFERENCE_SM90_UNDER_WAY 1  // steps of depth whose products are not waited for
 #endif
-#ifndef ICL_DIFFERENCE_SM90_STAGGER
-#define ICL_DIFFERENCE_SM90_STAGGER true  // whether one consumer starts a ring's length after the other
+#ifndef ICL_DIFFERENCE_SM90_LEAD
+#define ICL_DIFFERENCE_SM90_LEAD 6  // steps of depth that one consumer issues before the other begins
 #endif
 #ifndef ICL_DIFFERENCE_SM90_ROWS_MIB
 #define ICL_DIFFERENCE_SM90_ROWS_MIB 24  // of rows that are multiplied at a time: a share of the last-level cache

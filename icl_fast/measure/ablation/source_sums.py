@@ -30,7 +30,7 @@ from icl_fast.measure.ablation.delta import attention_change
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
 from icl_fast.measure.ablation.products import Products
-from icl_fast.measure.ablation.removal import Removal
+from icl_fast.measure.ablation.removal import Removal, of_these
 from icl_fast.measure.base_pass import BaseLayer, merged
 from icl_fast.models.blocks import layer_norm
 from icl_fast.ops._project import project
@@ -53,7 +53,7 @@ class SourceSums:
             for ablation in self.ablations:
                 heads = ablation.heads_of(0)
                 self.results.append(merged(self.removal.of_heads(base, heads)))
-                self.written.append(base.attention.w_o[list(heads)].flatten(0, 1))
+                self.written.append(of_these(base.attention.w_o, heads).flatten(0, 1))
             return
         assert base.rows is not None
         self.removed = base.resid.new_empty(len(self.ablations), *base.rows.shape, base.resid.shape[-1])
