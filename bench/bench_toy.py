@@ -50,7 +50,7 @@ def case(seeds: int, steps: int, options: Options, against_autograd: bool) -> Ca
         bytes=0.0,
         threads=1,
         sets=1,
-        rounds=1 if against_autograd and options.device == "cpu" and not options.quick else None,
+        rounds=1 if (against_autograd or options.device == "cuda") and not options.quick else None,
     )
 
 
