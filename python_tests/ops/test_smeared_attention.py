@@ -23,7 +23,6 @@ SIZES = [
     (1, 2, 70, 260),  # several chunks of depth
     (2, 3, 23, 80),
     (2, 3, 199, 64),  # as Hopper's own kernel takes them
-    (1, 12, 70, 128),
     (0, 2, 5, 4),
     (2, 2, 0, 4),
 ]  # BHTD
@@ -76,7 +75,7 @@ def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("peak", [1.0, 30.0])
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", [*SIZES, (1, 2, 150, 128)])  # Hopper: two slabs of keys
 @pytest.mark.usefixtures("poisoned_memory")
 def test_forward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
     inputs = make(shorter(impl, sizes), dtype, device, peak)
