@@ -65,6 +65,21 @@ ICL_INLINE vi lane_numbers(std::integer_sequence<int, I...>) {
   return vi{I...};
 }
 
+// A weight, which is no less than 0 or NaN, rounded to bfloat16: half up, and a NaN that comes of bfloat16 stays one
+ICL_INLINE vf rounded_weights(vf weights) { return (vf)(((vu)weights + 0x8000u) & 0xffff0000u); }
+
+// 2 W rounded weights
+template <int... I>
+ICL_INLINE void store_rounded(uint16_t* to, vf first, vf second, std::integer_sequence<int, I...>) {
+  using Halves = uint16_t __attribute__((vector_size(ICL_VECTOR_BYTES)));
+  const Halves upper = __builtin_shufflevector((Halves)first, (Halves)second, (2 * I + 1)...);
+  std::memcpy(to, &upper, sizeof upper);
+}
+
+ICL_INLINE void store_rounded(uint16_t* to, vf first, vf second) {
+  store_rounded(to, first, second, std::make_integer_sequence<int, 2 * W>());
+}
+
 // Scores of keys mixed with their predecessors are mixed scores: keys need no rounding again. `own` is the share of the
 // key itself, `rest` that of the one before it; both times the factor on all scores. Key 0 has itself before it.
 struct Smear {
@@ -108,9 +123,11 @@ static void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last,
   vf sums[kVectors] = {};
   for (int32_t j = begin; j < end; j += kPanelColumns, scores += kPanelColumns, weights += kPanelColumns)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      store(weights + v * W, exp_nonpositive(load(scores + v * W) - base));
-      sums[v] += load(weights + v * W);
+    for (int v = 0; v < kVectors; v += 2) {
+      const vf one = rounded_weights(exp_nonpositive(load(scores + v * W) - base));
+      const vf other = rounded_weights(exp_nonpositive(load(scores + (v + 1) * W) - base));
+      store_rounded(weights + v * W, one, other);
+      sums[v] += one, sums[v + 1] += other;
     }
   for (int v = 1; v < kVectors; ++v) sums[0] += sums[v];
   *total = sum_of_lanes(sums[0]);

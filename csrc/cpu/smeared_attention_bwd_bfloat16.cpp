@@ -75,8 +75,9 @@ struct Row {
       }
       sums += weight * grad;
       store(row + j, weight);
-      store(weights + j, weight);
     }
+    for (int32_t j = 0; j < end - begin; j += 2 * W)
+      store_rounded(weights + j, rounded_weights(load(row + j)), rounded_weights(load(row + j + W)));
     const vf mean = splat(sum_of_lanes(sums));
     for (int32_t j = 0; j < end - begin; j += W) {
       const vf grad = load(row + j) * (load(grad_weights + j) - mean) * splat(scale);
