@@ -134,8 +134,8 @@ template <>
 inline LinearCrossEntropyFwd read(Arguments& from) {
   using P = LinearCrossEntropyFwd;
   return {ICL_FIELD(losses),       ICL_FIELD(peak),  ICL_FIELD(log_sum),    ICL_FIELD(hidden), ICL_FIELD(weight),
-          ICL_FIELD(packed),       ICL_FIELD(targets), ICL_FIELD(bias),       ICL_FIELD(n),     ICL_FIELD(c),
-          ICL_FIELD(v),            ICL_FIELD(ignore_index), ICL_FIELD(dtype), ICL_FIELD(products), ICL_FIELD(num_threads)};
+          ICL_FIELD(targets),      ICL_FIELD(bias),  ICL_FIELD(n),          ICL_FIELD(c),      ICL_FIELD(v),
+          ICL_FIELD(ignore_index), ICL_FIELD(dtype), ICL_FIELD(num_threads)};
 }
 
 template <>

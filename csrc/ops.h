@@ -73,13 +73,11 @@ struct LinearCrossEntropyFwd {
   float* log_sum;          // [N], log(sum of exp(logit - peak))
   const void* hidden;      // [N, C]
   const void* weight;      // [V, C]
-  const uint16_t* packed;  // the weight by pack_weight, or null; CPU only
   const int64_t* targets;  // [N], in 0..V-1 or ignore_index
   const void* bias;        // [V] or null
   int64_t n, c, v;
   int64_t ignore_index;
   Dtype dtype;  // of hidden, weight and bias
-  Dtype products;  // CPU only; kBFloat16 with float32: hidden and weight are rounded where there is a bfloat16 unit
   int num_threads;  // CPU only
 };
 

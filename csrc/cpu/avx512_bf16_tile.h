@@ -18,8 +18,10 @@ inline __attribute__((always_inline)) void multiply_rows(const uint16_t* a, int6
   __m512 sums[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    sums[r][0] = add ? _mm512_loadu_ps(out + r * out_step) : _mm512_setzero_ps();
-    sums[r][1] = add ? _mm512_loadu_ps(out + r * out_step + 16) : _mm512_setzero_ps();
+    sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    // stores that miss would wait for each other
+    __builtin_prefetch(out + r * out_step, 1);
+    __builtin_prefetch(out + r * out_step + 16, 1);
   }
   for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns) {
     const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + kPanelColumns);
@@ -34,8 +36,9 @@ inline __attribute__((always_inline)) void multiply_rows(const uint16_t* a, int6
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    _mm512_storeu_ps(out + r * out_step, sums[r][0]);
-    _mm512_storeu_ps(out + r * out_step + 16, sums[r][1]);
+    float* to = out + r * out_step;
+    _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), sums[r][0]) : sums[r][0]);
+    _mm512_storeu_ps(to + 16, add ? _mm512_add_ps(_mm512_loadu_ps(to + 16), sums[r][1]) : sums[r][1]);
   }
 }
 

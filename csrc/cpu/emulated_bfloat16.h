@@ -41,6 +41,11 @@ inline __m512 _mm512_loadu_ps(const float* p) {
 
 inline void _mm512_storeu_ps(float* p, const __m512& v) { std::memcpy(p, &v, sizeof v); }
 
+inline __m512 _mm512_add_ps(__m512 x, const __m512& y) {
+  for (int i = 0; i < 16; ++i) x.at[i] += y.at[i];
+  return x;
+}
+
 inline __m512i _mm512_loadu_si512(const void* p) {
   __m512i v;
   std::memcpy(&v, p, sizeof v);

@@ -42,7 +42,7 @@ ICL_INLINE Range range_of(int64_t i, int64_t step, int64_t all) {
 class Bfloat16Gradients {
  public:
   static constexpr int64_t kBlockRows = 1024, kStripWords = 512;  // at most: the depths of the products
-  static constexpr int64_t kGroupPanels = 8, kGroupRows = kGroupPanels * kPanelColumns;  // with logits in a cache
+  static constexpr int64_t kGroupRows = 8 * kPanelColumns;        // whose logits are in the first-level cache
   static constexpr int64_t kProductRows = 96;                     // of a gradient that a panel is multiplied with
 
   const LinearCrossEntropyTensors& p;

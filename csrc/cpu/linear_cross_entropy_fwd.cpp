@@ -115,10 +115,10 @@ void forward(const LinearCrossEntropyFwd& p, const Products& products) {
 
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& p) {
   with_products(
-      p.dtype, p.products,
+      p.dtype, p.dtype,
       [&](auto element) { forward(p, InFloat32<decltype(element)>(p.weight, p.c, p.v, kMostStrips)); },
       [&](const Bfloat16Tile& kernel, auto element) {
-        forward(p, OnTiles<decltype(element)>(kernel, p.weight, p.packed, p.c, p.v, kMostStrips));
+        forward(p, OnTiles<decltype(element)>(kernel, p.weight, nullptr, p.c, p.v, kMostStrips));
       });
 }
 

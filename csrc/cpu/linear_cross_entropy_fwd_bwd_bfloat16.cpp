@@ -1,6 +1,7 @@
 // linear_cross_entropy, forward and backward in one, on a tile kernel of bfloat16: blocks of rows and, within, strips of
-// words. exp(logit - largest of a tile of words), rounded to bfloat16, waits in the last-level cache for the sum of its
-// row, and becomes the gradient by one factor a tile and row.
+// words. exp(logit - largest of a tile of words), rounded to bfloat16, waits for the sum of its row, and becomes the
+// gradient by one factor a tile and row. With many words it waits in memory, and grad_weight is added up there: that
+// takes less time than to compute logits again.
 #include "cpu/linear_cross_entropy_bfloat16.h"
 #include "cpu/threads.h"
 
@@ -10,6 +11,7 @@ namespace {
 using Arguments = LinearCrossEntropyFwdBwd;
 
 constexpr int64_t kGroupRows = Bfloat16Gradients::kGroupRows;
+constexpr int64_t kWaiting = 64 * 1024 * 1024 / 2;  // of bfloat16, at most
 
 struct Sums {  // of a block
   float* largest;    // [tiles][rows], then the factor
@@ -106,7 +108,7 @@ void linear_cross_entropy_fwd_bwd_bfloat16(const LinearCrossEntropyFwdBwd& p, co
   const LinearCrossEntropyTensors tensors{out(p.grad_hidden), out(p.grad_weight), out(p.grad_bias), half(p.hidden),
                                           half(p.weight),     half(p.bias),       p.targets,        p.n,
                                           p.c,                p.v,                p.ignore_index};
-  Bfloat16Gradients g(tensors, kernel);
+  Bfloat16Gradients g(tensors, kernel, clamp(kWaiting / p.v / kGroupRows, 1, 4) * kGroupRows);
   const int64_t strip_tiles = ceil_div(g.strip_words, kernel.rows);
   Sums sums{nullptr, nullptr, nullptr, 0};
   for (int64_t s = 0; s < g.strips; ++s) sums.tiles += ceil_div(g.strip(s).padded, kernel.rows);
@@ -118,7 +120,7 @@ void linear_cross_entropy_fwd_bwd_bfloat16(const LinearCrossEntropyFwdBwd& p, co
     sums.sum = cutter.take(sums.tiles * g.block_rows);
     sums.at_target = cutter.take(g.block_rows);
     gradients = reinterpret_cast<uint16_t*>(cutter.take(round_up(p.v, kPanelColumns) * g.block_rows / 2));
-    grad_weight = cutter.take(p.v * g.width);
+    grad_weight = cutter.take((g.blocks > 1 ? p.v : g.strip_words) * g.width);
     grad_bias = cutter.take(p.v);
   });
   const int threads = p.num_threads;
@@ -150,13 +152,10 @@ void linear_cross_entropy_fwd_bwd_bfloat16(const LinearCrossEntropyFwdBwd& p, co
         const Range strip = g.strip(s);
         g.take_weight(strip, true);
         in_parts(s, [&](const Part& at) { backward(p, g, sums, at, gradients); });
-        g.multiply(block, strip, gradients + strip.first * block.padded, grad_weight + strip.first * g.width,
-                   grad_bias + strip.first);
+        float* words = grad_weight + (g.blocks > 1 ? strip.first * g.width : 0);
+        g.multiply(block, strip, gradients + strip.first * block.padded, words, grad_bias + strip.first);
+        if (b + 1 == g.blocks) g.write_words(strip, words, grad_bias + strip.first);
       }
-    }
-    for (int64_t s = 0; s < g.strips; ++s) {
-      const int64_t first = g.strip(s).first;
-      g.write_words(g.strip(s), grad_weight + first * g.width, grad_bias + first);
     }
     g.write_rows();
   }

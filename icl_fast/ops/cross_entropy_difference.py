@@ -69,26 +69,26 @@ def cross_entropy_difference(
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.
     """
-    weight, packed, products = unpacked(OP, weight, products)
+    unembedding, packed, products = unpacked(OP, weight, products)
     optional = {} if bias is None else {"bias": (bias, "V")}
     targets = on_device_of(OP, "targets", targets, hidden)
     sizes = check_shapes(
         OP,
         hidden=(hidden, "N C"),
         removed=(removed, "A N C"),
-        weight=(weight, "V C"),
+        weight=(unembedding, "V C"),
         targets=(targets, "N"),
         **optional,
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
-    hidden, removed, weight, bias = autocast_promote(hidden, removed, weight, bias)
-    check_floating(OP, hidden=hidden, removed=removed, weight=weight, bias=bias)
+    hidden, removed, unembedding, bias = autocast_promote(hidden, removed, unembedding, bias)
+    check_floating(OP, hidden=hidden, removed=removed, weight=unembedding, bias=bias)
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
     check_products(OP, products, hidden)
     impl = KERNELS.choose(impl, hidden)
-    base, difference = _forward_op(hidden, removed, weight, packed, targets, bias, products, impl)
+    base, difference = _forward_op(hidden, removed, unembedding, packed, targets, bias, products, impl)
     return base, difference
 
 

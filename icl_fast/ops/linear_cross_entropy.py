@@ -28,8 +28,9 @@ from icl_fast.ops.position_loss import PositionLoss
 
 OP = "linear_cross_entropy"
 LOGITS_AT_A_TIME = 2**22
-# of a mean's gradients in its forward: with more words the logits of enough rows do not stay in a processor's cache
-MOST_WORDS = 8192
+# of a mean's gradients in its forward. With more in float32 the logits of enough rows do not stay in a cache, with more
+# in bfloat16 moving the gradient of the weight takes as long as computing logits again
+MOST_WORDS = {torch.float32: 8192, torch.bfloat16: 2**17}
 
 
 @overload
@@ -95,9 +96,9 @@ def linear_cross_entropy(
 
     Forward and backward: gradients of `hidden`, `weight` and `bias`, through all but "position"; forward mode and
     second derivatives go through plain torch, which holds the logits. On CPU a mean that is to have gradients of both
-    `hidden` and `weight`, of at most 8192 words, in float32 or with a bfloat16 unit, makes them with the loss: logits
-    are computed once. Under `torch.autocast` the floating inputs are cast as for `F.linear`. The source is the per-token loss of Olsson et al.
-    2022, "Data Collection".
+    `hidden` and `weight` makes them with the loss, so that logits are computed once: in float32 of at most 8192 words,
+    in bfloat16, where the processor has a unit for it, of at most 131072. Under `torch.autocast` the floating inputs
+    are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
         hidden: [...,T,C], float32, bfloat16, float16 or float64.
@@ -255,10 +256,8 @@ def compiled_forward(
     (n, c), v = hidden.shape, weight.shape[0]
     losses, peak, log_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
     outputs = {"losses": losses, "peak": peak, "log_sum": log_sum}
-    inputs = {"hidden": hidden, "weight": weight, "packed": None, "targets": targets, "bias": bias}
-    numbers = {"n": n, "c": c, "v": v, "ignore_index": ignore_index}
-    products = str(hidden.dtype).removeprefix("torch.")
-    _backend.run(f"{OP}_fwd", place, outputs, inputs, hidden.dtype, **numbers, products=products)
+    inputs = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
+    _backend.run(f"{OP}_fwd", place, outputs, inputs, hidden.dtype, n=n, c=c, v=v, ignore_index=ignore_index)
     return losses, peak, log_sum
 
 
@@ -413,7 +412,7 @@ def _makes_gradients(hidden: Tensor, weight: Tensor, impl: str) -> bool:
         fits = weight.shape[1] % 16 == 0  # whole vectors
     else:
         fits = weight.dtype == torch.bfloat16 and _backend.bfloat16_unit() is not None
-    return asked and fits and len(weight) <= MOST_WORDS and impl == "cpu"
+    return asked and fits and len(weight) <= MOST_WORDS[weight.dtype] and impl == "cpu"
 
 
 def _mean(

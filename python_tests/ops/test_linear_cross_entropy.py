@@ -293,7 +293,7 @@ def test_error_of_a_mean(impl: str, device: str, sizes: Any, peak: float, with_b
         within(actual, same, truth.nan_to_num(), times=3)
 
 
-NARROW_MEANS = [(1, 1, 13, 1), (3, 7, 16, 31), (2, 560, 8, 130), (1, 70, 40, 1100)]
+NARROW_MEANS = [(1, 1, 13, 1), (3, 7, 16, 31), (2, 560, 8, 130), (1, 70, 40, 1100), (0, 3, 8, 11)]
 
 
 @pytest.mark.parametrize(("peak", "with_bias"), [(1.0, True), (30.0, False)])
@@ -314,7 +314,48 @@ def test_error_of_a_narrow_mean(
 
     mine, same, truth = results(means(impl), dtype), results(means(None), dtype), results(means(None), torch.float64)
     for actual, narrow, exact in zip(mine, same, truth, strict=True):
-        within(actual, narrow, exact, times=3)
+        within(actual, narrow.nan_to_num(), exact.nan_to_num(), times=3)
+
+
+UNITS = [isa for isa in (*_backend.isas(), *_backend.emulated_isas()) if isa not in ("baseline", "avx2", "avx512")]
+
+
+@pytest.mark.parametrize("isa", [*_backend.isas(), *_backend.emulated_isas()], indirect=True)
+def test_a_narrow_mean_makes_gradients_where_there_is_a_unit(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    monkeypatch.setattr(_backend, "run", lambda name, *rest, **numbers: run.append(name))
+    hidden, weight, targets, _ = make((2, 3, 16, 5), torch.bfloat16, "cpu")
+    linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), targets, reduction="mean")
+    assert run == [f"{OP}_fwd_bwd" if isa in UNITS else f"{OP}_fwd"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("isa", UNITS, indirect=True)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_narrow_gradients_of_what_does_not_count(isa: str, reduction: Any) -> None:
+    """Of rows that are ignored and hold anything and of words that are not there, by any number of threads."""
+    hidden, weight, targets, bias = make((1, 300, 40, 600), torch.bfloat16, "cpu")
+    weight = weight / 6
+    targets[0, :4] = torch.tensor([-100, 0, 0, 599])
+    targets[0, 100:140] = -100
+    bias[3:5] = float("-inf")
+    targets[(targets == 3) | (targets == 4)] = 5
+    exact = [x.float().requires_grad_() for x in (hidden.masked_fill((targets == -100)[..., None], 0), weight, bias)]
+    mean = means(None)(exact[0], exact[1], targets, exact[2])[0]
+    expected = mean.detach(), *torch.autograd.grad(mean, exact)
+    hidden[targets == -100] = float("nan")
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        found = means("cpu", reduction)(inputs[0], inputs[1], targets, inputs[2])
+        mean = found.sum() / (targets != -100).sum() if reduction == "none" else found
+        results.append((mean.detach(), *torch.autograd.grad(mean, inputs)))
+    for actual, *others, wanted in zip(*results, expected, strict=True):
+        assert all(torch.equal(actual, other) for other in others)
+        torch.testing.assert_close(actual.float(), wanted, rtol=2e-2, atol=1e-2 * wanted.abs().max().item())
+    assert not results[0][1][targets == -100].any()
+    assert not results[0][2][3:5].any()
 
 
 def test_a_mean_that_makes_its_gradients_is_the_other_one(impl: str, device: str) -> None:
