@@ -53,6 +53,13 @@ class BaseLayer:
         return self.attention.qkv(self.block.norm1(self.resid), self.positions, linear)
 
     @cached_property
+    def qk_parts(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys [n,H,T,3D] whose products of bfloat16 give the scores to 2^-16: what is rounded off stands
+        beside what is left. Errors of scores would otherwise be most of those of an ablation."""
+        (q, q_rest), (k, k_rest) = (_parts(x) for x in self.qkv[:2])
+        return torch.cat((q, q_rest, q), -1), torch.cat((k, k, k_rest), -1)
+
+    @cached_property
     def z(self) -> Tensor:
         """Results of the heads, [n,H,R,D]."""
         q, k, v = self.qkv
@@ -141,6 +148,12 @@ def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: T
         yield base
         if layer < last:  # what the last one writes is computed if it is asked for
             resid = base.post
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor rounded to bfloat16, and what is rounded off it; both in its dtype."""
+    narrow = x.bfloat16().to(x.dtype)
+    return narrow, x - narrow
 
 
 def attend(

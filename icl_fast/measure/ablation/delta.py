@@ -122,6 +122,8 @@ def attention_change(
         else:
             values = project(normed, products.of(attention.v.weight))
             values = values.view(*values.shape[:3], kv, depth).transpose(2, 3)  # [A,n,KV,T,D]
+            if products.rounded and attention.plain_scores:
+                q, k = base.qk_parts
             z = attend(attention, q, k, values, base.rows, products.name)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
     for index, ablation in enumerate(ablations):

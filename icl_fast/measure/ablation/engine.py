@@ -114,8 +114,6 @@ class _Chunk:
         assert base is not None
         final = self.model.final_norm(base.post)  # [n,R,C]
         hidden, weight, bias = final.flatten(0, 1), self.model.unembed.weight, self.model.unembed.bias
-        if self.products.rounded and self.losses is None:  # those of the whole model are as exact as ever
-            self._keep(self.model.token_losses(hidden, self.targets), [], hidden)
         for name, carried in (("delta", delta), ("source sums", sums)):
             if carried is not None:
                 removed = carried.removed  # [A,n,R,C]
@@ -124,7 +122,8 @@ class _Chunk:
                 losses, effects = cross_entropy_difference(
                     hidden, removed.flatten(1, 2), self.products.of(weight), self.targets, bias=bias
                 )
-                self._keep(losses, chosen[name], effects)
+                # of rounded products only the effects are exact
+                self._keep(None if self.products.rounded else losses, chosen[name], effects)
         if low_rank:
             norm, heads = layer_norm(self.model.final_norm), [self.ablations[index].heads[0][1] for index in low_rank]
             losses, ablated = head_ablation_cross_entropy(
@@ -147,6 +146,6 @@ class _Chunk:
             targets = self.targets.expand(len(normed), -1)
             self._keep(losses, chosen["rerun"], self.model.token_losses(normed, targets) - losses)
 
-    def _keep(self, losses: Tensor, indices: list[int], effects: Tensor) -> None:
+    def _keep(self, losses: Tensor | None, indices: list[int], effects: Tensor) -> None:
         self.losses = losses if self.losses is None else self.losses
         self.effects.update(zip(indices, effects, strict=False))
