@@ -1,6 +1,6 @@
 """What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
 
-    python bench/gpu_check_child.py probe | launch FILE | op NAME | ceilings FILE
+    python bench/gpu_check_child.py probe | launch FILE | op NAME | compare FILE FOLDER FOLDER
 
 Environment:
     GPU_CHECK_ARCH    80: on Hopper too the kernels for every GPU, instead of Hopper's own
@@ -66,12 +66,25 @@ def launch() -> dict[str, Any]:
     return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
-def ceilings() -> dict[str, float]:
-    """bytes/s of copies, FLOP/s of large products."""
-    import clock
+def compare(folder: str, other: str) -> dict[str, float]:
+    """How far each variable of the stores in two folders is apart, relative to its values or, where larger, to 1.
 
-    watch = clock.CudaClock() if DEVICE == "cuda" else clock.CpuClock()
-    return clock.ceilings(DEVICE, set(DTYPES), watch, quick=DEVICE == "cpu")
+    Accuracies are left out: they count which of two numbers is larger, however little.
+    """
+    import numpy as np
+
+    from icl_fast.measure import open_results
+
+    found = {}
+    for store in Path(folder).glob("*.zarr"):
+        one, two = open_results(store), open_results(Path(other) / store.name)
+        for name in one:
+            if one[name].dtype.kind == "f" and not str(name).startswith("accuracy"):
+                a, b = (data[name].values.astype(np.float64) for data in (one, two))
+                apart = np.abs(a - b) / np.maximum(1, np.abs(b))
+                apart[np.isnan(a) & np.isnan(b)] = 0
+                found[f"{store.name}: {name}"] = float(np.nan_to_num(apart, nan=np.inf).max())
+    return found
 
 
 # The calls of an op for the sanitizer, small but with three tiles or more of 64 in whatever is looped over, aligned to
@@ -188,11 +201,13 @@ def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "op":
         for dtype in _registry._OPS[arguments[0]].kernels[IMPL].dtypes:
-            run_op(arguments[0], dtype)
+            if dtype != torch.float16:  # the same code as bfloat16
+                run_op(arguments[0], dtype)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         return
-    found = {"probe": probe, "launch": launch, "ceilings": ceilings}[what]()
+    calls: dict[str, Callable[..., dict[str, Any]]] = {"probe": probe, "launch": launch, "compare": compare}
+    found = calls[what](*arguments[1:])
     if arguments:
         Path(arguments[0]).write_text(json.dumps(found))
     else:

@@ -50,11 +50,14 @@ ICL_INLINE vf load(const uint16_t* p) {
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
-ICL_INLINE void store(uint16_t* p, vf v) {  // round to nearest even; NaN stays NaN
-  vu bits = (vu)v;
-  vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  rounded = v == v ? rounded : vu{} + 0x7fc0u;
-  half_vu16 h = __builtin_convertvector(rounded, half_vu16);
+// bfloat16, in the lower half of each lane: round to nearest even; NaN stays NaN
+ICL_INLINE vu narrow(vf v) {
+  const vu bits = (vu)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return v == v ? rounded : vu{} + 0x7fc0u;
+}
+
+ICL_INLINE void store(uint16_t* p, vf v) {
+  half_vu16 h = __builtin_convertvector(narrow(v), half_vu16);
   std::memcpy(p, &h, sizeof h);
 }
 

@@ -2,10 +2,14 @@
 // keys; the weights are recomputed from the peak and the log of the sum of their row. Gradients of keys and values are
 // summed over the strips in memory of the thread, in an order that does not depend on the number of threads.
 #include "cpu/attention_forward.h"
+#include "cpu/bfloat16_tile.h"
 #include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
+
+void smeared_attention_bwd_bfloat16(const SmearedAttentionBwd& p, const Bfloat16Tile& tile);
+
 namespace {
 
 constexpr int64_t kChunk = 128;
@@ -147,6 +151,8 @@ void smeared_attention_bwd(const SmearedAttentionBwd& p) {
     for (int64_t i = 0; i < units; ++i) p.grad_gate[i] = 0;
     return;
   }
+  if (f.dtype == Dtype::kBFloat16)
+    if (const Bfloat16Tile* tile = bfloat16_tile()) return smeared_attention_bwd_bfloat16(p, *tile);
   const int64_t chunk = min(f.length, kChunk);
   const int64_t threads = useful_threads(f.num_threads, units, units * f.length * f.length * f.depth);
   float* memory = nullptr;

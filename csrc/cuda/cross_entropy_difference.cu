@@ -38,7 +38,8 @@ __device__ __forceinline__ void add(Change& found, float weight, float y) {
 
 template <typename T>
 using MainGemm =
-    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS>;
+    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS, false,
+         false, false>;
 template <typename T>
 constexpr int kResident = MainGemm<T>::kThreads > 128 ? 1 : 2;
 

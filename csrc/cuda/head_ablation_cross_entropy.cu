@@ -213,7 +213,7 @@ struct StoreM {
 
 // Two sets of 64 accumulators; again a row belongs to one warp.
 template <typename T>
-using MainGemm = Gemm<T, ICL_HEADS_ROWS, ICL_HEADS_COLUMNS, ICL_HEADS_ROWS / 32, 1>;
+using MainGemm = Gemm<T, ICL_HEADS_ROWS, ICL_HEADS_COLUMNS, ICL_HEADS_ROWS / 32, 1, false, false, false>;
 
 // A tile of rows and a share of the chunk's columns a block. Product i of a tile: 0 the base, h + 1 what head h wrote.
 template <typename T>

@@ -21,7 +21,13 @@ ICL_MAY_LACK bool head_ablation_cross_entropy_sm90_fits(const HeadAblation& p);
 ICL_MAY_LACK int64_t head_ablation_cross_entropy_sm90_splits(const HeadAblation& p, int64_t columns /* of a chunk */);
 
 ICL_MAY_LACK bool frozen_attention_sm90_fits(const FrozenAttention& p);
-ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream);
+// What a backward needs of every row's scores; null: not wanted.
+struct RowSums {
+  float* peak;     // [batch, heads, length], the largest
+  float* log_sum;  // [batch, heads, length], log of the sum of exp(score - peak)
+};
+ICL_MAY_LACK cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, const RowSums& row_sums,
+                                                      cudaStream_t stream);
 
 // Whether Hopper's own kernel is there and takes this call.
 template <typename P>

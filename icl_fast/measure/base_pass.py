@@ -143,12 +143,15 @@ def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: T
             resid = base.post
 
 
-def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
+def attend(
+    attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None, products: str | None = None
+) -> Tensor:
     """Values of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D].
 
     Args:
         values: [A,n,H,T,D], or of groups of heads [A,n,KV,T,D].
         rows: 0-based positions [n,R]; None: all.
+        products: those of `frozen_attention`, where it computes them.
     """
     variants, count, kv, length, depth = values.shape
     heads = q.shape[1]
@@ -171,6 +174,7 @@ def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Ten
             scale=attention.scale,
             window=None if windows is None else windows[one::group],
             rows=rows,
+            products=products,
         )
         for one in range(group)
     ]

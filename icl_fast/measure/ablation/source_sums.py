@@ -29,6 +29,7 @@ from torch import Tensor
 from icl_fast.measure.ablation.delta import attention_change
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.ablation.removal import Removal, of_these
 from icl_fast.measure.base_pass import BaseLayer, merged
 from icl_fast.models.blocks import layer_norm
@@ -40,8 +41,8 @@ LEAST_VARIANCE = 0.05  # var' / var under which the direct way is taken: roundin
 class SourceSums:
     """What A ablations have removed from the rows' stream, [A,n,R,C] in `removed` after the last layer."""
 
-    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal) -> None:
-        self.ablations, self.mode, self.removal = ablations, mode, removal
+    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal, products: Products) -> None:
+        self.ablations, self.mode, self.removal, self.products = ablations, mode, removal, products
         self.results: list[Tensor] = []  # of each ablation, [n,T,rank]
         self.written: list[Tensor] = []  # its W_O, [rank,C]
         self.removed: Tensor
@@ -63,13 +64,15 @@ class SourceSums:
             changes, little = norms.attention_change(z, w_o)
             for index, ablation in enumerate(self.ablations[part]):
                 if little[index]:
-                    moved = attention_change((z[index] @ w_o[index])[None], base, [ablation], self.mode, self.removal)
+                    moved = attention_change(
+                        (z[index] @ w_o[index])[None], base, [ablation], self.mode, self.removal, self.products
+                    )
                     assert moved is not None
                     changes[index] = moved[0]
                 elif heads := ablation.heads_of(1):
                     by_head = changes[index].view(*base.rows.shape, *base.z.shape[1::2])  # [n,R,H,D]
                     by_head[:, :, list(heads)] = self.removal.of_heads(base, heads).transpose(1, 2)
-            project(changes, base.attention.out.weight, onto=self.removed[part])
+            project(changes, self.products.of(base.attention.out.weight), onto=self.removed[part])
 
     def _of_one_rank(self, base: BaseLayer) -> Iterator[slice]:
         """Ablations that remove equally many heads' results, as many at a time as go through a layer together."""
