@@ -113,7 +113,7 @@ def evaluation(setting: str, sequences: int, options: Options) -> Case:
             Candidate("ours", two_passes, memory=False, missing=none),
             Candidate("reference", two_passes_by_definition, memory=False, missing=none),
         ],
-        flops=0.0,
+        flops=0.0 if none else sequences * evaluation_flops(config),
         bytes=0.0,
         counts={"sequences": float(sequences)},
         sets=1,
@@ -291,8 +291,8 @@ def heads_of(model: Any) -> tuple[int, int, int]:
     return model.members, model.config.layers, model.config.heads
 
 
-def step_flops(config: Any) -> float:
-    """The products of one member's step: forward, and twice that backward but for features, which need no gradient.
+def sequence_flops(config: Any) -> tuple[float, float]:
+    """The products of one sequence's pass: of its exemplars' embedding, and of the rest.
 
     In the last layer only the query needs q, what it attends to and what is written.
     """
@@ -301,8 +301,19 @@ def step_flops(config: Any) -> float:
     encoder = 2 * (pairs + 1) * config.exemplars.width * width
     everywhere = 2 * length * 4 * width**2 + 2 * length * (length + 1) * width
     query = 2 * (2 * length + 2) * width**2 + 4 * length * width
-    rest = (shape.layers - 1) * everywhere + query + 2 * width * outputs(config)
-    return float(config.training.batch * (2 * encoder + 3 * rest))
+    return float(encoder), float((shape.layers - 1) * everywhere + query + 2 * width * outputs(config))
+
+
+def step_flops(config: Any) -> float:
+    """Of one member's step: forward, and twice that backward but for features, which need no gradient."""
+    encoder, rest = sequence_flops(config)
+    return config.training.batch * (2 * encoder + 3 * rest)
+
+
+def evaluation_flops(config: Any) -> float:
+    """Of a sequence that is embedded once and read twice."""
+    encoder, rest = sequence_flops(config)
+    return encoder + 2 * rest
 
 
 def step_bytes(config: Any) -> float:

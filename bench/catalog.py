@@ -6,4 +6,4 @@ import source_tree  # noqa: F401 - before icl_fast
 
 from icl_fast import OPS
 
-NAMES = (*OPS, "sweep", "head_scores", "exemplar_training", "call_overhead", "toy")
+NAMES = (*OPS, "sweep", "head_scores", "exemplar_training", "text_training", "call_overhead", "toy")

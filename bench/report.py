@@ -61,9 +61,11 @@ def finish(report: dict[str, Any]) -> dict[str, Any]:
         for metric, value in case["metrics"].items()
     }
     ran = {bench["name"] for bench in report["benches"]}
+    own_isa = _backend.isas()[-1] if _backend.compiled() else None
     targets = []
     for target in read_targets():
-        if target["bench"] in ran and target["device"] == report["options"]["device"]:
+        meant = target["device"] == report["options"]["device"] and target.get("isa", own_isa) == own_isa
+        if target["bench"] in ran and meant:
             value = measured.get((target["bench"], target["case"], target["metric"]))
             targets.append({**target, "measured": value, "verdict": judge(target, value)})
     return {**report, "targets": targets}

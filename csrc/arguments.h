@@ -28,7 +28,7 @@ class Arguments {
     if constexpr (std::is_pointer_v<T>) {
       return tensor<std::remove_const_t<std::remove_pointer_t<T>>>(name);
     } else if constexpr (std::is_same_v<T, Dtype>) {
-      return dtype();
+      return dtype(name);
     } else {
       return value<T>(name);
     }
@@ -61,11 +61,11 @@ class Arguments {
     }
   }
 
-  Dtype dtype() const {
-    const auto name = value<std::string>("dtype");
+  Dtype dtype(const char* argument) const {
+    const auto name = value<std::string>(argument);
     for (int i = 0; i < 3; ++i)
       if (name == kDtypeNames[i]) return Dtype(i);
-    fail("cannot be '" + name + "'", "dtype");
+    fail("cannot be '" + name + "'", argument);
   }
 
   // None is null
@@ -85,7 +85,8 @@ class Arguments {
     if constexpr (std::is_same_v<T, double>) return "float64";
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     if constexpr (std::is_same_v<T, bool>) return "bool";
-    if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype())];
+    if constexpr (std::is_same_v<T, uint16_t>) return "bfloat16";
+    if constexpr (std::is_void_v<T>) return kDtypeNames[int(dtype("dtype"))];
   }
 
   const std::string kernel_;
@@ -107,7 +108,7 @@ inline FrozenAttention read(Arguments& from) {
           ICL_FIELD(pattern),    ICL_FIELD(window), ICL_FIELD(rows),   ICL_FIELD(variants),
           ICL_FIELD(batch),      ICL_FIELD(heads),  ICL_FIELD(length), ICL_FIELD(rows_per_example),
           ICL_FIELD(depth),      ICL_FIELD(width),  ICL_FIELD(scale),  ICL_FIELD(dtype),
-          ICL_FIELD(num_threads)};
+          ICL_FIELD(products),   ICL_FIELD(num_threads)};
 }
 
 template <>
@@ -148,6 +149,15 @@ inline LinearCrossEntropyBwd read(Arguments& from) {
 }
 
 template <>
+inline LinearCrossEntropyFwdBwd read(Arguments& from) {
+  using P = LinearCrossEntropyFwdBwd;
+  return {ICL_FIELD(losses), ICL_FIELD(grad_hidden), ICL_FIELD(grad_weight), ICL_FIELD(grad_bias),
+          ICL_FIELD(hidden), ICL_FIELD(weight),      ICL_FIELD(targets),     ICL_FIELD(bias),
+          ICL_FIELD(n),      ICL_FIELD(c),           ICL_FIELD(v),           ICL_FIELD(ignore_index),
+          ICL_FIELD(grad_loss), ICL_FIELD(dtype),    ICL_FIELD(num_threads)};
+}
+
+template <>
 inline HeadAblation read(Arguments& from) {
   using P = HeadAblation;
   return {ICL_FIELD(base),   ICL_FIELD(losses),  ICL_FIELD(resid),       ICL_FIELD(z),         ICL_FIELD(w_o),
@@ -160,8 +170,8 @@ template <>
 inline CrossEntropyDifference read(Arguments& from) {
   using P = CrossEntropyDifference;
   return {ICL_FIELD(base),    ICL_FIELD(difference), ICL_FIELD(hidden),     ICL_FIELD(removed), ICL_FIELD(weight),
-          ICL_FIELD(targets), ICL_FIELD(bias),       ICL_FIELD(a),          ICL_FIELD(n),       ICL_FIELD(c),
-          ICL_FIELD(v),       ICL_FIELD(dtype),      ICL_FIELD(num_threads)};
+          ICL_FIELD(packed),  ICL_FIELD(targets),    ICL_FIELD(bias),       ICL_FIELD(a),       ICL_FIELD(n),
+          ICL_FIELD(c),       ICL_FIELD(v),          ICL_FIELD(dtype),      ICL_FIELD(products), ICL_FIELD(num_threads)};
 }
 
 template <>
@@ -187,10 +197,16 @@ inline GatedDifference read(Arguments& from) {
 }
 
 template <>
+inline PackWeight read(Arguments& from) {
+  using P = PackWeight;
+  return {ICL_FIELD(packed), ICL_FIELD(weight), ICL_FIELD(m), ICL_FIELD(c), ICL_FIELD(num_threads)};
+}
+
+template <>
 inline Project read(Arguments& from) {
   using P = Project;
-  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(n),
-          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(num_threads)};
+  return {ICL_FIELD(out), ICL_FIELD(x), ICL_FIELD(weight), ICL_FIELD(packed),   ICL_FIELD(n),
+          ICL_FIELD(m),   ICL_FIELD(c), ICL_FIELD(add),    ICL_FIELD(products), ICL_FIELD(num_threads)};
 }
 
 template <>

@@ -35,6 +35,7 @@ struct FrozenAttention {
   int64_t variants, batch, heads, length, rows_per_example, depth, width;
   float scale;
   Dtype dtype;
+  Dtype products;  // kBFloat16 with float32: q, k, v and the pattern are rounded; CPU only
   int num_threads;  // CPU only
 };
 
@@ -102,6 +103,24 @@ struct LinearCrossEntropyBwd {
 
 void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwd& p);
 
+struct LinearCrossEntropyFwdBwd {
+  float* losses;           // [N]
+  void* grad_hidden;       // [N, C], and the next two, of the sum of the losses times grad_loss
+  void* grad_weight;       // [V, C]
+  void* grad_bias;         // [V], or null: not needed
+  const void* hidden;      // [N, C]; in float32 C is a multiple of 16
+  const void* weight;      // [V, C]
+  const int64_t* targets;  // [N], in 0..V-1 or ignore_index
+  const void* bias;        // [V] or null
+  int64_t n, c, v;
+  int64_t ignore_index;
+  float grad_loss;
+  Dtype dtype;  // of all but losses and targets; bfloat16 where there is a unit for it
+  int num_threads;
+};
+
+void linear_cross_entropy_fwd_bwd_cpu(const LinearCrossEntropyFwdBwd& p);
+
 struct HeadAblation {
   float* base;              // [N]
   float* losses;            // [H, N]
@@ -127,10 +146,12 @@ struct CrossEntropyDifference {
   const void* hidden;      // [N, C]
   const void* removed;     // [A, N, C]
   const void* weight;      // [V, C]
+  const uint16_t* packed;  // the weight by pack_weight, or null; CPU only
   const int64_t* targets;  // [N], in 0..V-1
   const void* bias;        // [V] or null
   int64_t a, n, c, v;
   Dtype dtype;  // of hidden, removed, weight and bias
+  Dtype products;  // CPU only; kBFloat16 with float32: the first three are rounded where there is a bfloat16 unit
   int num_threads;  // CPU only
 };
 
@@ -179,13 +200,25 @@ struct GatedDifference {
 
 void gated_difference_cpu(const GatedDifference& p);
 
+// CPU only: a weight as panels of bfloat16 (cpu/bfloat16_pack.h), which the ops take beside it.
+struct PackWeight {
+  uint16_t* packed;     // [ceil(m / 32), c rounded up to 32, 32]
+  const float* weight;  // [m, c]
+  int64_t m, c;
+  int num_threads;
+};
+
+void pack_weight_cpu(const PackWeight& p);
+
 // Float32, CPU only: out = x W^T, or out += x W^T.
 struct Project {
-  float* out;           // [n, m]
-  const float* x;       // [n, c]
-  const float* weight;  // [m, c]
+  float* out;              // [n, m]
+  const float* x;          // [n, c]
+  const float* weight;     // [m, c]
+  const uint16_t* packed;  // of pack_weight, or null
   int64_t n, m, c;
   bool add;
+  Dtype products;  // kBFloat16: x and weight are rounded
   int num_threads;
 };
 

@@ -71,18 +71,18 @@ ICL_INLINE bool is_finite(const float* row, int64_t n) {
   return zeros == 0;
 }
 
-// row = factor * (weights[begin..end-1] . v), in which a weight of 0 hides a value that is not finite; one that is
+// row = factor * (weights[begin..end-1] . v) of `width` columns, in which a weight of 0 hides a value that is not finite; one that is
 // reached makes nan. Summed in the order of product(): where nothing is hidden the two agree.
 template <typename T>
 static void confine(const float* weights, int32_t begin, int32_t end,
-                    const T* v,  // [T, width]
+                    const T* v, int64_t ldv,  // [T, ldv]
                     int64_t width, float factor, float* row) {
   for (int64_t c = 0; c < width; ++c) {
     float total = 0, reached = 0;
     for (int32_t j = begin; j < end; ++j) {
       if (weights[j] == 0) continue;
-      const float x = widen(v[j * width + c]), zero_or_nan = x * 0;
-      if (zero_or_nan == zero_or_nan) total += weights[j] * x;
+      const float x = widen(v[j * ldv + c]), zero_or_nan = x * 0;
+      if (zero_or_nan == zero_or_nan) total = fused(weights[j], x, total);
       reached += zero_or_nan;
     }
     row[c] = total * factor + reached;
@@ -102,7 +102,7 @@ static void confine_rows(const Strip& strip, const float* keys, int64_t depth, c
       score_tile<1, 1>(work.q + first_lane, keys + j * depth, depth, depth, score);
       work.weights[j] = exp_nonpositive(splat(score[lane] - softmax.peak[r]))[0];
     }
-    confine(work.weights, strip.first[r], strip.last[r] + 1, v, width, 1 / softmax.total[r], row);
+    confine(work.weights, strip.first[r], strip.last[r] + 1, v, width, width, 1 / softmax.total[r], row);
   }
 }
 

@@ -10,6 +10,7 @@ namespace icl {
 
 ICL_CPU_KERNEL(linear_cross_entropy_fwd, LinearCrossEntropyFwd)
 ICL_CPU_KERNEL(linear_cross_entropy_bwd, LinearCrossEntropyBwd)
+ICL_CPU_KERNEL(linear_cross_entropy_fwd_bwd, LinearCrossEntropyFwdBwd)
 ICL_CPU_KERNEL(head_ablation_cross_entropy, HeadAblation)
 ICL_CPU_KERNEL(cross_entropy_difference, CrossEntropyDifference)
 ICL_CPU_KERNEL(frozen_attention, FrozenAttention)
@@ -18,6 +19,7 @@ ICL_CPU_KERNEL(smeared_attention_bwd, SmearedAttentionBwd)
 ICL_CPU_KERNEL(layer_norm_difference, LayerNormDifference)
 ICL_CPU_KERNEL(activation_difference, ActivationDifference)
 ICL_CPU_KERNEL(gated_difference, GatedDifference)
+ICL_CPU_KERNEL(pack_weight, PackWeight)
 ICL_CPU_KERNEL(project, Project)
 ICL_CPU_KERNEL(exemplar_steps, ExemplarSteps)
 

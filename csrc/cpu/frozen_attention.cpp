@@ -2,10 +2,14 @@
 // is computed chunk by chunk, once, and multiplied with the values of every variant while it is in cache.
 
 #include "cpu/attention_forward.h"
+#include "cpu/bfloat16_tile.h"
 #include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
+
+void frozen_attention_bfloat16(const FrozenAttention& p, const Bfloat16Tile& tile);
+
 namespace {
 
 constexpr int64_t kChunk = 512;  // keys whose scores are kept: [kChunk, kRows] floats stay in the second-level cache
@@ -76,7 +80,7 @@ void explicit_pattern(const FrozenAttention& p, int64_t b, int64_t h, int64_t ro
         float* sum = sums + r * ld;
         if (!finite && !is_finite(sum, p.width)) {
           widen_rows(weights[r], 1, p.length, work.weights, p.length);
-          confine(work.weights, strip.first[r], strip.last[r] + 1, variant, p.width, 1, sum);
+          confine(work.weights, strip.first[r], strip.last[r] + 1, variant, p.width, p.width, 1, sum);
         }
         if (!in_place) narrow_row(sum, to + r * p.width, p.width);
       }
@@ -89,6 +93,8 @@ void explicit_pattern(const FrozenAttention& p, int64_t b, int64_t h, int64_t ro
 void frozen_attention(const FrozenAttention& p) {
   const int64_t strips = ceil_div(p.rows_per_example, kRows), units = p.batch * p.heads * strips;
   if (units * p.variants * p.width == 0) return;
+  if (p.products == Dtype::kBFloat16)
+    if (const Bfloat16Tile* tile = bfloat16_tile()) return frozen_attention_bfloat16(p, *tile);
   const int64_t chunk = min(p.length, kChunk);
   const int64_t products = p.batch * p.heads * p.rows_per_example * p.length * (p.depth + p.variants * p.width);
   const int64_t threads = useful_threads(p.num_threads, units, products);

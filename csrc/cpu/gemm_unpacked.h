@@ -89,7 +89,7 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, Right
 }
 
 // Rows named one by one as lanes: to[c][i] = from[which[i]][c], count and width multiples of W
-static void gather_lanes(const float* from, int64_t from_step, const int32_t* which, int64_t count, int64_t width,
+static inline void gather_lanes(const float* from, int64_t from_step, const int32_t* which, int64_t count, int64_t width,
                          float* to, int64_t to_step) {
   for (int64_t i = 0; i < count; i += W)
     for (int64_t c = 0; c < width; c += W)

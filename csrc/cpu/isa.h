@@ -1,13 +1,21 @@
-// Which instruction set the CPU kernels use: the best one this machine has, or a lesser one that tests ask for.
+// Which instruction set the CPU kernels use: the best one this machine has, or another that tests ask for.
+//
+// Kernels are compiled for an Isa. The sets with matrix units, AVX512-BF16 and AMX, run those of AVX-512 with a tile
+// kernel (bfloat16_tile.h) for the products of bfloat16.
 #pragma once
+
+#include <string>
+#include <vector>
 
 namespace icl {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+enum class Isa { baseline, avx2, avx512 };
 
-Isa best_isa();
 Isa current_isa();
-bool set_isa(Isa isa);  // false if this machine does not have it
+std::string current_isa_name();
+std::vector<std::string> isa_names();     // of this machine, best last
+std::vector<std::string> emulated_names();  // of the sets that any machine can run, slowly, for tests
+bool set_isa(const std::string& name);    // false if this machine does not have it
 
 }  // namespace icl
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cpu/linear_cross_entropy_bfloat16.h"
 #include "cpu/log_sum_exp.h"
 #include "cpu/scratch.h"
 #include "cpu/threads.h"
@@ -266,7 +267,10 @@ void backward(const LinearCrossEntropyBwd& p) {
 }  // namespace
 
 void linear_cross_entropy_bwd(const LinearCrossEntropyBwd& p) {
-  if (p.dtype == Dtype::kBFloat16) {
+  const Bfloat16Tile* kernel = bfloat16_tile();
+  if (p.dtype == Dtype::kBFloat16 && kernel) {
+    linear_cross_entropy_bwd_bfloat16(p, *kernel);
+  } else if (p.dtype == Dtype::kBFloat16) {
     backward<uint16_t>(p);
   } else {
     backward<float>(p);

@@ -34,6 +34,20 @@ ICL_INLINE void transpose(vf (&rows)[W]) {
   }
 }
 
+// The sum of the lanes of each of W vectors
+ICL_INLINE vf sums_of_lanes(const vf* rows /* [W] */) {
+  constexpr auto lanes = std::make_integer_sequence<int, W>();
+  vf sums[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) sums[i] = rows[i];
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i)
+      sums[i] = interleave_low(sums[i], sums[i + half], lanes) + interleave_high(sums[i], sums[i + half], lanes);
+  return sums[0];
+}
+
 // One block: to[c][i] = row(i)[c], to [W][to_step]. row(i) is a vector.
 template <typename Row>
 ICL_INLINE void transpose_block(Row row, float* to, int64_t to_step) {

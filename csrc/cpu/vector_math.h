@@ -1,10 +1,11 @@
 // exp, expm1 and square roots of vectors.
 //
-// Four exponentials for four needs, cheapest last; a kernel keeps to one, because their last bits differ:
+// Five exponentials for five needs; a kernel keeps to one, because their last bits differ:
 //     exp                 any x: infinity above the range of a float, 0 below, a normal number or 0 between
 //     expm1_nonpositive   x <= 0: right relative to itself where x is small
 //     exp_of_difference   x <= 0: right to 2 ulp for every term of a sum whose largest is exp(0)
 //     exp_nonpositive     x <= 0: right relative to the largest term of such a sum, not to the term itself
+//     exp_in_sum          the same with a shorter polynomial, for a sum of which nothing else is wanted
 // The first three are 2^n e^r with n = round(x / ln 2), and share the polynomial for e^r.
 #pragma once
 
@@ -99,6 +100,20 @@ ICL_INLINE vf exp_nonpositive(vf x) {
   p = p * r + splat(1.0f);
   // 2^n, which is 0 for n = -127; a product, not a sum of bits, so that a NaN stays one
   return p * (vf)(((vu)shifted << 23) + 0x3f800000u);
+}
+
+// exp(x) for x <= 0 or NaN, to 3 ulp and a relative |x| 2^-24; exactly 1 at 0. Below -87 as of -87.
+ICL_INLINE vf exp_in_sum(vf x) {
+  x = max(splat(-87.0f), x);
+  const vf shift = splat(kRoundingShift + 127.0f), shifted = x * splat(kLog2E) + shift;
+  const vf r = x * splat(kLog2E) - (shifted - shift);
+  vf p = splat(1.3264727313e-03f);  // 2^r for |r| <= 1/2, error 9e-8
+  p = p * r + splat(9.6715129912e-03f);
+  p = p * r + splat(5.5507335812e-02f);
+  p = p * r + splat(2.4022242427e-01f);
+  p = p * r + splat(6.9314700365e-01f);
+  p = p * r + splat(1.0f);
+  return p * (vf)((vi)shifted << 23);
 }
 
 ICL_INLINE vf sqrt(vf x) {

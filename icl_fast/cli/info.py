@@ -59,6 +59,8 @@ def collect() -> dict[str, dict[str, Any]]:
         "machine": {
             "cpu": _cpu_name(),
             "isa": torch.backends.cpu.get_cpu_capability().lower(),
+            "kernels_isa": _backend.isas()[-1] if _backend.compiled() else None,
+            "bfloat16_products": _bfloat16_products(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "memory_gib": _memory_gib(),
@@ -95,6 +97,14 @@ def _self_test() -> str | None:
         except RuntimeError as error:
             results.append(f"{device} failed: {error}")
     return ", ".join(results)
+
+
+def _bfloat16_products() -> str | None:
+    """What multiplies bfloat16 in the CPU kernels."""
+    if not _backend.compiled():
+        return None
+    instructions = {"amx": "tdpbf16ps (AMX)", "avx512_bf16": "vdpbf16ps (AVX512-BF16)"}
+    return instructions.get(_backend.bfloat16_unit() or "", "float32 instructions: this processor has no unit for it")
 
 
 def _cpu_name() -> str:

@@ -10,10 +10,12 @@ from icl_fast.ops.gated_difference import gated_difference
 from icl_fast.ops.head_ablation_cross_entropy import head_ablation_cross_entropy
 from icl_fast.ops.layer_norm_difference import layer_norm_difference
 from icl_fast.ops.linear_cross_entropy import linear_cross_entropy
+from icl_fast.ops.packed_weight import PackedWeight, pack_weight
 from icl_fast.ops.position_loss import PositionLoss
 from icl_fast.ops.smeared_attention import smeared_attention
 
 __all__ = [
+    "PackedWeight",
     "PositionLoss",
     "activation_difference",
     "available_impls",
@@ -24,5 +26,6 @@ __all__ = [
     "head_ablation_cross_entropy",
     "layer_norm_difference",
     "linear_cross_entropy",
+    "pack_weight",
     "smeared_attention",
 ]

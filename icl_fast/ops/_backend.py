@@ -79,11 +79,22 @@ def isas() -> tuple[str, ...]:
     return tuple(_module.isas()) if _module else ()
 
 
+def emulated_isas() -> tuple[str, ...]:
+    """Instruction sets that any machine can run, slowly, for tests: those with a bfloat16 unit."""
+    return tuple(_module.emulated_isas()) if _module else ()
+
+
+def bfloat16_unit() -> str | None:
+    """The instruction set in use, if it multiplies bfloat16; None where products of bfloat16 are those of float32."""
+    name: str | None = _module.isa() if _module else None
+    return None if name in (None, "baseline", "avx2", "avx512") else name
+
+
 def set_isa(name: str) -> None:
-    """Make the CPU kernels use this one of `isas()`, for tests and measurements; the best is in use from the start.
+    """Make the CPU kernels use this one, for tests and measurements; the best is in use from the start.
 
     Raises:
-        ValueError: not one of `isas()`.
+        ValueError: not one of `isas()` or `emulated_isas()`.
     """
     module().set_isa(name)
 
@@ -134,7 +145,7 @@ def run(
     outputs: Mapping[str, Tensor | None],
     inputs: Mapping[str, Tensor | None],
     dtype: torch.dtype | None = None,
-    **numbers: float,
+    **numbers: float | str,
 ) -> None:
     """Run a kernel of csrc.
 
@@ -144,7 +155,7 @@ def run(
         outputs: what it writes into, by the name of the argument in csrc/ops.h; contiguous.
         inputs: what it reads, likewise; any strides.
         dtype: what the kernel computes with; None for a kernel that has no choice.
-        numbers: the other arguments; `num_threads` is torch's where it is left out.
+        numbers: the other arguments, among them `products`, a name; `num_threads` is torch's where it is left out.
 
     Raises:
         ValueError: an output is not contiguous: what is written into a copy would be lost.

@@ -10,21 +10,33 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
+from icl_fast.ops.packed_weight import PackedWeight, rounded, unpacked
 
 # without vectors as wide as the processor's, torch is faster
 _COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))
 
 
-def project(x: Tensor, weight: Tensor, *, onto: Tensor | None = None) -> Tensor:
-    """x [...,C] W^T [C,M]: [...,M]. `onto`: contiguous, and the product is added to it. No gradients."""
+def project(x: Tensor, weight: Tensor | PackedWeight, *, onto: Tensor | None = None) -> Tensor:
+    """x [...,C] W^T [C,M]: [...,M]. No gradients.
+
+    Args:
+        x: its rows.
+        weight: [M,C]; a `PackedWeight`: then x is float32, and rounded to bfloat16 as it is multiplied.
+        onto: contiguous; the product is added to it.
+    """
+    weight, packed, products = unpacked("project", weight, None)
     flat = x.reshape(-1, x.shape[-1])
     if x.dtype != torch.float32 or x.device.type != "cpu" or not _COMPILED:
+        if products == "bfloat16":
+            x, flat, weight = map(rounded, (x, flat, weight))
         if onto is None:
             return x @ weight.T
         onto.view(-1, len(weight)).addmm_(flat, weight.T)
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
-    inputs = {"x": flat, "weight": weight}
+    inputs = {"x": flat, "weight": weight, "packed": packed}
     n, m, c = len(flat), len(weight), x.shape[-1]
-    _backend.run("project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None)
+    _backend.run(
+        "project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None, products=products or "float32"
+    )
     return out

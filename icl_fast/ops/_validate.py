@@ -14,6 +14,10 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LARGEST = torch.finfo(torch.float32).max
+# asked once: torch.compile does not follow is_autocast_available in every torch
+_AUTOCAST_DEVICES = {
+    device for device in ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia") if torch.amp.is_autocast_available(device)
+}
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -135,6 +139,27 @@ def check_one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {_shown(value)}")
 
 
+PRODUCTS = ("float32", "bfloat16")
+
+
+def check_products(op: str, products: str | None, like: Tensor) -> None:
+    """Check `products`, to which the operands of matrix products are rounded; `like` is one of the inputs.
+
+    Raises:
+        ValueError: not one of `PRODUCTS`, or "bfloat16" on a GPU.
+        TypeError: "bfloat16" for other inputs than float32 or bfloat16.
+    """
+    if products is None:
+        return
+    check_one_of(op, "products", products, PRODUCTS)
+    if products == "float32" or like.dtype == torch.bfloat16:
+        return
+    if like.dtype != torch.float32:
+        raise TypeError(f"{op}: products='bfloat16' takes float32 and bfloat16, got {like.dtype}; leave products out")
+    if like.device.type != "cpu":
+        raise ValueError(f"{op}: products='bfloat16' of float32 is not built for {like.device.type}; cast the inputs")
+
+
 def _index(value: Any) -> int | None:
     """An integer, as Python, numpy or torch have them; None: it is none. True is not taken for 1."""
     if type(value) is int:
@@ -229,7 +254,7 @@ def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor 
 
 def autocast_is_on(tensor: Tensor) -> bool:
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -16,10 +16,12 @@ from icl_fast.ops._validate import (
     check_device,
     check_floating,
     check_index_range,
+    check_products,
     check_shapes,
     on_device_of,
 )
 from icl_fast.ops.linear_cross_entropy import row_blocks
+from icl_fast.ops.packed_weight import PackedWeight, rounded, unpacked
 
 OP = "cross_entropy_difference"
 
@@ -27,10 +29,11 @@ OP = "cross_entropy_difference"
 def cross_entropy_difference(
     hidden: Tensor,
     removed: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    products: str | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Token losses, and what they change by when each of A variants is taken from the hidden states.
@@ -48,9 +51,12 @@ def cross_entropy_difference(
     Args:
         hidden: [N,C], the output of the final norm; float32, bfloat16, float16, float64.
         removed: [A,N,C], what each variant takes from it.
-        weight: [V,C], the unembedding.
+        weight: [V,C], the unembedding; or a `PackedWeight`, for products of bfloat16.
         targets: integers [N], in 0..V-1.
         bias: [V], of the unembedding.
+        products: "bfloat16": hidden, removed and weight are rounded to it where they are multiplied; sums and
+            exponentials stay float32, and errors relative to the effect. For float32 inputs on a CPU with bfloat16
+            units (see `icl-fast info`); elsewhere it is the slower way to the same. None or "float32": as they are.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
@@ -58,28 +64,31 @@ def cross_entropy_difference(
 
     Raises:
         ValueError: shapes or devices that disagree; a target out of range (looked at on CPU only: on a GPU it is
-            undefined); an unknown impl.
+            undefined); products="bfloat16" of float32 inputs on a GPU; unknown products or impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.
     """
+    unembedding, packed, products = unpacked(OP, weight, products)
     optional = {} if bias is None else {"bias": (bias, "V")}
     targets = on_device_of(OP, "targets", targets, hidden)
     sizes = check_shapes(
         OP,
         hidden=(hidden, "N C"),
         removed=(removed, "A N C"),
-        weight=(weight, "V C"),
+        weight=(unembedding, "V C"),
         targets=(targets, "N"),
         **optional,
     )
     if sizes["V"] == 0:
         raise ValueError(f"{OP}: weight must have at least one row")
-    hidden, removed, weight, bias = autocast_promote(hidden, removed, weight, bias)
-    check_floating(OP, hidden=hidden, removed=removed, weight=weight, bias=bias)
+    hidden, removed, unembedding, bias = autocast_promote(hidden, removed, unembedding, bias)
+    check_floating(OP, hidden=hidden, removed=removed, weight=unembedding, bias=bias)
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
-    base, difference = _forward_op(hidden, removed, weight, targets, bias, KERNELS.choose(impl, hidden))
+    check_products(OP, products, hidden)
+    impl = KERNELS.choose(impl, hidden)
+    base, difference = _forward_op(hidden, removed, unembedding, packed, targets, bias, products, impl)
     return base, difference
 
 
@@ -87,10 +96,14 @@ def reference_forward(
     hidden: Tensor,  # [N,C]
     removed: Tensor,  # [A,N,C]
     weight: Tensor,  # [V,C]
+    packed: Tensor | None,  # the same
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
+    products: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Base losses [N] and their differences [A,N]."""
+    if products == "bfloat16":
+        hidden, removed, weight = map(rounded, (hidden, removed, weight))
     wide = accumulate_dtype(hidden.dtype)
     base, difference = hidden.new_empty(len(hidden), dtype=wide), hidden.new_empty(removed.shape[:2], dtype=wide)
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
@@ -113,15 +126,28 @@ def compiled_forward(
     hidden: Tensor,  # [N,C]
     removed: Tensor,  # [A,N,C]
     weight: Tensor,  # [V,C]
+    packed: Tensor | None,  # the same
     targets: Tensor,  # [N]
     bias: Tensor | None,  # [V]
+    products: str | None,
 ) -> tuple[Tensor, Tensor]:
     """`reference_forward` by a kernel of csrc, the logits a tile at a time."""
+    if products == "bfloat16" and hidden.dtype == torch.float32 and (place != "cpu" or not _backend.bfloat16_unit()):
+        hidden, removed, weight = map(rounded, (hidden, removed, weight))
+        packed, products = None, "float32"
     (a, n, c), v = removed.shape, len(weight)
     base, difference = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(a, n, dtype=torch.float32)
     outputs = {"base": base, "difference": difference}
-    inputs = {"hidden": hidden, "removed": removed, "weight": weight, "targets": targets, "bias": bias}
-    _backend.run(OP, place, outputs, inputs, hidden.dtype, a=a, n=n, c=c, v=v)
+    inputs = {
+        "hidden": hidden,
+        "removed": removed,
+        "weight": weight,
+        "packed": packed,
+        "targets": targets,
+        "bias": bias,
+    }
+    products = products or str(hidden.dtype).removeprefix("torch.")
+    _backend.run(OP, place, outputs, inputs, hidden.dtype, a=a, n=n, c=c, v=v, products=products)
     return base, difference
 
 
@@ -130,10 +156,17 @@ KERNELS.add_compiled(compiled_forward)
 
 
 def _forward(
-    hidden: Tensor, removed: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, impl: str
+    hidden: Tensor,
+    removed: Tensor,
+    weight: Tensor,
+    packed: Tensor | None,
+    targets: Tensor,
+    bias: Tensor | None,
+    products: str | None,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     check_index_range(OP, "targets", targets, weight.shape[0])
-    result: tuple[Tensor, Tensor] = KERNELS[impl].forward(hidden, removed, weight, targets, bias)
+    result: tuple[Tensor, Tensor] = KERNELS[impl].forward(hidden, removed, weight, packed, targets, bias, products)
     return result
 
 
@@ -143,8 +176,8 @@ def _empty(hidden: Tensor, removed: Tensor, *rest: object) -> tuple[Tensor, Tens
 
 
 _forward_op = register(
-    "cross_entropy_difference(Tensor hidden, Tensor removed, Tensor weight, Tensor targets, Tensor? bias, str impl)"
-    " -> (Tensor base, Tensor difference)",
+    "cross_entropy_difference(Tensor hidden, Tensor removed, Tensor weight, Tensor? packed, Tensor targets,"
+    " Tensor? bias, str? products, str impl) -> (Tensor base, Tensor difference)",
     _forward,
     _empty,
 )

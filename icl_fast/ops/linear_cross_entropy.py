@@ -28,6 +28,9 @@ from icl_fast.ops.position_loss import PositionLoss
 
 OP = "linear_cross_entropy"
 LOGITS_AT_A_TIME = 2**22
+# of a mean's gradients in its forward. With more in float32 the logits of enough rows do not stay in a cache, with more
+# in bfloat16 moving the gradient of the weight takes as long as computing logits again
+MOST_WORDS = {torch.float32: 8192, torch.bfloat16: 2**17}
 
 
 @overload
@@ -58,6 +61,7 @@ def linear_cross_entropy(
 ) -> PositionLoss: ...
 
 
+@overload
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -65,10 +69,23 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: Literal["none", "mean", "position"] = "none",
+    reduction: Literal["mean_and_losses"],
+    position_loss: None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["none", "mean", "mean_and_losses", "position"] = "none",
     position_loss: PositionLoss | None = None,
     impl: str = "auto",
-) -> Tensor | PositionLoss:
+) -> Tensor | tuple[Tensor, Tensor] | PositionLoss:
     """Cross entropy of `hidden @ weight.T + bias` with `targets`, never holding all the logits.
 
     `loss = log(sum_v exp(logit_v)) - logit_target`, in nats, accumulated in float32 (float64 for float64 inputs).
@@ -77,8 +94,10 @@ def linear_cross_entropy(
         logits = F.linear(hidden.float(), weight.float(), bias.float())
         F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none")
 
-    Forward and backward: gradients of `hidden`, `weight` and `bias`, through "none" and "mean"; forward mode and
-    second derivatives go through plain torch, which does hold the logits. Under `torch.autocast` the floating inputs
+    Forward and backward: gradients of `hidden`, `weight` and `bias`, through all but "position"; forward mode and
+    second derivatives go through plain torch, which holds the logits. On CPU a mean that is to have gradients of both
+    `hidden` and `weight` makes them with the loss, so that logits are computed once: in float32 of at most 8192 words,
+    in bfloat16, where the processor has a unit for it, of at most 131072. Under `torch.autocast` the floating inputs
     are cast as for `F.linear`. The source is the per-token loss of Olsson et al. 2022, "Data Collection".
 
     Args:
@@ -88,12 +107,14 @@ def linear_cross_entropy(
         bias: [V].
         ignore_index: positions with this target count for nothing: loss 0, gradient 0, whatever `hidden` is there.
         reduction: "none": the losses [...,T]; "mean": the mean over positions not ignored (nan if there are none, as
-            in torch); "position": adds the losses into `position_loss`, no gradient.
+            in torch); "mean_and_losses": the mean, and the losses [...,T] without gradient; "position": adds the losses
+            into `position_loss`, no gradient.
         position_loss: the accumulator for "position"; None makes a new one.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        float32 losses (float64 for float64 inputs) for "none" and "mean", the `PositionLoss` for "position".
+        float32 losses (float64 for float64 inputs) for "none" and "mean", a tuple of them for "mean_and_losses", the
+        `PositionLoss` for "position".
 
     Raises:
         ValueError: shapes or devices that disagree; an unknown `reduction` or `impl`; a target out of range (looked at
@@ -101,7 +122,7 @@ def linear_cross_entropy(
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: `impl` is not built.
     """
-    check_one_of(OP, "reduction", reduction, ("none", "mean", "position"))
+    check_one_of(OP, "reduction", reduction, ("none", "mean", "mean_and_losses", "position"))
     if position_loss is not None and reduction != "position":
         raise ValueError(f"{OP}: position_loss goes with reduction='position', got reduction={reduction!r}")
     if not isinstance(position_loss, PositionLoss | None):
@@ -124,15 +145,22 @@ def linear_cross_entropy(
     targets = as_index(OP, "targets", targets)
     check_device(OP, "targets", targets, "hidden", hidden)
 
+    impl = KERNELS.choose(impl, hidden)
+    flat = hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index
+    mean: Tensor | None = None
+    losses: Tensor
     with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "position"):
-        losses: Tensor = _forward_op(
-            hidden.flatten(0, -2), weight, targets.flatten(), bias, ignore_index, KERNELS.choose(impl, hidden)
-        )[0].view(targets.shape)
+        if reduction.startswith("mean") and _makes_gradients(hidden, weight, impl):
+            mean, losses, *_ = _mean_op(*flat)
+        else:
+            losses = _forward_op(*flat, impl)[0]
+    losses = losses.view(targets.shape)
     if reduction == "none":
         return losses
     kept = targets != ignore_index
-    if reduction == "mean":
-        return losses.sum() / kept.sum()
+    if reduction != "position":
+        mean = losses.sum() / kept.sum() if mean is None else mean
+        return mean if reduction == "mean" else (mean, losses.detach())
     if position_loss is None:
         position_loss = PositionLoss(targets.shape[-1], device=targets.device)
     position_loss.add(losses, kept)
@@ -374,4 +402,108 @@ _forward_op = register(
     _forward,
     _empty,
     (_save, _differentiate, plain_forward),
+)
+
+
+def _makes_gradients(hidden: Tensor, weight: Tensor, impl: str) -> bool:
+    """Whether the gradients of a mean are made with it: both are asked for, and there is a kernel for these sizes."""
+    asked = torch.is_grad_enabled() and hidden.requires_grad and weight.requires_grad
+    if weight.dtype == torch.float32:
+        fits = weight.shape[1] % 16 == 0  # whole vectors
+    else:
+        fits = weight.dtype == torch.bfloat16 and _backend.bfloat16_unit() is not None
+    return asked and fits and len(weight) <= MOST_WORDS[weight.dtype] and impl == "cpu"
+
+
+def _mean(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The mean, the losses [N], and the mean's gradients of hidden, weight and bias ([0] without a bias)."""
+    check_index_range(OP, "targets", targets, weight.shape[0], ignore_index)
+    (n, c), v = hidden.shape, weight.shape[0]
+    kept = (targets != ignore_index).sum()
+    losses, grad_hidden = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(n, c)
+    make = weight.new_empty if n else weight.new_zeros
+    grad_weight, grad_bias = make(v, c), make(0 if bias is None else v)
+    outputs = {
+        **{"losses": losses, "grad_hidden": grad_hidden, "grad_weight": grad_weight},
+        "grad_bias": None if bias is None else grad_bias,
+    }
+    inputs = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
+    numbers = {"n": n, "c": c, "v": v, "ignore_index": ignore_index, "grad_loss": 1 / max(int(kept), 1)}
+    _backend.run(f"{OP}_fwd_bwd", "cpu", outputs, inputs, hidden.dtype, **numbers)
+    return losses.sum() / kept, losses, grad_hidden, grad_weight, grad_bias
+
+
+def _empty_mean(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    grad_bias = weight.new_empty(0 if bias is None else len(weight))
+    return losses.new_empty(()), losses, hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
+
+
+def _plain_mean(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    losses = plain_forward(hidden, weight, targets, bias, ignore_index, "")[0]
+    mean = losses.sum() / (targets != ignore_index).sum()
+    one, unread = torch.ones_like(mean), (mean, mean, mean)
+    return mean, losses, *_plain_mean_backward(one, hidden, weight, targets, bias, *unread, ignore_index)
+
+
+def _mean_backward(grad_mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad_hidden, grad_weight, grad_bias = rest[4:7]
+    return grad_mean * grad_hidden, grad_mean * grad_weight, grad_mean * grad_bias
+
+
+def _empty_mean_backward(grad_mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad_hidden, grad_weight, grad_bias = (gradient.new_empty(gradient.shape) for gradient in rest[4:7])
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _plain_mean_backward(
+    grad_mean: Tensor,
+    hidden: Tensor,  # [N,C]
+    weight: Tensor,  # [V,C]
+    targets: Tensor,  # [N]
+    bias: Tensor | None,  # [V]
+    grad_hidden: Tensor,  # not read, nor the next two: a derivative goes through the inputs
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_losses = (grad_mean / (targets != ignore_index).sum().clamp(min=1)).expand(targets.shape)
+    needs = True, True, bias is not None
+    inputs = hidden, weight, targets, bias, grad_losses, grad_losses, grad_losses, ignore_index
+    return plain_backward(grad_losses, *inputs, *needs, "")
+
+
+def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.ignore_index = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*tensors, *output[2:])
+
+
+def _differentiate_mean(ctx: Any, grad_mean: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
+    gradients = _mean_backward_op(grad_mean, *ctx.saved_tensors, ctx.ignore_index)
+    grad_hidden, grad_weight, grad_bias = (g if needed else None for g, needed in zip(gradients, need, strict=True))
+    return grad_hidden, grad_weight, None, grad_bias, None
+
+
+_mean_backward_op = register(
+    "linear_cross_entropy_mean_backward(Tensor grad_mean, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias,"
+    " Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias, int ignore_index)"
+    " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    _mean_backward,
+    _empty_mean_backward,
+    derivative_of_backward(_plain_mean_backward),
+)
+_mean_op = register(
+    "linear_cross_entropy_mean(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, int ignore_index)"
+    " -> (Tensor mean, Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    _mean,
+    _empty_mean,
+    (_save_mean, _differentiate_mean, _plain_mean),
 )

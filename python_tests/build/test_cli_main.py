@@ -96,6 +96,9 @@ def test_info_json() -> None:
     assert {impl for impls in facts["ops"].values() for impl in impls} >= {"reference"}
     if _backend.compiled():
         assert facts["built"]["self_test"].startswith("cpu ok")
+        assert facts["machine"]["kernels_isa"] == _backend.isas()[-1]
+        unit = {"amx": "tdpbf16ps (AMX)", "avx512_bf16": "vdpbf16ps (AVX512-BF16)"}.get(_backend.isas()[-1], "float32")
+        assert facts["machine"]["bfloat16_products"].startswith(unit)
 
 
 def test_info_table() -> None:

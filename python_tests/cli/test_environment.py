@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from icl_fast.cli import progress
@@ -151,6 +152,23 @@ def test_a_signal_waits_for_an_import(number: int, said: str, tmp_path: Path) ->
     command = [sys.executable, "-c", heard + INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.stdout == f"{said} True True\n", done.stderr
+
+
+LIBGOMP = list(Path(torch.__file__).parent.glob("lib/libgomp*"))
+
+
+@pytest.mark.skipif(not LIBGOMP, reason="torch brings another OpenMP, or none")
+@pytest.mark.parametrize(
+    ("chosen", "spins"), [({}, 1000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "PASSIVE"}, 0)]
+)
+def test_waiting_threads_soon_sleep(chosen: dict[str, str], spins: int) -> None:
+    """The OpenMP that torch loads says how often it looks before it sleeps; what the user chose stays."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    program = "import ctypes, sys, icl_fast.cli.environment as e\ne.own_process()\nctypes.CDLL(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(LIBGOMP[0])]  # torch itself takes seconds
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **chosen}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 ERRORS: list[tuple[Callable[[], object], str]] = [

@@ -1,11 +1,11 @@
 """The op tests run over every implementation that is built: a test that takes `impl` (and `dtype`) gets each of them.
 
-"cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2 and cpu-avx512. The CUDA kernels
+"cpu" comes once for every instruction set this machine has, as cpu-baseline, cpu-avx2, cpu-avx512, ...; tests of the
+error rule (those that take `within` and `dtype`) also with those that multiply bfloat16, emulated. The CUDA kernels
 come as "cuda" where there is a GPU, and as "emu" (and, in tests of a `dtype` for which Hopper has a kernel of its own,
-"emu_sm90") on the emulator, which reports races and accesses out of bounds. Tests of the error rule (those that take
-`within` and `dtype`) run on it once more, unchecked, with the arithmetic of tensor cores (csrc/emu/arithmetic.h), as
-emu-sm_80 and emu_sm90-sm_90. A test module names its op in `OP`. A new kernel is tested by being registered; nothing
-here changes.
+"emu_sm90") on the emulator, which reports races and accesses out of bounds. Tests of the error rule run on it once
+more, unchecked, with the arithmetic of tensor cores (csrc/emu/arithmetic.h), as emu-sm_80 and emu_sm90-sm_90. A test
+module names its op in `OP`. A new kernel is tested by being registered; nothing here changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from icl_fast.ops import _backend, _registry, available_impls
 
 HALVES = (torch.bfloat16, torch.float16)
 TENSOR_CORES = {"emu": "sm_80", "emu_sm90": "sm_90"}
-SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
+SM90 = dict.fromkeys(  # what runs on Hopper's own kernels
+    (
+        "cross_entropy_difference",
+        "frozen_attention",
+        "head_ablation_cross_entropy",
+        "linear_cross_entropy",
+        "smeared_attention",
+    ),
+    HALVES,
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,11 +47,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         dtypes = SM90.get(op, ()) if impl == "emu_sm90" else kernels[impl].dtypes
         ways: list[tuple[str | None, str | None]] = [(None, None)]
         if impl == "cpu":
-            ways = [(isa, None) for isa in _backend.isas()]
+            ways = [(isa, None) for isa in (*_backend.isas(), *(_backend.emulated_isas() if by_the_error_rule else ()))]
         elif impl in TENSOR_CORES and by_the_error_rule:
             ways.append((None, TENSOR_CORES[impl]))
         for isa, arithmetic in ways:
             for dtype in dtypes if "dtype" in metafunc.fixturenames else (None,) if dtypes else ():
+                if isa in _backend.emulated_isas() and dtype != torch.bfloat16:
+                    continue
                 cases.append((impl, isa, arithmetic, dtype))
                 words = (impl, isa, arithmetic, str(dtype).removeprefix("torch.") if dtype else None)
                 ids.append("-".join(word for word in words if word))

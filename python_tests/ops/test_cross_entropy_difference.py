@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icl_fast.ops import _backend, cross_entropy_difference
+from icl_fast.ops import _backend, cross_entropy_difference, pack_weight
 
 OP = "cross_entropy_difference"
 SIZES = [(37, 3, 16, 101), (13, 7, 31, 257)]  # N, A, C, V
@@ -98,6 +98,25 @@ def test_nothing(impl: str, dtype: torch.dtype, device: str, sizes: Any, within:
     base, difference = cross_entropy_difference(**given, impl=impl)
     within(base, plain(**given)[0], plain(**in_double(given))[0], times=2)
     assert difference.shape == (sizes[1], sizes[0])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+@pytest.mark.parametrize("sizes", [(37, 3, 48, 307), (50, 2, 64, 130)])
+def test_products_of_bfloat16(impl: str, device: str, sizes: Any, scale: float) -> None:
+    """Of float32 that is rounded: as exact beside the effect as products of float32 are, but for the rounding."""
+    given = make(sizes, torch.float32, device, scale=scale)
+    rounded = {
+        name: x.bfloat16().float() if name in ("hidden", "removed", "weight") else x for name, x in given.items()
+    }
+    if impl == "cuda":
+        with pytest.raises(ValueError, match="products='bfloat16' of float32 is not built for cuda; cast the inputs"):
+            cross_entropy_difference(**given, products="bfloat16", impl=impl)
+        return
+    found = cross_entropy_difference(**given, products="bfloat16", impl=impl)
+    check_effects(found[1], rounded)
+    torch.testing.assert_close(found[0].double(), plain(**in_double(rounded))[0], rtol=2e-6, atol=2e-6)
+    packed = cross_entropy_difference(**{**given, "weight": pack_weight(given["weight"])}, impl=impl)
+    assert all(torch.equal(*both) for both in zip(found, packed, strict=True))
 
 
 @pytest.mark.parametrize("peak", [1.0, 30.0])
@@ -223,10 +242,41 @@ def test_a_row_of_nan_stays_in_its_row(impl: str, device: str) -> None:
     torch.testing.assert_close(dirty[~reached], clean[~reached])
 
 
-def test_threads_change_no_bit(impl: str, device: str) -> None:
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for width, kernel in ((8, "cross_entropy_difference_kernel<"), (9, "main_kernel<")):
+        cross_entropy_difference(**make((3, 2, width, 5), dtype, "cpu"), impl=impl)
+        assert launched()[0].startswith(kernel)
+
+
+def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
+    given = make((5, 2, 8, 11), dtype, device)
+    expected = cross_entropy_difference(**given, impl=impl)
+    for name in ("hidden", "removed", "weight", "bias"):
+        x = given[name]
+        moved = torch.full((x.numel() + 1,), float("nan"), dtype=dtype, device=device)[1:].view_as(x).copy_(x)
+        actual = cross_entropy_difference(**{**given, name: moved}, impl=impl)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("multiprocessors", [1], indirect=True)
+@pytest.mark.parametrize("width", [392, 640])
+@pytest.mark.usefixtures("poisoned_memory", "multiprocessors")
+def test_weights_that_hopper_keeps_and_copies_again(impl: str, dtype: torch.dtype, device: str, width: int) -> None:
+    """As deep as shared memory is kept for, and deeper: by a part of a slab, and by as many as the ring has stages."""
+    if impl not in ("emu_sm90", "cuda"):
+        pytest.skip("about Hopper")
+    given = make((67, 2, width, 270), dtype, device, scale=0.1)
+    base, difference = cross_entropy_difference(**given, impl=impl)
+    torch.testing.assert_close(base.double(), plain(**in_double(given))[0], rtol=2e-6, atol=2e-6)
+    check_effects(difference, given)
+
+
+def test_threads_change_no_bit(impl: str, dtype: torch.dtype, device: str) -> None:
     if impl == "reference":
         pytest.skip("torch's own sums may depend on the number of threads")
-    given = make((131, 3, 64, 257), torch.float32, device)
+    given = make((131, 3, 64, 257), dtype, device)
     results = []
     for threads, order in ((1, "asc"), (2, "desc"), (5, "random")):
         torch.set_num_threads(threads)
@@ -260,9 +310,9 @@ def test_forward_only(impl: str, device: str) -> None:
 def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
     op = torch.ops.icl_fast.cross_entropy_difference.default
     x = make((5, 2, 8, 11), dtype, device)
-    first = (x["hidden"], x["removed"], x["weight"], x["targets"])
-    torch.library.opcheck(op, (*first, x["bias"], impl))
-    torch.library.opcheck(op, (*first, None, impl))
+    first = (x["hidden"], x["removed"], x["weight"], None, x["targets"])
+    torch.library.opcheck(op, (*first, x["bias"], None, impl))
+    torch.library.opcheck(op, (*first, None, None, impl))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -304,6 +354,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"targets": torch.zeros(4).long().to("meta")}, ValueError, "targets must be on the device of hidden, cpu, got me"),
     ({"bias": torch.ones(6)}, ValueError, r"bias must be \[V\] with V=5, got \[6\]"),
     ({"weight": torch.zeros(5, 8).to("meta")}, ValueError, "weight must be on the device of hidden, cpu, got meta"),
+    ({"products": "int8"}, ValueError, "products must be one of float32, bfloat16, got 'int8'"),
+    ({"hidden": torch.zeros(4, 8).double()}, TypeError, "removed must have the dtype of hidden, torch.float64, got"),
+    (
+        {"weight": pack_weight(torch.zeros(5, 8)), "products": "float32"},
+        ValueError,
+        "products of a PackedWeight must be one of bfloat16, got 'float32'",
+    ),
     ({"impl": ""}, ValueError, "impl must be one of auto, reference, cpu, cuda, got ''"),
 ]
 

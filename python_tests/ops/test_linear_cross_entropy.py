@@ -256,6 +256,199 @@ def test_mean_of_nothing_is_nan_and_its_gradient_zero_as_in_torch(impl: str, dev
     assert linear_cross_entropy(hidden[:0], weight, targets[:0], reduction="mean", impl=impl).isnan()
 
 
+MEANS = [(1, 1, 16, 1), (3, 7, 16, 31), (1, 600, 64, 1700), (2, 1100, 80, 257), (1, 100, 32, 8192), (0, 5, 16, 11)]
+
+
+def means(impl: str | None, reduction: Any = "mean_and_losses") -> Any:
+    """A function of hidden, weight, targets and bias; by plain torch for no impl."""
+
+    def plain_means(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        losses = plain(hidden, weight, targets, bias)
+        return losses.sum() / (targets != -100).sum(), losses
+
+    def fused(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Any:
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction, impl=impl)
+
+    return plain_means if impl is None else fused
+
+
+@pytest.mark.parametrize(("peak", "with_bias"), [(1.0, True), (1.0, False), (30.0, True)])
+@pytest.mark.parametrize("sizes", MEANS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_error_of_a_mean(impl: str, device: str, sizes: Any, peak: float, with_bias: bool, within: Any) -> None:
+    """Where its gradients are made with it and where they are not; several blocks of rows, columns in many ways."""
+    if impl.startswith("emu") and math.prod(sizes) > 10**5:
+        pytest.skip("too slow")
+    hidden, weight, targets, bias = make(sizes, torch.float32, device, peak)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight / sizes[2] ** 0.5, bias)]
+        mean, losses = of(inputs[0], inputs[1], targets, inputs[2] if with_bias else None)
+        return losses.detach(), *torch.autograd.grad(mean * 7, inputs[: 2 + with_bias])
+
+    mine = results(means(impl), torch.float32)
+    for actual, same, truth in zip(
+        mine, results(means(None), torch.float32), results(means(None), torch.float64), strict=True
+    ):
+        within(actual, same, truth.nan_to_num(), times=3)
+
+
+NARROW_MEANS = [(1, 1, 13, 1), (3, 7, 16, 31), (2, 560, 8, 130), (1, 70, 40, 1100), (0, 3, 8, 11)]
+
+
+@pytest.mark.parametrize(("peak", "with_bias"), [(1.0, True), (30.0, False)])
+@pytest.mark.parametrize("sizes", NARROW_MEANS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_error_of_a_narrow_mean(
+    impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, with_bias: bool, within: Any
+) -> None:
+    """Several blocks of rows and strips of words."""
+    if dtype != torch.bfloat16 or (impl.startswith("emu") and math.prod(sizes) > 10**5):
+        pytest.skip("elsewhere, or too slow")
+    hidden, weight, targets, bias = make(sizes, dtype, device, peak)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
+        mean, losses = of(inputs[0], inputs[1], targets, inputs[2] if with_bias else None)
+        return losses.detach(), *torch.autograd.grad(mean * 7, inputs[: 2 + with_bias])
+
+    mine, same, truth = results(means(impl), dtype), results(means(None), dtype), results(means(None), torch.float64)
+    for actual, narrow, exact in zip(mine, same, truth, strict=True):
+        within(actual, narrow.nan_to_num(), exact.nan_to_num(), times=3)
+
+
+UNITS = [isa for isa in (*_backend.isas(), *_backend.emulated_isas()) if isa not in ("baseline", "avx2", "avx512")]
+
+
+@pytest.mark.parametrize("isa", [*_backend.isas(), *_backend.emulated_isas()], indirect=True)
+def test_a_narrow_mean_makes_gradients_where_there_is_a_unit(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    monkeypatch.setattr(_backend, "run", lambda name, *rest, **numbers: run.append(name))
+    hidden, weight, targets, _ = make((2, 3, 16, 5), torch.bfloat16, "cpu")
+    linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), targets, reduction="mean")
+    assert run == [f"{OP}_fwd_bwd" if isa in UNITS else f"{OP}_fwd"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("isa", UNITS, indirect=True)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_narrow_gradients_of_what_does_not_count(isa: str, reduction: Any) -> None:
+    """Of rows that are ignored and hold anything and of words that are not there, by any number of threads."""
+    hidden, weight, targets, bias = make((1, 300, 40, 600), torch.bfloat16, "cpu")
+    weight = weight / 6
+    targets[0, :4] = torch.tensor([-100, 0, 0, 599])
+    targets[0, 100:140] = -100
+    bias[3:5] = float("-inf")
+    targets[(targets == 3) | (targets == 4)] = 5
+    exact = [x.float().requires_grad_() for x in (hidden.masked_fill((targets == -100)[..., None], 0), weight, bias)]
+    mean = means(None)(exact[0], exact[1], targets, exact[2])[0]
+    expected = mean.detach(), *torch.autograd.grad(mean, exact)
+    hidden[targets == -100] = float("nan")
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        found = means("cpu", reduction)(inputs[0], inputs[1], targets, inputs[2])
+        mean = found.sum() / (targets != -100).sum() if reduction == "none" else found
+        results.append((mean.detach(), *torch.autograd.grad(mean, inputs)))
+    for actual, *others, wanted in zip(*results, expected, strict=True):
+        assert all(torch.equal(actual, other) for other in others)
+        torch.testing.assert_close(actual.float(), wanted, rtol=2e-2, atol=1e-2 * wanted.abs().max().item())
+    assert not results[0][1][targets == -100].any()
+    assert not results[0][2][3:5].any()
+
+
+def test_a_mean_that_makes_its_gradients_is_the_other_one(impl: str, device: str) -> None:
+    """Of rows that are ignored and hold anything, words that are not there, targets that come first, twice and last."""
+    hidden, weight, targets, bias = make((2, 41, 16, 70), torch.float32, device)
+    targets[0, :4] = torch.tensor([-100, 0, 0, 69])
+    bias[3:5] = float("-inf")
+    targets[(targets == 3) | (targets == 4)] = 5
+    hidden[targets == -100] = float("nan")
+    results = []
+    for reduction in ("none", "mean", "mean_and_losses"):
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        found = means(impl, reduction)(inputs[0], inputs[1], targets, inputs[2])
+        losses, mean = (found[1], found[0]) if reduction == "mean_and_losses" else (found, found)
+        mean = losses.sum() / (targets != -100).sum() if reduction == "none" else mean
+        results.append((mean.detach(), *torch.autograd.grad(mean, inputs)))
+        if reduction == "mean_and_losses":
+            assert not losses.requires_grad
+            torch.testing.assert_close(losses, means(impl, "none")(hidden, weight, targets, bias))
+    for first, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, first)
+    assert (results[1][1][targets == -100] == 0).all()
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_mean_of_nothing_makes_gradients_of_zero(impl: str, device: str) -> None:
+    hidden, weight, targets, bias = (x.to(device) for x in make((2, 3, 16, 5), torch.float32, device))
+    for rows in (2, 0):
+        inputs = [x.requires_grad_() for x in (hidden.detach()[:rows], weight, bias)]
+        mean, losses = means(impl)(inputs[0], inputs[1], torch.full_like(targets, -100)[:rows], inputs[2])
+        assert mean.isnan()
+        assert (losses == 0).all()
+        assert all((grad == 0).all() for grad in torch.autograd.grad(mean, inputs))
+
+
+def test_a_mean_goes_backward_again(impl: str, device: str) -> None:
+    """Its gradients stay as they were made: twice through one graph, and after another call."""
+    inputs = make((2, 9, 16, 31), torch.float32, device)
+    hidden, weight = (x.requires_grad_() for x in inputs[:2])
+    mean = means(impl, "mean")(hidden, weight, inputs[2], None)
+    first = torch.autograd.grad(mean, (hidden, weight), retain_graph=True)
+    means(impl, "mean")(hidden * 2, weight, inputs[2], None).backward()
+    again = torch.autograd.grad(mean, (hidden, weight), torch.tensor(4.0, device=device))
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one * 4, other)  # a power of two rounds nothing
+
+
+def test_threads_change_no_bit_of_a_mean(impl: str, device: str) -> None:
+    if impl == "reference":
+        pytest.skip("torch's own sums may depend on the number of threads")
+    hidden, weight, targets, bias = make((3, 137, 64, 257), torch.float32, device)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        mean, losses = means(impl)(inputs[0], inputs[1], targets, inputs[2])
+        results.append((losses, *torch.autograd.grad(mean, inputs)))
+    for same in zip(*results, strict=True):
+        assert all(torch.equal(same[0], other) for other in same)
+
+
+@pytest.mark.parametrize("cut", ["hidden", "weight", "both"])
+def test_a_mean_makes_gradients_only_if_both_are_asked_for(cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cpu" not in available_impls()[OP]:
+        pytest.skip("not built")
+    run: list[str] = []
+    monkeypatch.setattr(_backend, "run", lambda name, *rest, **numbers: run.append(name))
+    hidden, weight, targets, _ = make((2, 3, 16, 5), torch.float32, "cpu")
+    hidden.requires_grad_(cut != "hidden")
+    weight.requires_grad_(cut != "weight")
+    linear_cross_entropy(hidden, weight, targets, reduction="mean")
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets, reduction="mean")
+    assert run == [f"{OP}_fwd_bwd" if cut == "both" else f"{OP}_fwd", f"{OP}_fwd"]
+
+
+def test_opcheck_of_a_mean() -> None:
+    if "cpu" not in available_impls()[OP]:
+        pytest.skip("not built")
+    hidden, weight, targets, bias = make((2, 3, 16, 5), torch.float32, "cpu")
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    op = torch.ops.icl_fast.linear_cross_entropy_mean
+    needing = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    torch.library.opcheck(op.default, (hidden, weight, targets, None, -100))
+    torch.library.opcheck(op.default, (needing[0], needing[1], targets, needing[2], -100))
+    mean, _, *gradients = op(hidden, weight, targets, bias, -100)
+    torch.library.opcheck(
+        torch.ops.icl_fast.linear_cross_entropy_mean_backward.default,
+        (torch.ones_like(mean), hidden, weight, targets, bias, *gradients, -100),
+    )
+
+
 def test_ignored_rows_may_hold_anything(impl: str, device: str) -> None:
     hidden, weight, targets, bias = make((2, 5, 7, 11), torch.float32, device)
     targets[0, 2:] = -100
@@ -486,7 +679,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"targets": TARGETS - 1}, ValueError, r"targets must be in 0..4 \(or ignore_index=-100\), got -1"),
     ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[V\] with V=5, got \[4\]"),
     ({"bias": torch.zeros(5).half()}, TypeError, "bias must have the dtype of hidden"),
-    ({"reduction": "sum"}, ValueError, "reduction must be one of none, mean, position, got 'sum'"),
+    ({"reduction": "sum"}, ValueError, "reduction must be one of none, mean, mean_and_losses, position, got 'sum'"),
     ({"position_loss": PositionLoss(3)}, ValueError, "position_loss goes with reduction='position', got"),
     ({"reduction": "position", "position_loss": PositionLoss(4)}, ValueError, "losses must be .* with T=4 on"),
     ({"impl": "cpu!"}, ValueError, "impl must be one of auto, reference, cpu, cuda, got 'cpu!'"),
