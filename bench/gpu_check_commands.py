@@ -105,6 +105,7 @@ def icl_fast(job: Job, name: str, *words: str) -> str:
     """Run a command. Returns why it failed; empty if it did not."""
     log = job.scratch / f"{name}.log"
     environment = {**job.environment, "OMP_NUM_THREADS": "2", "ICL_FAST_CACHE": str(job.scratch / "cache")}
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # processes to compile in take longer to start than it does
     command = [sys.executable, "-m", "icl_fast", *words, "--quiet"]
     code = PROCESSES.run(command, log, job.left(), environment, cwd=job.scratch)
     append_log(job.log, name, log)

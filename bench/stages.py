@@ -1,4 +1,4 @@
-"""Runs the stages of a check, each with a time limit, a log and a verdict; none stops the next.
+"""Runs the stages of a check one after the other, each with a time limit, a log and a verdict; none stops the next.
 
 Needs the standard library alone.
 """
@@ -67,7 +67,6 @@ class Stage:
         limit: the most seconds it may take.
         log: the name of its log, which several stages may share.
         needs: the stages that must have passed, or be usable.
-        beside: runs at the same time as the stage before it.
         extra: done with what time is left; its verdict does not count.
     """
 
@@ -76,7 +75,6 @@ class Stage:
     run: Callable[[Job], Verdict]
     log: str
     needs: tuple[str, ...] = ()
-    beside: bool = False
     extra: bool = False
 
 
@@ -151,49 +149,36 @@ PROCESSES = Processes()
 
 
 def run_stages(stages: Sequence[Stage], report: dict[str, Any], out: Path, seconds: float) -> bool:
-    """Run the stages. The report is written after each, or those that run together. Returns whether all passed."""
+    """Run the stages one after the other. The report is written after each. Returns whether all passed."""
     end = time.monotonic() + seconds
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(BENCH), os.environ.get("PYTHONPATH")]))
-    report["stages"] = {}
-    groups: list[list[Stage]] = []
+    done = report["stages"] = {}
     for stage in stages:
-        groups = [*groups[:-1], [*groups[-1], stage]] if stage.beside else [*groups, [stage]]
-    for group in groups:
-        cases = [(stage, report, out, end, environment) for stage in group]
-        ended = in_parallel(len(group), run_stage, cases)
-        report["stages"] |= {stage.name: entry for stage, entry in zip(group, ended, strict=True)}
+        started = time.monotonic()
+        log = out / stage.log
+        missing = [name for name in stage.needs if not done.get(name, {}).get("usable")]
+        if missing:
+            verdict = Verdict("skipped", f"{', '.join(missing)} did not pass")
+        elif end - started < LEAST:
+            verdict = Verdict("skipped", "no time left")
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                job = Job(out, log, min(started + stage.limit, end), Path(scratch), report, environment)
+                try:
+                    verdict = stage.run(job)
+                except Exception:
+                    verdict = Verdict("failed", traceback.format_exc().strip().splitlines()[-1])
+                    append_text(log, traceback.format_exc())
+        clip(log)
+        verdict.usable |= verdict.verdict == "passed"
+        took = time.monotonic() - started
+        done[stage.name] = {**asdict(verdict), "seconds": round(took, 1), "log": log.name if log.exists() else None}
         write_json(report, out / "gpu-check.json")
-    done = report["stages"]
+        print(f"{stage.name:24}  {verdict.verdict:9}  {took:5.0f} s  {verdict.summary}", flush=True)
     report["passed"] = all(done[stage.name]["verdict"] == "passed" for stage in stages if not stage.extra)
     write_json(report, out / "gpu-check.json")
     return bool(report["passed"])
-
-
-def run_stage(
-    stage: Stage, report: dict[str, Any], out: Path, end: float, environment: dict[str, str]
-) -> dict[str, Any]:
-    """What the report says of a stage."""
-    started = time.monotonic()
-    log = out / stage.log
-    missing = [name for name in stage.needs if not report["stages"].get(name, {}).get("usable")]
-    if missing:
-        verdict = Verdict("skipped", f"{', '.join(missing)} did not pass")
-    elif end - started < LEAST:
-        verdict = Verdict("skipped", "no time left")
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            job = Job(out, log, min(started + stage.limit, end), Path(scratch), report, environment)
-            try:
-                verdict = stage.run(job)
-            except Exception:
-                verdict = Verdict("failed", traceback.format_exc().strip().splitlines()[-1])
-                append_text(log, traceback.format_exc())
-    clip(log)
-    verdict.usable |= verdict.verdict == "passed"
-    took = time.monotonic() - started
-    print(f"{stage.name:24}  {verdict.verdict:9}  {took:5.0f} s  {verdict.summary}", flush=True)
-    return {**asdict(verdict), "seconds": round(took, 1), "log": log.name if log.exists() else None}
 
 
 def in_parallel(workers: int, call: Callable[..., Any], cases: Sequence[tuple[Any, ...]]) -> list[Any]:

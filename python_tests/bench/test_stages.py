@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import stages
@@ -30,25 +28,6 @@ def broken(job: Job) -> Verdict:
 
 def half(job: Job) -> Verdict:
     return Verdict("failed", "some of it", usable=True)
-
-
-def test_stages_beside_each_other_run_together(tmp_path: Path) -> None:
-    """Each waits for the other to have begun, and the one after them for both to have ended."""
-    together = threading.Barrier(2)
-    ended: list[str] = []
-
-    def meet(job: Job) -> Verdict:
-        together.wait(20)
-        ended.append("")
-        return Verdict("passed", "well")
-
-    def after(job: Job) -> Verdict:
-        return Verdict("passed", f"{len(ended)} {list(job.report['stages'])}")
-
-    one, two = Stage("one", 30, meet, "a.log"), Stage("two", 30, meet, "b.log", beside=True)
-    report: dict[str, Any] = {}
-    assert run_stages([one, two, Stage("last", 30, after, "c.log", needs=("one", "two"))], report, tmp_path, 60)
-    assert report["stages"]["last"]["summary"] == "2 ['one', 'two']"
 
 
 def test_no_stage_stops_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
