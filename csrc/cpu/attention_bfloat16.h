@@ -65,10 +65,10 @@ ICL_INLINE vi lane_numbers(std::integer_sequence<int, I...>) {
   return vi{I...};
 }
 
-// A weight, which is no less than 0 or NaN, rounded to bfloat16: half up, and a NaN that comes of bfloat16 stays one
-ICL_INLINE vf rounded_weights(vf weights) { return (vf)(((vu)weights + 0x8000u) & 0xffff0000u); }
+// To bfloat16, half away from zero: fewer operations than to even. A NaN that came of numbers in bfloat16 stays one.
+ICL_INLINE vf rounded(vf x) { return (vf)(((vu)x + 0x8000u) & 0xffff0000u); }
 
-// 2 W rounded weights
+// 2 W rounded numbers
 template <int... I>
 ICL_INLINE void store_rounded(uint16_t* to, vf first, vf second, std::integer_sequence<int, I...>) {
   using Halves = uint16_t __attribute__((vector_size(ICL_VECTOR_BYTES)));
@@ -124,8 +124,8 @@ static void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last,
   for (int32_t j = begin; j < end; j += kPanelColumns, scores += kPanelColumns, weights += kPanelColumns)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v += 2) {
-      const vf one = rounded_weights(exp_nonpositive(load(scores + v * W) - base));
-      const vf other = rounded_weights(exp_nonpositive(load(scores + (v + 1) * W) - base));
+      const vf one = rounded(exp_nonpositive(load(scores + v * W) - base));
+      const vf other = rounded(exp_nonpositive(load(scores + (v + 1) * W) - base));
       store_rounded(weights + v * W, one, other);
       sums[v] += one, sums[v + 1] += other;
     }

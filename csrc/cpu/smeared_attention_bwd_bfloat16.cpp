@@ -77,7 +77,7 @@ struct Row {
       store(row + j, weight);
     }
     for (int32_t j = 0; j < end - begin; j += 2 * W)
-      store_rounded(weights + j, rounded_weights(load(row + j)), rounded_weights(load(row + j + W)));
+      store_rounded(weights + j, rounded(load(row + j)), rounded(load(row + j + W)));
     const vf mean = splat(sum_of_lanes(sums));
     for (int32_t j = 0; j < end - begin; j += W) {
       const vf grad = load(row + j) * (load(grad_weights + j) - mean) * splat(scale);
@@ -92,8 +92,10 @@ struct Row {
 void unmix(float gate, bool from_key_0, int32_t count,
            const float* mixed,  // [count], and one after it
            uint16_t* scores) {  // [count], rounded
-  for (int32_t j = 0; j < count; j += W)
-    store(scores + j, load(mixed + j) * splat(gate) + load(mixed + j + 1) * splat(1 - gate));
+  const auto at = [&](int32_t j) {
+    return rounded(load(mixed + j) * splat(gate) + load(mixed + j + 1) * splat(1 - gate));
+  };
+  for (int32_t j = 0; j < count; j += 2 * W) store_rounded(scores + j, at(j), at(j + W));
   if (from_key_0) scores[0] = narrow(mixed[0] + mixed[1] * (1 - gate));
 }
 

@@ -1,4 +1,4 @@
-// cross_entropy_difference on Hopper, bf16 and fp16; what is computed, and how it is finished: cross_entropy_difference.cu.
+// cross_entropy_difference on Hopper, bf16 and fp16; what is computed, and how it ends: cross_entropy_difference.cu.
 //
 // A block owns kRows = 128 rows and walks over the kColumns = 128 wide column tiles of its split of the vocabulary. Of
 // each it computes A + 1 products: the logits l, whose exp(l - m) two consumer warpgroups, 64 rows each, keep in
@@ -7,8 +7,8 @@
 //
 // Shared memory is 14 slabs of 128 x 64 numbers, all copied by TMA. Of a tile's weight the first 6 slabs along C are
 // kept for all its products; the others come anew with each, interleaved with the slabs of rows, through a ring of 8.
-// So that the epilogue of one consumer runs beside the products of the other, they take turns: one begins a product when
-// the other has issued kLead steps of its own. Left alone they fall into step, as a tile's weight comes for both at once.
+// So that the epilogue of one consumer runs beside the products of the other, they take turns: one begins a product
+// when the other has issued kLead steps of its own. Left alone they fall into step, as a tile's weight comes for both.
 //
 // Roofline: a slab of depth is 2 * 128 * 128 * 64 FLOP, 512 cycles of the tensor cores, for 16 KiB of rows and, beyond
 // the kept ones, 16 KiB of weight: 48 bytes a cycle and multiprocessor at C = 768, 32 up to C = 384. Shared memory has
@@ -101,11 +101,11 @@ __device__ __forceinline__ void produce(const CUtensorMap& hidden_map, const CUt
   }
 }
 
-// What a lane knows of two rows, 8 apart, each over its own columns of a tile: d[4 j + 2 h] and the next, for all j, are
-// columns 8 j and 8 j + 1 from its first one on.
+// What a lane knows of two rows, 8 apart, each over its own columns of a tile: d[4 j + 2 h] and the next, for all j,
+// are columns 8 j and 8 j + 1 from its first one on.
 struct Base {
-  float weights[kColumns / 2];           // exp(logit - the row's largest so far)
-  float of_tile[2], scale[2];            // their sum; what earlier sums are to be multiplied with
+  float weights[kColumns / 2];  // exp(logit - the row's largest so far)
+  float of_tile[2], scale[2];   // their sum; what earlier sums are to be multiplied with
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
   __device__ __forceinline__ void add(const float (&d)[kColumns / 2]) {
@@ -166,7 +166,7 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
   float d[kColumns / 2];
 
   const int lead = min(kLead, shape.steps);
-  Ring<1> turn;  // whose parity is the product's
+  Ring<1> turn;              // whose parity is the product's
   Ring<kStages> at, before;  // the slab to be read next, and the first that was not given back
   Ring<1> tile_of;
   for (int tile = first_tile; tile < end_tile; ++tile, tile_of = tile_of.next()) {
@@ -249,8 +249,8 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
         continue;
       }
       const Change first = base.change(d, 0), second = base.change(d, 1);
-      if (keeps)
-        *total = lane % 4 == 0 ? merge(earlier.scaled(base.scale[0]), first) : merge(earlier.scaled(base.scale[1]), second);
+      const bool upper = lane % 4 == 0;
+      if (keeps) *total = merge(earlier.scaled(upper ? base.scale[0] : base.scale[1]), upper ? first : second);
     }
   }
 

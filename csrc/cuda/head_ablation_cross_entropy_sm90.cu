@@ -10,7 +10,7 @@
 //
 // Roofline: at D = 64 a head takes 512 cycles of the tensor cores for 128 x 128 logits, each of which takes 6
 // instructions after that: 770 cycles. The instructions are the limit; x G^T, 6144 cycles at C = 768, runs beside them.
-// All rows are read again for every column tile: so few row tiles run at a time, each in many splits, and L2 holds them.
+// All rows are read again for every column tile: so few row tiles run at a time, in many splits, and L2 holds them.
 #include "cuda/head_ablation.h"
 #include "cuda/pipeline.h"
 #include "cuda/slab.h"

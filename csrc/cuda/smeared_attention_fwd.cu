@@ -28,6 +28,7 @@ FrozenAttention attention_of(const SmearedAttentionFwd& p) {
           .width = p.depth,
           .scale = p.scale,
           .dtype = p.dtype,
+          .products = p.dtype,
           .num_threads = 0};
 }
 

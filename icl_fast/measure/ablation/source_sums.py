@@ -116,7 +116,7 @@ class _Norms:
         gram = centred_w @ centred_w.mT
         along = (self.centred.flatten(0, 1) @ flat_w.T).view(count, length, variants, rank).permute(2, 0, 1, 3)
         results = z.to(wide)
-        crossed = (results.flatten(1, 2) @ gram).view_as(results) - 2 * along
+        crossed = torch.sub((results.flatten(1, 2) @ gram).view_as(results), along, alpha=2)
         grown = (results * crossed).sum(-1) / w_o.shape[-1]  # var' - var, [A,n,T]
         left = self.variance + grown
         little: list[bool] = (left < LEAST_VARIANCE * self.variance).flatten(1).any(1).tolist()
