@@ -87,11 +87,14 @@ def cases(options: Options) -> list[Case]:
         case(C, "all", options, mode=FULL, rounds=3),
         case(B, "paper", options, rounds=2),
         case(B, "all", options, rounds=1),
-        products_case(A, "all", options),
-        products_case(A, "paper", options),
-        products_case(B, "paper", options, rounds=2),
-        products_case(B, "all", options, rounds=1),
     ]
+    if options.device == "cpu":
+        found += [
+            products_case(A, "all", options),
+            products_case(A, "paper", options),
+            products_case(B, "paper", options, rounds=2),
+            products_case(B, "all", options, rounds=1),
+        ]
     if options.device == "cuda":
         dtypes = (torch.bfloat16, torch.float32)
         found = [

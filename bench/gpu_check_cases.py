@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import zip_longest
@@ -44,21 +44,25 @@ def in_turns(several: Sequence[Sequence[T]]) -> Iterator[T]:
     return (one for together in zip_longest(*several) for one in together if one is not None)
 
 
-def all_turns(options: Options, names: Sequence[str] = NAMES) -> list[Turn]:
-    """The cases of these benches in the order in which they run."""
-    modules = {name: import_module(f"bench_{name}") for name in names}
-    turns = [[Turn(name, case, str(m.__file__)) for case in m.cases(options)] for name, m in modules.items()]
-    parts = ([[turn for turn in one if turn.case.headline == part] for one in turns] for part in (True, False))
+def all_turns(options: Options, names: Sequence[str] = NAMES) -> tuple[list[Turn], list[dict[str, Any]]]:
+    """The cases of these benches in the order in which they run; and, as results, the benches that have none."""
+    several, broken = [], []
+    for name in names:
+        try:
+            bench = import_module(f"bench_{name}")
+            several.append([Turn(name, case, str(bench.__file__)) for case in bench.cases(options)])
+        except Exception as error:
+            broken.append({"name": name, "error": f"{type(error).__name__}: {error}", "cases": []})
+    parts = ([[turn for turn in one if turn.case.headline == part] for one in several] for part in (True, False))
     found = [turn for part in parts for turn in in_turns(part)]
-    return sorted(found, key=lambda turn: turn.bench in LAST)
+    return sorted(found, key=lambda turn: turn.bench in LAST), broken
 
 
-def measure(turns: Sequence[Turn], options: Options, head: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Run the cases until one loses the GPU. Returns the report."""
+def measure(turns: Sequence[Turn], options: Options, report: dict[str, Any], where: str) -> dict[str, Any]:
+    """Run the cases until one loses the GPU. Returns the report, which goes on from `report`."""
     clock: Clock = CudaClock() if options.device == "cuda" else CpuClock()
     dtypes = {turn.case.dtype for turn in turns if turn.case.flops}
     found = ceilings(options.device, dtypes, clock, options.quick)
-    report: dict[str, Any] = {**head, **NOTHING}
     for index, turn in enumerate(turns):
         save(report, turns[index:], where)
         done = harness.run_bench(turn.bench, [turn.case], options, turn.file, lambda so_far: None, found)
@@ -86,9 +90,10 @@ def main() -> int:
     parser.add_argument("--begin", type=int, default=0, metavar="N", help="leave out the first N cases")
     arguments = parser.parse_args()
     options = parsed_options(arguments)
-    turns = all_turns(options)[arguments.begin :]
-    report = measure(turns, options, environment(asdict(options)), arguments.json)
-    return int(any(bench["lost"] for bench in report["benches"]))
+    turns, broken = all_turns(options)
+    head = {**environment(asdict(options)), **NOTHING, "benches": [] if arguments.begin else broken}
+    report = measure(turns[arguments.begin :], options, head, arguments.json)
+    return int(any(bench.get("lost") for bench in report["benches"]))
 
 
 if __name__ == "__main__":

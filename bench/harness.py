@@ -40,7 +40,9 @@ BENCH = ROOT / "bench"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
-SLOW, SLOW_ROUNDS = 5.0, 3  # on CUDA, where times are steady, a candidate so many times slower than ours has few rounds
+# On CUDA, where times are steady, a candidate so many times slower than ours has few rounds, and one of long calls in a
+# case with `rounds` the first alone
+SLOW, SLOW_ROUNDS = 5.0, 3
 LONG = {"cpu": 10.0, "cuda": 1.0}  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
@@ -300,19 +302,24 @@ def time_rounds(
     """
     calls = {c.name: [prepare(case, c, inputs) for inputs in sets] for c in candidates}
     repeats = {name: clock.repeat(first[name]) for name in calls}
-    most = SLOW * first.get("ours", math.inf) if options.device == "cuda" else math.inf
-    round_seconds = sum(first[name] * repeats[name] for name in calls if first[name] <= most)
+    # how many rounds at most
+    few: dict[str, float] = dict.fromkeys(calls, math.inf)
+    for name in set(calls) - {"ours"} if options.device == "cuda" else ():
+        if case.rounds and first[name] > LONG["cuda"]:
+            few[name] = 1
+        elif first[name] > SLOW * first.get("ours", math.inf):
+            few[name] = min(SLOW_ROUNDS, case.rounds or SLOW_ROUNDS)
+    round_seconds = sum(first[name] * repeats[name] for name in calls if few[name] == math.inf)
     rounds = 2 if options.quick else LEAST_ROUNDS
     if not options.quick and round_seconds > 0:
         rounds = int(min(max(options.seconds / round_seconds, case.rounds or LEAST_ROUNDS), MOST_ROUNDS))
-    few = min(SLOW_ROUNDS, case.rounds or SLOW_ROUNDS)
     samples = {name: [first[name]] if case.rounds else [] for name in calls}
     order = list(calls)
     gc.collect()
     gc.disable()
     try:
         for number in range(1 if case.rounds else 0, rounds):
-            for name in order if number < few else [name for name in order if first[name] <= most]:
+            for name in (name for name in order if number < few[name]):
                 call = calls[name][number % len(sets)]
                 samples[name].append(clock.seconds(call, repeats[name]))
             order = order[1:] + order[:1]  # nobody always goes first, when the processor is coolest

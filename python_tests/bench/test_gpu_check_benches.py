@@ -42,6 +42,7 @@ def cases(options):
 SCRIPTS = {
     "good": "[case('rest'), case('headline', headline=True)]",
     "wrong": "[case('first', lambda x: x.x + 1), case('second')]",
+    "broken": "[1 / 0]",
     "crash": "[case('first'), case('crashes', lambda x: os._exit(9)), case('third')]",
 }
 
@@ -60,14 +61,16 @@ def test_the_benches_become_one_report(tmp_path: Path, make_job: MakeJob) -> Non
     found = benches(("--quick",), "bench.json")(here)
     written = json.loads((tmp_path / "bench.json").read_text())
     cases = {bench["name"]: [case["name"].split()[1] for case in bench["cases"]] for bench in written["benches"]}
+    assert cases.pop("broken") == []
     assert cases == {"good": ["headline", "rest"], "wrong": ["first", "second"], "crash": ["first", "third"]}
     errors = {bench["name"]: bench["error"] for bench in written["benches"]}
+    assert errors.pop("broken") == "ZeroDivisionError: division by zero"
     assert errors == {"good": "", "wrong": "", "crash": "float32 crashes forward: exit code 9"}
     assert written["left_out"] == []
     assert written["options"]["quick"] is True
     assert found.verdict == "failed"
-    assert set(found.details["failures"]) == {"wrong", "crash"}
-    assert found.summary.startswith("6 cases, 0 left out for want of time; targets: 0 of 0 hold; wrong: float32 first")
+    assert set(found.details["failures"]) == {"wrong", "crash", "broken"}
+    assert found.summary.startswith("6 cases, 0 left out for want of time; targets: 0 of 0 hold; broken: ZeroDivision")
     # headlines, then the first of each bench, then the second
     begun = [line.partition(" 1/1: float32 ") for line in here.log.read_text().splitlines() if " 1/1: " in line]
     assert [f"{bench} {case.split()[0]}" for bench, _, case in begun] == [
@@ -104,9 +107,9 @@ def test_benches_that_do_not_start_say_why(tmp_path: Path, make_job: MakeJob, mo
 
 def test_real_benches_are_understood(tmp_path: Path) -> None:
     options = Options(quick=True, compile=False, memory=False)
-    turns = gpu_check_cases.all_turns(options, ("frozen_attention", "toy"))
+    turns, _ = gpu_check_cases.all_turns(options, ("frozen_attention", "toy"))
     assert [turn.bench for turn in turns] == ["frozen_attention", "frozen_attention", "toy", "toy"]  # headlines first
-    head = {"options": {"quick": True}}
+    head = {"options": {"quick": True}, **gpu_check_benches.NOTHING}
     report = gpu_check_cases.measure(turns[1:3], options, head, str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
     found = bench_verdict(report)
@@ -120,14 +123,16 @@ def test_after_the_gpu_is_lost_no_case_is_begun(tmp_path: Path, monkeypatch: pyt
     lost["cases"] = [{"name": "x", "errors": ["CUDA error"], "metrics": {}, "candidates": []}]
     monkeypatch.setattr(harness, "run_bench", lambda *others: lost)
     options = Options(quick=True)
-    turns = gpu_check_cases.all_turns(options, ("toy",))
-    report = gpu_check_cases.measure(turns, options, {"options": {"quick": True}}, str(tmp_path / "report.json"))
+    turns, _ = gpu_check_cases.all_turns(options, ("toy",))
+    head = {"options": {"quick": True}, **gpu_check_benches.NOTHING}
+    report = gpu_check_cases.measure(turns, options, head, str(tmp_path / "report.json"))
     assert (report["running"], report["left_out"]) == ([], [("toy", turns[1].case.name)])
     assert len(report["benches"][0]["cases"]) == 1
 
 
 def test_every_headline_comes_before_every_other_case() -> None:
-    turns = gpu_check_cases.all_turns(Options(device="cuda", compile=False))
+    turns, broken = gpu_check_cases.all_turns(Options(device="cuda", compile=False))
+    assert broken == []
     headlines = [turn.bench for turn in turns if turn.case.headline]
     assert [turn.bench for turn in turns][: len(headlines)] == headlines
     rest = [turn.bench for turn in turns[len(headlines) :]]

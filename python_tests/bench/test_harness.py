@@ -94,9 +94,10 @@ def test_candidates_take_turns_and_inputs_rotate() -> None:
 
 
 def test_on_cuda_a_slow_candidate_has_few_rounds() -> None:
-    def order(device: str, seconds: float) -> list[str]:
+    def order(device: str, seconds: float, rounds: int | None = None) -> list[str]:
         clock = NotingClock()
         case = square_case(clock)
+        case.rounds = rounds
         first, options = {"ours": 1.0, "reference": seconds}, Options(device=device, seconds=9)
         samples = harness.time_rounds(case, case.candidates, first, [harness.make_inputs(case, QUICK)], options, clock)
         assert "speed vs reference" in harness.ratios(samples, case.candidates)
@@ -105,6 +106,8 @@ def test_on_cuda_a_slow_candidate_has_few_rounds() -> None:
     assert order("cuda", 6.0).count("reference") == harness.SLOW_ROUNDS
     assert order("cuda", 6.0).count("ours") == 9  # as if the slow one took no time
     assert order("cuda", 5.0).count("reference") == order("cpu", 6.0).count("reference") == harness.LEAST_ROUNDS
+    assert order("cuda", 5.0, rounds=4) == 8 * ["ours"]  # of both the first is that which was compared
+    assert order("cpu", 5.0, rounds=4).count("reference") == 3
 
 
 def test_a_slow_case_has_few_rounds_and_a_fast_one_many() -> None:
