@@ -1,14 +1,15 @@
 """How exact the sweep's engine is: against the definition, for every architecture and mode, and in bfloat16.
 
-    python bench/exactness.py [--ckpt RUN] [--json FILE]
+    python bench/exactness.py [--ckpt RUN ...] [--json FILE]
 
 First table: random models whose heads matter, every single head, two sets over layers and one complement, all positions
 and three. Differences are of per-token losses in nats, to the definition computed in float64 from the same weights;
 "relative" is the root mean square of the difference over that of the effect, of the ablation where it is worst. Beside
 the engine in float32 stands the definition in float32.
 
-Second table, with --ckpt: the last snapshot of a run, the mean effect of its ten weakest heads in bfloat16, by the
-engine and by the definition, relative to the mean effect in float64.
+Second table, for each --ckpt: the last snapshot of a run on 64 examples, the mean effects of its heads, weakest first.
+Errors with products of bfloat16, and in bfloat16 throughout by the engine and by the definition, relative to the mean
+effect in float64, and of the first also to its standard error.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from icl_fast.measure.ablation.definition import ablated_losses
 from icl_fast.measure.ablation.engine import ablation_effects
 from icl_fast.measure.ablation.modes import MODES, AblationMode
 from icl_fast.measure.ablation.names import Ablation, parse_ablations
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.ablation.schedule import make_schedule
 from icl_fast.models import Transformer, TransformerConfig
 from icl_fast.runs import Run
@@ -50,6 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **{"norm": "rms", "gated": True, "activation": "silu"},
     },
 }
+KINDS = ("float64", "float32", "bfloat16 products", "definition float32")
 EVERY_MODE = [*MODES, "q+k", "v+k"]
 
 
@@ -62,9 +65,14 @@ def losses(
 
 
 def engine(
-    model: Transformer, tokens: tuple[Tensor, Tensor], rows: Tensor, ablations: Sequence[Ablation], mode: AblationMode
+    model: Transformer,
+    tokens: tuple[Tensor, Tensor],
+    rows: Tensor,
+    ablations: Sequence[Ablation],
+    mode: AblationMode,
+    rounded: bool = False,
 ) -> tuple[Tensor, str]:
-    """Effects [A,n,R] by the engine, and the methods it took."""
+    """Effects [A,n,R] by the engine, its products rounded or not, and the methods it took."""
     schedule = make_schedule(
         model.config,
         examples=len(rows),
@@ -75,7 +83,8 @@ def engine(
         memory=2 << 30,
         itemsize=model.embed.weight.dtype.itemsize,
     )
-    _, effects = ablation_effects(model, *tokens, rows, ablations, mode, schedule=schedule)
+    products = Products(model, rounded=rounded)
+    _, effects = ablation_effects(model, *tokens, rows, ablations, mode, schedule=schedule, products=products)
     return effects, ", ".join(sorted(set(schedule.methods)))
 
 
@@ -105,9 +114,11 @@ def random_models() -> list[dict[str, Any]]:
             double, methods = engine(model, tokens, rows, ablations, mode)
             single = copy.deepcopy(model).float()
             fast, _ = engine(single, tokens, rows, ablations, mode)
+            rounded, _ = engine(single, tokens, rows, ablations, mode, rounded=True)
             by_definition = losses(single, tokens, rows, ablations, mode)
             row: dict[str, Any] = {"model": name, "mode": mode_name, "positions": positions, "methods": methods}
-            for kind, effects in (("float64", double), ("float32", fast), ("definition float32", by_definition)):
+            kinds = dict(zip(KINDS, (double, fast, rounded, by_definition), strict=True))
+            for kind, effects in kinds.items():
                 difference = (effects - truth).abs()
                 row[kind] = [float(difference.max()), float(difference.mean()), worst(effects, truth)]
             found.append(row)
@@ -121,43 +132,49 @@ def bfloat16(run: Path) -> list[dict[str, Any]]:
     tokens = evaluation.inputs[:64], evaluation.targets[:64]
     rows = torch.arange(tokens[0].shape[1]).expand(len(tokens[0]), -1)
     ablations, mode = parse_ablations("all", model.config), AblationMode.parse("pattern-preserving")
-    truth = losses(model, tokens, rows, ablations, mode).mean((1, 2))
+    effects = losses(model, tokens, rows, ablations, mode)
+    truth, sem = effects.mean((1, 2)), effects.flatten(1).std(1) / effects[0].numel() ** 0.5
     narrow = copy.deepcopy(model).bfloat16()
-    fast = engine(narrow, tokens, rows, ablations, mode)[0].double().mean((1, 2))
-    by_definition = losses(narrow, tokens, rows, ablations, mode).double().mean((1, 2))
-    weakest = truth.abs().argsort()[:10].tolist()
+    found = {
+        "products": engine(model.float(), tokens, rows, ablations, mode, rounded=True)[0],
+        "engine": engine(narrow, tokens, rows, ablations, mode)[0],
+        "definition": losses(narrow, tokens, rows, ablations, mode),
+    }
+    errors = {name: (values.double().mean((1, 2)) - truth).abs() for name, values in found.items()}
     return [
         {
+            "run": run.name,
             "head": ablations[index].name,
             "mean effect": float(truth[index]),
-            "engine": float((fast[index] / truth[index] - 1).abs()),
-            "definition": float((by_definition[index] / truth[index] - 1).abs()),
+            "standard error": float(sem[index]),
+            **{name: float(error[index] / truth[index].abs()) for name, error in errors.items()},
+            "products, of the standard error": float(errors["products"][index] / sem[index]),
         }
-        for index in weakest
+        for index in truth.abs().argsort().tolist()
     ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", type=Path, help="a run folder, for the table in bfloat16")
+    parser.add_argument("--ckpt", type=Path, nargs="*", default=[], help="run folders, for the table in bfloat16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = {"environment": environment({"device": "cpu"}), "random models": random_models(), "bfloat16": []}
-    console = Console(width=190, soft_wrap=True)
-    kinds = ("float64", "float32", "definition float32")
-    columns = [Column(what, no_wrap=True) for kind in kinds for what in (f"{kind}: max", "mean", "rel")]
+    console = Console(width=220, soft_wrap=True)
+    columns = [Column(what, no_wrap=True) for kind in KINDS for what in (f"{kind}: max", "mean", "rel")]
     title = "differences to the definition in float64: largest, mean, and relative to the effect"
     table = Table("model", "mode", "positions", "methods", *columns, title=title, box=box.SIMPLE, pad_edge=False)
     for row in results["random models"]:
-        numbers = [f"{number:.0e}" for kind in kinds for number in row[kind]]
+        numbers = [f"{number:.0e}" for kind in KINDS for number in row[kind]]
         table.add_row(row["model"], row["mode"], row["positions"], row["methods"], *numbers)
     console.print(table)
-    if options.ckpt is not None:
-        results["bfloat16"] = bfloat16(options.ckpt)
-        table = Table("head", "mean effect", "engine", "definition", title="bfloat16, relative error of mean effects")
-        for row in results["bfloat16"]:
-            numbers = [f"{row['mean effect']:+.2e}", f"{row['engine']:.2%}", f"{row['definition']:.2%}"]
-            table.add_row(row["head"], *numbers)
+    for ckpt in options.ckpt:
+        rows = bfloat16(ckpt)
+        results["bfloat16"] += rows
+        shares = ("products", "products, of the standard error", "engine", "definition")
+        table = Table("head", "mean effect", *shares, title=f"bfloat16, relative error of mean effects: {ckpt.name}")
+        for row in rows:
+            table.add_row(row["head"], f"{row['mean effect']:+.2e}", *(f"{row[name]:.3%}" for name in shares))
         console.print(table)
     if options.json is not None:
         options.json.write_text(to_json(results, indent=1) + "\n")

@@ -59,8 +59,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
-    help="On text: what is computed with; default float32.",
+    type=click.Choice(["auto", "float32", "bfloat16-products", "bfloat16", "float16", "float64"]),
+    help="On text: what is computed with; default float32. bfloat16-products: float32, but for operands of the delta "
+    "form's products, which are fast on processors that multiply bfloat16. auto: that, or bfloat16 on CUDA, if it is "
+    "exact on a sample of the data, else float32.",
+)
+@click.option(
+    "--check", is_flag=True, help="On text: measure each mean effect's error on a sample, against float64, and keep it."
 )
 @click.option(
     "--evaluator",
@@ -104,6 +109,7 @@ def ablate(
     memory: str | None,
     engine: str | None,
     dtype: str | None,
+    check: bool,
     evaluators: tuple[str, ...],
     sequences: int | Literal["all"] | None,
     member: str | None,
@@ -138,22 +144,27 @@ def ablate(
     series = say_left_out(series, skip_damaged=skip_damaged)
     if series.task == "exemplars":
         as_typed = {f"--{key.replace('_', '-')}": value for key, value in on_text.items()}
-        refuse(ckpt, "exemplars", {**as_typed, "--examples": examples})
+        refuse(ckpt, "exemplars", {**as_typed, "--examples": examples, "--check": check or None})
         modes = None if mode is None else [mode]
         _ablate_exemplars(
             series, modes, heads, evaluators, sequences, member, device, only_plan, repair, force, out, on
         )
         return
     refuse(ckpt, "text", {"--evaluator": evaluators or None, "--sequences": sequences, "--member": member})
+    from icl_fast.cli.exactness_table import print_exactness
     from icl_fast.cli.tables import print_ablations, print_plan
     from icl_fast.measure import AblationOptions, open_results, plan_sweep, sweep
+    from icl_fast.measure.ablation.exactness import Exactness
+    from icl_fast.measure.store import json_attribute
 
     if mode == "full":
         refuse_with("--mode full", {"--preserve-heads": preserve_heads})
     chosen = {key: value for key, value in {"mode": mode, **on_text}.items() if value is not None}
     options = AblationOptions.of(None, {"heads": heads, **chosen})
     if only_plan:
-        print_plan(plan_sweep(series, options, examples=examples, device=device))
+        planned = plan_sweep(series, options, examples=examples, device=device, check=check)
+        print_plan(planned)
+        print_exactness(planned.exactness, planned.plan.dtype, asked=dtype, every=check)
         return
     say_notes(series)
     with sweep_progress(series.name) as update, on as runner:
@@ -165,10 +176,14 @@ def ablate(
             device=device,
             repair=repair,
             force=force,
+            check=check,
             runner=runner,
             on_part=update,
         )
-    print_ablations(open_results(store))
+    results = open_results(store)
+    print_ablations(results)
+    taken = json_attribute(results, "plan")["dtype"]
+    print_exactness(Exactness.of(results), taken, asked=dtype, every=check)
     echo_files("results in", store)
 
 

@@ -53,6 +53,13 @@ class BaseLayer:
         return self.attention.qkv(self.block.norm1(self.resid), self.positions, linear)
 
     @cached_property
+    def qk_parts(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys [n,H,T,3D] whose products of bfloat16 give the scores to 2^-16: what is rounded off stands
+        beside what is left. Errors of scores would otherwise be most of those of an ablation."""
+        (q, q_rest), (k, k_rest) = (_parts(x) for x in self.qkv[:2])
+        return torch.cat((q, q_rest, q), -1), torch.cat((k, k, k_rest), -1)
+
+    @cached_property
     def z(self) -> Tensor:
         """Results of the heads, [n,H,R,D]."""
         q, k, v = self.qkv
@@ -143,12 +150,21 @@ def base_layers(model: Transformer, resid: Tensor, positions: Positions, rows: T
             resid = base.post
 
 
-def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None) -> Tensor:
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor rounded to bfloat16, and what is rounded off it; both in its dtype."""
+    narrow = x.bfloat16().to(x.dtype)
+    return narrow, x - narrow
+
+
+def attend(
+    attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Tensor | None, products: str | None = None
+) -> Tensor:
     """Values of A variants summed with the one pattern of q and k [n,H,T,D]: [A,n,H,R,D].
 
     Args:
         values: [A,n,H,T,D], or of groups of heads [A,n,KV,T,D].
         rows: 0-based positions [n,R]; None: all.
+        products: those of `frozen_attention`, where it computes them.
     """
     variants, count, kv, length, depth = values.shape
     heads = q.shape[1]
@@ -171,6 +187,7 @@ def attend(attention: Attention, q: Tensor, k: Tensor, values: Tensor, rows: Ten
             scale=attention.scale,
             window=None if windows is None else windows[one::group],
             rows=rows,
+            products=products,
         )
         for one in range(group)
     ]

@@ -222,6 +222,17 @@ class Workspace:
                     remove(self.partial)
         return True
 
+    @staticmethod
+    def identity_at(out: Path, kind: str) -> dict[str, Any]:
+        """The identity of the result at a path, or of the parts of one; empty if there is none that can be read."""
+        plan = _partial(out) / _PLAN
+        with suppress(InputError):
+            if out.is_dir():
+                return json_attribute(open_results(out), kind)
+            if plan.exists():
+                return unsealed(plan, "out")[0]
+        return {}
+
     @classmethod
     def parts(cls, partial: Path) -> dict[Path, bool]:
         """The parts in a folder of them, and whether each is as it was written.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from icl_fast.ops import _backend
-from icl_fast.ops.packed_weight import PackedWeight
+from icl_fast.ops.packed_weight import PackedWeight, rounded, unpacked
 
 # without vectors as wide as the processor's, torch is faster
 _COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))
@@ -24,20 +24,19 @@ def project(x: Tensor, weight: Tensor | PackedWeight, *, onto: Tensor | None = N
         weight: [M,C]; a `PackedWeight`: then x is float32, and rounded to bfloat16 as it is multiplied.
         onto: contiguous; the product is added to it.
     """
-    packed = None
-    if rounded := isinstance(weight, PackedWeight):
-        weight, packed = weight.weight, weight.packed
+    weight, packed, products = unpacked("project", weight, None)
     flat = x.reshape(-1, x.shape[-1])
     if x.dtype != torch.float32 or x.device.type != "cpu" or not _COMPILED:
-        if rounded:
-            x, flat, weight = (tensor.bfloat16().to(tensor.dtype) for tensor in (x, flat, weight))
+        if products == "bfloat16":
+            x, flat, weight = map(rounded, (x, flat, weight))
         if onto is None:
             return x @ weight.T
         onto.view(-1, len(weight)).addmm_(flat, weight.T)
         return onto
     out = x.new_empty(*x.shape[:-1], len(weight)) if onto is None else onto
     inputs = {"x": flat, "weight": weight, "packed": packed}
-    sizes = {"n": len(flat), "m": len(weight), "c": x.shape[-1]}
-    products = "bfloat16" if rounded else "float32"
-    _backend.run("project", "cpu", {"out": out}, inputs, **sizes, add=onto is not None, products=products)
+    n, m, c = len(flat), len(weight), x.shape[-1]
+    _backend.run(
+        "project", "cpu", {"out": out}, inputs, n=n, m=m, c=c, add=onto is not None, products=products or "float32"
+    )
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,23 @@ def test_ablate_every_option(run: Path, tmp_path: Path) -> None:
     score = data["position_loss"].sel(position=20) - data["position_loss"].sel(position=2)
     np.testing.assert_allclose(data["icl_score"], score)
     assert "ICL score: mean loss of token 20 minus token 2\n" in result.output
+
+
+def test_ablate_says_which_dtype_auto_is_and_how_exact(run: Path, tmp_path: Path) -> None:
+    options = ("--dtype", "auto", "--check", "--positions", "all", "--examples", 6, "--snapshots", "last")
+    planned = call("ablate", run, *options, "--plan")
+    assert planned.exit_code == 0, planned.output
+    measured = call("ablate", run, *options, "--out", tmp_path / "out", "--json")
+    assert measured.exit_code == 0, measured.output
+    found, said = open_results(tmp_path / "out"), json.loads(measured.stdout)
+    dtype = json.loads(found.attrs["plan"])["dtype"]
+    assert said["facts"]["dtype"] == dtype
+    assert f"dtype auto: {dtype}" in planned.output
+    table = next(table for table in said["tables"] if table["title"].endswith("against float64, nats per token"))
+    names, _, _, errors, *_ = zip(*table["rows"], strict=True)
+    assert names == ("0.0", "0.1", "1.0", "1.1")
+    assert list(errors) == list(json.loads(found.attrs["exactness"])["error"].values())
+    assert said["facts"]["error of standard errors"] < 0.05
 
 
 def bad_inputs() -> list[tuple[str, str]]:

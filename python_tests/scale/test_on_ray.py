@@ -39,10 +39,10 @@ def workers(request: pytest.FixtureRequest, on_ray: Runner) -> Iterator[int]:
         ray.kill(holder)
 
 
-@pytest.mark.parametrize("replacement", ["zero", "mean"])
-def test_a_sweep(run: Path, tmp_path: Path, on_ray: Runner, workers: int, replacement: Any) -> None:
-    here = sweep(run, out=tmp_path / "here", replacement=replacement, **SMALL)
-    there = sweep(run, out=tmp_path / "there", replacement=replacement, runner=on_ray, **SMALL)
+@pytest.mark.parametrize("options", [{}, {"replacement": "mean", "dtype": "bfloat16-products"}])
+def test_a_sweep(run: Path, tmp_path: Path, on_ray: Runner, workers: int, options: Any) -> None:
+    here = sweep(run, out=tmp_path / "here", **options, **SMALL)
+    there = sweep(run, out=tmp_path / "there", runner=on_ray, **options, **SMALL)
     assert contents(there) == contents(here)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from icl_fast.data import EvaluationSet
 from icl_fast.errors import InputError
 from icl_fast.measure.ablation.dataset import sweep_dataset
+from icl_fast.measure.ablation.exactness import ATTRIBUTE, chosen_dtype
 from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
 from icl_fast.measure.ablation.plan import make_plan
 from icl_fast.measure.ablation.sums import LossSums, PartSums
@@ -81,6 +82,7 @@ def ablate(
     if chosen.dtype is None:
         chosen = replace(chosen, dtype=own)
     changed = why_not_plain(model)
+    chosen, exactness = chosen_dtype(model, evaluation, chosen, device=model.device.type)
     plan = make_plan(model.config, evaluation, chosen, device=model.device.type, whole_logits=changed is not None)
     if plan.dtype != own:
         if changed is not None:
@@ -88,4 +90,5 @@ def ablate(
         model = copy.deepcopy(model).to(DTYPES[plan.dtype])
     sums = PartSums(model, evaluation, plan)
     whole = LossSums.total([sums.of(index) for index in range(len(plan.parts))])
-    return sweep_dataset([whole], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")
+    dataset = sweep_dataset([whole], plan, [0], [0]).isel(snapshot=0, drop=True).drop_vars("tokens", errors="ignore")
+    return dataset if exactness is None else dataset.assign_attrs({ATTRIBUTE: exactness.as_json()})

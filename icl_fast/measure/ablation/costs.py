@@ -62,12 +62,14 @@ class Stage:
         variants: how many ablations go through it.
         flops: floating-point operations of its matrix products, two to a multiply-add, causal halves counted once.
         bytes: what it reads and writes at least.
+        carried: whether its products are of what was removed, so that they may be rounded.
     """
 
     name: str
     variants: int
     flops: float
     bytes: float
+    carried: bool = False
 
 
 class Costs:
@@ -161,7 +163,8 @@ class Costs:
                 flops = n * (through * each + starts)
                 if through or starting:
                     traffic = (8 * through + 2 * len(starting)) * stream
-                    found.append(Stage(f"layer {layer}, {method}", through + len(starting), flops, traffic))
+                    count = through + len(starting)
+                    found.append(Stage(f"layer {layer}, {method}", count, flops, traffic, method == "delta"))
         if source_sums:
             ranks = (len(ablation.heads_of(0)) * config.d_head for ablation in chosen["source sums"])
             flops = sum(n * self.source_sum_flops(rank) for rank in ranks)
@@ -175,5 +178,6 @@ class Costs:
         rest = len(methods) - low_rank
         if rest or not low_rank:
             flops = passes * base + self.dense_flops(rest, n)
-            found.append(Stage("losses", rest, flops, passes * weights + rest * n * self.rows * c * size))
+            traffic, carried = passes * weights + rest * n * self.rows * c * size, not chosen["rerun"]
+            found.append(Stage("losses", rest, flops, traffic, carried))
         return tuple(found)

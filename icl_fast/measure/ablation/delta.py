@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from icl_fast.measure.ablation.differences import mlp_hidden_difference, norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, attend, merged
 from icl_fast.ops._project import project
@@ -26,8 +27,15 @@ from icl_fast.ops._project import project
 class Delta:
     """What A ablations have removed from the stream, layer by layer. `ablations` are sorted by their first layer."""
 
-    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal, resid: Tensor) -> None:
-        self.ablations, self.mode, self.removal = ablations, mode, removal
+    def __init__(
+        self,
+        ablations: Sequence[Ablation],
+        mode: AblationMode,
+        removal: Removal,
+        products: Products,
+        resid: Tensor,
+    ) -> None:
+        self.ablations, self.mode, self.removal, self.products = ablations, mode, removal, products
         self.removed = resid.new_empty(len(ablations), *resid.shape)  # [A,n,T,C], of which the first `alive` are filled
         self.alive = 0
 
@@ -47,9 +55,9 @@ class Delta:
     def _go_through(self, base: BaseLayer, ablations: Sequence[Ablation], before: Tensor, removed: Tensor) -> None:
         """What these had removed before the layer, [A,n,T,C], and what after it, [A,n,R,C], written in its place."""
         reads = removed.clone() if base.block.config.parallel else removed
-        moved = attention_change(before, base, ablations, self.mode, self.removal)
+        moved = attention_change(before, base, ablations, self.mode, self.removal, self.products)
         if moved is not None:
-            _add_written(removed, moved, base.attention.out, base.block.after1, base.attended)
+            self._add_written(removed, moved, base.attention.out, base.block.after1, base.attended)
         self._mlp(base, reads, removed)
 
     def _mlp(self, base: BaseLayer, reads: Tensor, removed: Tensor) -> None:
@@ -57,12 +65,33 @@ class Delta:
         if base.block.mlp is None:
             return
         for part in base.hidden_slices(len(removed)):
-            change = mlp_hidden_difference(base, reads[part])
-            _add_written(removed[part], change, base.block.down, base.block.after2, base.mlp_written)
+            change = mlp_hidden_difference(base, reads[part], self.products)
+            self._add_written(removed[part], change, base.block.down, base.block.after2, base.mlp_written)
+
+    def _add_written(
+        self, removed: Tensor, change: Tensor, linear: nn.Linear, after: nn.Module, written: Tensor
+    ) -> None:
+        """removed [A,n,R,C] += what `change` [A,n,R,K] changes behind a projection and the norm after it, if any.
+
+        A bias of the projection is in both runs.
+
+        Args:
+            written: what the whole model has between the two, [n,R,C].
+        """
+        weight = self.products.of(linear.weight)
+        if isinstance(after, nn.Identity):
+            project(change, weight, onto=removed)
+        else:
+            removed += norm_difference(written, project(change, weight), after)
 
 
 def attention_change(
-    removed: Tensor, base: BaseLayer, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal
+    removed: Tensor,
+    base: BaseLayer,
+    ablations: Sequence[Ablation],
+    mode: AblationMode,
+    removal: Removal,
+    products: Products,
 ) -> Tensor | None:
     """What each ablation takes from the results of the heads of a layer, [A,n,R,H*D]; None: nothing.
 
@@ -72,6 +101,7 @@ def attention_change(
         ablations: what is removed in each run.
         mode: which heads' values are preserved.
         removal: how heads are removed.
+        products: what their operands are rounded to.
     """
     preserved = mode.preserved_heads("v", base.layer, base.heads)
     q, k, v = base.qkv
@@ -90,25 +120,13 @@ def attention_change(
             z = sums.view(*normed.shape[:2], kv, -1, normed.shape[-1]) @ weight.mT  # [A,n,KV,H/KV*R,D]
             z = z.view(*normed.shape[:2], *base.pattern.shape[1:3], depth)
         else:
-            values = project(normed, attention.v.weight)
+            values = project(normed, products.of(attention.v.weight))
             values = values.view(*values.shape[:3], kv, depth).transpose(2, 3)  # [A,n,KV,T,D]
-            z = attend(attention, q, k, values, base.rows)  # [A,n,H,R,D]
+            if products.rounded and attention.plain_scores:
+                q, k = base.qk_parts
+            z = attend(attention, q, k, values, base.rows, products.name)  # [A,n,H,R,D]
         z[:, :, list(preserved)] = 0
     for index, ablation in enumerate(ablations):
         if heads := ablation.heads_of(base.layer):
             z[index][:, list(heads)] = removal.of_heads(base, heads)
     return merged(z)
-
-
-def _add_written(removed: Tensor, change: Tensor, linear: nn.Linear, after: nn.Module, written: Tensor) -> None:
-    """removed [A,n,R,C] += what `change` [A,n,R,K] changes behind a projection and the norm after it, if there is one.
-
-    A bias of the projection is in both runs.
-
-    Args:
-        written: what the whole model has between the two, [n,R,C].
-    """
-    if isinstance(after, nn.Identity):
-        project(change, linear.weight, onto=removed)
-    else:
-        removed += norm_difference(written, project(change, linear.weight), after)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.base_pass import BaseLayer
 from icl_fast.models.blocks import GatedMLP
 from icl_fast.ops import activation_difference, gated_difference, layer_norm_difference
@@ -25,14 +26,14 @@ def norm_difference(stream: Tensor, removed: Tensor, norm: nn.Module) -> Tensor:
     return difference
 
 
-def mlp_hidden_difference(base: BaseLayer, removed: Tensor) -> Tensor:
+def mlp_hidden_difference(base: BaseLayer, removed: Tensor, products: Products) -> Tensor:
     """How what the MLP projects down changes, [A,n,R,M], when A ablations take from what it reads [A,n,R,C]."""
     normed = norm_difference(base.mlp_reads, removed, base.block.mlp_norm)
     mlp, activation = base.block.mlp, base.block.config.activation
-    hidden, change = [x.flatten(0, 1) for x in base.hidden], project(normed, base.block.up.weight)
+    hidden, change = [x.flatten(0, 1) for x in base.hidden], project(normed, products.of(base.block.up.weight))
     up_change = change.flatten(1, 2)
     if isinstance(mlp, GatedMLP):
-        gate_change = project(normed, mlp.gate.weight).flatten(1, 2)
+        gate_change = project(normed, products.of(mlp.gate.weight)).flatten(1, 2)
         flat = gated_difference(hidden[0], hidden[1], gate_change, up_change, activation=activation)
     else:
         flat = activation_difference(hidden[0], up_change, activation=activation)

@@ -14,6 +14,7 @@ from icl_fast.measure.ablation.delta import Delta
 from icl_fast.measure.ablation.differences import norm_difference
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.ablation.rerun import Rerun
 from icl_fast.measure.ablation.schedule import Schedule
@@ -34,6 +35,7 @@ def ablation_effects(
     means: dict[str, Tensor] | None = None,
     *,
     schedule: Schedule,
+    products: Products | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Per-token losses of the whole model, and what each ablation adds to them.
 
@@ -46,17 +48,18 @@ def ablation_effects(
         mode: what is preserved.
         means: for mean ablation, of `mean_activations`; None: zero ablation.
         schedule: of `make_schedule`, for these ablations, this mode and R.
+        products: of this model; None: nothing is rounded.
 
     Returns:
         losses [n,R] and effects [A,n,R] in nats, float32 (float64 for a float64 model).
     """
     length = inputs.shape[1]
+    how = mode, Removal(means), schedule, products or Products(model)
     if rows.shape[1] >= length:  # all positions are computed once, however often they are asked for
-        base, effects = _Chunk(model, inputs, targets, None, ablations, mode, Removal(means), schedule).run()
+        base, effects = _Chunk(model, inputs, targets, None, ablations, *how).run()
         return base.gather(1, rows), effects.gather(2, rows.expand(len(effects), -1, -1))
     seen = int(rows.max()) + 1 if rows.numel() else 1
-    chunk = _Chunk(model, inputs[:, :seen], targets, rows, ablations, mode, Removal(means), schedule)
-    return chunk.run()
+    return _Chunk(model, inputs[:, :seen], targets, rows, ablations, *how).run()
 
 
 class _Chunk:
@@ -72,8 +75,9 @@ class _Chunk:
         mode: AblationMode,
         removal: Removal,
         schedule: Schedule,
+        products: Products,
     ) -> None:
-        self.model, self.inputs, self.rows = model, inputs, rows
+        self.model, self.inputs, self.rows, self.products = model, inputs, rows, products
         self.ablations, self.mode, self.removal, self.schedule = ablations, mode, removal, schedule
         self.targets = (targets if rows is None else targets.gather(1, rows)).flatten()  # [n*R]
         self.losses: Tensor | None = None
@@ -98,8 +102,9 @@ class _Chunk:
         }
         ablations = {method: [self.ablations[index] for index in indices] for method, indices in chosen.items()}
         resid, positions = self.model.embedded(self.inputs)
-        delta = Delta(ablations["delta"], self.mode, self.removal, resid) if chosen["delta"] else None
-        sums = SourceSums(ablations["source sums"], self.mode, self.removal) if chosen["source sums"] else None
+        how = self.mode, self.removal, self.products
+        delta = Delta(ablations["delta"], *how, resid) if chosen["delta"] else None
+        sums = SourceSums(ablations["source sums"], *how) if chosen["source sums"] else None
         rerun = Rerun(ablations["rerun"], self.mode, self.removal, resid) if chosen["rerun"] else None
         base = None
         for base in base_layers(self.model, resid, positions, self.rows):
@@ -115,9 +120,10 @@ class _Chunk:
                 for part in base.stream_slices(len(removed)):
                     removed[part] = norm_difference(base.post, removed[part], self.model.final_norm)
                 losses, effects = cross_entropy_difference(
-                    hidden, removed.flatten(1, 2), weight, self.targets, bias=bias
+                    hidden, removed.flatten(1, 2), self.products.of(weight), self.targets, bias=bias
                 )
-                self._keep(losses, chosen[name], effects)
+                # of rounded products only the effects are exact
+                self._keep(None if self.products.rounded else losses, chosen[name], effects)
         if low_rank:
             norm, heads = layer_norm(self.model.final_norm), [self.ablations[index].heads[0][1] for index in low_rank]
             losses, ablated = head_ablation_cross_entropy(
@@ -140,6 +146,6 @@ class _Chunk:
             targets = self.targets.expand(len(normed), -1)
             self._keep(losses, chosen["rerun"], self.model.token_losses(normed, targets) - losses)
 
-    def _keep(self, losses: Tensor, indices: list[int], effects: Tensor) -> None:
+    def _keep(self, losses: Tensor | None, indices: list[int], effects: Tensor) -> None:
         self.losses = losses if self.losses is None else self.losses
         self.effects.update(zip(indices, effects, strict=False))

@@ -13,12 +13,16 @@ from icl_fast.errors import InputError
 
 Replacement = Literal["zero", "mean"]
 Engine = Literal["fast", "definition"]
-DTYPES = {
+BFLOAT16_PRODUCTS = "bfloat16-products"
+DTYPES = {  # of streams
     "float32": torch.float32,
+    BFLOAT16_PRODUCTS: torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
 }
+AUTO = "auto"
+CANDIDATES = {"cpu": ("float32", BFLOAT16_PRODUCTS), "cuda": ("float32", "bfloat16")}  # of auto, the safe one first
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class AblationOptions:
         memory: what activations may take, in bytes or text such as `2GiB`; the weights come on top.
         engine: `fast` (see `icl_fast.measure.ablation.schedule`), or the slow `definition`: the whole model runs again
             for every ablation (see `icl_fast.measure.ablation.definition`).
-        dtype: what is computed with, one of `DTYPES`. None: the model's own in `ablate`, float32 in a sweep.
+        dtype: what is computed with, one of `DTYPES`; `bfloat16-products`: in float32, but that products of the fast
+            engine's delta form round their operands (see `Products`). `auto`: what rounds more and is faster here
+            (bfloat16-products where the processor multiplies bfloat16, bfloat16 on CUDA), if it is exact on a sample
+            (see `Exactness`), else float32. None: the model's own in `ablate`, float32 in a sweep.
     """
 
     mode: str = "pattern-preserving"

@@ -14,7 +14,7 @@ from icl_fast.measure.ablation.means import replacement_sites
 from icl_fast.measure.ablation.memory import definition_examples, parse_memory
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation, parse_ablations, parse_heads
-from icl_fast.measure.ablation.options import DTYPES, AblationOptions, Engine, Replacement
+from icl_fast.measure.ablation.options import AUTO, BFLOAT16_PRODUCTS, DTYPES, AblationOptions, Engine, Replacement
 from icl_fast.measure.ablation.positions import Positions, parse_positions
 from icl_fast.measure.ablation.schedule import Schedule, make_schedule
 from icl_fast.models import Preservable, TransformerConfig
@@ -46,6 +46,11 @@ class SweepPlan:
     @property
     def ablation_mode(self) -> AblationMode:
         return AblationMode(self.preserve, self.preserve_heads)
+
+    @property
+    def rounds_products(self) -> bool:
+        """Whether operands of products are rounded, and nothing else."""
+        return self.dtype == BFLOAT16_PRODUCTS
 
     @property
     def parts(self) -> list[slice]:
@@ -110,7 +115,10 @@ def make_plan(
         raise InputError(f"engine: {options.engine!r} is neither fast nor definition")
     dtype = "float32" if options.dtype is None else options.dtype
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+        raise InputError(f"dtype: {dtype!r} is none of {', '.join((*DTYPES, AUTO))}")
+    if dtype == BFLOAT16_PRODUCTS and (device != "cpu" or options.engine != "fast"):
+        where = "on a CPU; on CUDA take bfloat16" if device != "cpu" else "of engine fast; take float32"
+        raise InputError(f"dtype: {dtype} are {where}")
     plan = SweepPlan(
         mode=options.mode,
         preserve=mode.preserve,

@@ -53,6 +53,11 @@ class Schedule:
         """Of one chunk."""
         return sum(stage.flops for stage in self.stages)
 
+    @property
+    def carried_share(self) -> float:
+        """How much of the work is in stages whose products may be rounded, 0 to 1."""
+        return sum(stage.flops for stage in self.stages if stage.carried) / self.flops
+
     def of(self, *methods: Method) -> list[int]:
         """The ablations of these methods, those that start in the lowest layer first."""
         chosen = [index for index, method in enumerate(self.methods) if method in methods]

@@ -26,6 +26,7 @@ from torch import Tensor
 from icl_fast.measure.ablation.delta import attention_change
 from icl_fast.measure.ablation.modes import AblationMode
 from icl_fast.measure.ablation.names import Ablation
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.ablation.removal import Removal
 from icl_fast.measure.base_pass import BaseLayer, merged
 from icl_fast.models.blocks import layer_norm
@@ -37,8 +38,8 @@ LEAST_VARIANCE = 0.05  # var' / var under which the direct way is taken: roundin
 class SourceSums:
     """What A ablations have removed from the rows' stream, [A,n,R,C] in `removed` after the last layer."""
 
-    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal) -> None:
-        self.ablations, self.mode, self.removal = ablations, mode, removal
+    def __init__(self, ablations: Sequence[Ablation], mode: AblationMode, removal: Removal, products: Products) -> None:
+        self.ablations, self.mode, self.removal, self.products = ablations, mode, removal, products
         self.results: list[Tensor] = []  # of each ablation, [n,T,rank]
         self.written: list[Tensor] = []  # its W_O, [rank,C]
         self.removed: Tensor
@@ -57,13 +58,13 @@ class SourceSums:
             change = norms.attention_change(self.results[index], self.written[index])
             if change is None:
                 whole = (self.results[index] @ self.written[index])[None]
-                moved = attention_change(whole, base, [ablation], self.mode, self.removal)
+                moved = attention_change(whole, base, [ablation], self.mode, self.removal, self.products)
                 assert moved is not None
                 change = moved[0]
             elif heads := ablation.heads_of(1):
                 by_head = change.view(*change.shape[:2], *base.z.shape[1::2])  # [n,R,H,D]
                 by_head[:, :, list(heads)] = self.removal.of_heads(base, heads).transpose(1, 2)
-            project(change, base.attention.out.weight, onto=rows[index])
+            project(change, self.products.of(base.attention.out.weight), onto=rows[index])
         self.removed = rows
 
 

@@ -15,7 +15,7 @@ from icl_fast.measure.ablation.definition import ablated_losses
 from icl_fast.measure.ablation.engine import ablation_effects
 from icl_fast.measure.ablation.means import mean_activations, replacement_sites
 from icl_fast.measure.ablation.plan import SweepPlan
-from icl_fast.measure.ablation.schedule import Schedule
+from icl_fast.measure.ablation.products import Products
 from icl_fast.measure.of_model import as_stated
 from icl_fast.models import Transformer
 from icl_fast.models.plain import why_not_plain
@@ -79,6 +79,7 @@ class PartSums:
             self._means = mean_activations(model, pieces, replacement_sites(plan.ablations))
         context = evaluation.inputs.shape[1]
         self._schedule = plan.schedule(model.config, context) if plan.engine == "fast" else None
+        self._products = Products(model, rounded=plan.rounds_products)
 
     def of(self, index: int) -> LossSums:
         """Those of one part.
@@ -87,56 +88,54 @@ class PartSums:
             InputError: losses that are not finite.
         """
         chunks = _chunks(self._plan.parts[index], self._plan.chunk)
-        return LossSums.total(
-            [
-                _chunk_sums(self._model, self._evaluation, self._plan, chunk, self._means, self._schedule)
-                for chunk in chunks
-            ]
+        return LossSums.total([self._chunk_sums(chunk) for chunk in chunks])
+
+    @as_stated()
+    def effects(self, examples: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of the whole model [n,R] and what each ablation adds to them [A,n,R], in nats, float64.
+
+        Args:
+            examples: of the evaluation set.
+            rows: 0-based positions [n,R].
+
+        Raises:
+            InputError: losses that are not finite.
+        """
+        model, plan, device = self._model, self._plan, self._model.device
+        inputs, targets = (x[examples].to(device) for x in (self._evaluation.inputs, self._evaluation.targets))
+        asked = inputs, targets, rows.to(device), plan.ablations, plan.ablation_mode, self._means
+        if self._schedule is not None:
+            found = ablation_effects(model, *asked, schedule=self._schedule, products=self._products)
+            base, effects = [x.double().cpu() for x in found]
+        else:
+            base, *ablated = [losses.double().cpu() for losses in ablated_losses(model, *asked)]
+            effects = torch.stack(ablated) - base if ablated else base.new_empty(0, *base.shape)
+        losses = torch.cat((base[None], base + effects))
+        if not bool(losses.isfinite().all()):
+            raise _not_finite(model, plan, losses)
+        return base, effects
+
+    def _chunk_sums(self, chunk: slice) -> LossSums:
+        positions = self._plan.positions
+        base, effects = self.effects(chunk, positions.rows(self._evaluation.random_position[chunk]))
+        effects = torch.cat((base.new_zeros(1, *base.shape), effects))  # [A+1,n,R]
+        losses, listed = base + effects, len(positions.listed)
+        scores, score_effects = (
+            torch.stack([positions.scores(of_one[:, :listed]) for of_one in x]) for x in (losses, effects)
+        )
+        return LossSums(
+            sums=losses[:, :, :listed].sum(1).numpy(),
+            squares=losses[:, :, :listed].square().sum(1).numpy(),
+            effect_squares=effects[:, :, :listed].square().sum(1).numpy(),
+            score_squares=scores.square().sum(1).numpy(),
+            score_effect_squares=score_effects.square().sum(1).numpy(),
+            example_loss=(losses[:, :, -1] if positions.example else losses[:, :0, 0]).float().numpy(),
+            example_score=(scores[0] if positions.has_score else scores[0, :0]).float().numpy(),
         )
 
 
 def _chunks(examples: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, examples.stop)) for start in range(examples.start, examples.stop, size)]
-
-
-@as_stated()
-def _chunk_sums(
-    model: Transformer,
-    evaluation: EvaluationSet,
-    plan: SweepPlan,
-    chunk: slice,
-    means: dict[str, Tensor] | None,
-    schedule: Schedule | None,
-) -> LossSums:
-    """The sums of one chunk, by the fast engine's schedule, or without one by definition."""
-    device = model.device
-    inputs, targets = evaluation.inputs[chunk].to(device), evaluation.targets[chunk].to(device)
-    rows = plan.positions.rows(evaluation.random_position[chunk]).to(device)
-    if schedule is not None:
-        base, effects = ablation_effects(
-            model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means, schedule=schedule
-        )
-        base, effects = base.double().cpu(), effects.double().cpu()
-    else:
-        runs = ablated_losses(model, inputs, targets, rows, plan.ablations, plan.ablation_mode, means)
-        base, *ablated = [losses.double().cpu() for losses in runs]
-        effects = torch.stack(ablated) - base if ablated else base.new_empty(0, *base.shape)
-    effects = torch.cat((base.new_zeros(1, *base.shape), effects))  # [A+1,n,R]
-    losses, listed = base + effects, len(plan.positions.listed)
-    if not bool(losses.isfinite().all()):
-        raise _not_finite(model, plan, losses)
-    scores, score_effects = (
-        torch.stack([plan.positions.scores(of_one[:, :listed]) for of_one in x]) for x in (losses, effects)
-    )
-    return LossSums(
-        sums=losses[:, :, :listed].sum(1).numpy(),
-        squares=losses[:, :, :listed].square().sum(1).numpy(),
-        effect_squares=effects[:, :, :listed].square().sum(1).numpy(),
-        score_squares=scores.square().sum(1).numpy(),
-        score_effect_squares=score_effects.square().sum(1).numpy(),
-        example_loss=(losses[:, :, -1] if plan.positions.example else losses[:, :0, 0]).float().numpy(),
-        example_score=(scores[0] if plan.positions.has_score else scores[0, :0]).float().numpy(),
-    )
 
 
 def _not_finite(model: Transformer, plan: SweepPlan, losses: Tensor) -> InputError:

@@ -8,19 +8,20 @@ through.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from icl_fast.data import EvaluationSet
 from icl_fast.measure.ablation.dataset import sweep_dataset, sweep_variables
-from icl_fast.measure.ablation.options import DTYPES, AblationKeywords, AblationOptions
+from icl_fast.measure.ablation.exactness import ATTRIBUTE, Exactness, chosen_dtype, measure_exactness
+from icl_fast.measure.ablation.options import AUTO, CANDIDATES, DTYPES, AblationKeywords, AblationOptions
 from icl_fast.measure.ablation.plan import SweepPlan, make_plan
 from icl_fast.measure.ablation.sums import LossSums, PartSums
 from icl_fast.measure.over_snapshots import at_snapshot
-from icl_fast.measure.store import Arrays, Workspace
+from icl_fast.measure.store import Arrays, Workspace, open_results, save_results
 from icl_fast.memory import in_units
 from icl_fast.models import Snapshot, Transformer, TransformerConfig
 from icl_fast.models.plain import why_not_plain
@@ -53,6 +54,7 @@ class PlannedSweep:
 
     Attributes:
         streamed: bytes of the weights of a snapshot that are read layer by layer; 0: all are in memory.
+        exactness: what was measured to decide dtype `auto`, or because it was asked; None: nothing was.
     """
 
     series: Series
@@ -60,6 +62,7 @@ class PlannedSweep:
     evaluation: EvaluationSet
     plan: SweepPlan
     streamed: int = 0
+    exactness: Exactness | None = None
 
     @property
     def bytes(self) -> int:
@@ -90,24 +93,47 @@ def plan_sweep(
     snapshots: Snapshots = "all",
     examples: int | None = None,
     device: str = "auto",
+    check: bool = False,
     **keywords: Unpack[AblationKeywords],
 ) -> PlannedSweep:
-    """What `sweep` would do with these arguments.
+    """What `sweep` would do with these arguments, where it has not begun. With dtype `auto`, or `check`, it measures on
+    a sample.
 
     Raises:
         InputError: as `sweep`.
     """
     chosen, on = AblationOptions.of(options, keywords), resolve_device(device)
-    series = open_series(ckpt, snapshots)
-    evaluation = series.evaluation_set(examples)
+    return _planned(open_series(ckpt, snapshots), chosen, examples, on, check)
+
+
+def _planned(
+    series: Series, chosen: AblationOptions, examples: int | None, on: torch.device, check: bool = False
+) -> PlannedSweep:
+    evaluation, exactness = series.evaluation_set(examples), None
     model = series.load(series.steps[0]).model
+    if chosen.dtype == AUTO or check:
+        last = series.load(series.steps[-1])
+        chosen, exactness = chosen_dtype(
+            last.model.to(on), evaluation, chosen, device=on.type, step=last.step, measure=check
+        )
     changed = why_not_plain(model) is not None
     plan = make_plan(model.config, evaluation, chosen, device=on.type, whole_logits=changed)
     streamed = 0
     if model.blocks.stream is not None:
         itemsize = DTYPES[plan.dtype].itemsize
         streamed = sum(weight.numel() for weight in model.blocks.parameters()) * itemsize
-    return PlannedSweep(series, model.config, evaluation, plan, streamed)
+    return PlannedSweep(series, model.config, evaluation, plan, streamed, exactness)
+
+
+def _as_begun(
+    found: dict[str, Any], series: Series, chosen: AblationOptions, examples: int | None, on: torch.device
+) -> PlannedSweep | None:
+    """The sweep that these results were begun by, if dtype `auto` is all that it has to decide."""
+    if found.get("dtype") not in CANDIDATES[on.type]:
+        return None
+    planned = _planned(series, replace(chosen, dtype=found["dtype"]), examples, on)
+    same = planned.plan.as_json() | {"snapshots": found.get("snapshots")} == found
+    return planned if same else None
 
 
 def sweep(
@@ -120,6 +146,7 @@ def sweep(
     device: str = "auto",
     repair: bool = False,
     force: bool = False,
+    check: bool = False,
     runner: Runner = HERE,
     on_part: Callable[[SweepProgress], None] | None = None,
     **keywords: Unpack[AblationKeywords],
@@ -135,6 +162,8 @@ def sweep(
         device: `auto`, `cpu` or `cuda`.
         repair: whether damaged results at `out` are measured again, rather than refused.
         force: whether they are measured again where `out` holds others, which stay until these are complete.
+        check: whether the errors of the last snapshot's mean effects are measured on a sample, against float64, and
+            kept in the store's attribute `exactness`; with dtype `auto` they always are, where it rounds.
         runner: what computes the parts; which and how many they are does not depend on it.
         on_part: called when a part is done (and once at the start).
         keywords: fields of `AblationOptions`, in the place of those of `options`.
@@ -148,14 +177,22 @@ def sweep(
         InputError: an argument or option not understood, a snapshot damaged or not finite, an `out` that holds
             something else, the disk full. What was done so far is kept.
     """
-    on = resolve_device(device)
-    planned = plan_sweep(ckpt, options, snapshots=snapshots, examples=examples, device=device, **keywords)
-    series, plan, evaluation = planned.series, planned.plan, planned.evaluation
-    steps = series.steps
-    store = Path(out) if out is not None else series.results / f"ablation_{plan.mode}.zarr"
+    chosen, on = AblationOptions.of(options, keywords), resolve_device(device)
+    series = open_series(ckpt, snapshots)
+    store = Path(out) if out is not None else series.results / f"ablation_{chosen.mode}.zarr"
+    begun = None
+    if chosen.dtype == AUTO and not force and (found := Workspace.identity_at(store, "sweep")):
+        begun = _as_begun(found, series, chosen, examples, on)
+    planned = begun or _planned(series, chosen, examples, on, check)
+    plan, evaluation, exactness, steps = planned.plan, planned.evaluation, planned.exactness, series.steps
     identity = plan.as_json() | {"snapshots": series.hashes()}
     work = Workspace(store, identity, "sweep", variables=sweep_variables(plan), repair=repair, force=force)
-    if work.finished():
+    finished = work.finished()
+    if exactness is None and (check or (begun and not finished and plan.dtype != "float32")):
+        exactness = measure_exactness(series.load(steps[-1]).model.to(on), evaluation, plan, steps[-1])
+    if finished:
+        if exactness is not None and check:
+            save_results(open_results(store).assign_attrs({ATTRIBUTE: exactness.as_json()}), store)
         return store
     indices = range(len(plan.parts))
     with work.begin():
@@ -184,7 +221,10 @@ def sweep(
             report(step)
             missing[step].remove(index)
             close(step)
-        work.finish(sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen))
+        dataset = sweep_dataset([LossSums(**work.read(step)) for step in steps], plan, steps, seen)
+        if exactness is not None:
+            dataset.attrs[ATTRIBUTE] = exactness.as_json()
+        work.finish(dataset)
     return store
 
 
