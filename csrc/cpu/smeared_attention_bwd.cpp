@@ -94,10 +94,15 @@ void backward_head(const SmearedAttentionBwd& p, int64_t head, int64_t chunk, co
       const int64_t i = head * f.length + row + r;
       peak[r] = r < strip.rows ? f.peak[i] : 0, log_sum[r] = r < strip.rows ? f.log_sum[i] : 0;
     }
-    // summed as the gradients of the weights are, so that a row that sees one key has gradients of exactly 0
+    // summed as score_tile sums the gradients of the weights, so that a row that sees one key has gradients of exactly 0
     for (int v = 0; v < kVectors; ++v) {
       vf mean{};
-      for (int64_t d = 0; d < depth; ++d) mean += load(work.g + d * kRows + v * W) * load(work.o + d * kRows + v * W);
+      for (int64_t begin = 0; begin < depth; begin += kScorePiece) {
+        vf piece{};
+        for (int64_t d = begin; d < min(depth, begin + kScorePiece); ++d)
+          piece = fused(load(work.g + d * kRows + v * W), load(work.o + d * kRows + v * W), piece);
+        mean += piece;
+      }
       store(mean_grad + v * W, mean);
     }
     for (int32_t begin = strip.begin; begin < strip.end; begin += int32_t(chunk)) {
