@@ -96,11 +96,16 @@ ICL_INLINE vf mixed_scores(const float* scores, const Smear& smear) {
   return kSmeared ? load(scores - 1) * splat(smear.rest) + own : own;
 }
 
+// What a softmax is divided by: the sum of the weights as they are rounded, for their products, and as they were.
+struct Totals {
+  float rounded, exact;
+};
+
 // scores of keys begin..end-1 -> exp(mixed score - peak), rounded; 0 where the row does not see the key
 template <bool kSmeared>
-static void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last, const Smear& smear,
-                        float* scores, uint16_t* weights,  // [end - begin]
-                        float* peak, float* total) {
+static Totals softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last, const Smear& smear,
+                          float* scores, uint16_t* weights,  // [end - begin]
+                          float* peak) {
   constexpr int kVectors = kPanelColumns / W;
   const vi lanes = lane_numbers(std::make_integer_sequence<int, W>());
   vf best[kVectors];
@@ -120,17 +125,18 @@ static void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last,
   for (int v = 1; v < kVectors; ++v) best[0] = max(best[v], best[0]);
   *peak = largest_lane(best[0]);
   const vf base = splat(*peak == -INFINITY ? 0 : *peak);
-  vf sums[kVectors] = {};
+  vf sums[kVectors] = {}, exact_sums[kVectors] = {};
   for (int32_t j = begin; j < end; j += kPanelColumns, scores += kPanelColumns, weights += kPanelColumns)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v += 2) {
-      const vf one = rounded(exp_nonpositive(load(scores + v * W) - base));
-      const vf other = rounded(exp_nonpositive(load(scores + (v + 1) * W) - base));
-      store_rounded(weights + v * W, one, other);
-      sums[v] += one, sums[v + 1] += other;
+      const vf one = exp_nonpositive(load(scores + v * W) - base);
+      const vf other = exp_nonpositive(load(scores + (v + 1) * W) - base);
+      exact_sums[v] += one, exact_sums[v + 1] += other;
+      store_rounded(weights + v * W, rounded(one), rounded(other));
+      sums[v] += rounded(one), sums[v + 1] += rounded(other);
     }
-  for (int v = 1; v < kVectors; ++v) sums[0] += sums[v];
-  *total = sum_of_lanes(sums[0]);
+  for (int v = 1; v < kVectors; ++v) sums[0] += sums[v], exact_sums[0] += exact_sums[v];
+  return {sum_of_lanes(sums[0]), sum_of_lanes(exact_sums[0])};
 }
 
 // Memory of one thread.
@@ -199,12 +205,12 @@ static float* score_strip(const Bfloat16Tile& tile, const TileStrip& strip, cons
 // The weights of a strip whose queries are in work.queries, not yet divided by their sums.
 template <bool kSmeared>
 static void weigh(const Bfloat16Tile& tile, const TileStrip& strip, int64_t length, int64_t depth, const Smear& smear,
-                  TileWorkspace& work, float* peak, float* total) {
+                  TileWorkspace& work, float* peak, Totals* totals) {
   const int64_t step = row_step(length);
   float* scores = score_strip<kSmeared>(tile, strip, work.queries, work.keys, depth, work.scores, step);
   for (int r = 0; r < strip.rows; ++r)
-    softmax_row<kSmeared>(strip.begin, strip.end, strip.first[r], strip.last[r], smear, scores + r * step,
-                          work.weights + r * step, peak + r, total + r);
+    totals[r] = softmax_row<kSmeared>(strip.begin, strip.end, strip.first[r], strip.last[r], smear, scores + r * step,
+                                      work.weights + r * step, peak + r);
 }
 
 // out = factor * work.weights @ v for every variant, from the panels in work.values.

@@ -57,9 +57,10 @@ struct Work {
       narrow_row(q + positions[r] * p.depth, p.depth, work.queries + r * padded_depth(p.depth));
     }
     strip.finish();
-    float peak[kMostStripRows], total[kMostStripRows];
-    weigh<false>(tile, strip, p.length, p.depth, Smear::none(p.scale), work, peak, total);
-    for (int r = 0; r < strip.rows; ++r) factor[r] = 1 / total[r];
+    float peak[kMostStripRows];
+    Totals totals[kMostStripRows];
+    weigh<false>(tile, strip, p.length, p.depth, Smear::none(p.scale), work, peak, totals);
+    for (int r = 0; r < strip.rows; ++r) factor[r] = 1 / totals[r].rounded;
   }
 
   // No mask; what lies outside the first and last key with weight is skipped.

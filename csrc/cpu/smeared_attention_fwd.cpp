@@ -46,12 +46,13 @@ void forward_tile_strip(const SmearedAttentionFwd& p, const Bfloat16Tile& tile, 
     narrow_row(q + r * p.depth, p.depth, work.queries + r * padded_depth(p.depth));
   }
   strip.finish();
-  float total[kMostStripRows], factor[kMostStripRows];
+  float factor[kMostStripRows];
+  Totals totals[kMostStripRows];
   weigh<true>(tile, strip, p.length, p.depth, Smear::of(p.gate[h], p.scale), work, p.peak + head * p.length + row,
-              total);
+              totals);
   for (int r = 0; r < strip.rows; ++r) {
-    factor[r] = 1 / total[r];
-    p.log_sum[head * p.length + row + r] = logf(total[r]);
+    factor[r] = 1 / totals[r].rounded;
+    p.log_sum[head * p.length + row + r] = logf(totals[r].exact);
   }
   apply(tile, strip, factor, v, 0, 1, p.length, p.depth, (uint16_t*)p.out + first + row * p.depth, 0, work);
 }

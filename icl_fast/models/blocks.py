@@ -23,8 +23,8 @@ from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
 from icl_fast.ops import _backend, smeared_attention
 
-# Where the processor multiplies bfloat16 our kernels use it, and are faster than torch's attention in bfloat16.
-_BFLOAT16_UNIT = _backend.bfloat16_unit() is not None
+# With AVX2, AVX-512 or units for bfloat16 our kernels are faster than torch's attention in bfloat16, on a CPU.
+_BY_KERNEL = _backend.isas()[-1:] not in ((), ("baseline",))
 
 Linear = Callable[[nn.Linear, Tensor], Tensor]  # how a projection is applied
 
@@ -271,7 +271,7 @@ class Attention(nn.Module):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention without its pattern; heads of one window together: a mask [T,T], not [H,T,T]."""
-        if _BFLOAT16_UNIT and _is_bfloat16_on_cpu(q):
+        if _BY_KERNEL and _is_bfloat16_on_cpu(q):
             as_they_are = q.new_full(
                 (self.config.heads,), math.inf, dtype=torch.float32
             )  # a share of 1 for the key itself

@@ -26,7 +26,7 @@ Values = dict[str, Any]
 @pytest.fixture(params=_backend.emulated_isas())
 def _unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _backend.set_isa(request.param)
-    monkeypatch.setattr(blocks, "_BFLOAT16_UNIT", True)
+    monkeypatch.setattr(blocks, "_BY_KERNEL", True)
     yield
     _backend.set_isa(_backend.isas()[-1])
 

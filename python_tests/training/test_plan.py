@@ -67,7 +67,7 @@ def test_matrices_are_counted_as_scaling_laws_count_them() -> None:
 def test_activations_are_those_that_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], precision: str
 ) -> None:
-    monkeypatch.setattr(blocks, "_BFLOAT16_UNIT", False)  # as on the GPUs that the plan is of
+    monkeypatch.setattr(blocks, "_BY_KERNEL", False)  # as on the GPUs that the plan is of
     planned = config(model, precision=precision)
     shape = _shape(planned)
     transformer = Transformer(shape)
