@@ -87,11 +87,14 @@ def cases(options: Options) -> list[Case]:
         case(C, "all", options, mode=FULL, rounds=3),
         case(B, "paper", options, rounds=2),
         case(B, "all", options, rounds=1),
-        products_case(A, "all", options),
-        products_case(A, "paper", options),
-        products_case(B, "paper", options, rounds=2),
-        products_case(B, "all", options, rounds=1),
     ]
+    if options.device == "cpu":
+        found += [
+            products_case(A, "all", options),
+            products_case(A, "paper", options),
+            products_case(B, "paper", options, rounds=2),
+            products_case(B, "all", options, rounds=1),
+        ]
     if options.device == "cuda":
         dtypes = (torch.bfloat16, torch.float32)
         found = [
@@ -178,7 +181,7 @@ def products_case(size: Size, positions: str, options: Options, rounds: int | No
         Candidate(
             "ours",
             lambda x: engine(x, size, PATTERN_PRESERVING, rounded=planned.carried_share >= LEAST_SHARE),
-            missing=no_model or no_bfloat16_unit(),
+            missing=no_model,
         ),
         Candidate(f"TransformerLens{of}", lens("lens"), compare=False, missing=no_lens),
         Candidate(f"TransformerLens{of} float32", lens("lens32"), missing=no_lens),
@@ -191,13 +194,6 @@ def products_case(size: Size, positions: str, options: Options, rounds: int | No
         candidates=candidates,
         tolerance=PRODUCTS_TOLERANCE,
     )
-
-
-def no_bfloat16_unit() -> str:
-    """Why products of bfloat16 are not fast here; empty if they are."""
-    from icl_fast.ops._backend import bfloat16_unit
-
-    return "" if bfloat16_unit() else "this processor has no unit for bfloat16"
 
 
 def missing() -> str:
