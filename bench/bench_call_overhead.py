@@ -1,4 +1,7 @@
-"""What calling an op costs before any work is done: import it and call it on a tiny tensor, on one thread."""
+"""What calling an op costs before any work is done: import it and call it on a tiny tensor, on one thread.
+
+The yardstick of a forward call is what torch takes for a product and a cross entropy of that size, two of its calls.
+"""
 
 from __future__ import annotations
 
@@ -49,22 +52,23 @@ def cases(options: Options) -> list[Case]:
     def sdpa(x: Inputs) -> Tensor:
         return F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, scale=0.5)
 
-    mm, attention = Candidate("mm + cross_entropy", loss), Candidate("sdpa, no smear", sdpa, compare=False)
+    mm, yardstick = (Candidate("mm + cross_entropy", loss, compare=compare) for compare in (True, False))
+    attention = Candidate("sdpa, no smear", sdpa, compare=False)
     leaves, grad_of = ("hidden", "weight"), ("q", "k", "v", "alpha")
     return [
         case(linear_cross_entropy, options, mm),
-        case(linear_cross_entropy, options, mm, leaves, lambda x: x.grad_losses),
-        case(head_ablation_cross_entropy, options),
-        case(frozen_attention, options),
-        case(smeared_attention, options, attention),
-        case(smeared_attention, options, None, grad_of, lambda x: x.grad_out),
+        case(linear_cross_entropy, options, mm, gradients=leaves, grad=lambda x: x.grad_losses),
+        case(head_ablation_cross_entropy, options, yardstick),
+        case(frozen_attention, options, yardstick),
+        case(smeared_attention, options, yardstick, attention),
+        case(smeared_attention, options, gradients=grad_of, grad=lambda x: x.grad_out),
     ]
 
 
 def case(
     call: Callable[[Inputs, str], Any],
     options: Options,
-    baseline: Candidate | None = None,
+    *baselines: Candidate,
     gradients: tuple[str, ...] = (),
     grad: Callable[[Inputs], Tensor] | None = None,
 ) -> Case:
@@ -80,7 +84,7 @@ def case(
         make=inputs,
         candidates=[
             harness.ours(op, call, options.device),
-            *([baseline] if baseline else []),
+            *baselines,
             Candidate("reference", lambda x: call(x, "reference")),
         ],
         flops=0.0,

@@ -3,8 +3,7 @@
 Every candidate makes the same steps: from the same weights, on the same sequences, with Adam. Timed is what a run
 pays: drawing the sequences (for all candidates by this package's sampler, S steps at once, as the trainer does) and
 gathering their features. What is compared are the losses of the first S steps. "reference" is the definition, autograd
-and torch.optim.Adam, with all members stacked; on CUDA it is the same without the CUDA graph that is ours there, and
-both come with torch's fused Adam too.
+and torch.optim.Adam, with all members stacked; on CUDA ours is the same as CUDA graphs of several steps each.
 
 The settings are those of configs/exemplars, on Gaussian classes, since speed does not depend on what images show.
 jax_exemplar_step.py is the step in JAX, on CPU, where JAX is installed.
@@ -12,6 +11,7 @@ jax_exemplar_step.py is the step in JAX, on CPU, where JAX is installed.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +52,12 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
     memory = setting == "chapter5"
     compiled = none or ("" if options.compile else "torch.compile is switched off")
     jax = none or missing_jax(options)
+    step_by_step = Candidate(
+        "a graph a step",
+        going_on("a graph a step", lambda x: Torch(x, steps, "plain", together=1)),
+        memory=False,
+        missing=none,
+    )
     config = None if none else configured(setting, members, options)
     return Case(
         shape=f"{setting} P={members} S={steps}",
@@ -64,7 +70,7 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
                 memory=memory,
                 missing=none or ("" if on_cuda or _backend.compiled() else "the kernels are not built here"),
             ),
-            *(fused_adam(steps, none) if on_cuda else ()),
+            *([step_by_step] if on_cuda else []),
             Candidate(
                 "torch.compile",
                 going_on("torch.compile", lambda x: Torch(x, steps, "eager", compiled=True)),
@@ -81,17 +87,8 @@ def training(setting: str, members: int, steps: int, options: Options) -> Case:
         bytes=0.0 if none else members * steps * step_bytes(config),
         counts={} if none else counts(members, steps, config.training.batch),
         headline=True,
+        sets=1,
     )
-
-
-def fused_adam(steps: int, missing: str) -> list[Candidate]:
-    """On CUDA, ours and the reference with torch's fused Adam instead of a kernel for each of its operations."""
-
-    def candidate(name: str, engine: str) -> Candidate:
-        begin = going_on(name, lambda x: Torch(x, steps, engine, fused_adam=True))
-        return Candidate(name, begin, memory=False, missing=missing)
-
-    return [candidate("graph, fused Adam", "plain"), candidate("no graph, fused Adam", "eager")]
 
 
 def counts(members: int, steps: int, batch: int) -> dict[str, float]:
@@ -116,9 +113,10 @@ def evaluation(setting: str, sequences: int, options: Options) -> Case:
             Candidate("ours", two_passes, memory=False, missing=none),
             Candidate("reference", two_passes_by_definition, memory=False, missing=none),
         ],
-        flops=0.0,
+        flops=0.0 if none else sequences * evaluation_flops(config),
         bytes=0.0,
         counts={"sequences": float(sequences)},
+        sets=1,
     )
 
 
@@ -151,7 +149,7 @@ def configured(setting: str, members: int, options: Options) -> Any:
 
 
 def make(maker: Maker, config: Any) -> Inputs:
-    """Exemplars and members; candidates make weights, and whatever else they need, in their first call."""
+    """Exemplars and members as they begin; candidates make what else they need in their first call."""
     from icl_fast.data import Exemplars, gaussian_classes
     from icl_fast.runs import Population
 
@@ -159,7 +157,9 @@ def make(maker: Maker, config: Any) -> Inputs:
     drawn = gaussian_classes(wanted.classes + wanted.held_out_classes, wanted.exemplars, config.exemplars.width)
     device = maker.normal(1).device
     exemplars = Exemplars(drawn.features.to(device), drawn.base.to(device))
-    return Inputs(exemplars=exemplars, population=Population(config), device=device, runs={})
+    population = Population(config)
+    model = population.model(exemplars).to(device)
+    return Inputs(exemplars=exemplars, population=population, model=model, device=device, runs={})
 
 
 def going_on(name: str, begin: Callable[[Inputs], Losses]) -> Callable[[Inputs], Tensor]:
@@ -180,44 +180,42 @@ class Drawn:
 
     def __init__(self, x: Inputs, steps: int) -> None:
         from icl_fast.data import training_sequences
+        from icl_fast.training.exemplar_draws import Drawer
 
-        self.sampler = training_sequences(x.population.sequences, x.exemplars, x.device)
-        self.batch, self.steps, self.step = x.population.config.training.batch, steps, 0
+        sampler, training = (
+            training_sequences(x.population.sequences, x.exemplars, x.device),
+            x.population.config.training,
+        )
+        self.draw = Drawer(sampler, training.batch, training.steps)
+        self.steps, self.step = steps, 0
 
     def __call__(self) -> tuple[Any, int]:
         """The draws, and the step that they begin at."""
-        from icl_fast.training.exemplar_engine import steps_of
-
         started, self.step = self.step, self.step + self.steps
-        return steps_of(self.sampler.draw(started * self.batch, self.steps * self.batch), self.steps), started
+        return self.draw(started, self.steps), started
 
 
 class Torch:
     """An engine of this package: "fused", "plain" (on CUDA a CUDA graph), or "eager", which is plain without one.
 
-    `fused_adam`: with torch's fused Adam, in engines that use torch's.
+    `together`: how many steps are one CUDA graph; 0: as many as the engine would take.
     """
 
-    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False, fused_adam: bool = False) -> None:
+    def __init__(self, x: Inputs, steps: int, engine: str, *, compiled: bool = False, together: int = 0) -> None:
         from icl_fast.training import exemplar_engine
 
-        class Eager(exemplar_engine.PlainEngine):
-            def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
-                return self._update(*inputs)
-
         self.draw = Drawn(x, steps)
-        model = x.population.model(x.exemplars).to(x.device)
+        model = copy.deepcopy(x.model)
         clamps = x.population.clamps().to(x.device)
         task = exemplar_engine.Task(model, x.exemplars.features, clamps, {}, x.population.config.training)
-        engines = {"fused": exemplar_engine.FusedEngine, "plain": exemplar_engine.PlainEngine, "eager": Eager}
-        self.engine = engines[engine](task)
+        self.engine: exemplar_engine.Engine
+        if engine == "fused":
+            self.engine = exemplar_engine.FusedEngine(task)
+        else:
+            self.engine = plain = exemplar_engine.PlainEngine(task)
+            plain.graphs, plain.together = plain.graphs and engine == "plain", together or plain.together
         if compiled:
             self.engine.model = torch.compile(model, dynamic=False)
-        if fused_adam:
-            (group,), on_cuda = self.engine.adam.param_groups, x.device.type == "cuda"
-            self.engine.adam = torch.optim.Adam(
-                group["params"], lr=group["lr"], betas=group["betas"], fused=True, capturable=on_cuda
-            )
 
     def __call__(self) -> Tensor:
         losses: Tensor = self.engine.run(*self.draw())
@@ -231,7 +229,7 @@ class Jax:
         from jax_exemplar_step import JaxTraining, Shape
 
         self.draw = Drawn(x, steps)
-        model = x.population.model(x.exemplars)
+        model = x.model
         shape = {name: getattr(model.config, name) for name in Shape.__dataclass_fields__}
         weights = {name: weight.numpy(force=True) for name, weight in model.named_parameters()}
         rate = x.population.config.training.lr
@@ -246,7 +244,7 @@ class Jax:
 def make_evaluation(maker: Maker, config: Any, sequences: int) -> Inputs:
     """A model whose heads matter: label embeddings as large as those of exemplars, peaked attention."""
     x = make(maker, config)
-    x.model = x.population.model(x.exemplars).to(x.device).requires_grad_(False)
+    x.model.requires_grad_(False)
     x.model.embed_label.weight *= 50
     for block in x.model.blocks:
         for matrix in (block.attention.q, block.attention.k, block.attention.out):
@@ -293,8 +291,8 @@ def heads_of(model: Any) -> tuple[int, int, int]:
     return model.members, model.config.layers, model.config.heads
 
 
-def step_flops(config: Any) -> float:
-    """The products of one member's step: forward, and twice that backward but for features, which need no gradient.
+def sequence_flops(config: Any) -> tuple[float, float]:
+    """The products of one sequence's pass: of its exemplars' embedding, and of the rest.
 
     In the last layer only the query needs q, what it attends to and what is written.
     """
@@ -303,8 +301,19 @@ def step_flops(config: Any) -> float:
     encoder = 2 * (pairs + 1) * config.exemplars.width * width
     everywhere = 2 * length * 4 * width**2 + 2 * length * (length + 1) * width
     query = 2 * (2 * length + 2) * width**2 + 4 * length * width
-    rest = (shape.layers - 1) * everywhere + query + 2 * width * outputs(config)
-    return float(config.training.batch * (2 * encoder + 3 * rest))
+    return float(encoder), float((shape.layers - 1) * everywhere + query + 2 * width * outputs(config))
+
+
+def step_flops(config: Any) -> float:
+    """Of one member's step: forward, and twice that backward but for features, which need no gradient."""
+    encoder, rest = sequence_flops(config)
+    return config.training.batch * (2 * encoder + 3 * rest)
+
+
+def evaluation_flops(config: Any) -> float:
+    """Of a sequence that is embedded once and read twice."""
+    encoder, rest = sequence_flops(config)
+    return encoder + 2 * rest
 
 
 def step_bytes(config: Any) -> float:

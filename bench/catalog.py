@@ -6,6 +6,4 @@ import source_tree  # noqa: F401 - before icl_fast
 
 from icl_fast import OPS
 
-NAMES = (*OPS, "sweep", "head_scores", "exemplar_training", "call_overhead", "toy")
-# Those that have headline cases on CUDA, which gpu-check runs before everything else
-HEADLINES = (*OPS[:4], "sweep", "exemplar_training")
+NAMES = (*OPS, "sweep", "head_scores", "exemplar_training", "text_training", "call_overhead", "toy")

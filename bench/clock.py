@@ -131,14 +131,14 @@ def tensors_in(result: object) -> list[torch.Tensor]:
     return [tensor for part in result for tensor in tensors_in(part)] if isinstance(result, (tuple, list)) else []
 
 
-def cuda_peak(call: Callable[[], object]) -> dict[str, float]:
-    """Megabytes that a call adds at its peak, and how many of them are not its result."""
+def cuda_peak(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a call returns; the megabytes that it adds at its peak, and how many of them are not its result."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     result = call()
     torch.cuda.synchronize()
-    return _megabytes(torch.cuda.max_memory_allocated() - before, result)
+    return result, _megabytes(torch.cuda.max_memory_allocated() - before, result)
 
 
 def cpu_peak(call: Callable[[], object]) -> dict[str, float] | None:

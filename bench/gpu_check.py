@@ -1,12 +1,13 @@
 """Proves the CUDA kernels on this machine's GPU: `make gpu-check`, or `python3 bench/gpu_check.py`. Needs no network.
 
 Builds csrc/ in place with the machine's own Python, torch, CMake, Ninja and pybind11; runs the op tests on the GPU;
-compute-sanitizer over small shapes; all benches, headline cases first. A stage that fails or takes too long does not
-stop the next one, nor a kernel that fails or hangs the tests of another. Everything ends within --seconds.
+compute-sanitizer over small shapes; the command line, compared with itself on the CPU; all benches, headline cases
+first. A stage that fails or takes too long does not stop the next one, nor a kernel that fails or hangs the tests of
+another. Everything ends within --seconds.
 
-Writes into --out eight files: summary.txt (what is printed last), gpu-check.json (device, versions, commit, verdicts,
-failures, what the machine reaches at best; rewritten after every stage), bench.json and bench-compiled.json (rewritten
-after every bench), build.log, tests.log, sanitizer.log and bench.log.
+Writes into --out nine files: summary.txt (what is printed last), gpu-check.json (device, versions, commit, verdicts and
+failures; rewritten after every stage), bench.json and bench-compiled.json (where there was time for it), build.log,
+tests.log, sanitizer.log, commands.log and bench.log.
 
 A rehearsal where there is no GPU: GPU_CHECK_IMPL=cpu (or another of the implementations that are built here) runs the
 same stages with those kernels, and the benches at tiny shapes.
@@ -29,8 +30,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from catalog import HEADLINES, NAMES
 from gpu_check_benches import benches
+from gpu_check_commands import commands
 from gpu_check_sanitizer import sanitizer
 from gpu_check_summary import summary
 from gpu_check_tests import tests
@@ -51,7 +52,7 @@ from stages import (
     run_stages,
 )
 
-SECONDS = 570.0
+SECONDS = 340.0
 
 
 def build(job: Job) -> Verdict:
@@ -77,35 +78,26 @@ def build(job: Job) -> Verdict:
     return Verdict("passed", f"nvcc {info['nvcc']} for {', '.join(info['cuda_archs'])} on sm_{major}{minor}", info)
 
 
-def ceilings(job: Job) -> Verdict:
-    """What this GPU reaches at best, by torch: copies and large matrix products."""
-    result = job.scratch / "ceilings.json"
-    code = PROCESSES.run(child("ceilings", str(result)), job.log, job.left(), job.environment)
-    if code != 0:
-        return failure(code, last_line(job.log))
-    found = json.loads(result.read_text())
-    rates = ", ".join(
-        f"{name} {rate / 1e12:.3g} {'TFLOP/s' if 'matmul' in name else 'TB/s'}" for name, rate in found.items()
-    )
-    return Verdict("passed", rates, found)
-
-
 BENCH_FLAGS = ("--quick",) if REHEARSAL else ("--device", "cuda")
-FIRST, REST = ((*BENCH_FLAGS, "--no-compile", "--seconds", "1", "--part", part) for part in ("headline", "rest"))
-# The limits of the first five leave two minutes for the benches; what those do not use goes to the benches too.
+# The limits of the first six leave a minute and a half for the benches; what those do not use goes to the benches too.
 STAGES = (
-    Stage("build", 200, build, "build.log"),
-    Stage("tests", 100, tests, "tests.log", needs=("build",)),
-    Stage("memcheck", 70, sanitizer("memcheck"), "sanitizer.log", needs=("build",)),
+    Stage("build", 100, build, "build.log"),
+    Stage("tests", 70, tests, "tests.log", needs=("build",)),
+    Stage("memcheck", 30, sanitizer("memcheck"), "sanitizer.log", needs=("build",)),
     Stage("racecheck", 70, sanitizer("racecheck"), "sanitizer.log", needs=("build",)),
-    Stage("ceilings", 20, ceilings, "bench.log"),
-    Stage("bench headlines", 240, benches(FIRST, "bench.json", HEADLINES), "bench.log", needs=("build",)),
-    Stage("bench the rest", SECONDS, benches(REST, "bench.json", NAMES), "bench.log", needs=("build",)),
+    Stage("commands", 70, commands, "commands.log", needs=("build",)),
+    Stage(
+        "benches",
+        SECONDS,
+        benches((*BENCH_FLAGS, "--no-compile", "--seconds", "0.4"), "bench.json"),
+        "bench.log",
+        needs=("build",),
+    ),
     # With the candidates that torch.compile makes, which takes longer than everything else together
     Stage(
-        "bench compiled",
+        "benches, compiled",
         SECONDS,
-        benches((*BENCH_FLAGS, "--seconds", "0.5"), "bench-compiled.json", NAMES),
+        benches((*BENCH_FLAGS, "--seconds", "0.4"), "bench-compiled.json"),
         "bench.log",
         needs=("build",),
         extra=True,
@@ -171,6 +163,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Proves the CUDA kernels on this machine's GPU.")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-results")))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="in which everything must end")
+    parser.add_argument(
+        "--without", default="", metavar="NAMES", help="stages to leave out, such as memcheck,racecheck"
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
     found = probe()
@@ -187,7 +182,8 @@ def main() -> int:
         old.unlink(missing_ok=True)
     report = {**describe(), **found}
     scale = arguments.seconds / SECONDS
-    stages = [replace(stage, limit=stage.limit * scale) for stage in STAGES]
+    out = arguments.without.split(",")
+    stages = [replace(stage, limit=stage.limit * scale) for stage in STAGES if stage.name not in out]
     try:
         passed = run_stages(stages, report, arguments.out, arguments.seconds - (time.monotonic() - started))
     finally:

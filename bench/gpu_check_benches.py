@@ -4,75 +4,62 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from stages import BENCH, LEAST, PROCESSES, Job, Verdict, write_json
+from stages import BENCH, LEAST, PROCESSES, Job, Verdict, failure, last_line, write_json
 
-START = 8.0  # seconds until a bench has imported torch and begins to count
-ATTEMPTS = 3  # at a bench that loses the GPU
-NOTHING: dict[str, Any] = {"benches": [], "targets": []}
+STALLED = 60.0  # seconds after which a case that has not ended hangs
+NOTHING: dict[str, Any] = {"benches": [], "targets": [], "left_out": []}
 
 
-def benches(flags: tuple[str, ...], file: str, names: Sequence[str]) -> Callable[[Job], Verdict]:
-    """A stage: benches one after the other, each with its share of what time is left.
+def benches(flags: tuple[str, ...], file: str) -> Callable[[Job], Verdict]:
+    """A stage: the cases of all benches, in one process (gpu_check_cases.py) as long as none takes it or the GPU away.
 
-    A bench that has used up its share begins no other case; one that does not end half a share later is ended. Results
-    are added to what `file` holds already, after every bench.
+    The report so far is written after every process; a case that time cuts off counts as left out.
     """
 
     def measure(job: Job) -> Verdict:
-        written = job.out / file
-        before = json.loads(written.read_text()) if written.exists() else NOTHING
-        found = NOTHING
-        for index, name in enumerate(names):
-            if job.left() > LEAST:
-                share = max(job.left() / (len(names) - index), LEAST)
-                found = merged(found, run_bench(job, name, flags, share))
-                write_json(merged(before, found), written)
-        return bench_verdict(found, names)
+        report, done = NOTHING, 0
+        while job.left() > LEAST and (not done or report["left_out"]):
+            result = job.scratch / f"{done}.json"
+            command = [sys.executable, BENCH / "gpu_check_cases.py", *flags, "--begin", done, "--json", result]
+            hangs = partial(stalls, result, time.time())
+            code = PROCESSES.run(command, job.log, job.left(), job.environment, hangs=hangs)
+            if not result.exists():
+                return failure(code, last_line(job.log))
+            part = json.loads(result.read_text())
+            done += sum(len(bench["cases"]) for bench in part["benches"])
+            if job.left() > 0:
+                for name, case in part["running"]:  # the one that it did not survive
+                    why = f"{case}: {'hangs' if code is None else f'exit code {code}'}"
+                    part = merged(part, {**NOTHING, "benches": [{"name": name, "error": why, "cases": []}]})
+                    part["left_out"] = part["left_out"][1:]
+                    done += 1
+            report = {**merged(report, part), "left_out": part["left_out"]}
+            write_json(report, job.out / file)
+        return bench_verdict(report)
 
     return measure
 
 
-def run_bench(job: Job, name: str, flags: Sequence[str], share: float) -> dict[str, Any]:
-    """The report of one bench, started again after a case that took the process or the GPU away."""
-    others, report = job.left() - share, NOTHING  # others: the seconds that are not ours
-    failed, done = "", 0  # cases, of this call
-    for attempt in range(ATTEMPTS):
-        left = job.left() - others
-        limit = min(1.5 * left, job.left())
-        result = job.scratch / f"{name}-{attempt}.json"
-        command = [sys.executable, BENCH / f"bench_{name}.py", *flags, "--begin", done, "--json", result]
-        command += ["--budget", f"{max(left - START, left / 2):.1f}"]
-        code = PROCESSES.run(command, job.log, limit, job.environment)
-        part = NOTHING
-        with suppress(OSError):
-            part = json.loads(result.read_text())
-        report = merged(report, part)
-        here = part["benches"][0] if part["benches"] else {"cases": [], "lost": ""}
-        if part["benches"] and code in (0, 1) and not here["lost"]:
-            break
-        done += len(here["cases"])
-        if code is None:
-            failed = f"ended after {limit:.0f} s, {done} cases were done"
-            break
-        failed = here["lost"] or f"exit code {code}, {done} cases were done"
-        done += not here["lost"]  # the case that it did not survive
-        if not part["benches"] or job.left() - others < START:
-            break
-    if failed:
-        report = merged(report, {**NOTHING, "benches": [{"name": name, "error": failed, "cases": []}]})
-    return report
+def stalls(result: Path, started: float) -> bool:
+    """Whether a process that writes `result` before each case has long not begun one."""
+    with suppress(OSError):
+        started = result.stat().st_mtime
+    return time.time() - started > STALLED
 
 
 def merged(report: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """Both reports in one: the cases of a bench together, and of a target that both have the one that was measured."""
     found = {bench["name"]: bench for bench in report["benches"]}
     for bench in more["benches"]:
-        old = found.get(bench["name"], {"error": "", "cases": [], "left_out": []})
-        joined = {key: [*old.get(key, ()), *bench.get(key, ())] for key in ("cases", "left_out")}
+        old = found.get(bench["name"], {"error": "", "cases": []})
+        joined = {"cases": [*old["cases"], *bench["cases"]]}
         joined["error"] = "; ".join(filter(None, (old["error"], bench["error"])))
         found[bench["name"]] = {**old, **bench, **joined}
     targets = {(t["bench"], t["case"], t["metric"]): t for t in report["targets"]}
@@ -83,8 +70,8 @@ def merged(report: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return {**more, **report, "benches": list(found.values()), "targets": list(targets.values())}
 
 
-def bench_verdict(report: dict[str, Any], names: Sequence[str]) -> Verdict:
-    """Failed where a bench of these was not started, has an error or a wrong result; targets do not count."""
+def bench_verdict(report: dict[str, Any]) -> Verdict:
+    """Failed where a bench had no case, has an error or a wrong result; targets do not count."""
     bad = {}
     for bench in report["benches"]:
         wrong = [
@@ -93,12 +80,11 @@ def bench_verdict(report: dict[str, Any], names: Sequence[str]) -> Verdict:
         if why := "; ".join(filter(None, (bench["error"], *wrong))):
             bad[bench["name"]] = why
     started = {bench["name"] for bench in report["benches"]}
-    if late := [name for name in names if name not in started]:
+    if late := dict.fromkeys(name for name, _ in report["left_out"] if name not in started):
         bad["no time for"] = ", ".join(late)
     targets = [target["verdict"] for target in report["targets"] if target["measured"] is not None]
-    cases, out = (sum(len(bench.get(key, ())) for bench in report["benches"]) for key in ("cases", "left_out"))
-    summary = (
-        f"{cases} cases, {out} left out for want of time; targets: {targets.count('holds')} of {len(targets)} hold"
-    )
+    cases = sum(len(bench["cases"]) for bench in report["benches"])
+    summary = f"{cases} cases, {len(report['left_out'])} left out for want of time"
+    summary += f"; targets: {targets.count('holds')} of {len(targets)} hold"
     summary += "".join(f"; {name}: {why}" for name, why in bad.items())
     return Verdict("failed" if bad else "passed", summary[:1000], {"failures": bad})

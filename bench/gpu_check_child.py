@@ -1,6 +1,6 @@
 """What gpu_check.py runs in processes of their own, so that one a kernel takes down is not missed.
 
-    python bench/gpu_check_child.py probe | launch FILE | op NAME | ceilings FILE
+    python bench/gpu_check_child.py probe | launch FILE | op NAME | compare FILE FOLDER FOLDER
 
 Environment:
     GPU_CHECK_ARCH    80: on Hopper too the kernels for every GPU, instead of Hopper's own
@@ -66,12 +66,25 @@ def launch() -> dict[str, Any]:
     return {"not_built": {}, **_backend.build_info(), "lacking": lacking}
 
 
-def ceilings() -> dict[str, float]:
-    """bytes/s of copies, FLOP/s of large products."""
-    import clock
+def compare(folder: str, other: str) -> dict[str, float]:
+    """How far each variable of the stores in two folders is apart, relative to its values or, where larger, to 1.
 
-    watch = clock.CudaClock() if DEVICE == "cuda" else clock.CpuClock()
-    return clock.ceilings(DEVICE, set(DTYPES), watch, quick=DEVICE == "cpu")
+    Accuracies are left out: they count which of two numbers is larger, however little.
+    """
+    import numpy as np
+
+    from icl_fast.measure import open_results
+
+    found = {}
+    for store in Path(folder).glob("*.zarr"):
+        one, two = open_results(store), open_results(Path(other) / store.name)
+        for name in one:
+            if one[name].dtype.kind == "f" and not str(name).startswith("accuracy"):
+                a, b = (data[name].values.astype(np.float64) for data in (one, two))
+                apart = np.abs(a - b) / np.maximum(1, np.abs(b))
+                apart[np.isnan(a) & np.isnan(b)] = 0
+                found[f"{store.name}: {name}"] = float(np.nan_to_num(apart, nan=np.inf).max())
+    return found
 
 
 # The calls of an op for the sanitizer, small but with three tiles or more of 64 in whatever is looped over, aligned to
@@ -88,19 +101,19 @@ def frozen_attention(make: Make, impl: str) -> None:
         (37, 31, {"window": [0, 5]}),
     ):
         say(f"depth {depth}, width {width}, {options}")
-        q, k, v = make(1, 2, 200, depth), make(1, 2, 200, depth), make(3, 1, 2, 200, width)
+        q, k, v = make(1, 2, 136, depth), make(1, 2, 136, depth), make(3, 1, 2, 136, width)
         scale = depth**-0.5
         check(ops.frozen_attention(q, k, v, scale=scale, **options, impl=impl))
-        rows = torch.arange(0, 200, 3, device=q.device)[None]
+        rows = torch.arange(0, 136, 3, device=q.device)[None]
         say(f"depth {depth}, width {width}, {options}, rows")
         check(ops.frozen_attention(q, k, v, scale=scale, **options, rows=rows, impl=impl))
         say(f"depth {depth}, width {width}, a pattern")
-        check(ops.frozen_attention(None, None, v, scale=1.0, pattern=make(1, 2, 200, 200).abs(), impl=impl))
+        check(ops.frozen_attention(None, None, v, scale=1.0, pattern=make(1, 2, 136, 136).abs(), impl=impl))
 
 
 def smeared_attention(make: Make, impl: str) -> None:
     for depth, window in ((64, None), (64, 70), (128, None), (40, None), (37, 5)):
-        q, k, v = (make(1, 2, 200, depth).requires_grad_() for _ in range(3))
+        q, k, v = (make(1, 2, 136, depth).requires_grad_() for _ in range(3))
         alpha = torch.linspace(-1, 1, 2, device=q.device).requires_grad_()
         say(f"depth {depth}, window {window}, forward")
         out = ops.smeared_attention(q, k, v, alpha, scale=depth**-0.5, window=window, impl=impl)
@@ -187,12 +200,16 @@ def run_op(name: str, dtype: torch.dtype, device: str = DEVICE, impl: str = IMPL
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "op":
+        # float16 is the same code as bfloat16, and in float32 Hopper has no kernels of its own
+        dtypes = {torch.bfloat16} if _arch else {torch.bfloat16, torch.float32}
         for dtype in _registry._OPS[arguments[0]].kernels[IMPL].dtypes:
-            run_op(arguments[0], dtype)
+            if dtype in dtypes:
+                run_op(arguments[0], dtype)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         return
-    found = {"probe": probe, "launch": launch, "ceilings": ceilings}[what]()
+    calls: dict[str, Callable[..., dict[str, Any]]] = {"probe": probe, "launch": launch, "compare": compare}
+    found = calls[what](*arguments[1:])
     if arguments:
         Path(arguments[0]).write_text(json.dumps(found))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,8 +79,8 @@ def headlines(measured: dict[str, Any]) -> Iterator[str]:
             if case.get("headline"):
                 targets = [t for t in measured["targets"] if (t["bench"], t["case"]) == (bench["name"], case["name"])]
                 yield f"{bench['name']}, {case['name'].removesuffix(' forward')}: {numbers(case, targets)}"
-        if bench.get("left_out"):
-            yield f"{bench['name']}: for want of time without {len(bench['left_out'])} cases"
+    for bench, number in Counter(bench for bench, _ in measured.get("left_out", ())).items():
+        yield f"{bench}: for want of time without {number} cases"
 
 
 def numbers(case: dict[str, Any], targets: list[dict[str, Any]]) -> str:

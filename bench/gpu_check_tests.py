@@ -15,7 +15,14 @@ from stages import LEAST, PROCESSES, REHEARSAL, ROOT, Job, Verdict, append_log, 
 
 from icl_fast import OPS
 
-ON_HOPPER = ("frozen_attention", "linear_cross_entropy")  # the ops with kernels of their own there; see _backend._arch
+# the ops with kernels of their own there; see _backend._arch
+ON_HOPPER = (
+    "cross_entropy_difference",
+    "frozen_attention",
+    "head_ablation_cross_entropy",
+    "linear_cross_entropy",
+    "smeared_attention",
+)
 # what else runs on a GPU; the tests of a file are those with impl "cuda" among their parameters
 WORLDS = {"sequences": "data/test_sequences.py", "exemplar_loop": "training/test_exemplar_loop.py"}
 WORLDS_NEED = ("hypothesis", "PIL", "safetensors", "scipy", "tokenizers", "xarray", "yaml")

@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +40,8 @@ BENCH = ROOT / "bench"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CUDA_INPUT_SETS = 3
 LEAST_ROUNDS, MOST_ROUNDS = 5, 41
-LONG = 10.0  # seconds; a call as long as this needs no warm-up in a case with `rounds`
+SLOW, SLOW_ROUNDS = 5.0, 3  # on CUDA, where times are steady, a candidate so many times slower than ours has few rounds
+LONG = {"cpu": 10.0, "cuda": 1.0}  # seconds; a call as long as this needs no warm-up in a case with `rounds`
 
 Inputs = SimpleNamespace
 
@@ -98,6 +102,8 @@ class Case:
             the metric "steps/s" of ours.
         headline: one of those that matter most, which run before the others.
         tolerance: instead of that of the dtype.
+        sets: of inputs, which on CUDA take turns; 1 where candidates go on from call to call, or the weights alone
+            are larger than any cache.
     """
 
     shape: str
@@ -114,6 +120,7 @@ class Case:
     counts: dict[str, float] = field(default_factory=dict)
     headline: bool = False
     tolerance: float | None = None
+    sets: int = CUDA_INPUT_SETS
 
     @property
     def name(self) -> str:
@@ -196,8 +203,9 @@ def run_case(case: Case, options: Options, clock: Clock, found: dict[str, float]
     Args:
         found: the ceilings; a product alone that is faster raises its ceiling.
     """
-    torch.compiler.reset()  # else the ninth shape of one definition would silently run uncompiled
-    sets = [make_inputs(case, options, seed) for seed in range(CUDA_INPUT_SETS if options.device == "cuda" else 1)]
+    if options.compile:
+        torch.compiler.reset()  # else the ninth shape of one definition would silently run uncompiled
+    sets = [make_inputs(case, options, seed) for seed in range(case.sets if options.device == "cuda" else 1)]
     with torch.set_grad_enabled(case.direction != "forward"):
         rows, first, errors = compare(case, options, sets[0], clock)
         able = [] if rows["reference"]["missing"] else [c for c in case.candidates if not rows[c.name]["missing"]]
@@ -216,7 +224,7 @@ def run_case(case: Case, options: Options, clock: Clock, found: dict[str, float]
         "flops": case.flops,
         "bytes": case.bytes,
         "counts": case.counts,
-        "rounds": len(next(iter(samples.values()), [])),
+        "rounds": max(map(len, samples.values()), default=0),
         "metrics": ratios(samples, able),
         "errors": errors,
         "candidates": list(rows.values()),
@@ -238,12 +246,17 @@ def compare(
     first: dict[str, float] = {}
     errors: list[str] = []
     truth: list[Tensor] | None = None
+    peaks = options.device == "cuda" and options.memory and not case.host
+
+    def measured(once: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        return cuda_peak(once) if peaks else (once(), {})
+
     for candidate in sorted(case.candidates, key=lambda c: c.name != "reference"):
         if candidate.missing:
             continue
         try:
-            call = prepare(case, candidate, inputs)
-            result, seconds = timed(call, clock)
+            once = partial(timed, prepare(case, candidate, inputs), clock)
+            (result, seconds), peak = measured(once)
             if case.direction == "forward":
                 result = candidate.unpack(result)
             if candidate.name == "reference":
@@ -251,10 +264,12 @@ def compare(
             elif candidate.compare and truth is not None:
                 check(result, truth, case.dtype, case.tolerance)
             del result
-            if options.device == "cuda" and options.memory and not case.host:
-                rows[candidate.name] |= cuda_peak(call)
             # where a compiler may run in the first call, however long it was, it says nothing
-            first[candidate.name] = seconds if case.rounds and seconds > LONG else clock.seconds(call, 1)
+            if not (case.rounds and seconds > LONG[options.device]):
+                (result, seconds), peak = measured(once)
+                del result
+            rows[candidate.name] |= peak
+            first[candidate.name] = seconds
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
             rows[candidate.name]["missing"] = f"{type(error).__name__}: {first_line}"
@@ -278,20 +293,26 @@ def time_rounds(
     options: Options,
     clock: Clock,
 ) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round; `first`: what a call took, of a case with `rounds` the first round."""
+    """Seconds of every candidate in every round, of slow ones on CUDA in the first few.
+
+    Args:
+        first: what a call took, of a case with `rounds` the first round.
+    """
     calls = {c.name: [prepare(case, c, inputs) for inputs in sets] for c in candidates}
     repeats = {name: clock.repeat(first[name]) for name in calls}
-    round_seconds = sum(first[name] * repeats[name] for name in calls)
+    most = SLOW * first.get("ours", math.inf) if options.device == "cuda" else math.inf
+    round_seconds = sum(first[name] * repeats[name] for name in calls if first[name] <= most)
     rounds = 2 if options.quick else LEAST_ROUNDS
     if not options.quick and round_seconds > 0:
         rounds = int(min(max(options.seconds / round_seconds, case.rounds or LEAST_ROUNDS), MOST_ROUNDS))
+    few = min(SLOW_ROUNDS, case.rounds or SLOW_ROUNDS)
     samples = {name: [first[name]] if case.rounds else [] for name in calls}
     order = list(calls)
     gc.collect()
     gc.disable()
     try:
         for number in range(1 if case.rounds else 0, rounds):
-            for name in order:
+            for name in order if number < few else [name for name in order if first[name] <= most]:
                 call = calls[name][number % len(sets)]
                 samples[name].append(clock.seconds(call, repeats[name]))
             order = order[1:] + order[:1]  # nobody always goes first, when the processor is coolest
@@ -301,18 +322,21 @@ def time_rounds(
 
 
 def ratios(samples: dict[str, list[float]], candidates: list[Candidate]) -> dict[str, float]:
-    """Medians over rounds: "speed vs X" is the time of X over ours, "time vs X" ours over that of X."""
+    """Medians over rounds: "speed vs X" is the time of X over ours, "time vs X" ours over that of X.
+
+    A candidate that is slow may have fewer rounds than ours; then they are the first ones.
+    """
     if "ours" not in samples:
         return {}
     others = {name: seconds for name, seconds in samples.items() if name != "ours"}
     for family in sorted({c.family for c in candidates} - {""}):
         members = [samples[c.name] for c in candidates if c.family == family]
-        others[f"fastest {family}"] = [min(times) for times in zip(*members, strict=True)]
+        others[f"fastest {family}"] = [min(times) for times in zip_longest(*members, fillvalue=math.inf)]
     own = samples["ours"]
     found = {"microseconds": 1e6 * percentile(own, 50)}
     for name, seconds in others.items():
-        found[f"speed vs {name}"] = percentile([b / a for a, b in zip(own, seconds, strict=True)], 50)
-        found[f"time vs {name}"] = percentile([a / b for a, b in zip(own, seconds, strict=True)], 50)
+        found[f"speed vs {name}"] = percentile([b / a for a, b in zip(own, seconds, strict=False)], 50)
+        found[f"time vs {name}"] = percentile([a / b for a, b in zip(own, seconds, strict=False)], 50)
     return found
 
 
@@ -351,28 +375,35 @@ def plain_traceback() -> str:
     return traceback.format_exc().replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
 
 
-def run_bench(name: str, cases: list[Case], options: Options, file: str, save: Callable[[Any], None]) -> dict[str, Any]:
+def run_bench(
+    name: str,
+    cases: list[Case],
+    options: Options,
+    file: str,
+    save: Callable[[Any], None],
+    found: dict[str, float] | None = None,
+) -> dict[str, Any]:
     """Run the cases. One that raises does not stop the others, unless the GPU is lost to this process with it.
 
     Args:
         save: called with the results so far after each case, rates and metrics included.
+        found: the ceilings, where they are known.
 
     Returns:
-        The results; `left_out` are the cases for which there was no time, `lost` why no case after the last can run.
+        The results; `lost`: why no case after the last can run.
     """
     started = time.monotonic()
     on_cuda = options.device == "cuda"
     clock: Clock = CudaClock() if on_cuda else CpuClock(options.cold)
     host_clock = CpuClock(drain=torch.cuda.synchronize if on_cuda else None)
-    dtypes = {case.dtype for case in cases if case.flops}
-    found = ceilings(options.device, dtypes, clock, options.quick) if dtypes else {}
+    if found is None:
+        dtypes = {case.dtype for case in cases if case.flops}
+        found = ceilings(options.device, dtypes, clock, options.quick) if dtypes else {}
     done: dict[str, Any] = {"name": name, "device": options.device, "error": "", "ceilings": found, "cases": []}
-    done |= {"left_out": [], "lost": ""}
+    done["lost"] = ""
     for index, case in enumerate(cases):
-        if options.budget and time.monotonic() - started > options.budget:
-            done["left_out"] = [left.name for left in cases[index:]]
-            break
         print(f"{name} {index + 1}/{len(cases)}: {case.name}", file=sys.stderr, flush=True)
+        began = time.monotonic()
         if not on_cuda:
             torch.set_num_threads(case.threads or options.threads)
         try:
@@ -381,6 +412,7 @@ def run_bench(name: str, cases: list[Case], options: Options, file: str, save: C
                 add_cpu_peaks(result, case, options, file)
         except Exception:
             result = {"name": case.name, "errors": [plain_traceback()], "metrics": {}, "candidates": []}
+        result["took_s"] = round(time.monotonic() - began, 1)
         done["cases"].append(result)
         done["lost"] = gpu_lost() if on_cuda and result["errors"] else ""
         done["seconds"] = round(time.monotonic() - started, 1)
@@ -404,9 +436,7 @@ def gpu_lost() -> str:
 
 def selected(cases: list[Case], options: Options) -> list[Case]:
     """The cases that the options ask for, headline cases first."""
-    asked = [case for case in cases if options.only in case.name]
-    parts = {"headline": [case for case in asked if case.headline], "rest": [c for c in asked if not c.headline]}
-    return [case for part in parts if options.part in (part, "all") for case in parts[part]][options.begin :]
+    return sorted((case for case in cases if options.only in case.name), key=lambda case: not case.headline)
 
 
 def add_cpu_peaks(result: dict[str, Any], case: Case, options: Options, file: str) -> None:

@@ -24,9 +24,6 @@ class Options:
         memory: measure peak memory too.
         seconds: how long the rounds of one case should take (at least five rounds all the same, or `Case.rounds`).
         only: a text that the name of a case must hold.
-        part: "headline", "rest", or "all", those of "headline" first.
-        begin: leave out so many cases, those that an earlier process has done.
-        budget: seconds after which no other case is started; 0: no limit. The imports do not count.
     """
 
     device: str = "cpu"
@@ -37,9 +34,6 @@ class Options:
     memory: bool = True
     seconds: float = 12.0
     only: str = ""
-    part: str = "all"
-    begin: int = 0
-    budget: float = 0.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +45,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long the rounds of a case should take")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
-    parser.add_argument("--part", choices=("all", "headline", "rest"), default="all", help="of the cases")
-    parser.add_argument("--begin", type=int, default=0, metavar="N", help="leave out the first N cases")
-    parser.add_argument("--budget", type=float, default=0.0, help="seconds after which no case is started; 0: none")
     parser.add_argument("--json", metavar="FILE|-", help="write the results; - is standard output, without the table")
 
 
@@ -67,9 +58,6 @@ def parsed_options(arguments: argparse.Namespace) -> Options:
         memory=not (arguments.no_memory or arguments.quick),
         seconds=arguments.seconds,
         only=arguments.only,
-        part=arguments.part,
-        begin=arguments.begin,
-        budget=arguments.budget,
     )
 
 
@@ -78,7 +66,6 @@ def option_flags(options: Options) -> list[str]:
     switches = {"quick": options.quick, "cold": options.cold}
     switches |= {"no-compile": not options.compile, "no-memory": not options.memory}
     values = {"device": options.device, "threads": options.threads, "seconds": options.seconds}
-    values |= {"part": options.part, "begin": options.begin, "budget": options.budget}
     values |= {"only": options.only} if options.only else {}
     flags = [f"--{name}" for name, on in switches.items() if on]
     return flags + [part for name, value in values.items() for part in (f"--{name}", str(value))]

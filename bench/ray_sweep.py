@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
 import tempfile
 import time
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # Ray ends idle workers beyond the free cores: that of a reserved one would start anew while two are timed
+    os.environ.update(RAY_idle_worker_killing_time_threshold_ms=str(24 * 3600 * 1000))
     spawned = get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary, ray_runner(workers=2) as on_ray, spawned.Pool(2) as pool:
         folder = Path(temporary)

@@ -171,7 +171,8 @@ inline CrossEntropyDifference read(Arguments& from) {
   using P = CrossEntropyDifference;
   return {ICL_FIELD(base),    ICL_FIELD(difference), ICL_FIELD(hidden),     ICL_FIELD(removed), ICL_FIELD(weight),
           ICL_FIELD(packed),  ICL_FIELD(targets),    ICL_FIELD(bias),       ICL_FIELD(a),       ICL_FIELD(n),
-          ICL_FIELD(c),       ICL_FIELD(v),          ICL_FIELD(dtype),      ICL_FIELD(products), ICL_FIELD(num_threads)};
+          ICL_FIELD(c),       ICL_FIELD(v),          ICL_FIELD(dtype),      ICL_FIELD(products),
+          ICL_FIELD(num_threads)};
 }
 
 template <>

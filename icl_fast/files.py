@@ -16,6 +16,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,7 @@ def sha256(path: str | Path) -> str:
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """Make a folder; whatever of it was made and is empty at the end goes again."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = [*takewhile(lambda folder: not folder.exists(), (path, *path.parents))]
     path.mkdir(parents=True, exist_ok=True)
     try:
         yield

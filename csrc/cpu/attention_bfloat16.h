@@ -11,11 +11,12 @@
 #include "cpu/bfloat16_pack.h"
 #include "cpu/bfloat16_tile.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 #include "cpu/vector_math.h"
 
 namespace icl::ICL_ISA {
 
-constexpr int kMostTileRows = 64;
+constexpr int64_t kMostStripRows = 2 * kMostTileRows;
 
 // Rows that are multiplied at a time. Few, as half of what lies above the diagonal of a strip is computed in vain.
 ICL_INLINE int64_t strip_rows(const Bfloat16Tile& tile) { return 2 * tile.rows; }
@@ -30,7 +31,7 @@ ICL_INLINE uint16_t* take_bfloat16(Cutter& cutter, int64_t elements) {
 // Which keys the rows of a strip see: each at least one.
 struct TileStrip {
   int rows;
-  int32_t first[kMostTileRows], last[kMostTileRows];
+  int32_t first[kMostStripRows], last[kMostStripRows];
   int32_t begin, end;  // keys that some row sees, to whole panels
 
   void see(int r, int64_t position, int64_t window) {
@@ -45,18 +46,11 @@ struct TileStrip {
   }
 };
 
-// [count] keys as panels, pairs over the depth; smeared ones are mixed in float32 and rounded once.
+// k [length, depth] as panels of keys, pairs over the depth
 template <typename T>
-static void pack_keys(const Keys<T>& keys, int64_t count, float* mixed /* [kPanelColumns, depth] */, uint16_t* panels) {
-  for (int64_t j = 0; j < count; j += kPanelColumns, panels += padded_depth(keys.depth) * kPanelColumns) {
-    const int64_t here = min(count - j, kPanelColumns);
-    if (keys.smeared) {
-      keys.mix(int32_t(j), int32_t(j + here), mixed, keys.depth);
-      pack_pairs(mixed, keys.depth, here, keys.depth, panels);
-    } else {
-      pack_pairs(keys.k + j * keys.depth, keys.depth, here, keys.depth, panels);
-    }
-  }
+static void pack_keys(const T* k, int64_t length, int64_t depth, uint16_t* panels) {
+  for (int64_t j = 0; j < length; j += kPanelColumns, panels += padded_depth(depth) * kPanelColumns)
+    pack_pairs(k + j * depth, depth, min(length - j, kPanelColumns), depth, panels);
 }
 
 // v [length, width] as panels of its columns, pairs over the keys
@@ -71,35 +65,69 @@ ICL_INLINE vi lane_numbers(std::integer_sequence<int, I...>) {
   return vi{I...};
 }
 
-// scores of keys begin..end-1 -> exp(scale * score - peak), rounded; 0 where the row does not see the key
-static inline void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last, float scale,
-                               float* scores, uint16_t* weights,  // [end - begin]
-                               float* peak, float* total) {
+// To bfloat16, half away from zero: fewer operations than to even. A NaN that came of numbers in bfloat16 stays one.
+ICL_INLINE vf rounded(vf x) { return (vf)(((vu)x + 0x8000u) & 0xffff0000u); }
+
+// 2 W rounded numbers
+template <int... I>
+ICL_INLINE void store_rounded(uint16_t* to, vf first, vf second, std::integer_sequence<int, I...>) {
+  using Halves = uint16_t __attribute__((vector_size(ICL_VECTOR_BYTES)));
+  const Halves upper = __builtin_shufflevector((Halves)first, (Halves)second, (2 * I + 1)...);
+  std::memcpy(to, &upper, sizeof upper);
+}
+
+ICL_INLINE void store_rounded(uint16_t* to, vf first, vf second) {
+  store_rounded(to, first, second, std::make_integer_sequence<int, 2 * W>());
+}
+
+// Scores of keys mixed with their predecessors are mixed scores: keys need no rounding again. `own` is the share of the
+// key itself, `rest` that of the one before it; both times the factor on all scores. Key 0 has itself before it.
+struct Smear {
+  float own, rest;
+
+  static Smear none(float scale) { return {scale, 0}; }
+  static Smear of(float gate, float scale) { return {gate * scale, (1 - gate) * scale}; }
+};
+
+// W scores; kSmeared: one before the first is read too
+template <bool kSmeared>
+ICL_INLINE vf mixed_scores(const float* scores, const Smear& smear) {
+  const vf own = load(scores) * splat(smear.own);
+  return kSmeared ? load(scores - 1) * splat(smear.rest) + own : own;
+}
+
+// scores of keys begin..end-1 -> exp(mixed score - peak), rounded; 0 where the row does not see the key
+template <bool kSmeared>
+static void softmax_row(int32_t begin, int32_t end, int32_t first, int32_t last, const Smear& smear,
+                        float* scores, uint16_t* weights,  // [end - begin]
+                        float* peak, float* total) {
   constexpr int kVectors = kPanelColumns / W;
   const vi lanes = lane_numbers(std::make_integer_sequence<int, W>());
   vf best[kVectors];
   for (vf& b : best) b = splat(-INFINITY);
-  for (int32_t j = begin; j < end; j += kPanelColumns, scores += kPanelColumns) {
+  // the last first: a score is read again for the key after it
+  for (int32_t j = end - int32_t(kPanelColumns); j >= begin; j -= int32_t(kPanelColumns)) {
     const bool all = j >= first && j + kPanelColumns - 1 <= last;
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      vf x = load(scores + v * W) * splat(scale);
-      const vi key = lanes + (j + v * W);
-      if (!all) x = ((key >= first) & (key <= last)) ? x : splat(-INFINITY);
-      store(scores + v * W, x);
+    for (int v = kVectors - 1; v >= 0; --v) {
+      const int32_t key = j + v * W;
+      vf x = mixed_scores<kSmeared>(scores + key - begin, smear);
+      if (!all) x = ((lanes + key >= first) & (lanes + key <= last)) ? x : splat(-INFINITY);
+      store(scores + key - begin, x);
       best[v] = max(x, best[v]);  // drops a NaN: its exp is NaN, and so is the sum
     }
   }
-  scores -= end - begin;
   for (int v = 1; v < kVectors; ++v) best[0] = max(best[v], best[0]);
   *peak = largest_lane(best[0]);
   const vf base = splat(*peak == -INFINITY ? 0 : *peak);
   vf sums[kVectors] = {};
   for (int32_t j = begin; j < end; j += kPanelColumns, scores += kPanelColumns, weights += kPanelColumns)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      store(weights + v * W, exp_nonpositive(load(scores + v * W) - base));
-      sums[v] += load(weights + v * W);
+    for (int v = 0; v < kVectors; v += 2) {
+      const vf one = rounded(exp_nonpositive(load(scores + v * W) - base));
+      const vf other = rounded(exp_nonpositive(load(scores + (v + 1) * W) - base));
+      store_rounded(weights + v * W, one, other);
+      sums[v] += one, sums[v + 1] += other;
     }
   for (int v = 1; v < kVectors; ++v) sums[0] += sums[v];
   *total = sum_of_lanes(sums[0]);
@@ -110,11 +138,10 @@ struct TileWorkspace {
   uint16_t* queries;  // [strip_rows, padded depth]
   uint16_t* keys;     // panels of keys
   uint16_t* values;   // [variants], panels of columns
-  float* scores;      // [strip_rows, row_step]
+  float* scores;      // [strip_rows, row_step], and room for a score before them
   uint16_t* weights;  // [strip_rows, row_step]
   float* block;       // [strip_rows, kPanelColumns]
   float* row;         // [length]: one row's weights
-  float* mixed;       // [kPanelColumns, depth]
   int64_t packed;     // whose keys and values it holds; -1: none's
 
   void cut(Cutter& cutter, const Bfloat16Tile& tile, int64_t length, int64_t depth, int64_t width, int64_t variants) {
@@ -122,21 +149,62 @@ struct TileWorkspace {
     queries = take_bfloat16(cutter, rows * padded_depth(depth));
     keys = take_bfloat16(cutter, keys_length * padded_depth(depth));
     values = take_bfloat16(cutter, variants * keys_length * round_up(width, kPanelColumns));
-    scores = cutter.take(rows * row_step(length)), weights = take_bfloat16(cutter, rows * row_step(length));
-    block = cutter.take(rows * kPanelColumns), row = cutter.take(length), mixed = cutter.take(kPanelColumns * depth);
+    scores = cutter.take(kPanelColumns + rows * row_step(length)) + kPanelColumns;
+    weights = take_bfloat16(cutter, rows * row_step(length));
+    block = cutter.take(rows * kPanelColumns), row = cutter.take(length);
     packed = -1;
   }
 };
 
+// run(unit, workspace) for all units: the strips of a head, those of the next, ... cut(Cutter&, workspace) takes its
+// memory.
+template <typename Cut, typename Run>
+static void for_each_strip(int64_t threads, int64_t units, int64_t strips, Cut cut, Run run) {
+  TileWorkspace none;
+  Cutter measure{nullptr};
+  cut(measure, none);
+  const int64_t floats = measure.used;
+  // strips that a thread takes in a row: as few threads as can be pack the same keys and values
+  const int64_t taken = clamp(units / (4 * threads), 1, strips);
+  float* memory = nullptr;
+  const Scratch scratch([&](Cutter& cutter) { memory = cutter.take(threads * floats); });
+#pragma omp parallel num_threads(int(threads))
+  {
+    TileWorkspace work;
+    Cutter cutter{memory + thread_number() * floats};
+    cut(cutter, work);
+#pragma omp for schedule(dynamic, int(taken))
+    for (int64_t unit = 0; unit < units; ++unit) run(unit, work);
+  }
+}
+
+// What keys a strip's products run over: with their predecessors where they are mixed.
+template <bool kSmeared>
+ICL_INLINE int32_t first_key(const TileStrip& strip) {
+  return kSmeared && strip.begin > 0 ? strip.begin - int32_t(kPanelColumns) : strip.begin;
+}
+
+// scores [rows, step] of keys first_key()..end-1. Returns those of key `begin`, which have one before them.
+template <bool kSmeared>
+static float* score_strip(const Bfloat16Tile& tile, const TileStrip& strip, const uint16_t* queries,
+                          const uint16_t* keys, int64_t depth, float* scores, int64_t step) {
+  const int64_t padded = padded_depth(depth), first = first_key<kSmeared>(strip);
+  tile.multiply(queries, padded, strip.rows, keys + first * padded, (strip.end - first) / kPanelColumns, padded, scores,
+                step, false);
+  if (kSmeared && first == strip.begin)  // in the gap between rows
+    for (int r = 0; r < strip.rows; ++r) scores[r * step - 1] = scores[r * step];
+  return scores + (strip.begin - first);
+}
+
 // The weights of a strip whose queries are in work.queries, not yet divided by their sums.
-static inline void weigh(const Bfloat16Tile& tile, const TileStrip& strip, int64_t length, int64_t depth, float scale,
-                         TileWorkspace& work, float* peak, float* total) {
-  const int64_t padded = padded_depth(depth), step = row_step(length);
-  tile.multiply(work.queries, padded, strip.rows, work.keys + strip.begin * padded,
-                (strip.end - strip.begin) / kPanelColumns, padded, work.scores, step, false);
+template <bool kSmeared>
+static void weigh(const Bfloat16Tile& tile, const TileStrip& strip, int64_t length, int64_t depth, const Smear& smear,
+                  TileWorkspace& work, float* peak, float* total) {
+  const int64_t step = row_step(length);
+  float* scores = score_strip<kSmeared>(tile, strip, work.queries, work.keys, depth, work.scores, step);
   for (int r = 0; r < strip.rows; ++r)
-    softmax_row(strip.begin, strip.end, strip.first[r], strip.last[r], scale, work.scores + r * step,
-                work.weights + r * step, peak + r, total + r);
+    softmax_row<kSmeared>(strip.begin, strip.end, strip.first[r], strip.last[r], smear, scores + r * step,
+                          work.weights + r * step, peak + r, total + r);
 }
 
 // out = factor * work.weights @ v for every variant, from the panels in work.values.
@@ -153,21 +221,21 @@ static void apply(const Bfloat16Tile& tile, const TileStrip& strip, const float*
       const int64_t columns = min(width - c, kPanelColumns);
       tile.multiply(work.weights, step, strip.rows, panel, 1, strip.end - strip.begin, work.block, kPanelColumns,
                     false);
+      T* to = out + a * out_stride + c;
       vf check{};
       for (int r = 0; r < strip.rows; ++r)
-        for (int64_t i = r * kPanelColumns; i < (r + 1) * kPanelColumns; i += W) {
-          const vf x = load(work.block + i) * splat(factor[r]);
+        for (int64_t i = 0; i < columns; i += W) {
+          const vf x = load(work.block + r * kPanelColumns + i) * splat(factor[r]);
           check += x * vf{};
-          store(work.block + i, x);
+          store_some(to + r * width + i, x, columns - i);
         }
-      const bool finite = sum_of_lanes(check) == 0;
+      if (sum_of_lanes(check) == 0) continue;
       for (int r = 0; r < strip.rows; ++r) {
         float* row = work.block + r * kPanelColumns;
-        if (!finite && !is_finite(row, columns)) {
-          widen_rows(work.weights + r * step, 1, strip.last[r] + 1 - strip.begin, work.row + strip.begin, 0);
-          confine(work.row, strip.first[r], strip.last[r] + 1, v + a * v_stride + c, width, columns, factor[r], row);
-        }
-        narrow_row(row, out + a * out_stride + r * width + c, columns);
+        if (is_finite(row, columns)) continue;
+        widen_rows(work.weights + r * step, 1, strip.last[r] + 1 - strip.begin, work.row + strip.begin, 0);
+        confine(work.row, strip.first[r], strip.last[r] + 1, v + a * v_stride + c, width, columns, factor[r], row);
+        narrow_row(row, to + r * width, columns);
       }
     }
 }

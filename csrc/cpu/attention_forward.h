@@ -82,7 +82,7 @@ static void confine(const float* weights, int32_t begin, int32_t end,
     for (int32_t j = begin; j < end; ++j) {
       if (weights[j] == 0) continue;
       const float x = widen(v[j * ldv + c]), zero_or_nan = x * 0;
-      if (zero_or_nan == zero_or_nan) total += weights[j] * x;
+      if (zero_or_nan == zero_or_nan) total = fused(weights[j], x, total);
       reached += zero_or_nan;
     }
     row[c] = total * factor + reached;

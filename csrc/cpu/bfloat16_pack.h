@@ -7,7 +7,6 @@
 
 #include "cpu/bfloat16_tile.h"
 #include "cpu/integers.h"
-#include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
@@ -18,9 +17,13 @@ ICL_INLINE int64_t padded_depth(int64_t depth) { return round_up(depth, kDepthSt
 ICL_INLINE uint16_t narrowed(float x) { return narrow(x); }
 ICL_INLINE uint16_t narrowed(uint16_t x) { return x; }
 
-// In the lower half of each lane
-ICL_INLINE vu narrowed(const float* p, int64_t count) { return narrow(load_some(p, count)); }
-ICL_INLINE vu narrowed(const uint16_t* p, int64_t count) { return (vu)load_some(p, count) >> 16; }
+// W elements, each in the lower half of a lane
+ICL_INLINE vu load_narrowed(const float* p) { return narrow(load(p)); }
+ICL_INLINE vu load_narrowed(const uint16_t* p) {
+  half_vu16 h;
+  std::memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, vu);
+}
 
 // W pairs of consecutive elements, each pair in one lane
 ICL_INLINE vf load_pairs(const uint16_t* p) {
@@ -58,14 +61,18 @@ void pack_pairs(const T* rows /* [count, width], `step` apart */, int64_t step, 
 template <typename T>
 void pack_rows(const T* rows /* [depth, count], `step` apart */, int64_t step, int64_t depth, int64_t count,
                uint16_t* out /* [padded_depth(depth) / 2][kPanelColumns][2] */) {
-  for (int64_t k = 0; k < padded_depth(depth); k += 2, out += 2 * kPanelColumns)
-    for (int64_t j = 0; j < kPanelColumns; j += W) {
-      const auto element = [&](int64_t row) {
-        return row < depth && j < count ? narrowed(rows + row * step + j, count - j) : vu{};
-      };
-      const vu pairs = element(k) | element(k + 1) << 16;
-      std::memcpy(out + 2 * j, &pairs, sizeof pairs);
-    }
+  int64_t k = 0;
+  if (count == kPanelColumns)
+    for (; k + 2 <= depth; k += 2, rows += 2 * step, out += 2 * kPanelColumns)
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kPanelColumns; j += W) {
+        const vu pairs = load_narrowed(rows + j) | load_narrowed(rows + step + j) << 16;
+        std::memcpy(out + 2 * j, &pairs, sizeof pairs);
+      }
+  for (; k < padded_depth(depth); k += 2, rows += 2 * step, out += 2 * kPanelColumns)
+    for (int64_t j = 0; j < kPanelColumns; ++j)
+      for (int64_t odd = 0; odd < 2; ++odd)
+        out[2 * j + odd] = j < count && k + odd < depth ? narrowed(rows[odd * step + j]) : 0;
 }
 
 // A row as a row of a: rounded, and padded with zeros

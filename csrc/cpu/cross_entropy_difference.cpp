@@ -27,8 +27,8 @@ namespace {
 constexpr int64_t kRowFloats = 64 * 1024 * 1024 / 4;  // of the packed inputs and partial results of a block of rows
 constexpr int64_t kMostStrips = 64, kMostTilePanels = 4;
 
-// w is right to 1e-38. Up to e^20 of that, from a block's columns, is nothing beside a sum of 1e-19; what is beyond either
-// bound is summed again.
+// w is right to 1e-38. Up to e^20 of that, from a block's columns, is nothing beside a sum of 1e-19; what is beyond
+// either bound is summed again.
 constexpr float kFarthest = 20, kSmallest = 1e-19f;
 
 // A block of rows.
@@ -50,8 +50,8 @@ struct Group {
   alignas(64) float logits[Products::kRows * Products::kColumns];   // [rows][width]
   alignas(64) float weights[Products::kRows * Products::kColumns];  // exp(logit - peak)
   alignas(64) float change[Products::kRows * Products::kColumns];   // of the logits, by one variant
-  float peak[kRows] = {}, sum[kRows] = {};      // of the logits and the weights
-  float before[kRows] = {}, now[kRows] = {};    // what the sums so far and those of this group are scaled by
+  float peak[kRows] = {}, sum[kRows] = {};    // of the logits and the weights
+  float before[kRows] = {}, now[kRows] = {};  // what the sums so far and those of this group are scaled by
 };
 
 // What a variant does to a group's rows.
@@ -110,7 +110,8 @@ ICL_INLINE void fold_change(Group<Products>& g, Found<Products>& found) {
     for (int64_t i = r; i < min(r + W, g.rows); ++i) small |= found.sum[i] < kSmallest;
   }
   if (!small && !(largest_lane(farthest) > kFarthest)) return;
-  for (int64_t r = 0; r < g.rows; ++r) {  // a row alone decides for itself: its neighbours must not cost it its accuracy
+  // a row alone decides for itself: its neighbours must not cost it its accuracy
+  for (int64_t r = 0; r < g.rows; ++r) {
     float* change = g.change + r * g.width;
     farthest = splat(-INFINITY);
     for (int64_t j = 0; j < g.width; j += W) farthest = max(load(change + j), farthest);

@@ -1,6 +1,5 @@
 // frozen_attention with products of bfloat16: the inputs' own, or float32 that is rounded.
 #include "cpu/attention_bfloat16.h"
-#include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
@@ -29,10 +28,10 @@ struct Work {
     if (work.packed != part) pack(head, v, v_stride, variants, work), work.packed = part;
     TileStrip strip;
     strip.rows = int(min(strip_rows(tile), p.rows_per_example - row));
-    int64_t positions[kMostTileRows];
+    int64_t positions[kMostStripRows];
     for (int r = 0; r < strip.rows; ++r)
       positions[r] = p.rows ? p.rows[b * p.rows_per_example + row + r] : row + r;
-    float factor[kMostTileRows];
+    float factor[kMostStripRows];
     if (p.pattern) {
       given_weights(head, positions, strip, work);
       for (float& f : factor) f = 1;
@@ -45,7 +44,7 @@ struct Work {
  private:
   void pack(int64_t head, const T* v, int64_t v_stride, int64_t variants, TileWorkspace& work) const {
     if (!p.pattern)
-      pack_keys(Keys<T>{(const T*)p.k + head * p.length * p.depth, p.depth, false, 1}, p.length, work.mixed, work.keys);
+      pack_keys((const T*)p.k + head * p.length * p.depth, p.length, p.depth, work.keys);
     const int64_t size = round_up(p.length, kPanelColumns) * round_up(p.width, kPanelColumns);
     for (int64_t a = 0; a < variants; ++a) pack_values(v + a * v_stride, p.length, p.width, work.values + a * size);
   }
@@ -58,8 +57,8 @@ struct Work {
       narrow_row(q + positions[r] * p.depth, p.depth, work.queries + r * padded_depth(p.depth));
     }
     strip.finish();
-    float peak[kMostTileRows], total[kMostTileRows];
-    weigh(tile, strip, p.length, p.depth, p.scale, work, peak, total);
+    float peak[kMostStripRows], total[kMostStripRows];
+    weigh<false>(tile, strip, p.length, p.depth, Smear::none(p.scale), work, peak, total);
     for (int r = 0; r < strip.rows; ++r) factor[r] = 1 / total[r];
   }
 
@@ -86,21 +85,10 @@ void run_all(const FrozenAttention& p, const Bfloat16Tile& tile) {
   const int64_t units = p.batch * p.heads * all.groups() * strips;
   const int64_t products = p.batch * p.heads * p.rows_per_example * p.length * (p.depth + p.variants * p.width);
   const int64_t threads = useful_threads(p.num_threads, units, products);
-  // strips that a thread takes in a row: as few threads as can be pack the same values
-  const int64_t taken = clamp(units / (4 * threads), 1, strips);
-  float* memory = nullptr;
-  Cutter measure{nullptr};
-  TileWorkspace{}.cut(measure, tile, p.length, p.depth, p.width, all.group);
-  const int64_t floats = measure.used;
-  const Scratch scratch([&](Cutter& cutter) { memory = cutter.take(threads * floats); });
-#pragma omp parallel num_threads(int(threads))
-  {
-    TileWorkspace work;
-    Cutter cutter{memory + thread_number() * floats};
+  const auto cut = [&](Cutter& cutter, TileWorkspace& work) {
     work.cut(cutter, tile, p.length, p.depth, p.width, all.group);
-#pragma omp for schedule(dynamic, int(taken))
-    for (int64_t unit = 0; unit < units; ++unit) all.run(unit, work);
-  }
+  };
+  for_each_strip(threads, units, strips, cut, [&](int64_t unit, TileWorkspace& work) { all.run(unit, work); });
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ ICL_INLINE void multiply_add(const float* a, int64_t row_step, int64_t k_step, c
     for (int r = 0; r < R; ++r) {
       const vf y = splat(a[r * row_step + k * k_step]);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sums[r][v] += y * x[v];
+      for (int v = 0; v < V; ++v) sums[r][v] = fused(y, x[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 16

@@ -7,8 +7,8 @@
 // costs a product of depth D for each tile, an exp and a sum. The variance is summed from the differences and not from
 // var - 2 cov + z G z^T, which loses its digits when a head wrote most of the residual stream.
 //
-// Products are those of float32 whatever the dtype: their operands are not the inputs, and rounding xc g and (O g) W^T to
-// bfloat16 leaves errors of a hundredth of an effect; in two parts each vdpbf16ps takes as long.
+// Products are those of float32 whatever the dtype: their operands are not the inputs, and rounding xc g and (O g) W^T
+// to bfloat16 leaves errors of a hundredth of an effect; in two parts each vdpbf16ps takes as long.
 #include <cmath>
 #include <cstdint>
 

@@ -1,9 +1,10 @@
-// linear_cross_entropy's gradients on a tile kernel of bfloat16, in pieces that are tasks of threads: backward, and forward
-// and backward in one, put them together.
+// linear_cross_entropy's gradients on a tile kernel of bfloat16, in pieces that are tasks of threads: backward, and
+// forward and backward in one, put them together.
 //
 // Logits are computed words down, [V, N]: the weight is read as it lies, and what is a row's lies along vectors. Their
-// gradient is rounded to bfloat16, as torch's own is, and kept in two orders: as rows, `a` of grad_weight = g hidden, and
-// in pairs of words, `b` of grad_hidden^T = weight^T g. Sums are of float32; each has one owner and one order.
+// gradient is rounded to bfloat16, as torch's own is, and kept in two orders: as rows, `a` of grad_weight = g hidden,
+// and in pairs of words, `b` of grad_hidden^T = weight^T g, so that none is transposed. Sums are of float32; each has
+// one owner and one order.
 #pragma once
 
 #include <cmath>

@@ -76,7 +76,8 @@ void forward(const LinearCrossEntropyFwd& p, const Products& products) {
   const Columns& columns = products.columns;
   const int64_t row_floats = products.row_floats, panel_floats = round_up(products.panel_floats, 16);
   const int64_t step = products.tile_rows;
-  const int64_t size = min(round_up(p.n, W), round_up(clamp(kRowFloats / clamp(row_floats, 1, INT32_MAX), 256, 8192), W));
+  const int64_t fit = clamp(kRowFloats / clamp(row_floats, 1, INT32_MAX), 256, 8192);
+  const int64_t size = min(round_up(p.n, W), round_up(fit, W));
   const int threads = p.num_threads;
   // a strip is split by rows only where there are too few strips to go round
   const int64_t parts = clamp(ceil_div(4 * threads, columns.strips), 1, ceil_div(size, 128));
@@ -99,7 +100,8 @@ void forward(const LinearCrossEntropyFwd& p, const Products& products) {
       float* own_panels = panels + thread_number() * panel_floats;
 #pragma omp for schedule(static)
       for (int64_t tile = 0; tile < (products.in_place ? 0 : tiles); ++tile)
-        products.pack(from + tile * step * p.c, min(step, rows - tile * step), false, hidden + tile * step * row_floats);
+        products.pack(from + tile * step * p.c, min(step, rows - tile * step), false,
+                      hidden + tile * step * row_floats);
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < columns.strips * parts; ++task) {
         const int64_t part = task % parts;

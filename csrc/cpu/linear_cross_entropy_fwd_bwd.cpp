@@ -28,7 +28,7 @@ struct Arguments {
   float grad_loss;
 };
 
-constexpr int64_t kLogits = 8 * 1024 * 1024 / 4;  // at a time
+constexpr int64_t kLogits = 4 * 1024 * 1024 / 4;  // at a time
 constexpr int64_t kGroup = 64;                    // words
 constexpr int64_t kCut = 4 * W;                   // columns of grad_hidden at a time, at most
 

@@ -1,5 +1,5 @@
-// linear_cross_entropy, forward and backward in one, on a tile kernel of bfloat16: blocks of rows and, within, strips of
-// words. exp(logit - largest of a tile of words), rounded to bfloat16, waits for the sum of its row, and becomes the
+// linear_cross_entropy, forward and backward in one, on a tile kernel of bfloat16: blocks of rows and, within, strips
+// of words. exp(logit - largest of a tile of words), rounded to bfloat16, waits for the sum of its row, and becomes the
 // gradient by one factor a tile and row. With many words it waits in memory, and grad_weight is added up there: that
 // takes less time than to compute logits again.
 #include "cpu/linear_cross_entropy_bfloat16.h"

@@ -15,8 +15,8 @@ struct MaxSum {
   float sum;  // of exp(x - max)
 };
 
-// Of a row of `count` x V x W logits. A NaN among them makes the sum NaN. The terms of the sum, where they are kept, are
-// right to 2 ulp each.
+// Of a row of `count` x V x W logits. A NaN among them makes the sum NaN. The terms of the sum, where they are kept,
+// are right to 2 ulp each.
 template <bool keep = false, int V = NV>
 ICL_INLINE MaxSum max_and_sum(const float* logits, int64_t count, float* terms = nullptr) {
   vf m[V];

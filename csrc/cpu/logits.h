@@ -56,7 +56,8 @@ struct InFloat32 {
     return own;
   }
 
-  void multiply(const float* tile, int64_t, const float* panels, int64_t count, float* out /* [MR][count][NR] */) const {
+  void multiply(const float* tile, int64_t, const float* panels, int64_t count,
+                float* out /* [MR][count][NR] */) const {
     for (int64_t i = 0; i < count; ++i) {
       Tile product;
       icl::ICL_ISA::multiply(tile, panels + i * c * NR, c, product);

@@ -2,10 +2,14 @@
 // keys; the weights are recomputed from the peak and the log of the sum of their row. Gradients of keys and values are
 // summed over the strips in memory of the thread, in an order that does not depend on the number of threads.
 #include "cpu/attention_forward.h"
+#include "cpu/bfloat16_tile.h"
 #include "cpu/threads.h"
 #include "ops.h"
 
 namespace icl::ICL_ISA {
+
+void smeared_attention_bwd_bfloat16(const SmearedAttentionBwd& p, const Bfloat16Tile& tile);
+
 namespace {
 
 constexpr int64_t kChunk = 128;
@@ -90,10 +94,15 @@ void backward_head(const SmearedAttentionBwd& p, int64_t head, int64_t chunk, co
       const int64_t i = head * f.length + row + r;
       peak[r] = r < strip.rows ? f.peak[i] : 0, log_sum[r] = r < strip.rows ? f.log_sum[i] : 0;
     }
-    // summed as the gradients of the weights are, so that a row that sees one key has gradients of exactly 0
+    // summed as score_tile sums the gradients of the weights, so that a row that sees one key has gradients of exactly 0
     for (int v = 0; v < kVectors; ++v) {
       vf mean{};
-      for (int64_t d = 0; d < depth; ++d) mean += load(work.g + d * kRows + v * W) * load(work.o + d * kRows + v * W);
+      for (int64_t begin = 0; begin < depth; begin += kScorePiece) {
+        vf piece{};
+        for (int64_t d = begin; d < min(depth, begin + kScorePiece); ++d)
+          piece = fused(load(work.g + d * kRows + v * W), load(work.o + d * kRows + v * W), piece);
+        mean += piece;
+      }
       store(mean_grad + v * W, mean);
     }
     for (int32_t begin = strip.begin; begin < strip.end; begin += int32_t(chunk)) {
@@ -147,6 +156,8 @@ void smeared_attention_bwd(const SmearedAttentionBwd& p) {
     for (int64_t i = 0; i < units; ++i) p.grad_gate[i] = 0;
     return;
   }
+  if (f.dtype == Dtype::kBFloat16)
+    if (const Bfloat16Tile* tile = bfloat16_tile()) return smeared_attention_bwd_bfloat16(p, *tile);
   const int64_t chunk = min(f.length, kChunk);
   const int64_t threads = useful_threads(f.num_threads, units, units * f.length * f.length * f.depth);
   float* memory = nullptr;

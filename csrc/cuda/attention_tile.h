@@ -14,10 +14,6 @@
 
 namespace icl {
 
-// what a float leaves of log2(e); a float and the rest of ln(2)
-constexpr float kLog2ERest = 1.92596303e-8f;
-constexpr float kLn2 = 0.693147182f, kLn2Rest = -1.90465432e-9f;
-
 // Straight-line code of this many steps of a product. Steps of float32 are long, and no registers depend on them.
 template <typename T>
 constexpr int kUnrolledSteps = sizeof(T) == 4 ? 1 : 8;

@@ -18,6 +18,8 @@
 // exp takes 14 instructions an element at 64 a cycle, 0.3 of the product's time at C = 768; the loads of the next
 // product's first steps run beside it, its multiplications do not.
 #include "cuda/logits_tile.h"
+#include "cuda/loss_change.h"
+#include "cuda/sm90_launchers.h"
 
 namespace icl {
 namespace {
@@ -26,57 +28,18 @@ constexpr float kMost = 40;           // a larger change may take exp(l - m) exp
 constexpr float kLeastLeft = 1e-25f;  // of S: with less, what exp(l - m) lost when it was rounded to zero may count
 constexpr int kFinishRows = 8;        // of a block that finishes: a warp a row
 
-// What a variant does to the partition function of a row, in some of the columns.
-struct Change {
-  float grown = 0;         // D
-  float sum = 0;           // S'
-  float most = -INFINITY;  // of y
-
-  // Adds weight exp(y). With y = n log(2) + r, s = 2^n and q = exp(r) - 1, exp(y) = s q + s and
-  // exp(y) - 1 = s q + (s - 1): nothing cancels, and where n is 0 the error is q's.
-  __device__ __forceinline__ void add(float weight, float y) {
-    constexpr float kRound = 12582912, kLog2 = 0.693147181f;  // 1.5 * 2^23: adding it rounds to a whole number
-    const float n = fmaf(y, kLog2E, kRound) - kRound, r = fmaf(-n, kLog2, y), s = exp2_approx(n);
-    // least relative error of a polynomial of this degree for |r| <= log(2) / 2: 1.3e-8
-    float q = fmaf(fmaf(fmaf(fmaf(0.0013882507f, r, 0.008366596f), r, 0.0416672f), r, 0.16666543f), r, 0.49999997f);
-    q = fmaf(q, r * r, r);
-    grown = fmaf(weight, fmaf(s, q, s - 1), grown);
-    sum = fmaf(weight, fmaf(s, q, s), sum);
-    most = fmaxf(most, y);
-  }
-
-  // The same relative to another m.
-  __device__ __forceinline__ Change scaled(float factor) const { return {grown * factor, sum * factor, most}; }
-};
-
-__device__ __forceinline__ Change merge(Change a, Change b) {
-  return {a.grown + b.grown, a.sum + b.sum, fmaxf(a.most, b.most)};
+// Adds weight exp(y).
+__device__ __forceinline__ void add(Change& found, float weight, float y) {
+  const Exp power(y);
+  found.grown = fmaf(weight, fmaf(power.s, power.q, power.s - 1), found.grown);
+  found.sum = fmaf(weight, fmaf(power.s, power.q, power.s), found.sum);
+  found.most = fmaxf(found.most, y);
 }
-
-// What kLanes neighbouring lanes have found, together; every one of them gets it.
-template <int kLanes>
-__device__ __forceinline__ Change merge_lanes(Change own) {
-#pragma unroll
-  for (int mask = kLanes / 2; mask > 0; mask /= 2)
-    own = merge(own, {__shfl_xor_sync(kFullWarp, own.grown, mask), __shfl_xor_sync(kFullWarp, own.sum, mask),
-                      __shfl_xor_sync(kFullWarp, own.most, mask)});
-  return own;
-}
-
-// What the parts of a row's columns leave to the second kernel. A part: a warp's columns of a block's tiles.
-struct Parts {
-  Partials base;
-  Change* changes;   // [parts][A][N], relative to the largest logit of the part
-  float* at_target;  // [A][N], y
-
-  Parts(Workspace& workspace, const CrossEntropyDifference& p, int64_t parts)
-      : base(workspace, p.n, parts), changes(workspace.take<Change>(parts * p.a * p.n)),
-        at_target(workspace.take<float>(p.a * p.n)) {}
-};
 
 template <typename T>
 using MainGemm =
-    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS>;
+    Gemm<T, ICL_DIFFERENCE_ROWS, ICL_DIFFERENCE_COLUMNS, ICL_DIFFERENCE_ROWS / 32, ICL_DIFFERENCE_WARPS_ACROSS, false,
+         false, false>;
 template <typename T>
 constexpr int kResident = MainGemm<T>::kThreads > 128 ? 1 : 2;
 
@@ -153,7 +116,7 @@ __global__ void __launch_bounds__(MainGemm<T>::kThreads, kResident<T>)
 #pragma unroll
       for (int j = 0; j < G::kColumnBlocks; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) found.add(weights[r / 2][j][2 * half + e], -tile[r / 2][j][2 * half + e]);
+        for (int e = 0; e < 2; ++e) add(found, weights[r / 2][j][2 * half + e], -tile[r / 2][j][2 * half + e]);
       found = merge_lanes<4>(found);
       if (own == r) own_change = found;
     }
@@ -269,21 +232,30 @@ cudaError_t forward(const CrossEntropyDifference& p, void* memory, cudaStream_t 
   const cudaError_t status =
       launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared + G::kM * sizeof(int64_t),
              stream, p, plan.parts, unsigned(plan.row_tiles), plan.splits.per_split);
-  if (status != cudaSuccess) return status;
-  const int64_t groups = ceil_div(p.n, kFinishRows);
-  return launch(finish_kernel<T>, groups * std::max<int64_t>(p.a, 1), 32 * kFinishRows, 0, stream, p, plan.parts);
+  return status == cudaSuccess ? finish_cross_entropy_difference(p, plan.parts, stream) : status;
 }
 
 }  // namespace
 
-size_t cross_entropy_difference_workspace(const CrossEntropyDifference& p, int) {
+cudaError_t finish_cross_entropy_difference(const CrossEntropyDifference& p, const Parts& parts, cudaStream_t stream) {
+  const int64_t groups = ceil_div(p.n, kFinishRows);
+  return with_type(p.dtype, [&](auto x) {
+    return launch(finish_kernel<decltype(x)>, groups * std::max<int64_t>(p.a, 1), 32 * kFinishRows, 0, stream, p,
+                  parts);
+  });
+}
+
+size_t cross_entropy_difference_workspace(const CrossEntropyDifference& p, int arch) {
   if (p.n == 0) return 0;
+  if (runs_on_sm90(p, arch, cross_entropy_difference_sm90_fits)) return cross_entropy_difference_sm90_workspace(p);
   return with_type(p.dtype, [&](auto x) { return Plan<decltype(x)>(p, nullptr).workspace.size(); });
 }
 
-cudaError_t launch_cross_entropy_difference(const CrossEntropyDifference& p, void* workspace, int,
+cudaError_t launch_cross_entropy_difference(const CrossEntropyDifference& p, void* workspace, int arch,
                                             cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
+  if (runs_on_sm90(p, arch, cross_entropy_difference_sm90_fits))
+    return launch_cross_entropy_difference_sm90(p, workspace, stream);
   if (p.c > kMaxDepth) return cudaErrorInvalidValue;
   return with_type(p.dtype, [&](auto x) { return forward<decltype(x)>(p, workspace, stream); });
 }

@@ -1,14 +1,19 @@
 // frozen_attention on Hopper, bf16 and fp16: out[a] = softmax(scale q k^T, causal, windowed) v[a] for all variants a,
-// where D is at most 128 and Dv a multiple of 64. With `rows` or an explicit `pattern` the kernel of sm_80 runs.
+// where D is at most 128 and Dv a multiple of 64. With `rows` or an explicit `pattern` the kernel of sm_80 runs. It is
+// the forward of smeared_attention too, whose keys are smeared before.
 //
-// A block owns 128 query rows of one head and a chunk of up to 4 slabs of the values' columns, a slab being 64 columns
-// of one variant; so the scores are computed once for 256 columns, whatever variants they belong to. One thread copies
-// q once and then, tile by tile of 64 keys, k and the slabs of v by TMA into a ring of 4 stages. Two consumer
+// An item of work is 128 query rows of one head and a chunk of up to 4 slabs of the values' columns, a slab being 64
+// columns of one variant; so the scores are computed once for 256 columns, whatever variants they belong to. One thread
+// copies q once and then, tile by tile of 64 keys, k and the slabs of v by TMA into a ring of 4 stages. Two consumer
 // warpgroups take 64 rows each: scores = q k^T by wgmma (m64n64k16), online softmax in registers, out += p v by wgmma
 // with p as the register operand and the slabs as the transposed one (m64n256k16: 128 accumulators a thread).
 // The scores of the next tile are issued before the product with the present one's values, so that the softmax of the
 // former runs beside the latter. Tiles of keys that no row of a consumer sees are not computed, those that no row of
-// the block sees not even copied; the rows with most keys start first.
+// the item sees not even copied.
+//
+// Blocks stay: there is one a multiprocessor, and while its consumers finish an item and write it out, the ring fills
+// with the next one's tiles. Items come in pairs, the rows with most keys and those with fewest, so that all pairs of
+// dense attention are the same work.
 //
 // Roofline: a tile of keys is 2 * 128 * 64 * (D + 256) FLOP, 1280 cycles of the tensor cores at D = 64, against 8192
 // exp (512 cycles) and 40 KiB from L2. Memory: v is read and out written once, about T / 3 FLOP a byte: the tensor
@@ -38,19 +43,21 @@ struct Layout {  // of shared memory
   static constexpr int kKeyBytes = kDepth / kSlabColumns * kTileBytes;
   static constexpr int kStageBytes = kKeyBytes + kSlabs * kTileBytes;
   static constexpr int kBarriers = kQueryBytes + kStages * kStageBytes;
-  static constexpr int kBytes = kBarriers + int(sizeof(Pipeline<kStages>) + sizeof(uint64_t));
+  static constexpr int kBytes = kBarriers + int(sizeof(Pipeline<kStages>) + sizeof(Pipeline<1>));
   static_assert(kBytes <= kMaxSharedSm90);
 };
 
 struct Shape {
-  int length, heads, examples_heads, slabs_per_variant, slabs, row_tiles, chunks, width;
+  int length, heads, examples_heads, slabs_per_variant, slabs, row_tiles, chunks, width, pairs;
   float scale_log2;  // scale * log2(e)
 
   Shape(const FrozenAttention& p, int slabs_per_chunk)
       : length(int(p.length)), heads(int(p.heads)), examples_heads(int(p.batch * p.heads)),
         slabs_per_variant(int(p.width / kSlabColumns)), slabs(int(p.variants * slabs_per_variant)),
         row_tiles(ceil_div(length, kRows)), chunks(ceil_div(slabs, slabs_per_chunk)), width(int(p.width)),
-        scale_log2(p.scale * kLog2E) {}
+        pairs(ceil_div(row_tiles, 2)), scale_log2(p.scale * kLog2E) {}
+
+  __host__ __device__ int64_t pairs_of_items() const { return int64_t{pairs} * chunks * examples_heads; }
 };
 
 // Tiles of keys that some of the rows first_row .. first_row + rows - 1 sees, each `window` keys up to its own.
@@ -64,19 +71,42 @@ struct KeyTiles {
   }
 };
 
+struct Item {
+  int head, first_row, first_slab, window, length;
+
+  __device__ KeyTiles tiles() const { return KeyTiles(first_row, kRows, length, window); }
+};
+
+// This block's items, one after the other. Row tiles vary fastest, then chunks: blocks that run together read the same
+// values and keys.
+template <int kSlabs, typename Use>
+__device__ __forceinline__ void for_each_item(const Shape& shape, const int64_t* windows, Use use) {
+  for (int64_t index = blockIdx.x; index < shape.pairs_of_items(); index += gridDim.x) {
+    const int pair = int(index % shape.pairs), block = int(index / shape.pairs), head = block / shape.chunks;
+    const int64_t asked = windows ? windows[head % shape.heads] : 0;
+    const int window = asked > 0 && asked < shape.length ? int(asked) : shape.length + kRows;  // beyond every key
+    const int last = shape.row_tiles - 1 - pair;
+    for (int row_tile = last;; row_tile = pair) {
+      use(Item{head, row_tile * kRows, block % shape.chunks * kSlabs, window, shape.length});
+      if (row_tile == pair) break;
+    }
+  }
+}
+
 template <int kDepth, int kSlabs>
 __device__ __forceinline__ void produce(const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                        const Shape& shape, unsigned char* memory, Pipeline<kStages>& pipeline,
-                                        uint64_t* queries_full, int head, int first_row, int first_slab,
-                                        KeyTiles tiles) {
+                                        const Shape& shape, const Item& item, unsigned char* memory,
+                                        Pipeline<kStages>& pipeline, Pipeline<1>& queries, Ring<kStages>& at,
+                                        Ring<1> item_at) {
   using L = Layout<kDepth, kSlabs>;
-  mbarrier_arrive_expect(queries_full, L::kQueryBytes);
+  const int head = item.head;
+  const KeyTiles tiles = item.tiles();
+  queries.acquire(item_at, L::kQueryBytes);
 #pragma unroll
   for (int i = 0; i < kDepth / kSlabColumns; ++i)
-    tma_load(memory + i * kRows * kSlabRowBytes, q_map, queries_full, i * kSlabColumns, first_row, head);
-  const int first_variant = first_slab / shape.slabs_per_variant;
-  const int first_column = first_slab % shape.slabs_per_variant * kSlabColumns;
-  Ring<kStages> at;
+    tma_load(memory + i * kRows * kSlabRowBytes, q_map, &queries.full[0], i * kSlabColumns, item.first_row, head);
+  const int first_variant = item.first_slab / shape.slabs_per_variant;
+  const int first_column = item.first_slab % shape.slabs_per_variant * kSlabColumns;
   for (int tile = tiles.begin; tile < tiles.end; ++tile) {
     pipeline.acquire(at, L::kStageBytes);
     unsigned char* stage = memory + L::kQueryBytes + at.stage * L::kStageBytes;
@@ -144,13 +174,15 @@ struct Softmax {
 };
 
 template <typename T, int kDepth, int kSlabs>
-__device__ __forceinline__ void consume(const Shape& shape, T* out, const unsigned char* memory,
-                                        Pipeline<kStages>& pipeline, uint64_t* queries_full, int head, int first_row,
-                                        int first_slab, int window, KeyTiles tiles, int consumer) {
+__device__ __forceinline__ void consume(const Shape& shape, const Item& item, T* out, const RowSums& row_sums,
+                                        const unsigned char* memory, Pipeline<kStages>& pipeline, Pipeline<1>& queries_ring, Ring<kStages>& at,
+                                        Ring<1> item_at, int consumer) {
   using L = Layout<kDepth, kSlabs>;
   constexpr int kColumns = kSlabs * kSlabColumns;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  first_row += consumer * kWgmmaRows;
+  const int head = item.head, first_slab = item.first_slab, window = item.window;
+  const int first_row = item.first_row + consumer * kWgmmaRows;
+  const KeyTiles tiles = item.tiles();
   const int row = first_row + warp * 16 + lane / 4;  // and the one 8 below
   const KeyTiles own(first_row, kWgmmaRows, shape.length, window);
   const uint64_t queries = depth_in_rows(memory + consumer * kWgmmaRows * kSlabRowBytes);
@@ -194,7 +226,6 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
       for (int i = 0; i < 4; ++i) weights[k][i] = pack<T>(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
   };
 
-  Ring<kStages> at;
   const auto skip = [&](int begin, int end) {
     for (int tile = begin; tile < end; ++tile) {
       pipeline.wait(at);  // or the release could count for the stage's previous tile, which the other still reads
@@ -204,12 +235,14 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
   };
 
   skip(tiles.begin, own.begin);
+  queries_ring.wait(item_at);
+  if (own.begin == own.end) queries_ring.release(item_at);
   if (own.begin < own.end) {
-    mbarrier_wait(queries_full, 0);
     pipeline.wait(at);
     wgmma_fence();
     multiply_keys(at.stage);
     wgmma_wait<0>(scores);
+    if (own.begin + 1 == own.end) queries_ring.release(item_at);
     add_scores(own.begin);
     pack_weights();
     if (own.begin + 1 < own.end) pipeline.wait(at.next());
@@ -219,6 +252,7 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
       multiply_keys(next.stage);
       multiply_values(at.stage, tile > own.begin + 1);
       wgmma_wait<1>(scores);
+      if (tile + 1 == own.end) queries_ring.release(item_at);
       add_scores(tile);
       pin(scores);
       // Here already, because it is a loop: ptxas would move the next wait up past the exponentials, and they would no
@@ -242,7 +276,17 @@ __device__ __forceinline__ void consume(const Shape& shape, T* out, const unsign
   skip(own.end, tiles.end);
   if (own.begin == own.end) return;
 
-  const float inverse[2] = {1 / softmax.total(0), 1 / softmax.total(1)};
+  const float totals[2] = {softmax.total(0), softmax.total(1)}, inverse[2] = {1 / totals[0], 1 / totals[1]};
+  if (row_sums.peak && lane % 4 == 0) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      if (row + 8 * h < shape.length) {
+        const int64_t to = int64_t{head} * shape.length + row + 8 * h;
+        const float largest = softmax.largest[h], natural = largest * kLn2;
+        row_sums.peak[to] = natural;
+        row_sums.log_sum[to] = logf(totals[h]) + fmaf(largest, kLn2, -natural) + largest * kLn2Rest;
+      }
+  }
 #pragma unroll
   for (int s = 0; s < kSlabs; ++s) {
     const int slab = first_slab + s, variant = slab / shape.slabs_per_variant;
@@ -276,39 +320,38 @@ __global__ void __launch_bounds__(kThreadsSm90, 1)
                             const __grid_constant__ CUtensorMap v_map,  // [variants * batch * heads, length, width]
                             const int64_t* windows,                     // [heads] or null
                             T* out,                                     // [variants, batch, heads, length, width]
-                            Shape shape) {
+                            RowSums row_sums, Shape shape) {
   using L = Layout<kDepth, kSlabs>;
   ICL_DYNAMIC_SHARED(memory);
   auto& pipeline = *reinterpret_cast<Pipeline<kStages>*>(memory + L::kBarriers);
-  auto* queries_full = reinterpret_cast<uint64_t*>(memory + L::kBarriers + sizeof(Pipeline<kStages>));
-  // Row tiles vary fastest, then chunks: blocks that run together read the same values and keys.
-  const int block = int(blockIdx.x) / shape.row_tiles, head = block / shape.chunks;
-  const int first_row = (shape.row_tiles - 1 - int(blockIdx.x) % shape.row_tiles) * kRows;
-  const int first_slab = block % shape.chunks * kSlabs;
-  const int64_t asked = windows ? windows[head % shape.heads] : 0;
-  const int window = asked > 0 && asked < shape.length ? int(asked) : shape.length + kRows;  // beyond every key
-  const KeyTiles tiles(first_row, kRows, shape.length, window);
+  auto& queries = *reinterpret_cast<Pipeline<1>*>(memory + L::kBarriers + sizeof(Pipeline<kStages>));
   if (threadIdx.x == 0) {
-    mbarrier_init(queries_full, 1);
+    queries.init(kConsumers * 4);
     pipeline.init(kConsumers * 4);
   }
   __syncthreads();  // or a thread waits on an mbarrier that is not there yet
 
   const int warpgroup = int(threadIdx.x) / kWarpgroup;
+  Ring<kStages> at;
+  Ring<1> item_at;
   if (warpgroup == 0) {
     give_registers<kProducerRegisters>();
-    if (threadIdx.x == 0)
-      produce<kDepth, kSlabs>(q_map, k_map, v_map, shape, memory, pipeline, queries_full, head, first_row, first_slab,
-                              tiles);
+    if (threadIdx.x != 0) return;
+    for_each_item<kSlabs>(shape, windows, [&](const Item& item) {
+      produce<kDepth, kSlabs>(q_map, k_map, v_map, shape, item, memory, pipeline, queries, at, item_at);
+      item_at = item_at.next();
+    });
   } else {
     take_registers<kConsumerRegisters>();
-    consume<T, kDepth, kSlabs>(shape, out, memory, pipeline, queries_full, head, first_row, first_slab, window, tiles,
-                               warpgroup - 1);
+    for_each_item<kSlabs>(shape, windows, [&](const Item& item) {
+      consume<T, kDepth, kSlabs>(shape, item, out, row_sums, memory, pipeline, queries, at, item_at, warpgroup - 1);
+      item_at = item_at.next();
+    });
   }
 }
 
 template <typename T, int kDepth, int kSlabs>
-cudaError_t launch_typed(const FrozenAttention& p, cudaStream_t stream) {
+cudaError_t launch_typed(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
   const Shape shape(p, kSlabs);
   const auto map = [&](CUtensorMap* to, const void* data, int64_t planes, int64_t columns, int rows) {
     const int64_t stride = columns * int64_t(sizeof(T));
@@ -321,25 +364,26 @@ cudaError_t launch_typed(const FrozenAttention& p, cudaStream_t stream) {
   if (status == cudaSuccess) status = map(&v, p.v, p.variants * p.batch * p.heads, p.width, kKeys);
   if (status != cudaSuccess) return status;
   return launch(frozen_attention_kernel<T, kDepth, kSlabs>,
-                int64_t{shape.row_tiles} * shape.chunks * shape.examples_heads, kThreadsSm90,
-                Layout<kDepth, kSlabs>::kBytes, stream, q, k, v, p.window, static_cast<T*>(p.out), shape);
+                std::min<int64_t>(shape.pairs_of_items(), multiprocessors()), kThreadsSm90,
+                Layout<kDepth, kSlabs>::kBytes, stream, q, k, v, p.window, static_cast<T*>(p.out), row_sums,
+                shape);
 }
 
 // As few chunks as hold all slabs, and those of equal size.
 template <typename T, int kDepth>
-cudaError_t launch_by_slabs(const FrozenAttention& p, cudaStream_t stream) {
+cudaError_t launch_by_slabs(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
   const int64_t slabs = p.variants * (p.width / kSlabColumns);
   switch (ceil_div(slabs, ceil_div(slabs, kMostSlabs))) {
-    case 1: return launch_typed<T, kDepth, 1>(p, stream);
-    case 2: return launch_typed<T, kDepth, 2>(p, stream);
-    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, stream);
-    default: return launch_typed<T, kDepth, kMostSlabs>(p, stream);
+    case 1: return launch_typed<T, kDepth, 1>(p, row_sums, stream);
+    case 2: return launch_typed<T, kDepth, 2>(p, row_sums, stream);
+    case 3: return launch_typed<T, kDepth, std::min(3, kMostSlabs)>(p, row_sums, stream);
+    default: return launch_typed<T, kDepth, kMostSlabs>(p, row_sums, stream);
   }
 }
 
 template <typename T>
-cudaError_t launch_by_depth(const FrozenAttention& p, cudaStream_t stream) {
-  return p.depth <= 64 ? launch_by_slabs<T, 64>(p, stream) : launch_by_slabs<T, 128>(p, stream);
+cudaError_t launch_by_depth(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
+  return p.depth <= 64 ? launch_by_slabs<T, 64>(p, row_sums, stream) : launch_by_slabs<T, 128>(p, row_sums, stream);
 }
 
 }  // namespace
@@ -356,8 +400,9 @@ bool frozen_attention_sm90_fits(const FrozenAttention& p) {
          aligned(p.out);
 }
 
-cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, cudaStream_t stream) {
-  return p.dtype == Dtype::kBFloat16 ? launch_by_depth<bf16>(p, stream) : launch_by_depth<fp16>(p, stream);
+cudaError_t launch_frozen_attention_sm90(const FrozenAttention& p, const RowSums& row_sums, cudaStream_t stream) {
+  return p.dtype == Dtype::kBFloat16 ? launch_by_depth<bf16>(p, row_sums, stream)
+                                     : launch_by_depth<fp16>(p, row_sums, stream);
 }
 
 }  // namespace icl

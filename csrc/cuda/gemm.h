@@ -125,7 +125,7 @@ struct Loader {
 };
 
 template <typename T, int kM_, int kN_, int kWarpsM, int kWarpsN, bool kATransposed_ = false,
-          bool kBTransposed_ = false>
+          bool kBTransposed_ = false, bool kPieces_ = sizeof(T) == 4>
 struct Gemm {
   using Type = T;
   using M = Mma<T>;
@@ -143,6 +143,11 @@ struct Gemm {
   static_assert(kStep % M::kDepth == 0 && kColumnBlocks % 4 == 0 && kShared <= 99 * 1024 - 4096);
 
   using Tile = float[kRowBlocks][kColumnBlocks][4];
+
+  // Sums of float32 are cut, where a kernel has the registers: errors grow with the length of a piece more than with
+  // their number. In one piece, a gradient's sum over thousands of rows is several times worse than cuBLAS'.
+  static constexpr bool kPieces = kPieces_;
+  static constexpr int kPieceDepth = 128;
 
   // Where in the tile the thread's element [i][j][2 * half + e] is: row(i, half), column(j) + e.
   static __device__ __forceinline__ int row(int i, int half) {
@@ -193,8 +198,8 @@ struct Gemm {
     for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
     int stage = 0;
     for (int i = 0; i < count; ++i) {
-      Tile tile = {};
-      int left = describe(i).depth;
+      Tile tile = {}, pieces = {};  // without kPieces, the second takes no registers
+      int left = describe(i).depth, piece = kPieceDepth;
       do {
         cp_async_wait<kStages - 2>();
         // every thread's copies to this stage have landed, and no thread reads the one that is filled next any more
@@ -203,12 +208,36 @@ struct Gemm {
         multiply(stages + stage * kStage, tile);
         stage = stage == kStages - 1 ? 0 : stage + 1;
         left -= kStep;
+        if constexpr (kPieces) {
+          piece -= kStep;
+          if (piece <= 0 || left <= 0) {
+            move(tile, pieces);
+            piece = kPieceDepth;
+          }
+        }
       } while (left > 0);
-      use(i, tile);
+      if constexpr (kPieces) {
+        use(i, pieces);
+      } else {
+        use(i, tile);
+      }
     }
   }
 
  private:
+  // to += from, from = 0
+  static __device__ __forceinline__ void move(Tile& from, Tile& to) {
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumnBlocks; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          to[i][j][e] += from[i][j][e];
+          from[i][j][e] = 0;
+        }
+  }
+
   static __device__ __forceinline__ void multiply(const T* a_tile, Tile& tile) {
     const T* b_tile = a_tile + ALoader::kTile;
     const int m = threadIdx.x / 32 / kWarpsN * (16 * kRowBlocks), n = threadIdx.x / 32 % kWarpsN * (8 * kColumnBlocks);

@@ -15,7 +15,9 @@
 // Roofline: 2 N V (C + H D) operations and N V (H + 1) exponentials; at D = 64 a tile's exponentials (16 a cycle) take
 // as long as a head's product on the tensor cores of sm_80. So two small blocks share a multiprocessor, one multiplying
 // while the other exponentiates; G and M are read from the second-level cache.
+#include "cuda/head_ablation.h"
 #include "cuda/logits_tile.h"
+#include "cuda/sm90_launchers.h"
 
 namespace icl {
 namespace {
@@ -23,30 +25,6 @@ namespace {
 // of G and M, for every multiprocessor: its share of the last-level cache
 constexpr int64_t kChunkBytes = ICL_HEADS_CHUNK_KIB * 1024;
 constexpr int kWarps = 8;  // of the kernels that take a row a warp
-
-// What is known about rows and columns beside the products.
-struct Sides {
-  float* mean;          // [N], of the stream
-  float* mean_removed;  // [H, N], of what a head wrote
-  float* inverse;       // [H + 1, N], 1 / sd; row 0 is the base
-  float* head_means;    // [H, d], of the rows of W_O
-  float* sums;          // [columns of a chunk], of the rows of G
-  float* offsets;       // [columns of a chunk], b W^T + bias
-};
-
-// The factors of the products, rows aligned and with zeros between.
-template <typename T>
-struct Factors {
-  T* stream;  // [N][c], x
-  T* heads;   // [H][d][c], W_O
-  T* weight;  // [columns of a chunk][c], G
-  T* m;       // [columns of a chunk][H][d]
-  int64_t c, d;
-};
-
-struct Columns {  // of a chunk
-  int64_t first, count, tiles_per_split;
-};
 
 // float32 is centred before it is multiplied, which costs it less than subtracting products of what is far from zero.
 template <typename T>
@@ -235,20 +213,20 @@ struct StoreM {
 
 // Two sets of 64 accumulators; again a row belongs to one warp.
 template <typename T>
-using MainGemm = Gemm<T, ICL_HEADS_ROWS, ICL_HEADS_COLUMNS, ICL_HEADS_ROWS / 32, 1>;
+using MainGemm = Gemm<T, ICL_HEADS_ROWS, ICL_HEADS_COLUMNS, ICL_HEADS_ROWS / 32, 1, false, false, false>;
 
 // A tile of rows and a share of the chunk's columns a block. Product i of a tile: 0 the base, h + 1 what head h wrote.
 template <typename T>
 __global__ void __launch_bounds__(MainGemm<T>::kThreads, 2)
     main_kernel(HeadAblation p, Sides sides, Factors<T> factors, Partials partials, Columns columns,
-                unsigned row_tiles) {
+                unsigned row_tiles, int64_t tiles_per_split) {
   using G = MainGemm<T>;
   static_assert(G::kAcross == 1 && 2 * G::kRowBlocks == 4);  // lane i of four keeps what was found in their row i
   ICL_DYNAMIC_SHARED(memory);
   const int64_t first_row = int64_t{blockIdx.x % row_tiles} * G::kM, split = blockIdx.x / row_tiles;
-  const int64_t first_column = split * columns.tiles_per_split * G::kN;
+  const int64_t first_column = split * tiles_per_split * G::kN;
   if (first_column >= columns.count) return;  // a last chunk may be narrow
-  const int tiles = int(min(columns.tiles_per_split, ceil_div(columns.count - first_column, G::kN)));
+  const int tiles = int(min(tiles_per_split, ceil_div(columns.count - first_column, G::kN)));
   const int variants = int(p.h) + 1;
   const T* z = static_cast<const T*>(p.z);
   const int64_t m_stride = p.h * factors.d;
@@ -334,18 +312,20 @@ struct Finish {
 // How the workspace is used.
 template <typename T>
 struct Plan {
-
   Workspace workspace;
+  bool hopper;                 // its own main kernel
   int64_t row_tiles, columns;  // columns: of a chunk
-  ColumnSplits splits;         // of its columns
+  ColumnSplits splits;         // of its columns, but on Hopper
   Factors<T> factors;
   Sides sides;
   Partials partials;
 
-  Plan(const HeadAblation& p, void* memory)
-      : workspace(memory), row_tiles(ceil_div(p.n, MainGemm<T>::kM)), columns(columns_of(p)),
+  Plan(const HeadAblation& p, int arch, void* memory)
+      : workspace(memory), hopper(runs_on_sm90(p, arch, head_ablation_cross_entropy_sm90_fits)),
+        row_tiles(ceil_div(p.n, MainGemm<T>::kM)), columns(columns_of(p)),
         splits(columns, MainGemm<T>::kN, row_tiles), factors(factors_of(p)), sides(sides_of(p)),
-        partials(workspace, (p.h + 1) * p.n, splits.splits) {}
+        partials(workspace, (p.h + 1) * p.n,
+                 hopper ? head_ablation_cross_entropy_sm90_splits(p, columns) : splits.splits) {}
 
  private:
   static int64_t columns_of(const HeadAblation& p) {
@@ -371,8 +351,18 @@ struct Plan {
 };
 
 template <typename T>
-cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
-  const Plan<T> plan(p, memory);
+cudaError_t launch_main(const HeadAblation& p, const Plan<T>& plan, const Columns& columns, cudaStream_t stream) {
+  using G = MainGemm<T>;
+  if constexpr (sizeof(T) == 2)
+    if (plan.hopper)
+      return launch_head_ablation_chunk_sm90(p, plan.sides, plan.factors, plan.partials, columns, stream);
+  return launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p, plan.sides,
+                plan.factors, plan.partials, columns, unsigned(plan.row_tiles), plan.splits.per_split);
+}
+
+template <typename T>
+cudaError_t forward(const HeadAblation& p, void* memory, int arch, cudaStream_t stream) {
+  const Plan<T> plan(p, arch, memory);
   const Factors<T>& factors = plan.factors;
   const auto rows_by_warps = [&](auto kernel, int64_t rows, const auto&... rest) {
     return launch(kernel, ceil_div(rows, kWarps), 32 * kWarps, 0, stream, p, plan.sides, factors, rest...);
@@ -384,33 +374,31 @@ cudaError_t forward(const HeadAblation& p, void* memory, cudaStream_t stream) {
     status = launch(deviation_kernel<T>, ceil_div(p.n, G::kM) * p.h, G::kThreads, G::kShared, stream, p,
                     plan.sides);
   }
-  using G = MainGemm<T>;
   for (int64_t first = 0; first < p.v && status == cudaSuccess; first += plan.columns) {
-    const Columns columns{first, std::min(plan.columns, p.v - first), plan.splits.per_split};
+    const Columns columns{first, std::min(plan.columns, p.v - first)};
     status = rows_by_warps(weight_kernel<T>, columns.count, columns);
     const StoreM<T> store{plan.sides, factors.m, columns.count, p.h * factors.d};
     if (status == cudaSuccess)
       status = launch_product<T, false, false>(operand<T>(factors.weight, factors.c, columns.count),
                                                operand<T>(factors.heads, factors.c, p.h * factors.d), p.c, false, store,
                                                stream);
-    if (status == cudaSuccess)
-      status = launch(main_kernel<T>, plan.row_tiles * plan.splits.splits, G::kThreads, G::kShared, stream, p,
-                      plan.sides, factors, plan.partials, columns, unsigned(plan.row_tiles));
+    if (status == cudaSuccess) status = launch_main<T>(p, plan, columns, stream);
   }
   return status == cudaSuccess ? launch_combine(plan.partials, Finish{p, plan.partials.at_target}, stream) : status;
 }
 
 }  // namespace
 
-size_t head_ablation_cross_entropy_workspace(const HeadAblation& p, int) {
+size_t head_ablation_cross_entropy_workspace(const HeadAblation& p, int arch) {
   if (p.n == 0) return 0;
-  return with_type(p.dtype, [&](auto x) { return Plan<decltype(x)>(p, nullptr).workspace.size(); });
+  return with_type(p.dtype, [&](auto x) { return Plan<decltype(x)>(p, arch, nullptr).workspace.size(); });
 }
 
-cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* workspace, int, cudaStream_t stream) {
+cudaError_t launch_head_ablation_cross_entropy(const HeadAblation& p, void* workspace, int arch,
+                                               cudaStream_t stream) {
   if (p.n == 0) return cudaSuccess;
   if (std::max(p.c, p.d) > kMaxDepth) return cudaErrorInvalidValue;
-  return with_type(p.dtype, [&](auto x) { return forward<decltype(x)>(p, workspace, stream); });
+  return with_type(p.dtype, [&](auto x) { return forward<decltype(x)>(p, workspace, arch, stream); });
 }
 
 }  // namespace icl

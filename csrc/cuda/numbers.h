@@ -12,7 +12,8 @@ namespace icl {
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
 
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f, kLog2ERest = 1.92596303e-8f;    // a float, and what it leaves
+constexpr float kLn2 = 0.693147182f, kLn2Rest = -1.90465432e-9f;
 
 // Of two integers of any width, as the wider: an int with an int64_t is an int64_t
 template <typename A, typename B>

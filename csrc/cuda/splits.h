@@ -17,11 +17,12 @@ inline double split_time(int64_t row_tiles, int64_t column_tiles, int64_t places
   return double(rounds) * (double(tiles) + kBlockStart);
 }
 
-// The splits that finish soonest, of several the fewest. All work spread evenly is the least that so many can take.
-inline int64_t best_splits(int64_t row_tiles, int64_t column_tiles, int64_t places) {
-  int64_t best = 1;
-  double soonest = split_time(row_tiles, column_tiles, places, 1);
-  for (int64_t splits = 2; splits <= column_tiles; ++splits) {
+// The splits that finish soonest, `least` or more, of several the fewest. All work spread evenly is the least time that
+// so many can take.
+inline int64_t best_splits(int64_t row_tiles, int64_t column_tiles, int64_t places, int64_t least = 1) {
+  int64_t best = least < column_tiles ? least : column_tiles;
+  double soonest = split_time(row_tiles, column_tiles, places, best);
+  for (int64_t splits = best + 1; splits <= column_tiles; ++splits) {
     if (double(row_tiles) * (double(column_tiles) + kBlockStart * double(splits)) / double(places) >= soonest) break;
     const double time = split_time(row_tiles, column_tiles, places, splits);
     if (time < soonest) soonest = time, best = splits;

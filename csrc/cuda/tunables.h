@@ -57,6 +57,17 @@
 #define ICL_HEADS_CHUNK_KIB 256  // of G and M for every multiprocessor
 #endif
 
+// ---- head_ablation_cross_entropy_sm90.cu ----
+#ifndef ICL_HEADS_SM90_STAGES
+#define ICL_HEADS_SM90_STAGES 6
+#endif
+#ifndef ICL_HEADS_SM90_STAGGER
+#define ICL_HEADS_SM90_STAGGER true  // whether one consumer starts a ring's length after the other
+#endif
+#ifndef ICL_HEADS_SM90_ROWS_MIB
+#define ICL_HEADS_SM90_ROWS_MIB 12  // of rows that are multiplied at a time: a share of the last-level cache
+#endif
+
 // ---- cross_entropy_difference.cu ----
 #ifndef ICL_DIFFERENCE_ROWS
 #define ICL_DIFFERENCE_ROWS 128  // 32 a warp
@@ -66,6 +77,20 @@
 #endif
 #ifndef ICL_DIFFERENCE_WARPS_ACROSS
 #define ICL_DIFFERENCE_WARPS_ACROSS 2
+#endif
+
+// ---- cross_entropy_difference_sm90.cu ----
+#ifndef ICL_DIFFERENCE_SM90_STAGES
+#define ICL_DIFFERENCE_SM90_STAGES 8  // of the ring; shared memory has room for 14 slabs, what is left keeps weights
+#endif
+#ifndef ICL_DIFFERENCE_SM90_UNDER_WAY
+#define ICL_DIFFERENCE_SM90_UNDER_WAY 1  // steps of depth whose products are not waited for
+#endif
+#ifndef ICL_DIFFERENCE_SM90_LEAD
+#define ICL_DIFFERENCE_SM90_LEAD 6  // steps of depth that one consumer issues before the other begins
+#endif
+#ifndef ICL_DIFFERENCE_SM90_ROWS_MIB
+#define ICL_DIFFERENCE_SM90_ROWS_MIB 24  // of rows that are multiplied at a time: a share of the last-level cache
 #endif
 
 // ---- attention_forward.h, bf16 and fp16: the shape for few columns and the one for many ----

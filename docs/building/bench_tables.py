@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# the part of a report's name that says where it was made, and what that is called
+MACHINES = {"cpu": "", "amx": ", on a CPU with AMX", "h100": ", on an H100"}
 
 
 def sections() -> str:
-    """A section for each report that `bench/run.py` wrote, the newest of each bench; and one for the rest."""
-    newest: dict[str, tuple[str, Path, dict[str, Any]]] = {}
+    """A section for each report that `bench/run.py` wrote, the newest of each bench and kind of machine; and one for
+    the rest.
+    """
+    newest: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
     others, parts = [], []
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
+        if "stages" in report:  # of gpu-check, which docs/gpu.md tells of
+            continue
         if "benches" not in report:
             others.append((path, report))
             continue
         for bench in report["benches"]:
-            newest[bench["name"]] = path.name, path, report
-    for name, (_, path, report) in sorted(newest.items()):
+            newest[bench["name"], path.name.split("-")[3]] = path, report
+    for (name, machine), (path, report) in sorted(newest.items()):
         bench = next(one for one in report["benches"] if one["name"] == name)
-        parts.append(f"## {name}\n\n{_made(path, report)}\n\n{_cases(bench['cases'])}")
+        parts.append(f"## {name}{MACHINES[machine]}\n\n{_made(path, report)}\n\n{_cases(bench['cases'])}")
         if targets := [target for target in report["targets"] if target["bench"] == name and target["measured"]]:
             parts.append(f'??? info "Against the targets"\n\n{_indented(_targets(targets))}')
     listed = "\n".join(f"- {_made(path, report['environment'])}" for path, report in others)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ class Workspace:
         self.repair, self.force = repair, force
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
         self.partial = _partial(out)
+        self._to_join: dict[Path, Mapping[str, np.ndarray]] = {}  # parts that were written here
 
     def finished(self) -> bool:
         """Whether the result is complete; what a killed process left beside it is then swept.
@@ -282,15 +284,21 @@ class Workspace:
         """
         path = self._path(step, part)
         named: dict[str, Any] = {**arrays, _PART: np.array(self._seal(path, arrays))}
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **named)
+        packed = BytesIO()  # not the file itself, which zipfile would flush and seek in for each array
+        np.savez(packed, **named)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
+        if part is not None:
+            self._to_join[path] = arrays
 
     def close(self, step: int, parts: int, join: Callable[[list[Arrays]], Mapping[str, np.ndarray]]) -> None:
         """Put the parts of a step together, in their order."""
+        paths = [self._path(step, part) for part in range(parts)]
         if not self._readable(self._path(step)):
-            self.write(step, None, join([self.read(step, part) for part in range(parts)]))
-        for part in range(parts):
-            self._path(step, part).unlink(missing_ok=True)
+            self.write(step, None, join([dict(self._to_join.get(path) or self._load(path)) for path in paths]))
+        for path in paths:
+            self._to_join.pop(path, None)
+            path.unlink(missing_ok=True)
 
     def finish(self, dataset: xr.Dataset) -> None:
         """Write the result and remove the parts.

@@ -21,7 +21,10 @@ from icl_fast.models.interventions import Taps, site
 from icl_fast.models.layer_stream import LayerStream
 from icl_fast.models.members import MemberLinear, MemberNorm
 from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rotate, softmax_or_zeros
-from icl_fast.ops import smeared_attention
+from icl_fast.ops import _backend, smeared_attention
+
+# Where the processor multiplies bfloat16 our kernels use it, and are faster than torch's attention in bfloat16.
+_BFLOAT16_UNIT = _backend.bfloat16_unit() is not None
 
 Linear = Callable[[nn.Linear, Tensor], Tensor]  # how a projection is applied
 
@@ -268,6 +271,11 @@ class Attention(nn.Module):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention without its pattern; heads of one window together: a mask [T,T], not [H,T,T]."""
+        if _BFLOAT16_UNIT and _is_bfloat16_on_cpu(q):
+            as_they_are = q.new_full(
+                (self.config.heads,), math.inf, dtype=torch.float32
+            )  # a share of 1 for the key itself
+            return smeared_attention(q, k, v, as_they_are, scale=self.scale, window=self.windows)
         length, written = q.shape[-2], [q] * self.config.heads
         for window, heads in self.heads_of_window.items():
             dense = window is None or window >= length
@@ -293,6 +301,12 @@ class Attention(nn.Module):
         w_o = self.w_o
         by_member = z.view(*w_o.shape[:-3], -1, *z.shape[1:])  # [B,H,T,D], of members [P,B,H,T,D]
         return torch.einsum("...bhtd,...hdc->...bhtc", by_member, w_o).reshape(*z.shape[:-1], self.config.width)
+
+
+def _is_bfloat16_on_cpu(q: Tensor) -> bool:
+    """Whether it will be, under autocast."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    return q.device.type == "cpu" and dtype == torch.bfloat16
 
 
 class Block(nn.Module):

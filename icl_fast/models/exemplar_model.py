@@ -6,6 +6,7 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icl_fast.arguments import shown, whole_numbers
@@ -152,8 +153,8 @@ class ExemplarModel(nn.Module):
         """The sequence before the first layer, `[P,B,T,C]`, from exemplars `[P,B,n+1,C]`."""
         config = self.config
         members, width = len(exemplars), config.width
-        rows = torch.arange(members, device=labels.device)[:, None, None]
-        labelled = self.embed_label.weight[rows, labels]
+        rows = torch.arange(members, device=labels.device)[:, None, None] * config.outputs + labels
+        labelled = F.embedding(rows, self.embed_label.weight.flatten(0, 1))  # its gradient needs no sort on a GPU
         pairs = torch.stack((exemplars[:, :, :-1], labelled), dim=3).flatten(2, 3)
         stream = torch.cat((pairs, exemplars[:, :, -1:]), dim=2)
         if self.position is not None:

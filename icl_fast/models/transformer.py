@@ -143,6 +143,14 @@ class Transformer(nn.Module):
         ]
         return torch.cat(found).view(targets.shape)
 
+    def mean_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of `token_losses`, and those losses without a gradient: what a training needs, for less."""
+        if self.config.logit_cap is None:
+            weight, bias = self.unembed.weight, self.unembed.bias
+            return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction="mean_and_losses")
+        losses = self.token_losses(hidden, targets)
+        return losses.mean(), losses.detach()
+
     def capped(self, logits: Tensor) -> Tensor:
         """Logits under the config's cap, if it has one."""
         return logits if (cap := self.config.logit_cap) is None else cap * torch.tanh(logits / cap)

@@ -44,6 +44,26 @@ def register(schema: str, body: Body, empty: Body, derivative: tuple[Body, Body,
     return op
 
 
+def register_out(schema: str, body: Body) -> Any:
+    """Register an op that returns nothing and writes into its last argument, `Tensor(a!) out`; otherwise as `register`.
+
+    It has no derivatives, and refuses `vmap`, as torch's own do with an `out`.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, torch._disable_dynamo(_without_autocast(body)), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"icl_fast::{name}", lambda *inputs: None, lib=_LIBRARY)
+    op = getattr(torch.ops.icl_fast, name).default
+    compute = _forward_only(name.removesuffix("_out"), op)
+
+    def written(*inputs: Any) -> None:
+        compute(*inputs)
+        torch.autograd.graph.increment_version(inputs[-1])
+
+    _LIBRARY.impl(name, written, "Autograd")
+    return op
+
+
 def derivative_of_backward(plain: Body) -> tuple[Body, Body, Body]:
     """The `derivative` of a backward op, from the same in plain torch: for second derivatives."""
 

@@ -14,6 +14,10 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LARGEST = torch.finfo(torch.float32).max
+# asked once: torch.compile does not follow is_autocast_available in every torch
+_AUTOCAST_DEVICES = {
+    device for device in ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia") if torch.amp.is_autocast_available(device)
+}
 
 
 def check_shapes(op: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -250,7 +254,7 @@ def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor 
 
 def autocast_is_on(tensor: Tensor) -> bool:
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

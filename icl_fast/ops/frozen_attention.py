@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_fast.ops import _backend
 from icl_fast.ops._attention import batch_blocks, causal_scores, weigh
-from icl_fast.ops._library import register
+from icl_fast.ops._library import register, register_out
 from icl_fast.ops._registry import Kernel, Kernels
 from icl_fast.ops._validate import (
     accumulate_dtype,
@@ -38,6 +38,7 @@ def frozen_attention(
     window: int | Sequence[int | None] | Tensor | None = None,
     rows: Tensor | None = None,
     pattern: Tensor | None = None,
+    out: Tensor | None = None,
     products: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -64,18 +65,21 @@ def frozen_attention(
             not looked at; below 0 is dense too.
         rows: integers [B,R], 0-based query positions to compute, in any order, repeats allowed. None: all T.
         pattern: [B,H,T,T] (query, key), an explicit pattern, applied as it is: no mask, no normalisation.
+        out: contiguous, of the shape and dtype of the result, which is written there: for calls in a loop, where the
+            pages of a new result of tens of megabytes cost a CPU a fifth of the time.
         products: "bfloat16": q, k, v and the pattern are rounded to it where they are multiplied; softmax and sums stay
             float32. For float32 inputs on a CPU with bfloat16 units (see `icl-fast info`); elsewhere it is the slower
             way to the same. None or "float32": as they are.
         impl: "auto" (the best built one), "reference", "cpu" or "cuda"; one that is named is never replaced by another.
 
     Returns:
-        [A,B,H,R,Dv] in the dtype of v; R = T without `rows`.
+        [A,B,H,R,Dv] in the dtype of v; R = T without `rows`. `out`, if it was given.
 
     Raises:
         ValueError: shapes or devices that disagree; q or k missing without a pattern; a pattern with q, k or a window;
             a negative window; a scale that is not finite; a row out of range (looked at on CPU only: on a GPU it is
-            undefined); products="bfloat16" of float32 inputs on a GPU; unknown products or impl.
+            undefined); an `out` that is not contiguous or shares memory with an input; products="bfloat16" of float32
+            inputs on a GPU; unknown products or impl.
         TypeError: dtypes that disagree or are not taken.
         RuntimeError: a derivative is asked (an input requires grad in grad mode, or carries a forward-mode tangent);
             `impl` is not built.
@@ -99,7 +103,18 @@ def frozen_attention(
         check_device(OP, "rows", rows, "v", v)
     window = window_per_head(OP, window, sizes["H"], v.device)
     scale = as_number(OP, "scale", scale)
-    out: Tensor = _forward_op(q, k, v, scale, window, rows, pattern, products, KERNELS.choose(impl, v))
+    arguments = q, k, v, scale, window, rows, pattern, products, KERNELS.choose(impl, v)
+    if out is None:
+        result: Tensor = _forward_op(*arguments)
+        return result
+    if rows is None:
+        check_shapes(OP, v=(v, "A B H T Dv"), out=(out, "A B H T Dv"))
+    else:
+        check_shapes(OP, v=(v, "A B H T Dv"), rows=(rows, "B R"), out=(out, "A B H R Dv"))
+    check_floating(OP, v=v, out=out)
+    if not out.is_contiguous():
+        raise ValueError(f"{OP}: out must be contiguous, got strides {list(out.stride())}")
+    _out_op(*arguments, out)
     return out
 
 
@@ -112,14 +127,14 @@ def reference_forward(
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
     products: str | None,
-) -> Tensor:  # [A,B,H,R,Dv]
-    variants, batch, heads, length, width = v.shape
+    out: Tensor,  # [A,B,H,R,Dv], written into
+) -> None:
+    batch, heads, length = v.shape[1:4]
     if products == "bfloat16":
         q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     wide = accumulate_dtype(v.dtype)
     if rows is None:
         rows = torch.arange(length, device=v.device).expand(batch, length)
-    out = v.new_empty(variants, batch, heads, rows.shape[1], width)
     for block in batch_blocks(batch, heads * rows.shape[1] * length):
         if pattern is not None:
             weights = _take_rows(pattern[block], rows[block]).to(wide)
@@ -129,7 +144,6 @@ def reference_forward(
         else:
             raise ValueError(f"{OP}: q and k are needed without a pattern")
         out[:, block] = weigh(weights, v[:, block].to(wide)).to(v.dtype)
-    return out
 
 
 def _rounded(tensor: Tensor | None) -> Any:
@@ -153,13 +167,12 @@ def compiled_forward(
     rows: Tensor | None,  # [B,R]
     pattern: Tensor | None,  # [B,H,T,T]
     products: str | None,
-) -> Tensor:  # [A,B,H,R,Dv]
+    out: Tensor,  # [A,B,H,R,Dv], written into
+) -> None:
     """`reference_forward` by a kernel of csrc."""
     if products == "bfloat16" and v.dtype == torch.float32 and _backend.bfloat16_unit() is None:
         q, k, v, pattern = map(_rounded, (q, k, v, pattern))
     variants, batch, heads, length, width = v.shape
-    row_count = length if rows is None else rows.shape[1]
-    out = v.new_empty(variants, batch, heads, row_count, width)
     _backend.run(
         "frozen_attention",
         place,
@@ -170,13 +183,12 @@ def compiled_forward(
         batch=batch,
         heads=heads,
         length=length,
-        rows_per_example=row_count,
+        rows_per_example=out.shape[3],
         depth=0 if q is None else q.shape[3],
         width=width,
         scale=scale,
         products=products or str(v.dtype).removeprefix("torch."),
     )
-    return out
 
 
 KERNELS = Kernels(OP, reference=Kernel(reference_forward))
@@ -194,10 +206,29 @@ def _forward(
     products: str | None,
     impl: str,
 ) -> Tensor:
+    out = _empty(q, k, v, scale, window, rows)
+    _forward_into(q, k, v, scale, window, rows, pattern, products, impl, out)
+    return out
+
+
+def _forward_into(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    scale: float,
+    window: Tensor | None,
+    rows: Tensor | None,
+    pattern: Tensor | None,
+    products: str | None,
+    impl: str,
+    out: Tensor,
+) -> None:
     if rows is not None:
         check_index_range(OP, "rows", rows, v.shape[3])
-    out: Tensor = KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, products)
-    return out
+    for name, tensor in {"q": q, "k": k, "v": v, "pattern": pattern}.items():
+        if tensor is not None and tensor.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() != 0:
+            raise ValueError(f"{OP}: out shares memory with {name}; give a tensor of its own")
+    KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, products, out)
 
 
 def _empty(
@@ -218,4 +249,9 @@ _forward_op = register(
     " str? products, str impl) -> Tensor",
     _forward,
     _empty,
+)
+_out_op = register_out(
+    "frozen_attention_out(Tensor? q, Tensor? k, Tensor v, float scale, Tensor? window, Tensor? rows, Tensor? pattern,"
+    " str? products, str impl, Tensor(a!) out) -> ()",
+    _forward_into,
 )

@@ -3,12 +3,17 @@
 Values travel through Ray's object store: they reach a node once, however many tasks there read them, and need no file
 system that nodes share. A value is put there as bytes, which the workers of a node map and do not copy; each of them
 unpickles a value once for all its tasks in a row.
+
+What is one task to Ray may be several of ours, of one value: each costs this process and its worker some milliseconds,
+and the worker is idle meanwhile.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,10 @@ PROGRAM_BYTES = 1 << 30  # of a worker: Python, torch and what they load
 ROUNDED_TO = 64 << 20
 MOST_A_GPU = 4  # tasks: each has a context of CUDA of its own
 COUNTED_EVERY = 2.0  # seconds: Ray is asked which nodes there are
+# seconds after which a worker gives back what it has not begun: more is not lost with it, beside the task it is at
+TOGETHER = 2.0
+
+_Task = tuple[Callable[[Sequence[Any]], Any], Sequence[Any]]  # what begins keys of a value, and which
 
 
 class RayRunner(Runner):
@@ -56,35 +65,43 @@ class RayRunner(Runner):
         work: Iterable[tuple[Value, Sequence[Key]]],
         needs: Needs,
     ) -> Iterator[tuple[Key, Result]]:
-        shared, pending = _Put(compute), dict[Any, Any]()
-        tasks = self._tasks(shared, work, needs)
+        tasks, left, pending = self._tasks(compute, work, needs), deque[_Task](), dict[Any, _Task]()
         try:
             while True:
                 # so many that no worker waits for this process, and few values in the store
-                while len(pending) < 2 * self.workers + 2 and (task := next(tasks, None)):
-                    key, result = task
-                    pending[result] = key
+                while len(pending) < 2 * self.workers + 2 and (task := left.popleft() if left else next(tasks, None)):
+                    begin, keys = task
+                    pending[begin(keys)] = task
                 if not pending:
                     return
                 ended, _ = ray.wait([*pending])
-                key = pending.pop(ended[0])
-                yield key, _got(ended[0], key)
+                begin, keys = pending.pop(ended[0])
+                results = _got(ended[0], keys)
+                # what takes so long is done one by one, so that others can have it
+                left.extend((begin, [key]) for key in keys[len(results) :])
+                yield from zip(keys, results, strict=False)
         finally:
             for result in pending if ray.is_initialized() else ():
                 ray.cancel(result, force=True)
 
     def _tasks(
-        self, shared: _Put, work: Iterable[tuple[Any, Sequence[Any]]], needs: Needs
-    ) -> Iterator[tuple[Any, Any]]:
-        """Each task as it is begun: its key, and the reference to its result."""
-        do = ray.remote(_do)
+        self, compute: Callable[[Any, Any], Any], work: Iterable[tuple[Any, Sequence[Any]]], needs: Needs
+    ) -> Iterator[_Task]:
+        """What is begun together: the more of a value is left the more, so that its last ones keep all workers busy."""
+        shared, do = _Put(compute), ray.remote(_do)
         for value, keys in work:
             if not keys:
                 continue
             put = _Put(value)
             options = self._options(needs, shared.bytes + 2 * put.bytes)  # a value is also converted
-            for key in keys:
-                yield key, do.options(**options).remote(needs.threads, shared.id, shared.ref, put.id, put.ref, key)
+            begin = partial(
+                do.options(**options).remote, needs.threads, TOGETHER, shared.id, shared.ref, put.id, put.ref
+            )
+            begun = 0
+            while begun < len(keys):
+                count = -(-(len(keys) - begun) // (2 * max(self.workers, 1)))
+                yield begin, keys[begun : begun + count]
+                begun += count
 
     def _options(self, needs: Needs, values: int) -> dict[str, Any]:
         """What Ray is told of a task."""
@@ -112,11 +129,24 @@ class _Put:
 _held: dict[str, tuple[str, Any]] = {}  # in a worker: what it unpickled last
 
 
-def _do(threads: int, shared_id: str, shared: np.ndarray, value_id: str, value: np.ndarray, key: Any) -> Any:
-    """A task, in a worker."""
+def _do(
+    threads: int,
+    together: float,
+    shared_id: str,
+    shared: np.ndarray,
+    value_id: str,
+    value: np.ndarray,
+    keys: Sequence[Any],
+) -> list[Any]:
+    """A task, in a worker: the results of the first keys, as many as there is time for, and of one at least."""
     torch.set_num_threads(threads)
-    compute = _unpacked("shared", shared_id, shared)
-    return compute(_unpacked("value", value_id, value), key)
+    compute, value = _unpacked("shared", shared_id, shared), _unpacked("value", value_id, value)
+    end, results = time.monotonic() + together, list[Any]()
+    for key in keys:
+        results.append(compute(value, key))
+        if time.monotonic() >= end:
+            break
+    return results
 
 
 def _unpacked(name: str, identity: str, packed: np.ndarray) -> Any:
@@ -126,21 +156,23 @@ def _unpacked(name: str, identity: str, packed: np.ndarray) -> Any:
     return _held[name][1]
 
 
-def _got(result: Any, key: Any) -> Any:
-    """The result of a task that has ended.
+def _got(task: Any, keys: Sequence[Any]) -> list[Any]:
+    """The results of a task that has ended.
 
     Raises:
         InputError: what it was given cannot be right, or its workers were lost again and again.
         Exception: another error that it raised.
     """
     try:
-        return ray.get(result)
+        results: list[Any] = ray.get(task)
+        return results
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        named = f"task{'s' * (len(keys) > 1)} {', '.join(map(str, keys))}"
         tried = f"it was tried {LOST_AT_MOST + 1} times and lost its worker each time"
-        raise InputError(f"ray: task {key} cannot be done, {tried} ({reason}); see Ray's logs for why") from error
+        raise InputError(f"ray: {named} cannot be done, {tried} ({reason}); see Ray's logs for why") from error
 
 
 def _nodes() -> list[dict[str, Any]]:

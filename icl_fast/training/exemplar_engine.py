@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icl_fast.data.sequences import Sequences
 from icl_fast.errors import InputError
 from icl_fast.models import Clamps, ExemplarModel, Intervention
 from icl_fast.runs.exemplar_config import ExemplarTraining
+from icl_fast.training.exemplar_draws import Draws
 from icl_fast.training.exemplar_steps import (
     Architecture,
     Batches,
@@ -28,33 +28,7 @@ from icl_fast.training.sizes import check_step_fits
 
 State = dict[str, Tensor]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-Noise = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """S consecutive steps of P members: integers `[S,P,B,...]` as in `Sequences`; `noise` of a step, if any.
-
-    Attributes:
-        noise: given 0 to S - 1, what to add to that step's features, `[P,B,n+1,F]`.
-    """
-
-    classes: Tensor
-    exemplars: Tensor
-    labels: Tensor
-    target: Tensor
-    noise: Noise | None = None
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-
-def steps_of(sequences: Sequences, steps: int, noise: Noise | None = None) -> Draws:
-    """Cut the sequences of P members, `[P,S*B,...]`, into steps."""
-    names = ("classes", "exemplars", "labels", "target")
-    cut = (getattr(sequences, name).unflatten(1, (steps, -1)).transpose(0, 1).contiguous() for name in names)
-    classes, exemplars, labels, target = cut
-    return Draws(classes, exemplars, labels, target, noise)
+_TOGETHER = 10  # steps of one CUDA graph: what is launched between graphs then takes next to no time
 
 
 class Engine(Protocol):
@@ -189,13 +163,14 @@ def _is_in(part: str, name: str) -> bool:
 class PlainEngine:
     """Autograd and `torch.optim.Adam`: what the fused engine is compared with.
 
-    On CUDA a step is one CUDA graph, unless there are interventions: they may wait for the device.
+    On CUDA steps are CUDA graphs, unless there are interventions: they may wait for the device.
     """
 
     def __init__(self, task: Task) -> None:
         self.task, self.model = task, task.model
         self.parameters = dict(task.model.named_parameters())
         self.cuda = task.features.device.type == "cuda"
+        self.graphs, self.together = self.cuda and not task.interventions, _TOGETHER
         if not self.cuda:
             check_step_fits(task.training, task.model.config, task.model.members)
         # of each group of members its part of every parameter: the same numbers, with a learning rate of their own
@@ -203,11 +178,10 @@ class PlainEngine:
             {name: nn.Parameter(parameter.detach()[members]) for name, parameter in self.parameters.items()}
             for members, _ in task.groups
         ]
-        rates = [torch.zeros((), device=task.features.device) if self.cuda else 0.0 for _ in task.groups]
         self.adam = torch.optim.Adam(
-            [{"params": list(parts.values()), "lr": rate} for parts, rate in zip(self.parts, rates, strict=True)],
+            [{"params": list(parts.values())} for parts in self.parts],
             betas=task.training.betas,
-            fused=not self.cuda,
+            fused=True,
             capturable=self.cuda,
         )
         _ = task.l2  # refuse what cannot be, before the first step
@@ -216,29 +190,25 @@ class PlainEngine:
             for name, mask in task.trainable.items()
             if not bool(mask.all())
         }
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: list[Tensor] = []
+        self.captured: dict[int, _Captured] = {}
 
     def run(self, draws: Draws, step: int) -> Tensor:
         """See `Engine`."""
-        losses = []
-        for i in range(len(draws)):
-            inputs = [draws.classes[i], draws.exemplars[i], draws.labels[i], draws.target[i]]
-            if draws.noise is not None:
-                inputs.append(draws.noise(i))
-            for group, rate in zip(self.adam.param_groups, self.task.rates(step + i), strict=True):
-                if self.cuda:
-                    group["lr"].fill_(rate)
-                else:
-                    group["lr"] = rate
-            if self.cuda and not self.task.interventions:
-                losses.append(self._replay(inputs, step + i))
-            else:
-                losses.append(self._update(*inputs))
+        rates = [self.task.rates(step + i) for i in range(len(draws))]
+        if self.graphs:
+            # all rates at once: to copy something there waits for the device
+            return self._replay(draws, step, torch.tensor(rates, device=self.task.features.device))
+        losses = [self._update(rates[i], *(value[0] for value in _inputs(draws, i, 1))) for i in range(len(draws))]
         return torch.stack(losses).cpu()
 
     def _update(
-        self, classes: Tensor, exemplars: Tensor, labels: Tensor, target: Tensor, noise: Tensor | None = None
+        self,
+        rates: Sequence[float] | Tensor,
+        classes: Tensor,
+        exemplars: Tensor,
+        labels: Tensor,
+        target: Tensor,
+        noise: Tensor | None = None,
     ) -> Tensor:
         features = self.task.features[classes, exemplars]
         if noise is not None:
@@ -248,10 +218,7 @@ class PlainEngine:
         # a sum over members, so that the gradient of each is what it would be alone
         total = losses.sum() + self.task.penalty().sum()
         for parameter in self.parameters.values():
-            if not self.cuda:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
+            parameter.grad = None
         total.backward()  # type: ignore[no-untyped-call]
         for name, mask in self.masks.items():
             gradient = self.parameters[name].grad
@@ -261,32 +228,37 @@ class PlainEngine:
             for name, part in parts.items():
                 gradient = self.parameters[name].grad  # None: an intervention cut the weight off
                 part.grad = None if gradient is None else gradient[members]
+        for group, rate in zip(self.adam.param_groups, rates, strict=True):
+            group["lr"] = rate
         self.adam.step()
         return losses.detach()
 
-    def _replay(self, inputs: list[Tensor], step: int) -> Tensor:
-        if self.graph is None:
-            self._capture(inputs, step)
-        assert self.graph is not None
-        for static, value in zip(self.inputs, inputs, strict=True):
-            static.copy_(value)
-        self.graph.replay()
-        return self.losses.clone()
+    def _replay(self, draws: Draws, step: int, rates: Tensor) -> Tensor:
+        """The steps as graphs of several, then of one each."""
+        losses = rates.new_empty(len(draws), self.model.members)
+        at = 0
+        while at < len(draws):
+            count = self.together if len(draws) - at >= self.together else 1
+            inputs = [rates[at : at + count], *_inputs(draws, at, count)]
+            if count not in self.captured:
+                self._capture(inputs, step + at)
+            captured = self.captured[count]
+            for static, value in zip(captured.inputs, inputs, strict=True):
+                static.copy_(value)
+            captured.replay()
+            losses[at : at + count] = captured.losses
+            at += count
+        return losses.cpu()
 
     def _capture(self, inputs: list[Tensor], step: int) -> None:
-        self.inputs = [value.clone() for value in inputs]
         weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        moments = self.state()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._update(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.losses = self._update(*self.inputs)
-        # warming up and capturing moved the weights
+        moments, static = self.state(), [value.clone() for value in inputs]
+
+        def update(count: int) -> Tensor:
+            return torch.stack([self._update(*(value[i] for value in static)) for i in range(count)])
+
+        self.captured[len(inputs[0])] = _Captured(static, *capture(update, len(inputs[0])))
+        # warming up moved the weights
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
@@ -315,6 +287,38 @@ class PlainEngine:
                 self.adam.state[part]["step"].fill_(step)
                 for key in _MOMENTS:
                     self.adam.state[part][key].copy_(state[f"{key}.{name}"][members])
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """Steps as a CUDA graph: where it reads rates and draws, what runs it, and where it leaves the losses."""
+
+    inputs: list[Tensor]
+    replay: Callable[[], None]
+    losses: Tensor
+
+
+def capture(update: Callable[[int], Tensor], count: int) -> tuple[Callable[[], None], Tensor]:
+    """So many steps as a CUDA graph: what runs it, and the tensor that then has the losses. Warming up takes steps."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            update(1)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        losses = update(count)
+    return graph.replay, losses
+
+
+def _inputs(draws: Draws, at: int, count: int) -> list[Tensor]:
+    """The draws of some steps, `[S,P,B,...]`."""
+    some = slice(at, at + count)
+    inputs = [draws.classes[some], draws.exemplars[some], draws.labels[some], draws.target[some]]
+    if draws.noise is not None:
+        inputs.append(torch.stack([draws.noise(i) for i in range(at, at + count)]))
+    return inputs
 
 
 class FusedEngine:

@@ -25,12 +25,12 @@ from icl_fast.runs.snapshot_schedule import snapshot_steps
 from icl_fast.runs.states import check_count, check_state
 from icl_fast.scale import HERE, Runner
 from icl_fast.training.callbacks import NOBODY, Callback, log
-from icl_fast.training.exemplar_engine import Draws, Engine, Task, check_losses, make_engine, steps_of
+from icl_fast.training.exemplar_draws import Drawer
+from icl_fast.training.exemplar_engine import Engine, Task, check_losses, make_engine
 from icl_fast.training.member_groups import MemberGroups
 from icl_fast.training.schedules import learning_rate
 from icl_fast.training.sizes import check_exemplar_run_fits
 
-_CHUNK_BYTES = 32 * 2**20  # of integer draws; larger calls cost less per sequence
 _LONGEST_CALL = 2.0  # seconds of steps in one call, so that Ctrl-C is heard
 
 
@@ -80,11 +80,13 @@ class ExemplarTrainer:
         self.model = self.population.model(exemplars).to(device)
         trainable = _graft(self.model, self.population)
         self.clamps = self.population.clamps().to(device)
-        self.sampler = training_sequences(self.population.sequences, exemplars, device)
+        sampler = training_sequences(self.population.sequences, exemplars, device)
         self.evaluators = self.population.evaluators(
             exemplars, config.evaluation.names, config.evaluation.sequences, device
         )
         self.features = exemplars.features.to(device)
+        noise = self.features.shape[-1] if self.population.noisy else 0
+        self.draws = Drawer(sampler, config.training.batch, config.training.steps, noise)
         check_any_batch(self.interventions, self.model.config)
         own = tuple(member.config.training for member in self.population.all)
         self.task = Task(self.model, self.features, self.clamps, trainable, config.training, self.interventions, own)
@@ -119,7 +121,7 @@ class ExemplarTrainer:
             count = min(until - self.step, self._call())
             started = time.monotonic()
             if self.groups is None:
-                losses = self.engine.run(self._draws(count), self.step)
+                losses = self.engine.run(self.draws(self.step, count), self.step)
             else:
                 losses = self.groups.run(self.step, count)
             self.rate = count / max(time.monotonic() - started, 1e-9)
@@ -179,21 +181,8 @@ class ExemplarTrainer:
 
     def _call(self) -> int:
         """How many steps to take in one call."""
-        config = self.config
-        words = self.model.members * config.training.batch * (4 * config.sequences.pairs + 3)
-        by_memory = max(1, _CHUNK_BYTES // (8 * words))
         by_time = max(1, int(self.rate * _LONGEST_CALL)) if self.rate else 16
-        return min(by_memory, by_time)
-
-    def _draws(self, count: int) -> Draws:
-        batch = self.config.training.batch
-        start = self.step * batch
-
-        def noise(i: int) -> Tensor:
-            return self.sampler.noise(start + i * batch, batch, self.features.shape[-1])
-
-        sequences = self.sampler.draw(start, count * batch)
-        return steps_of(sequences, count, noise if self.population.noisy else None)
+        return min(self.draws.most, by_time)
 
     def save(self, run: Run) -> None:
         """Write the state, after which a run can go on."""

@@ -17,7 +17,8 @@ from icl_fast.errors import InputError
 from icl_fast.models import make_exemplar_model
 from icl_fast.runs import Population
 from icl_fast.scale import Needs, Runner
-from icl_fast.training.exemplar_engine import Engine, FusedEngine, State, Task, steps_of
+from icl_fast.training.exemplar_draws import steps_of
+from icl_fast.training.exemplar_engine import Engine, FusedEngine, State, Task
 
 
 @dataclass(frozen=True)

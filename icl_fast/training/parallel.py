@@ -28,8 +28,8 @@ class Losses(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of inputs and targets [B,T], and the mean over examples at each position [T], as float64."""
         hidden, _ = self.model.hidden(inputs)
-        losses = self.model.token_losses(hidden, targets)  # [B,T]
-        return losses.mean(), losses.detach().double().mean(0)
+        mean, losses = self.model.mean_loss(hidden, targets)  # [], [B,T]
+        return mean, losses.double().mean(0)
 
 
 def is_split(config: TextRunConfig) -> bool:

@@ -86,12 +86,7 @@ class TextTrainer:
         self.model = next(module for module in self.losses.modules() if isinstance(module, Transformer))
         self.snapshots = set(snapshot_steps(config.training.steps, config.snapshots))
         self.progress: TrainingProgress | None = None
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]  # biases, gains, smear: never decayed
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        # on a CPU the fused one rounds otherwise than the runs of before
-        on_device = {"fused": True, "capturable": True} if self.device.type == "cuda" else {}
-        self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr, betas=self.config.betas, **on_device)
+        self.optimizer = make_optimizer(self.model, config.training, self.device)
         self.step = 0
         # one batch is little: a window of positions makes the running score readable
         early, late = icl_positions(self.context, 1 + 2 * (self.context // 40))
@@ -301,6 +296,18 @@ class TextTrainer:
             check_state(shards.shapes(), shapes, source)
         shards.read_into(tensors)
         self.position_weight, self.step = header["position_weight"], header["step"]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW of matrices, which decay, and of all others, which do not."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]  # biases, gains, smear
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    how = {"fused": True, "capturable": True} if device.type == "cuda" else {}
+    # in float32 the fused one rounds otherwise than the runs of before
+    if device.type == "cpu" and config.precision == "bfloat16":
+        how = {"fused": True}
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, **how)
 
 
 def _rows(training: OptimizerConfig) -> slice:

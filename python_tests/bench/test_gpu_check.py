@@ -16,7 +16,7 @@ import gpu_check_summary
 import pytest
 import source_tree
 import torch
-from catalog import HEADLINES, NAMES
+from catalog import NAMES
 from stages import ROOT, Job
 
 MakeJob = Callable[..., Job]
@@ -33,7 +33,6 @@ versions = {"torch": "2.11.0+cu130", "torch_cuda": "13.0", "pytest": "8"}
 found = {
     "probe": {"device": {"name": "NVIDIA Nothing", "capability": [8, 0]}, "driver": None, "versions": versions},
     "launch": {"nvcc": "13.0", "cuda_archs": ["80"], "lacking": ["gamma"], "not_built": {"gamma_fwd": "error"}},
-    "ceilings": {"matmul bfloat16": 8e14, "copy": 3e12},
 }[what]
 open(rest[0], "w").write(json.dumps(found)) if rest else print(json.dumps(found))
 """
@@ -49,37 +48,40 @@ def test_good(impl):
 @pytest.mark.parametrize("impl", ["reference"])
 def test_bad(impl):
     """
-BENCH = """
+CASES = """
 import argparse, json, os, time
 parser = argparse.ArgumentParser()
-parser.add_argument("--json"), parser.add_argument("--part"), parser.add_argument("--begin", type=int, default=0)
+parser.add_argument("--json"), parser.add_argument("--begin", type=int)
 arguments = parser.parse_known_args()[0]
-part, begin, cases = arguments.part, arguments.begin, []
+turns = [("alpha", "first"), ("beta", "crashes"), ("gamma", "hangs"), ("alpha", "second")][arguments.begin:]
+row = {"name": "ours", "missing": "", "compare": True, "median_s": 0.001, "tflops": 700.0, "of_matmul": 0.875}
+slow = {"name": "torch", "missing": "", "compare": True, "median_s": 0.003}
+benches, targets = {}, []
 
-def case(name):
-    row = {"name": "ours", "missing": "", "compare": True, "median_s": 0.001, "tflops": 700.0, "of_matmul": 0.875}
-    slow = {"name": "torch", "missing": "", "compare": True, "median_s": 0.003}
-    cases.append({"name": name, "headline": part == "headline", "candidates": [row, slow], "errors": []})
-    bench = {"name": NAME, "error": "", "lost": "", "left_out": [], "cases": cases}
-    target = {"bench": NAME, "case": name, "metric": "of matmul", "direction": "at least", "value": 0.7}
-    target |= {"verdict": "holds", "measured": 0.875}
-    open(arguments.json, "w").write(json.dumps({"benches": [bench], "targets": [target]}))
+def save(left, running):
+    report = {"benches": list(benches.values()), "targets": targets, "left_out": left, "running": running}
+    open(arguments.json, "w").write(json.dumps(report))
 
+for index, (name, what) in enumerate(turns):
+    save(turns[index:], turns[index : index + 1])
+    if what == "crashes":
+        os._exit(11)
+    if what == "hangs":
+        time.sleep(100)
+    bench = benches.setdefault(name, {"name": name, "error": "", "cases": []})
+    bench["cases"].append({"name": what, "headline": True, "candidates": [row, slow], "errors": []})
+    target = {"bench": name, "case": what, "metric": "of matmul", "direction": "at least", "value": 0.7}
+    targets.append(target | {"verdict": "holds", "measured": 0.875})
+save([], [])
 """
-MISBEHAVE = {
-    "alpha": "case('first'); case('second')\nif part == 'rest': time.sleep(100)",
-    "beta": "if not begin: case('first'); os._exit(11)\ncase('third')",
-    "gamma": "if part != 'rest': time.sleep(100)\ncase('first')",
-}
 # Limits as short as lets everything end that means to
 DRIVER = """
 import sys
 from dataclasses import replace
-import gpu_check, gpu_check_benches, gpu_check_tests
-gpu_check_tests.STALLED = 3.0
-gpu_check_benches.LEAST, gpu_check_benches.START = 2.0, 0.1
-limits = {"bench headlines": 14, "bench the rest": 14, "bench compiled": 2}
-gpu_check.STAGES = tuple(replace(stage, limit=limits.get(stage.name, stage.limit)) for stage in gpu_check.STAGES)
+import gpu_check, gpu_check_benches, gpu_check_commands, gpu_check_tests
+gpu_check_commands.NEED = ("click", "no_such_package")
+gpu_check_tests.STALLED = gpu_check_benches.STALLED = 3.0
+gpu_check.STAGES = tuple(stage for stage in gpu_check.STAGES if stage.name != "benches, compiled")
 sys.exit(gpu_check.main())
 """
 
@@ -89,7 +91,6 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
     """The whole check, in a tree without .git, with fake device, sanitizer and build, and without pydantic and zarr."""
     folder = tmp_path_factory.mktemp("dry run")
     tree, programs, hidden, out = (folder / name for name in ("tree", "programs", "hidden", "out"))
-    names = ("alpha", "beta", "gamma", "sweep", "exemplar_training", "call_overhead", "toy")
     last = {"alpha": "assert 1 == 2, 'the result is wrong'", "beta": "time.sleep(1000)", "gamma": "os._exit(11)"}
     files = {
         tree / "icl_fast" / "__init__.py": PACKAGE,
@@ -104,9 +105,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
         if not file.name.startswith("bench_"):
             files[tree / "bench" / file.name] = file.read_text()
     files[tree / "bench" / "gpu_check_child.py"] = CHILD
-    for name in names:
-        text = f"NAME = {name!r}\n{BENCH}{MISBEHAVE.get(name, 'case(part)')}"
-        files[tree / "bench" / f"bench_{name}.py"] = text
+    files[tree / "bench" / "gpu_check_cases.py"] = CASES
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}" if path.parent == programs else text)
@@ -134,38 +133,30 @@ def test_every_stage_ends_and_says_how(dry_run: tuple[subprocess.CompletedProces
         "tests": "failed",
         "memcheck": "passed",
         "racecheck": "passed",
-        "ceilings": "passed",
-        "bench headlines": "failed",
-        "bench the rest": "failed",
-        "bench compiled": "failed",
+        "commands": "skipped",
+        "benches": "failed",
     }
     assert stages["build"]["summary"] == "left out: gamma, gamma_fwd"
     assert stages["tests"]["summary"].startswith("3 passed, 3 failed, 0 skipped; not well: alpha, beta, gamma")
-    assert stages["bench headlines"]["seconds"] < 20
-    assert stages["bench the rest"]["seconds"] < 20
+    assert stages["commands"]["summary"] == "for want of no_such_package"
+    assert stages["benches"]["seconds"] < 20
     assert report["commit"] == f"no repository; sources {report['sources'][:16]}"
 
 
 def test_what_benches_had_measured_is_kept(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    """Of one that overruns after its headline cases, of one that crashes and of one that hangs at first."""
+    """Of a bench beside one that crashes and one that hangs."""
     _, out = dry_run
     benches = {bench["name"]: bench for bench in json.loads((out / "bench.json").read_text())["benches"]}
-    cases = {name: [(case["name"], case["headline"]) for case in bench["cases"]] for name, bench in benches.items()}
-    assert cases["alpha"] == [(name, headline) for headline in (True, False) for name in ("first", "second")]
-    assert benches["alpha"]["error"].startswith("ended after ")
-    assert cases["beta"][:2] == [("first", True), ("third", True)]
-    assert benches["beta"]["error"].startswith("exit code 11, 1 cases were done")
-    assert cases["gamma"] == [("first", False)]
-    assert cases["sweep"] == cases["exemplar_training"] == [("headline", True), ("rest", False)]
-    assert cases["toy"] == [("rest", False)]
+    cases = {name: [case["name"] for case in bench["cases"]] for name, bench in benches.items()}
+    assert cases == {"alpha": ["first", "second"], "beta": [], "gamma": []}
+    assert benches["beta"]["error"] == "crashes: exit code 11"
+    assert benches["gamma"]["error"] == "hangs: hangs"
 
 
-def test_eight_files_and_no_folder(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_files_and_no_folder(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     _, out = dry_run
     logs = {"build.log", "tests.log", "sanitizer.log", "bench.log"}
-    kept = {"summary.txt", "gpu-check.json", "bench.json", "bench-compiled.json"}
-    assert {path.name for path in out.iterdir()} <= logs | kept
-    assert {path.name for path in out.iterdir()} >= (logs | kept) - {"bench-compiled.json"}
+    assert {path.name for path in out.iterdir()} == logs | {"summary.txt", "gpu-check.json", "bench.json"}
     assert "racecheck beta" in (out / "sanitizer.log").read_text()
     assert "the result is wrong" in (out / "tests.log").read_text()
 
@@ -185,7 +176,7 @@ def test_the_summary_comes_last(dry_run: tuple[subprocess.CompletedProcess[str],
     ):
         assert line in lines
     assert any(line.startswith("alpha: test_bad[reference]: AssertionError: the result is wrong") for line in lines)
-    assert any(line.startswith("bench headlines: gamma: ended after") for line in lines)
+    assert "benches: gamma: hangs: hangs" in lines
     assert any(line.startswith("NVIDIA Nothing; ") for line in lines)
     assert any(line.startswith("torch 2.11.0+cu130, CUDA 13.0, ") for line in lines)
 
@@ -244,10 +235,9 @@ def test_the_parent_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
 
 
-def test_every_bench_is_run_headlines_first() -> None:
+def test_every_bench_is_run() -> None:
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
     assert set(NAMES) == files
-    assert NAMES[: len(HEADLINES) - 2] == HEADLINES[:-2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

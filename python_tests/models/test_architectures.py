@@ -391,6 +391,20 @@ def test_bf16_autocast(build: Build, draw_tokens: DrawTokens, variant: dict[str,
 # --- initial weights -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("changes", [{"width": 48}, {"width": 48, "tied": True}, {}, {"logit_cap": 2.0}])
+def test_mean_loss_is_the_mean_of_the_losses(build: Build, draw_tokens: DrawTokens, changes: dict[str, Any]) -> None:
+    """Where the loss makes its gradients at once (48 columns are whole vectors) and where it does not."""
+    tokens, targets, model = draw_tokens(3, 9), draw_tokens(3, 9), build(**changes)
+    losses = model.token_losses(model.hidden(tokens)[0], targets)
+    mean, detached = model.mean_loss(model.hidden(tokens)[0], targets)
+    assert not detached.requires_grad
+    torch.testing.assert_close(detached, losses.detach())
+    torch.testing.assert_close(mean, losses.mean())
+    weights = list(model.parameters())
+    for one, other in zip(torch.autograd.grad(mean, weights), torch.autograd.grad(losses.mean(), weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_initial_weights_follow_the_seed_and_the_documented_laws() -> None:
     config = TransformerConfig(
         layers=1, width=64, heads=4, vocab=300, context=40, mlp=True, attention_bias=True, position="learned"

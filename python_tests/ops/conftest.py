@@ -22,7 +22,16 @@ from icl_fast.ops import _backend, _registry, available_impls
 
 HALVES = (torch.bfloat16, torch.float16)
 TENSOR_CORES = {"emu": "sm_80", "emu_sm90": "sm_90"}
-SM90 = {"frozen_attention": HALVES, "linear_cross_entropy": HALVES}  # what runs on Hopper's own kernels
+SM90 = dict.fromkeys(  # what runs on Hopper's own kernels
+    (
+        "cross_entropy_difference",
+        "frozen_attention",
+        "head_ablation_cross_entropy",
+        "linear_cross_entropy",
+        "smeared_attention",
+    ),
+    HALVES,
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

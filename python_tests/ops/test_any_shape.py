@@ -45,6 +45,23 @@ def test_linear_cross_entropy(leading: list[int], c: int, v: int, with_bias: boo
 
 
 @few
+@hypothesis.given(st.integers(0, 70), st.sampled_from([16, 32, 80]), st.integers(1, 200), st.booleans())
+def test_a_mean_with_its_gradients(n: int, c: int, v: int, with_bias: bool) -> None:
+    """Of the shapes that the kernel takes which makes both at once, in float32."""
+    targets = torch.randint(v + 1, (n,))
+    targets[targets == v] = -100
+    inputs = [randn(n, c), randn(v, c) / c**0.5, *([randn(v)] if with_bias else [])]
+
+    def results(dtype: torch.dtype, impl: str) -> tuple[torch.Tensor, ...]:
+        hidden, weight, *bias = (x.to(dtype).requires_grad_() for x in inputs)
+        mean = linear_cross_entropy(hidden, weight, targets, bias=(bias or [None])[0], reduction="mean", impl=impl)
+        return mean, *torch.autograd.grad(mean, (hidden, weight, *bias))
+
+    for one, other in zip(results(torch.float32, "auto"), results(torch.float64, "reference"), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@few
 @hypothesis.given(st.integers(0, 4), st.integers(0, 3), size, size, size, size, st.data())
 def test_frozen_attention(a: int, b: int, h: int, t: int, d: int, dv: int, data: Any) -> None:
     window = data.draw(st.lists(st.integers(0, 10), min_size=h, max_size=h))

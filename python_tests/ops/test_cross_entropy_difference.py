@@ -242,10 +242,41 @@ def test_a_row_of_nan_stays_in_its_row(impl: str, device: str) -> None:
     torch.testing.assert_close(dirty[~reached], clean[~reached])
 
 
-def test_threads_change_no_bit(impl: str, device: str) -> None:
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for width, kernel in ((8, "cross_entropy_difference_kernel<"), (9, "main_kernel<")):
+        cross_entropy_difference(**make((3, 2, width, 5), dtype, "cpu"), impl=impl)
+        assert launched()[0].startswith(kernel)
+
+
+def test_addresses_need_no_alignment(impl: str, dtype: torch.dtype, device: str) -> None:
+    given = make((5, 2, 8, 11), dtype, device)
+    expected = cross_entropy_difference(**given, impl=impl)
+    for name in ("hidden", "removed", "weight", "bias"):
+        x = given[name]
+        moved = torch.full((x.numel() + 1,), float("nan"), dtype=dtype, device=device)[1:].view_as(x).copy_(x)
+        actual = cross_entropy_difference(**{**given, name: moved}, impl=impl)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("multiprocessors", [1], indirect=True)
+@pytest.mark.parametrize("width", [392, 640])
+@pytest.mark.usefixtures("poisoned_memory", "multiprocessors")
+def test_weights_that_hopper_keeps_and_copies_again(impl: str, dtype: torch.dtype, device: str, width: int) -> None:
+    """As deep as shared memory is kept for, and deeper: by a part of a slab, and by as many as the ring has stages."""
+    if impl not in ("emu_sm90", "cuda"):
+        pytest.skip("about Hopper")
+    given = make((67, 2, width, 270), dtype, device, scale=0.1)
+    base, difference = cross_entropy_difference(**given, impl=impl)
+    torch.testing.assert_close(base.double(), plain(**in_double(given))[0], rtol=2e-6, atol=2e-6)
+    check_effects(difference, given)
+
+
+def test_threads_change_no_bit(impl: str, dtype: torch.dtype, device: str) -> None:
     if impl == "reference":
         pytest.skip("torch's own sums may depend on the number of threads")
-    given = make((131, 3, 64, 257), torch.float32, device)
+    given = make((131, 3, 64, 257), dtype, device)
     results = []
     for threads, order in ((1, "asc"), (2, "desc"), (5, "random")):
         torch.set_num_threads(threads)

@@ -293,23 +293,71 @@ def test_blocks_of_the_batch_change_nothing_and_bound_memory(monkeypatch: pytest
     attention = importlib.import_module("icl_fast.ops._attention")
     reference = importlib.import_module("icl_fast.ops.frozen_attention").reference_forward
     q, k, v = make((1, 7, 2, 31, 2, 2), torch.float32, "cpu")
-    whole = reference(q, k, v, 0.3, None, None, None)
+    whole, blocked = torch.empty_like(v), torch.empty_like(v)
+    reference(q, k, v, 0.3, None, None, None, None, whole)
     monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 3 * 2 * 31 * 31)
     with Largest() as largest:
-        blocked = reference(q, k, v, 0.3, None, None, None)
+        reference(q, k, v, 0.3, None, None, None, None, blocked)
     torch.testing.assert_close(blocked, whole)
     assert largest.numel == 3 * 2 * 31 * 31
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_result_written_where_it_is_wanted(impl: str, dtype: torch.dtype, device: str, with_rows: bool) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), dtype, device)
+    rows = torch.randint(13, (2, 5), device=device) if with_rows else None
+    expected = frozen_attention(q, k, v, scale=0.3, rows=rows, impl=impl)
+    out = torch.empty_like(expected)
+    before = out._version
+    assert frozen_attention(q, k, v, scale=0.3, rows=rows, out=out, impl=impl) is out
+    assert torch.equal(out, expected)
+    assert out._version > before
+
+
+def test_a_result_written_where_it_is_wanted_inside_what_is_compiled(impl: str, device: str) -> None:
+    q, k, v = make((2, 2, 3, 13, 4, 4), torch.float32, device)
+
+    def attend(q: Tensor, out: Tensor) -> Tensor:
+        return frozen_attention(q * 2, k, v, scale=0.3, out=out, impl=impl) + 1
+
+    results = []
+    for call in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        out = torch.zeros_like(v)
+        results.append((call(q, out), out))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(results[0][0], results[0][1] + 1)
+
+
+def test_where_a_result_cannot_be_written() -> None:
+    q, k, v = make((2, 2, 3, 5, 4, 4), torch.float32, "cpu")
+    for out, error, message in (
+        (v[:1].clone(), ValueError, r"out must be \[A,B,H,T,Dv\] with A=2, B=2, H=3, T=5, Dv=4, got"),
+        (v.double(), TypeError, "out must have the dtype of v, torch.float32, got torch.float64"),
+        (torch.empty(2, 2, 3, 4, 5).mT, ValueError, r"out must be contiguous, got strides \[120, 60, 20, 1, 5\]"),
+        (v, ValueError, "out shares memory with v; give a tensor of its own"),
+        ([1.0], TypeError, "out must be a tensor"),
+    ):
+        with pytest.raises(error, match=f"^{OP}: {message}"):
+            frozen_attention(q, k, v, scale=1.0, out=out)
+    with pytest.raises(RuntimeError, match=f"^{OP}: forward only"):
+        frozen_attention(q.requires_grad_(), k, v, scale=1.0, out=torch.empty_like(v))
+    with pytest.raises(RuntimeError, match="frozen_attention_out"):
+        torch.vmap(lambda v: frozen_attention(q.detach(), k, v, scale=1.0, out=torch.empty_like(v)))(v[None])
 
 
 def test_opcheck(impl: str, dtype: torch.dtype, device: str) -> None:
     q, k, v = make((2, 2, 3, 5, 4, 6), dtype, device)
     op = torch.ops.icl_fast.frozen_attention.default
     rows = torch.randint(5, (2, 3), device=device)
-    torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, impl))
+    torch.library.opcheck(op, (q, k, v, 0.3, None, None, None, None, impl))
     transposed = [x.transpose(-3, -2).contiguous().transpose(-3, -2) for x in (q, k, v)]  # as a model makes them
-    torch.library.opcheck(op, (*transposed, 0.3, None, None, None, impl))
-    torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, impl))
-    torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), impl))
+    torch.library.opcheck(op, (*transposed, 0.3, None, None, None, None, impl))
+    torch.library.opcheck(op, (q, k, v, 0.3, torch.tensor([0, 2, 1], device=device), rows, None, None, impl))
+    torch.library.opcheck(op, (None, None, v, 0.3, None, rows, torch.rand(2, 3, 5, 5).to(device, dtype), None, impl))
+    into = torch.ops.icl_fast.frozen_attention_out.default
+    torch.library.opcheck(into, (q, k, v, 0.3, None, rows, None, None, impl, v[:, :, :, :3].contiguous()))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -359,6 +407,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rows": ROWS.to("meta")}, ValueError, "rows must be on the device of v, cpu, got meta"),
     ({"rows": ROWS + 5}, ValueError, r"rows must be in 0..4, got 5"),
     ({"rows": ROWS - 1}, ValueError, r"rows must be in 0..4, got -1"),
+    ({"products": "half"}, ValueError, "products must be one of float32, bfloat16, got 'half'"),
+    (
+        {"q": Q.double(), "k": Q.double(), "v": V.double(), "products": "bfloat16"},
+        TypeError,
+        "products='bfloat16' takes float32 and bfloat16, got torch.float64; leave products out",
+    ),
+    (
+        {"q": Q.to("meta"), "k": Q.to("meta"), "v": V.to("meta"), "products": "bfloat16"},
+        ValueError,
+        "products='bfloat16' of float32 is not built for meta; cast the inputs",
+    ),
     ({"window": -1}, ValueError, r"window must not be negative \(0 or None: dense\), got -1"),
     ({"window": [1, 2]}, ValueError, "window must have one size per head, H=3, got 2"),
     ({"window": 2.5}, TypeError, "window must be None, an int, or an int or None per head, got 2.5"),

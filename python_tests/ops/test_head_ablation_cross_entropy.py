@@ -88,6 +88,28 @@ def test_tiles_splits_and_chunks(impl: str, dtype: torch.dtype, device: str, siz
         within(actual, same, exact, times=2)
 
 
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for depth, kernel in ((8, "head_ablation_kernel<"), (9, "main_kernel<")):
+        head_ablation_cross_entropy(**make((3, 2, depth, 5, 7), dtype, "cpu"), impl=impl)
+        assert any(name.startswith(kernel) for name in launched())
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_chunks_that_leave_hopper_splits_empty(
+    impl: str, dtype: torch.dtype, device: str, launched: Any, within: Any
+) -> None:
+    """Two chunks of five column tiles in three splits, and one of a single tile."""
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    given = make((5, 4, 128, 64, 1300), dtype, device)
+    base, losses = head_ablation_cross_entropy(**given, impl=impl)
+    assert sum(name.startswith("head_ablation_kernel<") for name in launched()) == 3
+    for actual, same, exact in zip([base, *losses], plain(**given), plain(**in_double(given)), strict=True):
+        within(actual, same, exact, times=2)
+
+
 def test_a_stream_far_from_zero(impl: str, device: str) -> None:
     if impl == "reference":
         pytest.skip("torch's own mean is rounded at the size of the stream")
@@ -115,10 +137,10 @@ def test_a_head_that_wrote_most_of_the_stream(
     within(losses[0], plain(**given)[1], plain(**in_double(given))[1], times=times)
 
 
-def test_threads_change_no_bit(impl: str, device: str) -> None:
+def test_threads_change_no_bit(impl: str, dtype: torch.dtype, device: str) -> None:
     if impl == "reference":
         pytest.skip("torch's own sums may depend on the number of threads")
-    given = make((131, 3, 5, 64, 257), torch.float32, device)
+    given = make((131, 3, 8, 64, 257), dtype, device)
     results = []
     for threads, order in ((1, "asc"), (2, "desc"), (5, "random")):
         torch.set_num_threads(threads)

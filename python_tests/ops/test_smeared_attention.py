@@ -22,6 +22,7 @@ SIZES = [
     (1, 3, 70, 100),
     (1, 2, 70, 260),  # several chunks of depth
     (2, 3, 23, 80),
+    (2, 3, 199, 64),  # as Hopper's own kernel takes them
     (0, 2, 5, 4),
     (2, 2, 0, 4),
 ]  # BHTD
@@ -65,8 +66,16 @@ def test_is_the_definition(impl: str, device: str) -> None:
             assert out[b, h, i, d].item() == pytest.approx(mean, abs=1e-5)
 
 
+def test_hopper_runs_its_own_kernel_where_that_can(impl: str, dtype: torch.dtype, launched: Any) -> None:
+    if impl != "emu_sm90":
+        pytest.skip("about Hopper")
+    for depth, kernels in ((64, ["smear_kernel<", "frozen_attention_kernel<"]), (60, ["attention_forward<"])):
+        smeared_attention(*make((2, 2, 5, depth), dtype, "cpu"), scale=0.3, impl=impl)
+        assert [name[: len(kernel)] for name, kernel in zip(launched(), kernels, strict=True)] == kernels
+
+
 @pytest.mark.parametrize("peak", [1.0, 30.0])
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", [*SIZES, (1, 2, 150, 128)])  # Hopper: two slabs of keys
 @pytest.mark.usefixtures("poisoned_memory")
 def test_forward_error(impl: str, dtype: torch.dtype, device: str, sizes: Any, peak: float, within: Any) -> None:
     inputs = make(shorter(impl, sizes), dtype, device, peak)

@@ -128,6 +128,21 @@ def test_a_value_is_unpickled_once_for_all_its_tasks(on_ray: Runner) -> None:
     assert all(length <= 6 for length in lengths.values())
 
 
+@pytest.mark.parametrize(("seconds", "tasks"), [(600.0, 12), (0.0, 16)])
+def test_short_ones_are_done_together(
+    on_ray: Runner, monkeypatch: pytest.MonkeyPatch, seconds: float, tasks: int
+) -> None:
+    def task(value: str, key: int) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_task_id())
+
+    monkeypatch.setattr("icl_fast.scale.on_ray.TOGETHER", seconds)
+    ended = list(on_ray.run(task, [("", range(8)), ("", range(8, 16))], Needs()))
+    assert sorted(key for key, _ in ended) == list(range(16))
+    assert len({task for _, task in ended}) == tasks  # of 8 keys: 2, 2, 1, 1, 1, 1; or each by itself
+
+
 def test_what_no_worker_has(on_ray: Runner) -> None:
     from icl_fast.scale.on_ray import RayRunner
 

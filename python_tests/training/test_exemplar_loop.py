@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from icl_fast.data.exemplar_source import load_exemplars
 from icl_fast.measure.exemplar.curves import training_curves
 from icl_fast.models import Intervention
 from icl_fast.runs import Population, Run, parse_config
-from icl_fast.training import ExemplarProgress, train
+from icl_fast.training import ExemplarProgress, exemplar_engine, train
 from icl_fast.training.exemplar_engine import FusedEngine, PlainEngine, Task, make_engine
 
 Values = dict[str, Any]
@@ -211,16 +212,54 @@ def test_engines_agree(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("impl", ["cuda"])
-def test_cuda_graphs_make_the_same_steps(impl: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("often", "noise"), [(12, 0.0), (4, 0.1)])
+def test_cuda_graphs_make_the_same_steps(often: int, noise: float, impl: str, tmp_path: Path) -> None:
+    """In calls of twelve steps, which are a graph of several and some of one, and in short ones."""
+    others = [*MEMBERS, {"name": "slow", "set": {"training.lr": 1e-4, "training.warmup": 5, "training.l2": 0.01}}]
+    values = changed(members=others, sequences={"noise": noise}, evaluation={"every": 12}, snapshots={"every": 12})
+    training = {"lr": 1e-3, "log_every": often, "checkpoint_every": 12}
     cpu, cuda = (
-        run(changed(members=MEMBERS, training={"device": device, "lr": 1e-3}), tmp_path / device)
-        for device in ("cpu", impl)
+        run(changed(values, training={**training, "device": device}), tmp_path / device) for device in ("cpu", impl)
     )
     assert training_curves(cuda)["training_loss"].values == pytest.approx(
         training_curves(cpu)["training_loss"].values, abs=1e-4
     )
     for name, weight in cpu.load_snapshot(12).model.named_parameters():
         assert (weight - cuda.load_snapshot(12).model.get_parameter(name)).abs().mean() < 1e-4, name
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_captured_steps_are_the_same(noise: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of CUDA, played by the steps themselves: those that warm up or are captured must leave no trace."""
+    counts = []
+
+    def fake(update: Callable[[int], Tensor], count: int) -> tuple[Callable[[], None], Tensor]:
+        losses = update(count)
+        counts.append(count)
+
+        def replay() -> None:
+            losses.copy_(update(count))
+
+        return replay, losses
+
+    others = [*MEMBERS, {"name": "slow", "set": {"training.lr": 1e-3, "training.warmup": 5, "training.l2": 0.01}}]
+    values = changed(members=others, sequences={"noise": noise}, training={"log_every": 8})
+    expected = run(values, tmp_path / "expected")
+    began = PlainEngine.__init__
+
+    def begin(self: PlainEngine, task: Task) -> None:
+        began(self, task)
+        self.graphs, self.together = True, 3
+
+    monkeypatch.setattr(PlainEngine, "__init__", begin)
+    monkeypatch.setattr(exemplar_engine, "capture", fake)
+    got = run(values, tmp_path / "got")
+    assert counts == [3, 1]  # each captured once
+    assert training_curves(got)["training_loss"].values == pytest.approx(
+        training_curves(expected)["training_loss"].values, abs=1e-6
+    )
+    for name, weight in expected.load_snapshot(12).model.named_parameters():
+        torch.testing.assert_close(got.load_snapshot(12).model.get_parameter(name), weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("l2_on", "weights"), [("attention", ".attention."), ("embedding", "embed_")])

@@ -58,7 +58,11 @@ def variant_bytes(size: PassSize, method: Method) -> int:
     if method == "low rank":
         return size.itemsize * size.rows * config.d_head + 8 * size.rows
     if method == "source sums":  # the results that are removed, and what the rows' patterns become
-        return size.itemsize * 4 * size.context * config.d_head + rows
+        removed = size.itemsize * 4 * size.context * config.d_head + rows
+        if size.device == "cpu":
+            return removed
+        # all at once: five arrays as wide as the results in float32, the patterns weighted in two ways
+        return removed + size.context * (20 * config.d_head + 2 * size.itemsize * config.heads * size.rows)
     if method == "delta" and size.device == "cpu":  # what is removed; of few rows, before and after they are taken
         return size.itemsize * (size.context + size.few * size.rows) * config.width + 8 * size.rows
     # the stream, its norm's output, values, their weighted sums, copies of these; hidden layers of the MLP

@@ -1,4 +1,4 @@
-"""An evaluator's sequences as a model reads them: exemplars embedded, in chunks that stay in cache."""
+"""An evaluator's sequences as a model reads them: exemplars embedded, in chunks that stay in a CPU's cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from icl_fast.models.plain import model_of
 
 _Noise = Callable[[int, int, int], Tensor]
 
-# numbers in a chunk's largest activation and in its logits: beyond these, larger chunks are slower
-_STREAM_NUMBERS, _LOGIT_NUMBERS = 2**20, 2**22
+# Numbers in a chunk's largest activation and in its logits, and sequences: beyond these, larger chunks are slower on a
+# CPU. On a GPU a chunk costs launches, whatever its size: there they are what surely fits.
+_MOST, _MOST_ON_GPU = (2**20, 2**22, 512), (2**23, 2**25, 2**14)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class EmbeddedChunk:
     target: Tensor
     right: Tensor
     correct: Tensor
+
+
+def default_chunk(model: ExemplarModel, device: str) -> int:
+    """Sequences at a time."""
+    stream, logits, most = _MOST_ON_GPU if device == "cuda" else _MOST
+    config, members = model.config, model.members
+    fit = min(stream // (members * 4 * config.width * config.length), logits // (members * config.outputs))
+    return max(32, min(most, fit))
 
 
 class EmbeddedEvaluators:
@@ -75,9 +84,7 @@ class EmbeddedEvaluators:
                 )
         if chunk is not None:
             whole_number("chunk", chunk, 1)
-        stream, logits = 4 * config.width * config.length, config.outputs
-        fit = min(_STREAM_NUMBERS // (model.members * stream), _LOGIT_NUMBERS // (model.members * logits))
-        self.chunk = chunk or max(32, min(512, fit))
+        self.chunk = chunk or default_chunk(model, features.device.type)
         self.model, self._exemplars_per_class = model, features.shape[1]
         self._features = features.flatten(0, 1)
         self._table = self._unique_table(evaluators)

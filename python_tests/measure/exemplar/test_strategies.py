@@ -15,6 +15,7 @@ from icl_fast.data.sequence_config import SequenceConfig
 from icl_fast.data.sequences import output_labels
 from icl_fast.errors import InputError
 from icl_fast.measure.exemplar.answers import StrategyMetrics
+from icl_fast.measure.exemplar.embedded import default_chunk
 from icl_fast.measure.exemplar.strategies import evaluate_strategies
 from icl_fast.models import (
     ExemplarConfig,
@@ -226,6 +227,13 @@ def test_a_clamped_copy_of_a_perfect_match_is_always_right() -> None:
     # in "A A 0 B A" the query A also matches itself, and the first position, which no other comes before
     shared = [1 / 3 if bool(right) else 1 / 2 for right in sets[0].sequences.labels[:, 0] == sets[0].sequences.target]
     assert found.attention.induction[0, 1, 0].item() == pytest.approx(sum(shared) / 50, abs=1e-9)
+
+
+def test_a_gpu_takes_more_sequences_at_a_time() -> None:
+    sizes = {"features": 6, "outputs": 60, "pairs": 2, "width": 64, "heads": 8}
+    one, many = (ExemplarTransformer(ExemplarConfig(**sizes), range(members)) for members in (1, 64))
+    assert [default_chunk(one, device) for device in ("cpu", "cuda")] == [512, 6553]
+    assert [default_chunk(many, device) for device in ("cpu", "cuda")] == [32, 102]
 
 
 def test_interventions_act_in_every_chunk() -> None:
