@@ -184,7 +184,7 @@ def products_case(size: Size, positions: str, options: Options, rounds: int | No
         Candidate(
             "ours",
             lambda x: engine(x, size, PATTERN_PRESERVING, rounded=planned.carried_share >= LEAST_SHARE),
-            missing=no_model or no_bfloat16_unit(),
+            missing=no_model,
         ),
         Candidate(f"TransformerLens{of}", lens("lens"), compare=False, missing=no_lens),
         Candidate(f"TransformerLens{of} float32", lens("lens32"), missing=no_lens),
@@ -197,13 +197,6 @@ def products_case(size: Size, positions: str, options: Options, rounds: int | No
         candidates=candidates,
         tolerance=PRODUCTS_TOLERANCE,
     )
-
-
-def no_bfloat16_unit() -> str:
-    """Why products of bfloat16 are not fast here; empty if they are."""
-    from icl_fast.ops._backend import bfloat16_unit
-
-    return "" if bfloat16_unit() else "this processor has no unit for bfloat16"
 
 
 def missing() -> str:
