@@ -89,11 +89,11 @@ struct Smear {
   static Smear of(float gate, float scale) { return {gate * scale, (1 - gate) * scale}; }
 };
 
-// W scores; kSmeared: one before the first is read too
+// W scores, to the same bits wherever they are mixed; kSmeared: one before the first is read too
 template <bool kSmeared>
 ICL_INLINE vf mixed_scores(const float* scores, const Smear& smear) {
   const vf own = load(scores) * splat(smear.own);
-  return kSmeared ? load(scores - 1) * splat(smear.rest) + own : own;
+  return kSmeared ? fused(load(scores - 1), splat(smear.rest), own) : own;
 }
 
 // What a softmax is divided by: the sum of the weights as they are rounded, for their products, and as they were.

@@ -1,7 +1,7 @@
-// smeared_attention, backward, with products of bfloat16 on a tile kernel. One unit of work is one head of one example,
-// whose strips of query rows run over all keys they see. The gradients of keys and values are summed with the keys along
-// the lanes, [depth, keys]: so both factors of the sums over rows are at hand, one transposed once a strip and the other
-// with its rows in pairs.
+// smeared_attention, backward, with products of bfloat16 on a tile kernel. One unit of work is one head of one
+// example, whose strips of query rows run over all keys they see. The gradients of keys and values are summed with the
+// keys along the lanes, [depth, keys]: so both factors of the sums over rows are at hand, one transposed once a strip
+// and the other with its rows in pairs.
 #include "cpu/attention_bfloat16.h"
 #include "ops.h"
 
@@ -45,7 +45,8 @@ void transpose_strip(const uint16_t* rows, int64_t count, int64_t depth, uint16_
   for (int64_t r = 0; r < kStripRows; r += W)
     for (int64_t d = 0; d < depth; d += W) {
       vf block[W];
-      for (int64_t i = 0; i < W; ++i) block[i] = r + i < count ? load_some(rows + (r + i) * depth + d, depth - d) : vf{};
+      for (int64_t i = 0; i < W; ++i)
+        block[i] = r + i < count ? load_some(rows + (r + i) * depth + d, depth - d) : vf{};
       transpose(block);
       for (int64_t i = 0; i < W && d + i < depth; ++i) store(to + (d + i) * kStripRows + r, block[i]);
     }
