@@ -22,7 +22,7 @@ ATTRIBUTE = "exactness"  # of a store
 LOSSES = 512  # of the sample, for each ablation: so many positions of so many examples
 FEWEST_EXAMPLES, MOST_EXAMPLES = 4, 32
 LEAST_SHARE = 0.5  # of a sweep's work, for rounding of products to pay
-OF_EFFECT, OF_SEM = 0.003, 0.01  # what an error may be
+OF_EFFECT, OF_SEM = 0.003, 0.01  # what an error may be, of an effect above its standard error and of another
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,14 @@ class Exactness:
 
     @property
     def exact(self) -> bool:
-        """Whether every error is within 0.3% of the effect, or within 1% of the effect's standard error."""
-        return all(
-            abs(self.error[name]) <= max(OF_EFFECT * abs(self.effect[name]), OF_SEM * self.sem[name])
-            for name in self.effect
-        )
+        """Whether every error is within 0.3% of the effect where that is above its standard error, else within 1% of
+        the standard error: what a head does that does nothing has no relative error to speak of.
+        """
+
+        def limit(effect: float, sem: float) -> float:
+            return OF_EFFECT * effect if effect > sem else OF_SEM * sem
+
+        return all(abs(self.error[name]) <= limit(abs(self.effect[name]), self.sem[name]) for name in self.effect)
 
     @property
     def of_effects(self) -> float:
