@@ -54,7 +54,7 @@ class Exactness:
         """
 
         def limit(effect: float, sem: float) -> float:
-            return OF_EFFECT * effect if effect > sem else OF_SEM * sem
+            return OF_SEM * sem if effect <= sem else OF_EFFECT * effect  # of a single loss sem is NaN
 
         return all(abs(self.error[name]) <= limit(abs(self.effect[name]), self.sem[name]) for name in self.effect)
 

@@ -108,6 +108,7 @@ def test_weights_are_packed_once_and_freed(run: Path, monkeypatch: pytest.Monkey
         (1.0, 0.01, 0.0031, False),
         (1e-6, 0.01, 0.00009, True),
         (1e-6, 0.01, -0.00011, False),
+        (0.02, 0.01, 0.00009, False),
         (1.0, float("nan"), 0.0, True),
         (0.0, float("nan"), 0.1, False),
     ],
