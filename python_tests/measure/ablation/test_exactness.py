@@ -157,6 +157,7 @@ def test_auto_takes_what_is_exact(run: Path, tmp_path: Path, use: Callable[[str]
     assert planned.exactness is not None
     assert planned.exactness.dtype == "bfloat16-products"
     monkeypatch.setattr(exactness, "OF_SEM", 1.0)
+    monkeypatch.setattr(exactness, "OF_EFFECT", 1.0)
     assert plan_sweep(run, **options).plan.dtype == "bfloat16-products"
     assert plan_sweep(run, mode="full", **options).plan.dtype == "float32"  # nothing of it is carried
     assert plan_sweep(run, engine="definition", **options).plan.dtype == "float32"
@@ -168,6 +169,7 @@ def test_a_sweep_goes_on_as_it_was_begun(
 ) -> None:
     """Also where there is no unit, and where there is one now."""
     monkeypatch.setattr(exactness, "OF_SEM", 1.0)
+    monkeypatch.setattr(exactness, "OF_EFFECT", 1.0)
     options: dict[str, Any] = {"positions": "all", "examples": 7, "dtype": "auto"}
 
     def stop(progress: SweepProgress) -> None:
@@ -192,6 +194,7 @@ def test_a_sweep_goes_on_as_it_was_begun(
         assert sweep(run, out=out, **options) == out
         monkeypatch.undo()
         monkeypatch.setattr(exactness, "OF_SEM", 1.0)
+        monkeypatch.setattr(exactness, "OF_EFFECT", 1.0)
 
 
 def test_check_is_kept(run: Path, tmp_path: Path) -> None:
