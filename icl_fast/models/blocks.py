@@ -272,10 +272,9 @@ class Attention(nn.Module):
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention without its pattern; heads of one window together: a mask [T,T], not [H,T,T]."""
         if _BY_KERNEL and _is_bfloat16_on_cpu(q):
-            as_they_are = q.new_full(
-                (self.config.heads,), math.inf, dtype=torch.float32
-            )  # a share of 1 for the key itself
-            return smeared_attention(q, k, v, as_they_are, scale=self.scale, window=self.windows)
+            # of each key its own share is 1
+            plain = q.new_full((self.config.heads,), math.inf, dtype=torch.float32)
+            return smeared_attention(q, k, v, plain, scale=self.scale, window=self.windows)
         length, written = q.shape[-2], [q] * self.config.heads
         for window, heads in self.heads_of_window.items():
             dense = window is None or window >= length
