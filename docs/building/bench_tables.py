@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# the part of a report's name that says where it was made, and what that is called
-MACHINES = {"cpu": "", "amx": ", on a CPU with AMX", "h100": ", on an H100"}
+# the part of a report's name that says where or of what it was made, and what that is called
+MACHINES = {"cpu": "", "bfloat16": ", in bfloat16", "amx": ", in bfloat16 on AMX", "h100": ", on an H100"}
 
 
 def sections() -> str:
