@@ -94,8 +94,11 @@ def test_the_op_tests_run_under_the_journal(make_job: MakeJob) -> None:
     assert found["not_run"] > 10  # collected, and then left out by -k
 
 
-# every op, what else is checked, and on Hopper the two ops with kernels of its own without these
-@pytest.mark.parametrize(("capability", "suites"), [((8, 0), len(OPS) + 2), ((9, 0), len(OPS) + 4)])
+# every op, what else is checked, and on Hopper the ops with kernels of its own without these
+@pytest.mark.parametrize(
+    ("capability", "suites"),
+    [((8, 0), len(OPS) + 2), ((9, 0), len(OPS) + 2 + len(gpu_check_tests.ON_HOPPER))],
+)
 def test_the_verdict_of_the_tests(
     monkeypatch: pytest.MonkeyPatch, make_job: MakeJob, capability: tuple[int, int], suites: int
 ) -> None:
@@ -107,10 +110,10 @@ def test_the_verdict_of_the_tests(
     assert (found.verdict, found.summary) == ("passed", f"{3 * suites} passed, 0 failed, {suites} skipped")
     assert len(found.details) == suites
     assert ("frozen_attention (kernels of sm_80)" in found.details) == (capability == (9, 0))
-    monkeypatch.setattr(gpu_check_tests, "run_suite", lambda _, op, arch: bad if op == "smeared_attention" else good)
+    monkeypatch.setattr(gpu_check_tests, "run_suite", lambda _, op, arch: bad if op == "gated_difference" else good)
     found = gpu_check_tests.tests(here)
     assert found.verdict == "failed"
-    assert found.summary.endswith(f"1 failed, {suites} skipped, 2 not run; not well: smeared_attention")
+    assert found.summary.endswith(f"1 failed, {suites} skipped, 2 not run; not well: gated_difference")
 
 
 def test_what_lacks_packages_is_left_out(monkeypatch: pytest.MonkeyPatch, make_job: MakeJob) -> None:

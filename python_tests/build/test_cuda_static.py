@@ -49,6 +49,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "gated_difference: gated_difference_kernel": {"sm_80": 96, "sm_90a": 96},
     "head_ablation_cross_entropy: combine_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: deviation_kernel": {"sm_80": 128, "sm_90a": 128},
+    "head_ablation_cross_entropy: deviation_kernel<float>": {"sm_80": 168, "sm_90a": 168},
     "head_ablation_cross_entropy: heads_kernel": {"sm_80": 32, "sm_90a": 32},
     "head_ablation_cross_entropy: main_kernel": {"sm_80": 255, "sm_90a": 255},
     "head_ablation_cross_entropy: product_kernel<Gemm<": {"sm_80": 128, "sm_90a": 128},
@@ -72,6 +73,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "smeared_attention_bwd: sum_gate": {"sm_80": 48, "sm_90a": 48},
     "smeared_attention_bwd: unsmear": {"sm_80": 64, "sm_90a": 64},
     "smeared_attention_fwd: attention_forward<(Keys)1, ": {"sm_80": 255, "sm_90a": 255},
+    "smeared_attention_fwd: smear_kernel": {"sm_80": 32, "sm_90a": 32},
 }
 # Kernels of narrow numbers that multiply no matrices, each with what it does instead.
 NOT_PRODUCTS: dict[str, str] = {
@@ -81,6 +83,7 @@ NOT_PRODUCTS: dict[str, str] = {
     "finish_kernel": "makes losses of sums; the few rows whose sums it cannot use it multiplies in float32",
     "heads_kernel": "centres the rows of W_O",
     "rows_kernel": "centres the rows of the stream",
+    "smear_kernel": "mixes each key with the one before it",
     "weight_kernel": "multiplies the unembedding by the gain of the norm",
     "unsmear": "takes the gradient of smeared keys back to the keys",
     "column_sums_kernel": "adds up the gradient of the logits, for the bias",

@@ -402,7 +402,8 @@ def test_mean_loss_is_the_mean_of_the_losses(build: Build, draw_tokens: DrawToke
     torch.testing.assert_close(mean, losses.mean())
     weights = list(model.parameters())
     for one, other in zip(torch.autograd.grad(mean, weights), torch.autograd.grad(losses.mean(), weights), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        # of float32 sums of 27 rows, in two orders
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 def test_initial_weights_follow_the_seed_and_the_documented_laws() -> None:

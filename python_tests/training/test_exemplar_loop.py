@@ -211,8 +211,8 @@ def test_engines_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("impl", ["cuda"])
 @pytest.mark.parametrize(("often", "noise"), [(12, 0.0), (4, 0.1)])
+@pytest.mark.parametrize("impl", ["cuda"])
 def test_cuda_graphs_make_the_same_steps(often: int, noise: float, impl: str, tmp_path: Path) -> None:
     """In calls of twelve steps, which are a graph of several and some of one, and in short ones."""
     others = [*MEMBERS, {"name": "slow", "set": {"training.lr": 1e-4, "training.warmup": 5, "training.l2": 0.01}}]
