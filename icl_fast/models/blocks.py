@@ -24,7 +24,7 @@ from icl_fast.models.positions import Positions, alibi_slopes, causal_mask, rota
 from icl_fast.ops import _backend, smeared_attention
 
 # With AVX2, AVX-512 or units for bfloat16 our kernels are faster than torch's attention in bfloat16, on a CPU.
-_BY_KERNEL = _backend.isas()[-1:] not in ((), ("baseline",))
+_BY_KERNEL = _backend.has_wide_vectors()
 
 Linear = Callable[[nn.Linear, Tensor], Tensor]  # how a projection is applied
 

@@ -90,6 +90,11 @@ def bfloat16_unit() -> str | None:
     return None if name in (None, "baseline", "avx2", "avx512") else name
 
 
+def has_wide_vectors() -> bool:
+    """Whether the CPU kernels have vectors wider than the baseline's: without them torch is faster."""
+    return isas()[-1:] not in ((), ("baseline",))
+
+
 def set_isa(name: str) -> None:
     """Make the CPU kernels use this one, for tests and measurements; the best is in use from the start.
 

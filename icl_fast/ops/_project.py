@@ -13,7 +13,7 @@ from icl_fast.ops import _backend
 from icl_fast.ops.packed_weight import PackedWeight, rounded, unpacked
 
 # without vectors as wide as the processor's, torch is faster
-_COMPILED = _backend.isas()[-1:] not in ((), ("baseline",))
+_COMPILED = _backend.has_wide_vectors()
 
 
 def project(x: Tensor, weight: Tensor | PackedWeight, *, onto: Tensor | None = None) -> Tensor:

@@ -195,23 +195,21 @@ KERNELS = Kernels(OP, reference=Kernel(reference_forward))
 KERNELS.add_compiled(compiled_forward)
 
 
-def _forward(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    scale: float,
-    window: Tensor | None,
-    rows: Tensor | None,
-    pattern: Tensor | None,
-    products: str | None,
-    impl: str,
-) -> Tensor:
-    out = _empty(q, k, v, scale, window, rows)
-    _forward_into(q, k, v, scale, window, rows, pattern, products, impl, out)
+def _forward(*arguments: Any) -> Tensor:
+    out = _empty(*arguments)
+    _compute(*[*arguments, out])
     return out
 
 
-def _forward_into(
+def _forward_into(*arguments: Any) -> None:
+    q, k, v, _, _, _, pattern, *_, out = arguments
+    for name, tensor in {"q": q, "k": k, "v": v, "pattern": pattern}.items():
+        if tensor is not None and tensor.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() != 0:
+            raise ValueError(f"{OP}: out shares memory with {name}; give a tensor of its own")
+    _compute(*arguments)
+
+
+def _compute(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor,
@@ -225,9 +223,6 @@ def _forward_into(
 ) -> None:
     if rows is not None:
         check_index_range(OP, "rows", rows, v.shape[3])
-    for name, tensor in {"q": q, "k": k, "v": v, "pattern": pattern}.items():
-        if tensor is not None and tensor.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() != 0:
-            raise ValueError(f"{OP}: out shares memory with {name}; give a tensor of its own")
     KERNELS[impl].forward(q, k, v, scale, window, rows, pattern, products, out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -382,10 +383,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad_losses: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-    gradients = _backward_op(grad_losses, *ctx.saved_tensors, ctx.ignore_index, *need, ctx.impl)
-    grad_hidden, grad_weight, grad_bias = (g if needed else None for g, needed in zip(gradients, need, strict=True))
-    return grad_hidden, grad_weight, None, grad_bias, None, None
+    gradients = _backward_op(grad_losses, *ctx.saved_tensors, ctx.ignore_index, *_needs(ctx), ctx.impl)
+    return *_for_inputs(ctx, gradients), None  # impl
+
+
+def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+    """Whether hidden, weight and bias need a gradient."""
+    hidden, weight, _, bias, *_ = ctx.needs_input_grad
+    return hidden, weight, bias
+
+
+def _for_inputs(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """For hidden, weight, targets, bias and ignore_index, from gradients of hidden, weight and bias."""
+    hidden, weight, bias = (g if needed else None for g, needed in zip(gradients, _needs(ctx), strict=True))
+    return hidden, weight, None, bias, None
 
 
 _backward_op = register(
@@ -486,10 +497,7 @@ def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def _differentiate_mean(ctx: Any, grad_mean: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-    gradients = _mean_backward_op(grad_mean, *ctx.saved_tensors, ctx.ignore_index)
-    grad_hidden, grad_weight, grad_bias = (g if needed else None for g, needed in zip(gradients, need, strict=True))
-    return grad_hidden, grad_weight, None, grad_bias, None
+    return _for_inputs(ctx, _mean_backward_op(grad_mean, *ctx.saved_tensors, ctx.ignore_index))
 
 
 _mean_backward_op = register(
