@@ -16,6 +16,7 @@
 #include "cuda/slab.h"
 #include "cuda/sm90_launchers.h"
 #include "cuda/splits.h"
+#include "cuda/tile_product.h"
 
 namespace icl {
 namespace {
@@ -149,26 +150,8 @@ __device__ __forceinline__ void consume(const Shape& shape, const Sides& sides, 
           }
       }
 
-      Ring<kStages> before = at;
-      for (int step = 0; step < shape.steps_of(product); ++step) {
-        pipeline.wait(at);
-        const unsigned char* const stage = tiles + at.stage * kStageBytes;
-        const uint64_t a = depth_in_rows(stage + consumer * kWgmmaRows * kSlabRowBytes);
-        const uint64_t b = depth_in_rows(stage + kRowBytes);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < kDepth / kWgmmaDepth; ++k)
-          wgmma<T, kColumns>(d, a + k * kDepthStepInRows, b + k * kDepthStepInRows, step > 0 || k > 0);
-        wgmma_commit();
-        if (step > 0) {  // one step's products stay under way; those of the step before have been read
-          wgmma_wait<1>();
-          pipeline.release(before);
-        }
-        before = at;
-        at = at.next();
-      }
-      wgmma_wait<0>(d);
-      pipeline.release(before);
+      multiply_tile<T, kColumns>(d, tiles, kStageBytes, consumer * kWgmmaRows * kSlabRowBytes, kRowBytes,
+                                 shape.steps_of(product), pipeline, at);
 
       if (product == 0) {
 #pragma unroll

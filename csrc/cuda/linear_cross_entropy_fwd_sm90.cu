@@ -20,6 +20,7 @@
 #include "cuda/slab.h"
 #include "cuda/sm90_launchers.h"
 #include "cuda/splits.h"
+#include "cuda/tile_product.h"
 
 namespace icl {
 namespace {
@@ -109,26 +110,8 @@ __device__ __forceinline__ void consume(const Shape& shape, const int64_t* targe
   }
   Ring<kStages> at;
   for (int tile = first_tile; tile < end_tile; ++tile) {
-    Ring<kStages> before = at;
-    for (int step = 0; step < shape.steps; ++step) {
-      pipeline.wait(at);
-      const unsigned char* stage = tiles + at.stage * kStageBytes;
-      const uint64_t rows = depth_in_rows(stage + consumer * kWgmmaRows * kSlabRowBytes);
-      const uint64_t columns = depth_in_rows(stage + kHiddenBytes);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < kDepth / kWgmmaDepth; ++k)
-        wgmma<T, kColumns>(d, rows + k * kDepthStepInRows, columns + k * kDepthStepInRows, step > 0 || k > 0);
-      wgmma_commit();
-      if (step > 0) {  // one step's products stay under way; those of the step before have been read
-        wgmma_wait<1>();
-        pipeline.release(before);
-      }
-      before = at;
-      at = at.next();
-    }
-    wgmma_wait<0>(d);
-    pipeline.release(before);
+    multiply_tile<T, kColumns>(d, tiles, kStageBytes, consumer * kWgmmaRows * kSlabRowBytes, kHiddenBytes,
+                               shape.steps, pipeline, at);
 
     const int first_column = tile * kColumns + lane % 4 * 2;
     if (bias || (tile + 1) * kColumns > shape.v) {
